@@ -49,9 +49,9 @@ def approve_peers(
     site = Site.open(site_dir)
     found = _fetched(site)
     if "".join(code.split()) != "".join(found.code.split()):
-        raise Refusal(reasons.ROSTER)
+        raise Refusal(reasons.SECAGG_ROSTER)
     if len(found.members) < MIN_PEERS:
-        raise Refusal(reasons.ROSTER_SMALL, needed=MIN_PEERS, present=len(found.members))
+        raise Refusal(reasons.SECAGG_ROSTER_SMALL, needed=MIN_PEERS, present=len(found.members))
     PeerApprovals(site).approve(found, by=user(), note=note)
     say(f"Approved the list of {len(found.members)} hospitals.")
 

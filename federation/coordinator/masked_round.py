@@ -62,7 +62,7 @@ class MaskedRound:
                 return self._begin(content)
             server = self._server
             if server is None or about != server.header.digest:
-                raise Refusal(reasons.ROUND_OLD)
+                raise Refusal(reasons.SECAGG_ROUND_OLD)
             return getattr(self, f"_{step}")(server, site, content)
 
     def _begin(self, content: bytes) -> bytes | None:
@@ -107,7 +107,7 @@ class MaskedRound:
             self._changed.wait(min(left, 1.0))
             self._freeze()
         if self._is_lost:
-            raise Refusal(reasons.TOO_FEW, present=len(self._waiting), needed=self._needed)
+            raise Refusal(reasons.SECAGG_TOO_FEW, present=len(self._waiting), needed=self._needed)
 
     def _freeze(self) -> None:
         """Fix who takes part when all have advertised or time is over; then who masks with whom.
@@ -149,7 +149,7 @@ class MaskedRound:
         """Add a masked reply. Raises Refusal as `ServerRound.upload` does."""
         with self._changed:
             if self._server is None:
-                raise Refusal(reasons.STEP)
+                raise Refusal(reasons.SECAGG_STEP)
             self._server.upload(site, words)
 
     def unmask(self, seconds: float = LAST_STEPS_SECONDS) -> tuple[Words, tuple[str, ...]]:
@@ -161,9 +161,9 @@ class MaskedRound:
         with self._changed:
             server = self._server
             if server is None or server.sharing is None:
-                raise Refusal(reasons.TOO_FEW, present=len(self._waiting), needed=self._needed)
+                raise Refusal(reasons.SECAGG_TOO_FEW, present=len(self._waiting), needed=self._needed)
             if server.uploaded is None and server.replies < self.quorum:
-                raise Refusal(reasons.TOO_FEW, present=server.replies, needed=self.quorum)
+                raise Refusal(reasons.SECAGG_TOO_FEW, present=server.replies, needed=self.quorum)
             uploaded = server.freeze_uploaded()
             self._changed.notify_all()
             self._changed.wait_for(lambda: server.confirmations is not None, seconds)

@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
             log.warning("%s of %s refused: %s", step, site, refusal)
             self._send(HTTPStatus.CONFLICT, canonical({"code": 409, "detail": refusal.code}))
         except (ValueError, KeyError, TypeError):
-            self._send(HTTPStatus.CONFLICT, canonical({"code": 409, "detail": reasons.MESSAGE.code}))
+            self._send(HTTPStatus.CONFLICT, canonical({"code": 409, "detail": reasons.SECAGG_MESSAGE.code}))
         else:
             self._send(HTTPStatus.OK if answer is not None else HTTPStatus.NO_CONTENT, answer or b"")
 

@@ -40,7 +40,7 @@ from federation.protocol.study_config import Study
 from federation.runs.results import FEDERATED, RESULTS, Results
 from federation.runs.submission import MARK
 from federation.runs.tracking import Tracker, hand_over_rest
-from federation.secure_aggregation.reasons import ROSTER_SMALL
+from federation.secure_aggregation.reasons import SECAGG_ROSTER_SMALL
 from federation.secure_aggregation.roster import MIN_PEERS
 from federation.strategy.flower_strategies import build_strategy, is_robust
 from federation.strategy.round_report import RoundReport, by_code, flags
@@ -157,7 +157,7 @@ class ServerRun:
             return None
         roster = roster_of(self.server_folder)
         if len(roster.members) < MIN_PEERS:
-            raise Refusal(ROSTER_SMALL, needed=MIN_PEERS, present=len(roster.members))
+            raise Refusal(SECAGG_ROSTER_SMALL, needed=MIN_PEERS, present=len(roster.members))
         enrolled = {self.sites.names[node]: number for node, number in self.sites.enrolled.items()}
         patients = [max(most_patients(each.patients), enrolled.get(site) or 0) for site, each in self.about.items()]
         say(f"updates are masked: the server learns their sum over {len(roster.members)} hospitals")

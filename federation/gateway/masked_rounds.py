@@ -112,7 +112,7 @@ class MaskedRounds:
     def _approved(self) -> Roster:
         roster = self._peers.current()
         if roster is None:
-            raise Refusal(secagg_reasons.ROSTER)
+            raise Refusal(secagg_reasons.SECAGG_ROSTER)
         return roster
 
     def _round(self, header: Header, roster: Roster) -> SiteRound:
@@ -129,9 +129,9 @@ class MaskedRounds:
             header = Header.parse(canonical(answer["header"]))
             settings = Settings.model_validate(answer["settings"])
         except (KeyError, TypeError, ValueError) as error:
-            raise Refusal(reasons.SECURE_SETTINGS, private=str(error)[:300]) from error
+            raise Refusal(reasons.SECAGG_SETTINGS, private=str(error)[:300]) from error
         if header.roster != roster.digest:
-            raise Refusal(secagg_reasons.ROSTER)
+            raise Refusal(secagg_reasons.SECAGG_ROSTER)
         schema = task.run.schema
         own = Header(
             study=task.run.digest,
@@ -148,7 +148,7 @@ class MaskedRounds:
         expected = (schema.arrays[weights].length, channels, FIGURES, len(roster.members))
         if header != own or (settings.weights, settings.channels, settings.figures, settings.sites) != expected:
             different = [name for name in Header.model_fields if getattr(header, name) != getattr(own, name)]
-            raise Refusal(reasons.SECURE_SETTINGS, private=", ".join(different) or "settings")
+            raise Refusal(reasons.SECAGG_SETTINGS, private=", ".join(different) or "settings")
         return header, settings
 
     def _write(self, words: Iterator[Words], count: int) -> ArrayHead:

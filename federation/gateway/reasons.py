@@ -194,12 +194,12 @@ RUN_OVER = Reason(
     "the run ended, or the task expired, before the answer could be sent",
     "No action is needed.",
 )
-SECURE_REQUIRED = Reason(
+SECAGG_REQUIRED = Reason(
     "E_SECAGG_REQUIRED",
     "this site sends only masked updates, and the study does not sum masked updates",
     "Ask the study's office to set secure = true in [aggregation], or set require_secure_aggregation in site.toml.",
 )
-SECURE_SETTINGS = Reason(
+SECAGG_SETTINGS = Reason(
     "E_SECAGG_SETTINGS",
     "the server's description of the masked round does not fit the approved study",
     "Install the same version of fedthorax at the site and at the server. If they are the same, tell the other "

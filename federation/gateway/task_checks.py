@@ -72,7 +72,7 @@ def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patie
     if schema.private_round is None:  # noise covers what few patients or steps reveal
         _check_mixing(schema, limits, train_patients)
     if limits.require_secure_aggregation and not schema.secure:
-        raise Refusal(reasons.SECURE_REQUIRED)
+        raise Refusal(reasons.SECAGG_REQUIRED)
     if settings.privacy.required and schema.private_round is None:
         raise Refusal(reasons.PRIVACY_REQUIRED)
     # Replies of these kinds describe the training patients without noise, and the budget does not cover them.

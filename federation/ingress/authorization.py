@@ -166,7 +166,7 @@ class Ingress:
         try:
             form = PeerKey.model_validate_json(await _read_form(request))
         except ValidationError as error:
-            raise Refusal(secagg_reasons.MESSAGE) from error
+            raise Refusal(secagg_reasons.SECAGG_MESSAGE) from error
         await asyncio.to_thread(register, self._folder, node.site, form.key)
         found = roster(self._folder, self._known)
         return web.Response(body=found.content, content_type="application/json")

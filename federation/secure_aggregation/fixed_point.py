@@ -48,7 +48,7 @@ def to_wide(numbers: Numbers, *, share: float) -> Words:
     Raises Refusal E_SECAGG_RANGE for a number of 2^25 or more.
     """
     if not (np.abs(numbers) < WIDE_LIMIT).all():  # NaN fails too
-        raise Refusal(reasons.RANGE)
+        raise Refusal(reasons.SECAGG_RANGE)
     units = np.rint(numbers * share * _WIDE_UNITS).astype(np.int64) + _OFFSET
     limbs = [(units >> (_LIMB_BITS * place)) & (_LIMB - 1) for place in range(WIDE_WORDS)]
     return np.concatenate(limbs).astype(np.uint32)

@@ -36,7 +36,7 @@ class Identity:
             write_durably(path, secrets.token_bytes(KEY_BYTES))
         content = path.read_bytes()
         if len(content) != KEY_BYTES:
-            raise Refusal(reasons.IDENTITY, private=str(path))
+            raise Refusal(reasons.SECAGG_IDENTITY, private=str(path))
         return cls(Ed25519PrivateKey.from_private_bytes(content))
 
     def sign(self, purpose: str, content: bytes) -> bytes:
@@ -48,7 +48,7 @@ def check_signature(key: bytes, signature: bytes, purpose: str, content: bytes) 
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(signature, _DOMAIN + purpose.encode() + b"\0" + content)
     except (InvalidSignature, ValueError) as error:
-        raise Refusal(reasons.SIGNATURE) from error
+        raise Refusal(reasons.SECAGG_SIGNATURE) from error
 
 
 def public_key(private: bytes) -> bytes:
@@ -64,7 +64,7 @@ def agreed_key(private: bytes, other: bytes, purpose: str, context: bytes) -> by
     try:
         secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(other))
     except ValueError as error:
-        raise Refusal(reasons.MESSAGE, private="a public key of small order") from error
+        raise Refusal(reasons.SECAGG_MESSAGE, private="a public key of small order") from error
     return derived_key(secret, purpose, context)
 
 
@@ -85,4 +85,4 @@ def unseal(key: bytes, sealed: bytes, about: bytes) -> bytes:
     try:
         return ChaCha20Poly1305(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], about)
     except (InvalidTag, ValueError) as error:
-        raise Refusal(reasons.SHARE) from error
+        raise Refusal(reasons.SECAGG_SHARE) from error

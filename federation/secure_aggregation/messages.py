@@ -27,11 +27,11 @@ class _Message(BaseModel):
     def parse(cls, content: bytes) -> Self:
         """Raises Refusal E_SECAGG_MESSAGE."""
         if len(content) > MAX_BYTES:
-            raise Refusal(reasons.MESSAGE, private="too long")
+            raise Refusal(reasons.SECAGG_MESSAGE, private="too long")
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
-            raise Refusal(reasons.MESSAGE, private=f"{error.error_count()} errors") from error
+            raise Refusal(reasons.SECAGG_MESSAGE, private=f"{error.error_count()} errors") from error
 
     @property
     def content(self) -> bytes:
@@ -100,7 +100,7 @@ class Advertisement(_Message):
         """Raises Refusal: E_SECAGG_SIGNATURE, E_SECAGG_UNLIKE."""
         check_signature(member.key, self.signature, "advertise", self.covered(header))
         if (self.model, self.settings) != (header.model, header.settings):
-            raise Refusal(reasons.UNLIKE, private=self.name)
+            raise Refusal(reasons.SECAGG_UNLIKE, private=self.name)
 
 
 class Advertised(_Message):
@@ -196,4 +196,4 @@ def sign_of(name: str, other: str) -> int:
 def members_of(names: Sequence[str], known: Mapping[str, object]) -> None:
     """Raises Refusal E_SECAGG_MEMBER unless all names are known."""
     if not set(names) <= set(known):
-        raise Refusal(reasons.MEMBER)
+        raise Refusal(reasons.SECAGG_MEMBER)

@@ -2,107 +2,107 @@
 
 from models.refusal import Reason
 
-IDENTITY = Reason(
+SECAGG_IDENTITY = Reason(
     "E_SECAGG_IDENTITY",
     "the key of this hospital's gateway for secure aggregation is damaged",
     "Restore keys/secagg from a backup. If there is none, delete it; every hospital must then approve a new list.",
 )
-ROSTER = Reason(
+SECAGG_ROSTER = Reason(
     "E_SECAGG_ROSTER",
     "the list of hospitals is not the one that this hospital approved",
     "Compare the list by telephone with the other hospitals, and approve it only if all of them see the same.",
 )
-ROSTER_SMALL = Reason(
+SECAGG_ROSTER_SMALL = Reason(
     "E_SECAGG_ROSTER_SMALL",
     "a masked round needs at least {needed} hospitals, and there are {present}",
     "Wait for further hospitals. A sum of fewer would reveal too much about each of them.",
 )
-MEMBER = Reason(
+SECAGG_MEMBER = Reason(
     "E_SECAGG_MEMBER",
     "a message names a hospital that is not on the approved list, names one twice, or leaves this one out",
     "Compare the list of hospitals with the study's office. A server may have invented a hospital.",
 )
-MESSAGE = Reason(
+SECAGG_MESSAGE = Reason(
     "E_SECAGG_MESSAGE",
     "a message of secure aggregation is not in the expected format",
     "Install the same version of fedthorax at the sites and at the server.",
 )
-SIGNATURE = Reason(
+SECAGG_SIGNATURE = Reason(
     "E_SECAGG_SIGNATURE",
     "a signature is not that of the hospital that it names, for this round",
     "The server changed or repeated a message. Tell the study's office, and keep the ledger.",
 )
-UNLIKE = Reason(
+SECAGG_UNLIKE = Reason(
     "E_SECAGG_UNLIKE",
     "another hospital received a different model or different settings in this round",
     "The server sends the hospitals different models. Tell the other hospitals, and keep the ledger.",
 )
-TOO_FEW = Reason(
+SECAGG_TOO_FEW = Reason(
     "E_SECAGG_TOO_FEW",
     "{present} hospitals take part in this step, and {needed} are needed",
     "Ask the study's office which hospitals are missing. The model stays as it was.",
 )
-MODEL_USED = Reason(
+SECAGG_MODEL_USED = Reason(
     "E_SECAGG_MODEL_USED",
     "a sum of updates of this model was already revealed, and a second one could reveal a single update",
     "Resume the round that was begun. For a new run of the same study, choose another seed.",
 )
-ROUND_OLD = Reason(
+SECAGG_ROUND_OLD = Reason(
     "E_SECAGG_ROUND_OLD",
     "this hospital has begun a later round of the run, and answers nothing about earlier ones",
     "If the server was restored from a backup, start a new run with another seed.",
 )
-STEP = Reason(
+SECAGG_STEP = Reason(
     "E_SECAGG_STEP",
     "this step of the round is not the next one, or was done before with other content",
     "The server asked out of order. Tell the study's office if it happens again.",
 )
-MASKED = Reason(
+SECAGG_MASKED = Reason(
     "E_SECAGG_MASKED",
     "a reply was already masked in this attempt, and a mask is used only once",
     "Nothing to do: the server begins another attempt.",
 )
-SHARE = Reason(
+SECAGG_SHARE = Reason(
     "E_SECAGG_SHARE",
     "a share of a key from another hospital cannot be opened",
     "The server changed it, or gave it to the wrong hospital. Tell the study's office, and keep the ledger.",
 )
-UPLOADED_TWICE = Reason(
+SECAGG_UPLOADED_TWICE = Reason(
     "E_SECAGG_UPLOADED_TWICE",
     "this hospital has signed another list of those whose replies arrived in this attempt",
     "The server tells different stories about who replied. Tell the other hospitals, and keep the ledger.",
 )
-LEFT_OUT = Reason(
+SECAGG_LEFT_OUT = Reason(
     "E_SECAGG_LEFT_OUT",
     "the server does not count this hospital's reply",
     "If the reply was on time, the server holds it back; its mask stays. Tell the study's office if it happens again.",
 )
-CHANGES = Reason(
+SECAGG_CHANGES = Reason(
     "E_SECAGG_CHANGES",
     "the hospitals in the sum changed more than {allowed} times in this run",
     "Find out why hospitals drop out: sums can be compared. The limit is max_sum_changes in site.toml.",
 )
-LOST = Reason(
+SECAGG_LOST = Reason(
     "E_SECAGG_LOST",
     "the keys of this attempt are gone, because the machine was restarted or the folder was restored",
     "Nothing to do: the server begins another attempt.",
 )
-RANGE = Reason(
+SECAGG_RANGE = Reason(
     "E_SECAGG_RANGE",
     "a number of the reply is too large to be summed",
     "Read the site's log. Batch-norm values this large mean that the training failed.",
 )
-WEIGHT = Reason(
+SECAGG_WEIGHT = Reason(
     "E_SECAGG_WEIGHT",
     "this hospital has more patients than the study counts in all hospitals together",
     "Correct the numbers of patients with the study's office: fedthorax server enrol --patients.",
 )
-SHARES = Reason(
+SECAGG_SHARES = Reason(
     "E_SECAGG_SHARES",
     "the shares that the hospitals returned do not give the key of a mask",
     "A hospital's gateway is broken or hostile. Ask each hospital for its log of this round.",
 )
-SPARSE = Reason(
+SECAGG_SPARSE = Reason(
     "E_SECAGG_SPARSE",
     "{percent} % of the weights did not move in training, more than {allowed} %; a sum would show single hospitals",
     "The server may have sent a prepared model. Tell the study's office, and keep the ledger.",

@@ -77,7 +77,7 @@ class Settings(BaseModel, extra="forbid", frozen=True, strict=True):
     def share(self, patients: int) -> float:
         """Return a hospital's share of the study's patients. Raises Refusal E_SECAGG_WEIGHT."""
         if not 1 <= patients <= self.patients:
-            raise Refusal(reasons.WEIGHT)
+            raise Refusal(reasons.SECAGG_WEIGHT)
         return patients / self.patients
 
 
@@ -137,7 +137,7 @@ def mean_of(total: Words, settings: Settings, sites: int) -> Mean:
     count = len(settings.figures)
     values, present, moments = rest[:count], rest[count : 2 * count], rest[2 * count :]
     if not 0 < share <= 1 + 1e-6 or not (np.abs(present) <= 1 + 1e-6).all():
-        raise Refusal(reasons.RANGE, private="the sum of the shares is not between 0 and 1")
+        raise Refusal(reasons.SECAGG_RANGE, private="the sum of the shares is not between 0 and 1")
     means, powers = moments[: settings.channels] / share, moments[settings.channels :] / share
     return Mean(
         patients=round(share * settings.patients),

@@ -89,4 +89,4 @@ class Roster(BaseModel, extra="forbid", frozen=True, strict=True):
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
-            raise Refusal(reasons.MESSAGE, private=str(error)) from error
+            raise Refusal(reasons.SECAGG_MESSAGE, private=str(error)) from error

@@ -69,7 +69,7 @@ class ServerRound:
         """Raises Refusal: E_SECAGG_STEP, E_SECAGG_MEMBER, E_SECAGG_SIGNATURE, E_SECAGG_UNLIKE."""
         _require(self.advertised is None or self._advertised.get(name) == message)
         if message.name != name:
-            raise Refusal(reasons.MEMBER)
+            raise Refusal(reasons.SECAGG_MEMBER)
         members_of([name], self.roster.by_name)
         message.check(self.header, self.roster.by_name[name])
         self._advertised[name] = message
@@ -95,7 +95,7 @@ class ServerRound:
         _require(self.sharing is None or self._sealed.get(name) == message)
         assert self.advertised is not None
         if set(message.shares) | {name} != set(self.advertised.by_name) or name in message.shares:
-            raise Refusal(reasons.MEMBER)
+            raise Refusal(reasons.SECAGG_MEMBER)
         self._sealed[name] = message
 
     def waiting_for_shares(self, names: Set[str]) -> bool:
@@ -129,9 +129,9 @@ class ServerRound:
         _require(self.sharing is not None and self.uploaded is None)
         assert self.sharing is not None
         if name not in self.sharing or name in self._uploads:
-            raise Refusal(reasons.MEMBER)
+            raise Refusal(reasons.SECAGG_MEMBER)
         if reply.shape != (self.words,) or reply.dtype != np.uint32:
-            raise Refusal(reasons.MESSAGE, private="a masked reply of another length")
+            raise Refusal(reasons.SECAGG_MESSAGE, private="a masked reply of another length")
         self._uploads.add(name)
         self._total += reply
 
@@ -181,7 +181,7 @@ class ServerRound:
         present = set(self.uploaded.hospitals)
         members_of([name], dict.fromkeys(present))
         if set(message.seeds) != present or set(message.keys) != set(self.sharing) - present:
-            raise Refusal(reasons.MEMBER)
+            raise Refusal(reasons.SECAGG_MEMBER)
         self._revealed[name] = message
         self._write()
 
@@ -224,7 +224,7 @@ class ServerRound:
                 continue
             if public(secret) == expected:
                 return secret
-        raise Refusal(reasons.SHARES)
+        raise Refusal(reasons.SECAGG_SHARES)
 
     # --- what survives ------------------------------------------------------------------------------------
 
@@ -274,10 +274,10 @@ class ServerRound:
 
     def _check_number(self, present: int) -> None:
         if present < self.roster.threshold:
-            raise Refusal(reasons.TOO_FEW, present=present, needed=self.roster.threshold)
+            raise Refusal(reasons.SECAGG_TOO_FEW, present=present, needed=self.roster.threshold)
 
 
 def _require(holds: bool) -> None:
     """Raises Refusal E_SECAGG_STEP."""
     if not holds:
-        raise Refusal(reasons.STEP)
+        raise Refusal(reasons.SECAGG_STEP)

@@ -82,12 +82,12 @@ class SiteRound:
         limits = limits or Limits()
         needed = max(MIN_PEERS, limits.min_peers)
         if header.roster != roster.digest:
-            raise Refusal(reasons.ROSTER)
+            raise Refusal(reasons.SECAGG_ROSTER)
         if len(roster.members) < needed:
-            raise Refusal(reasons.ROSTER_SMALL, needed=needed, present=len(roster.members))
+            raise Refusal(reasons.SECAGG_ROSTER_SMALL, needed=needed, present=len(roster.members))
         own = [member.name for member in roster.members if member.key == identity.public]
         if not own:
-            raise Refusal(reasons.MEMBER)
+            raise Refusal(reasons.SECAGG_MEMBER)
         self.name = own[0]
         self._store, self._identity, self._roster, self._header = store, identity, roster, header
         self._limits, self._note = limits, note
@@ -105,10 +105,10 @@ class SiteRound:
         place = (header.round, header.attempt)
         if last is not None and place <= (last.round, last.attempt):
             if place < (last.round, last.attempt):
-                raise Refusal(reasons.ROUND_OLD)
+                raise Refusal(reasons.SECAGG_ROUND_OLD)
             return Advertisement.parse(self._current(ADVERTISED).secrets["advertisement"].encode())
         if self._store.was_revealed(header.model):
-            raise Refusal(reasons.MODEL_USED)
+            raise Refusal(reasons.SECAGG_MODEL_USED)
         keys = {what: secrets.token_bytes(KEY_BYTES) for what in ("sealing", "masking", "seed")}
         own = Advertisement.signed(
             header,
@@ -135,7 +135,7 @@ class SiteRound:
         current = self._current(ADVERTISED)
         if current.step > ADVERTISED:
             if Advertised.parse(current.secrets["advertised"].encode()) != advertised:
-                raise Refusal(reasons.STEP)
+                raise Refusal(reasons.SECAGG_STEP)
             return Sealed.parse(current.secrets["sealed"].encode())
         others = advertised.by_name
         members = self._roster.by_name
@@ -145,7 +145,7 @@ class SiteRound:
             each.check(self._header, members[name])
         own = Advertisement.parse(current.secrets["advertisement"].encode())
         if others.get(self.name) != own:
-            raise Refusal(reasons.MEMBER)
+            raise Refusal(reasons.SECAGG_MEMBER)
         points = {name: self._roster.point(name) for name in others}
         halves = [
             split(bytes.fromhex(current.secrets[what]), list(points.values()), self._roster.threshold)
@@ -186,12 +186,12 @@ class SiteRound:
         """
         current = self._current(SHARED)
         if current.step > SHARED:
-            raise Refusal(reasons.MASKED)
+            raise Refusal(reasons.SECAGG_MASKED)
         advertised = Advertised.parse(current.secrets["advertised"].encode())
         others, lists = advertised.by_name, advertised.digest
         members_of(list(received.shares), others)
         if self.name in received.shares:
-            raise Refusal(reasons.MEMBER)
+            raise Refusal(reasons.SECAGG_MEMBER)
         self._check_number(len(received.shares) + 1)
         shares: dict[str, str] = dict(current.secrets["shares"])
         for name, sealed in received.shares.items():
@@ -219,12 +219,12 @@ class SiteRound:
         if current.step == MASKED:
             members_of(uploaded.hospitals, current.secrets["shares"])
             if self.name not in uploaded.hospitals:
-                raise Refusal(reasons.LEFT_OUT)
+                raise Refusal(reasons.SECAGG_LEFT_OUT)
             self._check_number(len(uploaded.hospitals))
             current = self._counted(current, uploaded)
             self._advance(current, CONFIRMED, {"uploaded": list(uploaded.hospitals)})
         elif current.secrets["uploaded"] != list(uploaded.hospitals):
-            raise Refusal(reasons.UPLOADED_TWICE)
+            raise Refusal(reasons.SECAGG_UPLOADED_TWICE)
         content = confirmed(self._header, current.secrets["lists"], uploaded)
         return Confirmation(signature=self._identity.sign("confirm", content))
 
@@ -234,7 +234,7 @@ class SiteRound:
         if before == uploaded.hospitals:
             return replace(current, uploaded=uploaded.hospitals)
         if current.changes >= self._limits.max_changes:
-            raise Refusal(reasons.CHANGES, allowed=self._limits.max_changes)
+            raise Refusal(reasons.SECAGG_CHANGES, allowed=self._limits.max_changes)
         self._note("hospitals of the sum changed")
         return replace(current, uploaded=uploaded.hospitals, changes=current.changes + 1)
 
@@ -255,7 +255,7 @@ class SiteRound:
             check_signature(self._roster.by_name[name].key, signature, "confirm", content)
         if current.step == CONFIRMED:
             if self._store.was_revealed(self._header.model):
-                raise Refusal(reasons.MODEL_USED)
+                raise Refusal(reasons.SECAGG_MODEL_USED)
             self._note("sum may be revealed")
             self._advance(current, REVEALED, {}, revealed=self._header.model)
         shares = {name: bytes.fromhex(both) for name, both in current.secrets["shares"].items()}
@@ -277,13 +277,13 @@ class SiteRound:
         """Return the stored attempt, in which at least this step was done."""
         last = self._store.last(self._header.run)
         if last is None or (last.round, last.attempt) < (self._header.round, self._header.attempt):
-            raise Refusal(reasons.STEP)
+            raise Refusal(reasons.SECAGG_STEP)
         if (last.round, last.attempt) > (self._header.round, self._header.attempt):
-            raise Refusal(reasons.ROUND_OLD)
+            raise Refusal(reasons.SECAGG_ROUND_OLD)
         if not last.secrets:
-            raise Refusal(reasons.LOST)
+            raise Refusal(reasons.SECAGG_LOST)
         if last.secrets["header"] != self._header.digest or last.step < least:
-            raise Refusal(reasons.STEP)
+            raise Refusal(reasons.SECAGG_STEP)
         return last
 
     def _advance(self, current: Attempt, step: int, content: Mapping[str, Any], *, revealed: str = "") -> None:
@@ -295,7 +295,7 @@ class SiteRound:
 
     def _check_number(self, present: int) -> None:
         if present < self._least:
-            raise Refusal(reasons.TOO_FEW, present=present, needed=self._least)
+            raise Refusal(reasons.SECAGG_TOO_FEW, present=present, needed=self._least)
 
 
 def pair_mask_key(private: bytes, other: bytes, header: Header, lists: str, name: str, other_name: str) -> bytes:

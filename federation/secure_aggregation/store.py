@@ -112,7 +112,7 @@ class Store:
         """
         seen = self._seen()
         if attempt.run not in seen:  # removed between two steps
-            raise Refusal(reasons.LOST)
+            raise Refusal(reasons.SECAGG_LOST)
         key = bytes.fromhex(seen[attempt.run][0])
         content = json.dumps(attempt.secrets).encode()
         row = (
@@ -125,7 +125,7 @@ class Store:
             database.execute("BEGIN IMMEDIATE")
             database.execute("REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             if revealed and not database.execute("INSERT OR IGNORE INTO revealed VALUES (?)", (revealed,)).rowcount:
-                raise Refusal(reasons.MODEL_USED)  # another run revealed it between the check and now
+                raise Refusal(reasons.SECAGG_MODEL_USED)  # another run revealed it between the check and now
         self._write_witness({**seen, attempt.run: (key.hex(), attempt.step)})
 
     def was_revealed(self, model: str) -> bool:
@@ -150,7 +150,7 @@ def _make_private(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     about = folder.lstat()
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
-        raise Refusal(reasons.LOST, private=f"{folder} can be read or written by other users")
+        raise Refusal(reasons.SECAGG_LOST, private=f"{folder} can be read or written by other users")
 
 
 def _about(run: str, step: int) -> bytes:

@@ -35,8 +35,10 @@ def clip_factor(
             squares += float(wide @ wide)
         moved += int(np.count_nonzero(np.abs(wide) > least))
     if not math.isfinite(squares):
-        raise Refusal(reasons.RANGE)
+        raise Refusal(reasons.SECAGG_RANGE)
     trainable = weights - sum(end - start for start, end in fixed)
     if moved < (1 - MAX_UNMOVED) * trainable:
-        raise Refusal(reasons.SPARSE, percent=round(100 * (1 - moved / trainable)), allowed=round(100 * MAX_UNMOVED))
+        raise Refusal(
+            reasons.SECAGG_SPARSE, percent=round(100 * (1 - moved / trainable)), allowed=round(100 * MAX_UNMOVED)
+        )
     return min(1.0, longest / math.sqrt(squares)) if squares else 1.0

@@ -22,7 +22,7 @@ from pipeline.preprocessing.preprocess import Preprocessing, prepare
 from pipeline.site.folder import Split
 from tests.attacks.cohort import Patient
 
-PREPROCESSING = Preprocessing()
+PREPROCESSING = Preprocessing(method=1)
 _SEED = 7_100
 
 

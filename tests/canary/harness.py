@@ -112,7 +112,7 @@ class Watched:
         for hospital in (north, south):
             site = self.folder / "sites" / hospital.name
             self._run([FEDTHORAX, "node", "init", str(site), "--from", str(hospital)])
-            _edit(site / "site.toml", "[site]\n", "[site]\nmin_patients = 2\n")
+            _edit(site / "site.toml", "min_patients = 3\n", "min_patients = 2\n")
             _edit(site / "site.toml", "[gateway]\n", "[gateway]\nmin_local_steps = 1\n")
             self._run([FEDTHORAX, "node", "ingest", str(site)])
         if not self._sandbox:

@@ -109,7 +109,7 @@ def for_few_patients(site: Path) -> None:
     """
     (site / "keys" / "pseudonym.key").write_bytes(hashlib.sha256(f"synthetic 50 {site.name}".encode()).digest())
     settings = site / "site.toml"
-    text = settings.read_text().replace("[site]\n", "[site]\nmin_patients = 2\n", 1)
+    text = settings.read_text().replace("min_patients = 3\n", "min_patients = 2\n", 1)
     settings.write_text(text.replace("[gateway]\n", "[gateway]\nmin_local_steps = 1\n", 1))
 
 

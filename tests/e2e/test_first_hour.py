@@ -44,7 +44,7 @@ def is_usable(patient: Any) -> bool:
 
 def test_cohort_from_pacs_and_hl7_export_has_the_planted_numbers(tmp_path: Path) -> None:
     require_orthanc()
-    (hospital,) = make_hospitals(tmp_path / "hospitals", patients=[CLEAN], seed=3, laboratory="hl7")
+    (hospital,) = make_hospitals(tmp_path / "hospitals", patients=[CLEAN], seed=3, laboratory="hl7", anatomy="template")
     truth = json.loads((hospital / "truth.json").read_text())
     orthanc = Orthanc(tmp_path / "orthanc")
     try:

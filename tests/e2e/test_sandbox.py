@@ -446,7 +446,7 @@ def task(outside: Outside, small_site: Site, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("task")
     shutil.copytree(small_site.folder, folder / "site")
     settings = folder / "site" / "site.toml"
-    settings.write_text(settings.read_text().replace("[site]\n", "[site]\nmin_patients = 2\n", 1))
+    settings.write_text(settings.read_text().replace("min_patients = 3\n", "min_patients = 2\n", 1))
     site = Site.open(folder / "site")
     (folder / "secret").write_bytes(SECRET)
     link, runtime = free_port(), free_port()

@@ -22,7 +22,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> list[Site]:
     place, made = tmp_path_factory.mktemp("rehearsal"), []
     for hospital in HOSPITALS[:2]:
         site = synthetic_site(place / hospital.name, hospital.name, seed=1, min_patients=3)
-        write_cohort(site, hospital, patients=24, seed=1, settings=SMALL, anatomy="template")
+        write_cohort(site, hospital, patients=40, seed=1, settings=SMALL, anatomy="template")
         made.append(site)
     return made
 

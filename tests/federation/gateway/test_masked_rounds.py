@@ -85,7 +85,7 @@ def site(tmp_path: Path) -> Site:
     site = init_site(tmp_path / "site", site_settings(None, name="north", server="127.0.0.1:1"))
     create_node_key(site.node_key)
     rows = [
-        PatientRow(f"{split}{number:03}", split, f"{split}{number}.npy", 60.0, "F", number % 2 == 0, number % 3 == 0)
+        PatientRow(f"{split}{number:03}", split, f"{split}{number}.npy", 60.0, "F", number % 3 != 0, number % 3 == 1)
         for split in ("train", "validation", "test")
         for number in range(30)
     ]

@@ -59,7 +59,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     tables = "[training]\nthreads = 1\n[gateway]\nhistograms = true\nmin_local_steps = 1"
     site = synthetic_site(tmp_path_factory.mktemp("sites") / "north", "north", seed=1, min_patients=3, tables=tables)
     at = replace(HOSPITALS[0], scanner=replace(HOSPITALS[0].scanner, grid=Grid((30, 48, 48), (9.6, 7.8, 7.8))))
-    write_cohort(site, at, patients=40, seed=1, settings=STUDY.preprocessing, anatomy="template")
+    # Many positive and many severe patients, so that every figure has enough of both classes, also for each sex.
+    at = replace(at, mix=replace(at.mix, pcr_prevalence=0.7, severe_intercept=-2.5))
+    write_cohort(site, at, patients=160, seed=1, settings=STUDY.preprocessing, anatomy="template")
     return site
 
 

@@ -139,7 +139,7 @@ def play(rig: Rig, header: Header, leaves: Mapping[str, str] = NEVER, *, until: 
     for name in here("confirm"):
         server.confirm(name, rig.site(name, header).confirm(uploaded))
     if (confirmations := server.confirmations) is None:
-        raise Refusal(reasons.TOO_FEW, present=len(here("confirm")), needed=rig.roster.threshold)
+        raise Refusal(reasons.SECAGG_TOO_FEW, present=len(here("confirm")), needed=rig.roster.threshold)
     if until == "confirm":
         return server
     for name in here("reveal"):
