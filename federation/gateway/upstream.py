@@ -152,7 +152,8 @@ class Upstream:
             if found := _CODE.search(body):
                 log.warning("the server refused: %s", found[1].decode())
             else:
-                log.warning("the server declined %s: HTTP %d", path, response.status)
+                # The name alone: `node.start` recognises it, to tell a server that does not know the node.
+                log.warning("the server declined %s: HTTP %d", path.rpartition("/")[2], response.status)
             raise Declined(response.status, bytes(body))
         return body
 

@@ -149,7 +149,8 @@ def test_mlflow_has_all_rounds_in_one_run(moved: Move) -> None:
     assert run.info.run_name == moved.run
     assert run.info.status == "FINISHED"
     assert run.data.params["study.rounds"] == str(ROUNDS)
-    steps = {metric.step for metric in client.get_metric_history(run.info.run_id, "north/train_loss")}
+    # The hospitals have too few patients of one class for a figure of their own.
+    steps = {metric.step for metric in client.get_metric_history(run.info.run_id, "round_sites")}
     assert steps == {1, 2}
     assert client.get_model_version_by_alias("end-to-end", "candidate").run_id == run.info.run_id
 

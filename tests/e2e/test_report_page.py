@@ -54,7 +54,7 @@ def test_page_has_no_overflow_and_all_figures(browser, page, tmp_path, width):
     dom = headless(browser, tmp_path / "profile", f"--window-size={width},900", "--dump-dom", copy.as_uri())
     found = json.loads(re.search(r"<title>(.*?)</title>", dom)[1])
     assert found["page"] <= found["window"]
-    assert len(found["figures"]) == 12
+    assert len(found["figures"]) == 11  # no ROC curve of all patients: the counts are too coarse for one
     assert min(found["figures"]) > 0
     assert found["headings"] == sorted(found["headings"])
 
