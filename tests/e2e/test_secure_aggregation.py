@@ -13,7 +13,7 @@ from models.release import load_release
 from tests.e2e.conftest import Command, allow, enter, for_few_patients, ingest, ok, run_command
 from tests.e2e.test_federation import Federation, run_name
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]  # some six minutes
 NAMES = ("east", "north", "south", "west")
 STUDY = """
 [study]
