@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Final
 
 from federation.cli.console import progress_bar, say
-from federation.comparison.model_table import ALL, FEDERATED, Hospital, compare, markdown, write_results
+from federation.comparison.model_table import ALL, Hospital, compare, markdown, write_results
 from federation.enrolment.invitations import invite
 from federation.enrolment.join import join, node_certificate
 from federation.node import sandbox
 from federation.node.start import start_node, wait_online
 from federation.protocol.study_config import Study
 from federation.runs.launch import Finished, launch
+from federation.runs.results import FEDERATED
 from federation.server.start import init_server, start_server
 from federation.superlink.control import read_server_config
 from federation.system.process import free_port

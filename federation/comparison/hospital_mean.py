@@ -8,11 +8,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from scipy.special import expit, logit
 from scipy.stats import chi2, norm, t
 
 Figures = Mapping[str, float]
 _Z = float(norm.ppf(0.975))
-_ENDS = (1e-4, 1 - 1e-4)  # AUROCs nearer to 0 or 1 have no useful logit
+ENDS = (1e-4, 1 - 1e-4)  # AUROCs nearer to 0 or 1 have no useful logit
 Areas = Mapping[str, tuple[float, float]]  # by site: AUROC as a logit, and its standard error
 
 
@@ -57,17 +58,13 @@ def hospital_mean(areas: Areas) -> HospitalMean | None:
     half = wider = _Z / math.sqrt(total)
     if between > 0:
         wider = float(t.ppf(0.975, freedom)) * math.sqrt(max(1.0, q / freedom) / total) if freedom > 1 else math.nan
-    here = from_logit(mean - half), from_logit(mean + half)
-    return HospitalMean(from_logit(mean), from_logit(mean - wider), from_logit(mean + wider), here, len(areas))
+    value, low, high, *here = (float(expit(mean + by)) for by in (0, -wider, wider, -half, half))
+    return HospitalMean(value, low, high, (here[0], here[1]), len(areas))
 
 
 def chance_of_difference(areas: Areas) -> float:
     """Return how likely hospitals with the same AUROC differ as much: the chi-squared test of Cochran's Q."""
     return float(chi2.sf(_cochran(areas)[0], len(areas) - 1)) if len(areas) > 1 else 1.0
-
-
-def from_logit(value: float) -> float:
-    return 1 / (1 + math.exp(-value))
 
 
 def _area(figures: Figures, label: str) -> tuple[float, float] | None:
@@ -86,5 +83,4 @@ def _cochran(areas: Areas) -> tuple[float, dict[str, float]]:
 
 
 def _logit(share: float) -> float:
-    share = min(max(share, _ENDS[0]), _ENDS[1])
-    return math.log(share / (1 - share))
+    return float(logit(min(max(share, ENDS[0]), ENDS[1])))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from federation.client.site_tasks import load_examples
 from federation.protocol.study_config import Study
+from federation.runs.results import FEDERATED
 from models.network import LABELS
 from models.release import Release
 from pipeline.cohort.dataset import Examples
@@ -27,7 +28,6 @@ from pipeline.site.folder import Site, Split
 from pipeline.training.train import predict
 
 READER = "best possible reader"
-FEDERATED = "federated"
 TOGETHER = "all together"
 ALL: tuple[Split, ...] = ("train", "validation", "test")
 

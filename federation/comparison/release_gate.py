@@ -7,8 +7,10 @@ that may be that of chance, a calibration slope far from 1, and hospitals that d
 import math
 from collections.abc import Iterator, Mapping
 
+from scipy.special import expit
+
 from federation.comparison import reasons
-from federation.comparison.hospital_mean import Areas, areas_of, chance_of_difference, from_logit, hospital_mean
+from federation.comparison.hospital_mean import Areas, areas_of, chance_of_difference, hospital_mean
 from federation.comparison.pooled import pool
 from federation.protocol.metric_allowlist import EXAMPLES
 from federation.runs.results import FEDERATED, Flag, Results
@@ -49,7 +51,7 @@ def _of_label(results: Results, sites: Mapping[str, Figures], label: str) -> Ite
         yield _flag(reasons.SLOPE_FAR, label=label, slope=shown)
     if (chance := chance_of_difference(areas)) < UNUSUAL:
         worst, best = (extreme(areas, key=lambda site: areas[site][0]) for extreme in (min, max))
-        worst_auroc, best_auroc = (f"{from_logit(areas[site][0]):.2f}" for site in (worst, best))
+        worst_auroc, best_auroc = (f"{expit(areas[site][0]):.2f}" for site in (worst, best))
         numbers = {"lowest": worst_auroc, "highest": best_auroc, "chance": f"{chance:.1g}"}
         yield _flag(reasons.SITES_DIFFER, label=label, **numbers)
 

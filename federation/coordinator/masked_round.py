@@ -13,6 +13,7 @@ from federation.secure_aggregation.canonical import canonical
 from federation.secure_aggregation.masking import Words
 from federation.secure_aggregation.messages import Advertisement, Confirmation, Header, Revealed, Sealed
 from federation.secure_aggregation.reply_vector import Settings
+from federation.secure_aggregation.roster import threshold_of
 from federation.secure_aggregation.server_round import ServerRound
 from models.refusal import Refusal
 
@@ -180,7 +181,7 @@ class MaskedRound:
     @property
     def _needed(self) -> int:
         """The roster's threshold, for the text of a refusal."""
-        return 2 * (self.settings.sites if self.settings else 0) // 3 + 1
+        return threshold_of(self.settings.sites if self.settings else 0)
 
     def forget(self) -> None:
         """Remove what was stored of the attempt: the new model is in a checkpoint."""

@@ -17,8 +17,8 @@ from typing import Self
 from federation.coordinator.masked_round import MaskedRound
 from federation.secure_aggregation import reasons
 from federation.secure_aggregation.canonical import canonical
+from federation.secure_aggregation.messages import MAX_BYTES
 from federation.superlink.masked_address import (
-    MAX_BYTES,
     PATH,
     ROUND_HEADER,
     SITE_HEADER,

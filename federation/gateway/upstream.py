@@ -16,7 +16,8 @@ from google.protobuf.message import DecodeError, Message
 from federation.enrolment import reasons as enrolment_reasons
 from federation.gateway import reasons
 from federation.gateway.credentials import NodeKey
-from federation.superlink.masked_address import MAX_BYTES, PATH
+from federation.secure_aggregation.messages import MAX_BYTES
+from federation.superlink.masked_address import PATH
 from models.refusal import Reason
 
 MEDIA_TYPE = "application/protobuf"

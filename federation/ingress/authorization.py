@@ -25,11 +25,11 @@ from federation.enrolment.peers import register, roster
 from federation.enrolment.registry import Holder, holder
 from federation.ingress import reasons
 from federation.secure_aggregation import reasons as secagg_reasons
+from federation.secure_aggregation.messages import MAX_BYTES
 from federation.secure_aggregation.roster import PeerKey
 from federation.superlink import reasons as superlink_reasons
 from federation.superlink.control import REFUSED_HEADER, ServerConfig, ca_certificate
 from federation.superlink.masked_address import (
-    MAX_BYTES,
     PATH,
     ROUND_HEADER,
     SITE_HEADER,

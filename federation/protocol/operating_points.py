@@ -98,9 +98,11 @@ def choose_all(answers: Sequence[Answer], *, is_robust: bool) -> dict[str, dict[
     return {label: {point: choose(answers, label, point, is_robust=is_robust) for point in POINTS} for label in LABELS}
 
 
-def lower_bound(successes: Counts | np.int64, size: int) -> NDArray[np.float64]:
-    """Return the one-sided 95 % lower bound of a share, by Clopper and Pearson."""
-    bound: NDArray[np.float64] = betaincinv(np.maximum(successes, 1), size - successes + 1, 1 - CONFIDENCE)
+def lower_bound(
+    successes: Counts | np.int64 | float, size: float, *, tail: float = 1 - CONFIDENCE
+) -> NDArray[np.float64]:
+    """Return the one-sided lower bound of a share, by Clopper and Pearson; `tail`: the share of bounds above it."""
+    bound: NDArray[np.float64] = betaincinv(np.where(successes > 0, successes, 1), size - successes + 1, tail)
     return np.where(successes > 0, bound, 0.0)
 
 

@@ -7,10 +7,9 @@ intervals allow for this rounding: the true number of patients may be half a ste
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from scipy.stats import beta
-
 from federation.protocol.grids import parts_of
 from federation.protocol.metric_allowlist import BINS
+from federation.protocol.operating_points import lower_bound
 from federation.report.estimates import Estimate, as_estimate, number
 from pipeline.evaluation.combining import Interval
 
@@ -59,6 +58,6 @@ def _half_step(patients: int) -> float:
 def _clopper_pearson(value: float, count: float, patients: float, half: float) -> Interval:
     """Return the exact binomial interval (Clopper & Pearson, Biometrika 1934; 26:404) for counts within `half`."""
     least, most = max(0.0, count - half), min(patients, count + half)
-    low = float(beta.ppf(_TAIL, least, patients - least + 1)) if least > 0 else 0.0
-    high = float(beta.ppf(1 - _TAIL, most + 1, patients - most)) if most < patients else 1.0
+    low = float(lower_bound(least, patients, tail=_TAIL))
+    high = 1 - float(lower_bound(patients - most, patients, tail=_TAIL))
     return Interval(value, min(value, low), max(value, high))

@@ -4,19 +4,18 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from federation.secure_aggregation import reasons
 from federation.secure_aggregation.canonical import Digest, Key, SealedShares, Share, Signature, canonical, digest
 from federation.secure_aggregation.keys import Identity, check_signature
-from federation.secure_aggregation.roster import MAX_PEERS, Member
+from federation.secure_aggregation.roster import MAX_PEERS, Member, Name
 from models.refusal import Refusal
 
 MAX_BYTES = 128 * 1024  # of one message; a hundred hospitals need about half of it
 MAX_NUMBER = 1_000_000
 _NONE = "0" * 64
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
 Names = Annotated[tuple[Name, ...], Field(strict=False, max_length=MAX_PEERS)]
 
 

@@ -7,7 +7,7 @@ compare the roster's words by telephone instead.
 import hashlib
 from typing import Annotated, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
 from federation.secure_aggregation import reasons
 from federation.secure_aggregation.canonical import Key, canonical
@@ -18,10 +18,13 @@ MAX_PEERS = 100
 _CODE_DIGITS = 40  # 132 bits: two rosters with the same code would take a server 2^66 attempts
 
 
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]  # of a hospital in the study
+
+
 class Member(BaseModel, extra="forbid", frozen=True, strict=True):
     """A hospital: its name in the study, and the Ed25519 key of its gateway."""
 
-    name: str = Field(pattern=r"^[a-z0-9-]{1,63}$")
+    name: Name
     key: Key
 
     @property
@@ -29,6 +32,11 @@ class Member(BaseModel, extra="forbid", frozen=True, strict=True):
         """The first 16 bytes of the key's SHA-256, in groups of four hex digits."""
         digits = hashlib.sha256(self.key).hexdigest()[:32]
         return " ".join(digits[start : start + 4] for start in range(0, 32, 4))
+
+
+def threshold_of(members: int) -> int:
+    """Return how many hospitals each step needs on a roster with so many members; see `Roster.threshold`."""
+    return 2 * members // 3 + 1
 
 
 class PeerKey(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -77,7 +85,7 @@ class Roster(BaseModel, extra="forbid", frozen=True, strict=True):
         hospitals, both lists are signed only if 2 (t - c) <= n - c, so fewer than 2t - n colluding ones are harmless.
         It counts the roster, not those present: otherwise a server could split the hospitals into two sums.
         """
-        return 2 * len(self.members) // 3 + 1
+        return threshold_of(len(self.members))
 
     def point(self, name: str) -> int:
         """Return the point of a hospital's shares."""

@@ -13,7 +13,6 @@ FILE = "masked.json"
 SITE_HEADER, ROUND_HEADER, WORD_HEADER = "X-Fedthorax-Site", "X-Fedthorax-Round", "X-Fedthorax-Word"
 STEPS = ("begin", "advertise", "share", "uploaded", "confirm", "reveal")
 PATH = "/v1/secagg/"
-MAX_BYTES = 128 * 1024  # of a request and of an answer
 
 
 @dataclass(frozen=True)

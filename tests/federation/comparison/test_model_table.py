@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from federation.comparison.model_table import (
-    FEDERATED,
     TOGETHER,
     Cell,
     Comparison,
@@ -15,6 +14,7 @@ from federation.comparison.model_table import (
     signed,
     write_results,
 )
+from federation.runs.results import FEDERATED
 from pipeline.evaluation.discrimination import Auroc, Estimate
 
 SITES = (TOGETHER, "north", "east (never trained)")

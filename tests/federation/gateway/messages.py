@@ -16,6 +16,7 @@ from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 
+from federation.enrolment.certificates import create_node_key
 from federation.gateway.batch_norm_bounds import steps_of_round
 from federation.gateway.first_model import chunks_of, heads_as_json, write_chunks
 from federation.gateway.flower_objects import Arrays, object_id, read_content
@@ -41,8 +42,9 @@ from federation.protocol.metric_allowlist import (
 )
 from federation.protocol.patient_counts import Patients
 from models.operating_points import POINTS
+from pipeline.cohort.store import Cohort, PatientRow
 from pipeline.evaluation.subgroups import GROUPS
-from pipeline.site.folder import Site
+from pipeline.site.folder import Site, init_site, site_settings
 
 Objects = dict[str, bytes]
 Model = dict[str, dict[str, np.ndarray]]  # arrays by record and name
@@ -71,6 +73,22 @@ PATIENTS = Patients(
     with_value=dict.fromkeys(CLASSES, 10),
     in_group={(*each, group): 10 for each in CLASSES for group in GROUPS},
 )
+
+
+def site_of_thirty(folder: Path) -> Site:
+    """A hospital with 30 patients in each split: 20 with a positive PCR, and severe 10 of these."""
+    site = init_site(folder / "site", site_settings(None, name="north", server="127.0.0.1:1"))
+    create_node_key(site.node_key)
+    rows = [
+        PatientRow(f"{split}{number:03}", split, f"{split}{number}.npy", 60.0, "F", number % 3 != 0, number % 3 == 1)
+        for split in ("train", "validation", "test")
+        for number in range(30)
+    ]
+    with Cohort(site) as cohort:
+        cohort.replace(rows, [], [])  # type: ignore[arg-type]
+    return site
+
+
 # The share of each kind among the random replies.
 KINDS: dict[Kind, float] = {
     "query.handshake": 0.12,

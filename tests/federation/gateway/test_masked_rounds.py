@@ -15,7 +15,6 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from federation.approval.peers import PeerApprovals, identity_file
 from federation.approval.studies import study_digest
 from federation.coordinator.masked_round import MaskedRound
-from federation.enrolment.certificates import create_node_key
 from federation.gateway import admission, task_exchange, task_intake
 from federation.gateway.first_model import model_digest, write_chunks
 from federation.gateway.schema import Schema
@@ -32,8 +31,7 @@ from federation.secure_aggregation.site_round import SiteRound
 from federation.secure_aggregation.store import Store
 from federation.superlink.masked_address import PATH, ROUND_HEADER
 from models.refusal import Refusal
-from pipeline.cohort.store import Cohort, PatientRow
-from pipeline.site.folder import Site, init_site, site_settings
+from pipeline.site.folder import Site
 from tests.federation.gateway.fake_server import Bench, Server
 from tests.federation.gateway.messages import (
     MEAN,
@@ -45,6 +43,7 @@ from tests.federation.gateway.messages import (
     model,
     record_of,
     schema_for,
+    site_of_thirty,
     steps_at,
     train_here,
     trained,
@@ -82,15 +81,7 @@ class MaskedServer(Server):
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    site = init_site(tmp_path / "site", site_settings(None, name="north", server="127.0.0.1:1"))
-    create_node_key(site.node_key)
-    rows = [
-        PatientRow(f"{split}{number:03}", split, f"{split}{number}.npy", 60.0, "F", number % 3 != 0, number % 3 == 1)
-        for split in ("train", "validation", "test")
-        for number in range(30)
-    ]
-    with Cohort(site) as cohort:
-        cohort.replace(rows, [], [])  # type: ignore[arg-type]
+    site = site_of_thirty(tmp_path)
     train_here(site, SCHEMA, CAME_IN)
     return site
 

@@ -28,8 +28,7 @@ from federation.ledger.chain import Ledger, Line, ledger_file, read_lines
 from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.metric_allowlist import MAX_PROBED
 from models.refusal import Refusal
-from pipeline.cohort.store import Cohort, PatientRow
-from pipeline.site.folder import Site, init_site, site_settings
+from pipeline.site.folder import Site
 from pipeline.training.privacy_budget import PrivateRound
 from tests.federation.gateway.fake_server import NODE_ID, RUN_ID, Bench, NodeSide, Server
 from tests.federation.gateway.messages import (
@@ -43,6 +42,7 @@ from tests.federation.gateway.messages import (
     moments,
     record_of,
     schema_for,
+    site_of_thirty,
     steps_at,
     train_here,
     trained,
@@ -56,16 +56,7 @@ METRICS = {"train_loss": 0.5, "auroc_severe": 0.75, "num-examples": 30}
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    site = init_site(tmp_path / "site", site_settings(None, name="north", server="127.0.0.1:1"))
-    create_node_key(site.node_key)
-    rows = [
-        PatientRow(f"{split}{number:03}", split, f"{split}{number}.npy", 60.0, "F", number % 3 != 0, number % 3 == 1)
-        for split in ("train", "validation", "test")
-        for number in range(30)
-    ]
-    with Cohort(site) as cohort:
-        cohort.replace(rows, [], [])  # type: ignore[arg-type]
-    return site
+    return site_of_thirty(tmp_path)
 
 
 @pytest.fixture
