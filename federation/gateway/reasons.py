@@ -197,7 +197,8 @@ RUN_OVER = Reason(
 SECAGG_REQUIRED = Reason(
     "E_SECAGG_REQUIRED",
     "this site sends only masked updates, and the study does not sum masked updates",
-    "Ask the study's office to set secure = true in [aggregation], or set require_secure_aggregation in site.toml.",
+    "Ask the study's office to set secure = true in [aggregation]. If this hospital also accepts studies without "
+    "masks, set require_secure_aggregation = false in site.toml.",
 )
 SECAGG_SETTINGS = Reason(
     "E_SECAGG_SETTINGS",
