@@ -1,0 +1,106 @@
+"""What a site of a study with secure aggregation answers to a question about a model: only as part of a sum.
+
+The server learns the sums over all hospitals, and no hospital's own figures. Counts of patients by class and by bin
+of a score are summed exactly; they are enough for a pooled ROC curve, calibration, thresholds and net benefit. Figures
+that cannot be computed from counts are averaged over the hospitals, weighted by patients.
+
+There is one table for all: the app reports exactly these figures, the gateway lets no others into the sum, and the
+server expects no others. Works without torch, for the gateway.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+from federation.protocol.metric_allowlist import LABELS, Kind
+from pipeline.evaluation.ladder import RUNGS
+from pipeline.evaluation.subgroups import GROUPS
+
+CLASSES = (False, True)
+LOGIT_BINS = len(RUNGS) - 1  # bin k holds the raw logits from RUNGS[k] to below RUNGS[k + 1]; the last one all above
+# Bin k of the lesion load, a share of the lungs, begins at the k-th of these; narrow where most patients lie.
+LOAD_EDGES = tuple(round((place / 40) ** 2, 6) for place in range(41))
+
+
+def logit_counts(label: str) -> dict[tuple[bool, int], str]:
+    """Return the names of the counts of patients by class and by bin of the raw logit."""
+    return {(value, k): f"logits_{label}_{value:d}_{k:02}" for value in CLASSES for k in range(LOGIT_BINS)}
+
+
+def load_counts(label: str) -> dict[tuple[bool, int], str]:
+    """Return the names of the counts of patients by class and by bin of the lesion load."""
+    return {(value, k): f"load_{label}_{value:d}_{k:02}" for value in CLASSES for k in range(len(LOAD_EDGES) - 1)}
+
+
+def sites_with(label: str) -> str:
+    """Return the name of the number of hospitals whose patients with this label are in the sums."""
+    return f"sites_{label}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is summed for one kind of question. `counts`: whole numbers. `means`: figures of `metric_allowlist`, and
+    squares of some (`square_of`). `moments`: array records with a mean and a variance, pooled by the law of total
+    variance.
+
+    A site counts a label's patients only if both classes reach its `min_patients`; else all counts of the label are 0.
+    """
+
+    counts: tuple[str, ...] = ()
+    means: tuple[str, ...] = ()
+    moments: tuple[str, ...] = ()
+
+
+def square_of(figure: str) -> str:
+    """Return the name of a figure's square, from whose mean the spread between hospitals follows."""
+    return f"{figure}_squared"
+
+
+def _test_means() -> tuple[str, ...]:
+    of_label = [
+        name
+        for label in LABELS
+        for name in (
+            f"auroc_{label}",
+            square_of(f"auroc_{label}"),
+            f"auroc_{label}_age_sex",
+            f"auroc_{label}_over_age_sex",
+            f"auroc_{label}_tags",
+            *(f"auroc_{label}@{group}" for group in GROUPS),
+        )
+    ]
+    return (*of_label, "auroc_severe_outside", "scanner_from_embedding", "scanner_chance")
+
+
+SUMMED: Mapping[Kind, Table] = {
+    "evaluate.embed": Table(moments=("moments", "looks")),
+    "evaluate.calibrate": Table(
+        counts=tuple(name for label in LABELS for name in (sites_with(label), *logit_counts(label).values())),
+        means=("distance_mean", square_of("distance_mean"), square_of("distance_sd")),
+    ),
+    "evaluate.test": Table(
+        counts=tuple(
+            name
+            for label in LABELS
+            for name in (sites_with(label), *logit_counts(label).values(), *load_counts(label).values())
+        ),
+        means=_test_means(),
+    ),
+}
+
+
+class Summed(BaseModel):
+    """What the server learns from one question. `sites`: how many hospitals are in the sum; `patients`: of the split.
+
+    `counts`: sums over the hospitals. `means`: means over the hospitals that have the figure, weighted by patients;
+    `known`: the share of all patients whose hospitals have it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sites: int
+    patients: int
+    counts: Mapping[str, int] = {}
+    means: Mapping[str, float] = {}
+    known: Mapping[str, float] = {}
