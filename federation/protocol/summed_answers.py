@@ -4,8 +4,8 @@ The server learns the sums over all hospitals, and no hospital's own figures. Co
 of a score are summed exactly; they are enough for a pooled ROC curve, calibration, thresholds and net benefit. Figures
 that cannot be computed from counts are averaged over the hospitals, weighted by patients.
 
-There is one table for all: the app reports exactly these figures, the gateway lets no others into the sum, and the
-server expects no others. Works without torch, for the gateway.
+There is one table for all: the app reports what `reported` lists, the gateway lets nothing else into the sum than
+`summands` of it, and the server expects nothing else. Works without torch, for the gateway.
 """
 
 from collections.abc import Mapping
@@ -13,11 +13,14 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
+from federation.protocol.figure_rounding import HIGH, LOW
 from federation.protocol.metric_allowlist import LABELS, Kind
 from pipeline.evaluation.ladder import RUNGS
 from pipeline.evaluation.subgroups import GROUPS
 
+LEAST_SITES = 3  # hospitals in a sum of a label's counts, below which the server uses no figure of the label
 CLASSES = (False, True)
+_SQUARED = "_squared"
 LOGIT_BINS = len(RUNGS) - 1  # bin k holds the raw logits from RUNGS[k] to below RUNGS[k + 1]; the last one all above
 # Bin k of the lesion load, a share of the lungs, begins at the k-th of these; narrow where most patients lie.
 LOAD_EDGES = tuple(round((place / 40) ** 2, 6) for place in range(41))
@@ -44,7 +47,8 @@ class Table:
     squares of some (`square_of`). `moments`: array records with a mean and a variance, pooled by the law of total
     variance.
 
-    A site counts a label's patients only if both classes reach its `min_patients`; else all counts of the label are 0.
+    A site counts a label's patients only if both classes reach its `min_patients` and all their scores are finite; else
+    all counts of the label are 0. The counts of a class sum up to its patients.
     """
 
     counts: tuple[str, ...] = ()
@@ -54,7 +58,15 @@ class Table:
 
 def square_of(figure: str) -> str:
     """Return the name of a figure's square, from whose mean the spread between hospitals follows."""
-    return f"{figure}_squared"
+    return f"{figure}{_SQUARED}"
+
+
+def with_low(figure: str) -> tuple[str, str]:
+    """Return a figure's name and that of its interval's lower end. The mean of lower ends is one of the mean.
+
+    A mean's standard error is at most the mean of the standard errors.
+    """
+    return figure, f"{figure}{LOW}"
 
 
 def _test_means() -> tuple[str, ...]:
@@ -66,11 +78,11 @@ def _test_means() -> tuple[str, ...]:
             square_of(f"auroc_{label}"),
             f"auroc_{label}_age_sex",
             f"auroc_{label}_over_age_sex",
-            f"auroc_{label}_tags",
+            *with_low(f"auroc_{label}_tags"),
             *(f"auroc_{label}@{group}" for group in GROUPS),
         )
     ]
-    return (*of_label, "auroc_severe_outside", "scanner_from_embedding", "scanner_chance")
+    return (*of_label, *with_low("auroc_severe_outside"), "scanner_from_embedding", "scanner_chance")
 
 
 SUMMED: Mapping[Kind, Table] = {
@@ -90,6 +102,27 @@ SUMMED: Mapping[Kind, Table] = {
 }
 
 
+def reported(kind: Kind) -> frozenset[str]:
+    """Return the names of the figures, besides counts, that an app reports: those from which the means follow.
+
+    No square is reported: the gateway computes it. A lower end is reported with its whole interval.
+    """
+    names = {name.removesuffix(_SQUARED) for name in SUMMED[kind].means}
+    whole = {f"{name.removesuffix(LOW)}{end}" for name in names if name.endswith(LOW) for end in ("", LOW, HIGH)}
+    return frozenset(names | whole)
+
+
+def summands(figures: Mapping[str, float], kind: Kind) -> dict[str, float]:
+    """Return what a site adds to the sum: its counts, and its means and their squares as far as it has them.
+
+    `figures`: its counts, and its figures as rounded.
+    """
+    table = SUMMED[kind]
+    found = {name: figures[name] for name in (*table.counts, *table.means) if name in figures}
+    bases = {name: name.removesuffix(_SQUARED) for name in table.means if name.endswith(_SQUARED)}
+    return found | {name: figures[base] ** 2 for name, base in bases.items() if base in figures}
+
+
 class Summed(BaseModel):
     """What the server learns from one question. `sites`: how many hospitals are in the sum; `patients`: of the split.
 
@@ -104,3 +137,7 @@ class Summed(BaseModel):
     counts: Mapping[str, int] = {}
     means: Mapping[str, float] = {}
     known: Mapping[str, float] = {}
+
+    def covers(self, label: str) -> bool:
+        """Whether enough hospitals' patients with this label are in the sums to use its figures."""
+        return self.counts.get(sites_with(label), 0) >= LEAST_SITES

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from federation.protocol.handshake import SiteAbout
 from federation.protocol.study_config import Study
+from federation.protocol.summed_answers import Summed
 from federation.runs import reasons
 from models.calibration import Platt
 from models.operating_points import MissingPoint, OperatingPoint
@@ -32,12 +33,17 @@ class ModelFigures(_Part):
     `name`: "federated", "north alone", "without north", "north fine-tuned", "pooled". `trained_at`: the sites on
     whose patients it was trained. `figures`: by site, then by the names of `protocol.metric_allowlist` and
     `num-examples`.
+
+    `summed`: in a study with secure aggregation, what the server learns over all sites together; `figures` then holds
+    only sites that opted in. `withheld`: labels without figures in `summed`, and why.
     """
 
     name: str
     kind: Kind
     trained_at: list[str]
     figures: dict[str, dict[str, float]]
+    summed: Summed | None = None
+    withheld: dict[str, str] = {}
 
 
 class Probe(_Part):
@@ -53,7 +59,10 @@ class Probe(_Part):
 
 
 class Flag(_Part):
-    """A reason to distrust the model: a code of the table of reasons, the site, and the metric that caused it."""
+    """A reason to distrust the model: a code of the table of reasons, the site, and the metric that caused it.
+
+    `site`: "" if the metric is a mean over all sites, in a study with secure aggregation.
+    """
 
     code: str
     site: str
@@ -61,11 +70,16 @@ class Flag(_Part):
 
 
 class Audit(_Part):
-    """The shortcut audit. `sites`: the audit's metrics by site. `probe` is None if too few sites took part."""
+    """The shortcut audit. `sites`: the audit's metrics by site. `means`: over all sites, in a masked study.
+
+    `probe` is None if too few sites took part, or for the reason in `no_probe`.
+    """
 
     probe: Probe | None
     sites: dict[str, dict[str, float]]
     flags: list[Flag]
+    means: dict[str, float] = {}
+    no_probe: str = ""
 
 
 class Results(_Part):
