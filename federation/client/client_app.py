@@ -171,7 +171,7 @@ def calibrate(message: Message, context: Context) -> Message:
 @app.evaluate("test")
 @coded
 def test(message: Message, context: Context) -> Message:
-    """Evaluate the model on the site's test patients, with the received calibration and thresholds."""
+    """Evaluate the model on the site's test patients, with the received calibration and thresholds, if any."""
     _log().info("task: testing the model")
     deployed, audit = from_config(_config(message)), bool(_config(message).get("audit", False))
     result = judge_site(_site(context), _study(context), *_model(message), deployed, audit=audit)

@@ -7,12 +7,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from federation.client.score_counts import score_counts
 from federation.protocol.figure_rounding import rounded
 from federation.protocol.flat_weights import Arrays, pack, unpack
 from federation.protocol.metric_allowlist import Kind, withheld_figures
 from federation.protocol.patient_counts import count_patients
 from federation.protocol.reasons import EMBEDDINGS
 from federation.protocol.study_config import Study
+from federation.protocol.summed_answers import reported
 from models.familiarity import Moments
 from models.network import SeverityNetwork, build_network
 from models.refusal import Refusal
@@ -20,6 +22,7 @@ from pipeline.cohort.dataset import Examples
 from pipeline.cohort.reasons import PREPROCESSING
 from pipeline.cohort.store import Cohort
 from pipeline.doctor.reasons import TOO_FEW_PATIENTS
+from pipeline.evaluation.baselines import lesion_loads
 from pipeline.evaluation.figures import (
     Deployed,
     calibration_figures,
@@ -163,7 +166,12 @@ def calibrate_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays, ty
     network = _opened(site, study, arrays, buffers)
     validation = _enough(site, load_examples(site, study, "validation"))
     least = site.settings.site.min_patients
-    metrics = calibration_figures(predict(network, validation), validation.targets, min_patients=least)
+    logits = predict(network, validation)
+    metrics: dict[str, float] = {}
+    if study.aggregation.secure:
+        metrics |= score_counts(logits, validation.targets, min_patients=least)
+    else:
+        metrics |= calibration_figures(logits, validation.targets, min_patients=least)
     if typical["variance"].any() and site.settings.gateway.embedding_statistics:
         metrics |= distance_figures(appearance(validation), typical["mean"], typical["variance"])
     return Evaluated(_rounded_figures(site, "evaluate.calibrate", metrics), len(validation))
@@ -174,13 +182,16 @@ def judge_site(
 ) -> Evaluated:
     """Compute figures on the site's test patients, with a calibration and thresholds; `audit`: also those of shortcuts.
 
+    In a study with secure aggregation: only what can be summed, which needs neither calibration nor thresholds.
+
     Raises as `fine_tune_site` does.
     """
     network = _opened(site, study, arrays, buffers)
     test, train = _enough(site, load_examples(site, study, "test")), load_examples(site, study, "train")
     least = site.settings.site.min_patients
+    logits = predict(network, test)
     metrics = test_figures(
-        predict(network, test),
+        logits,
         test,
         train,
         deployed,
@@ -191,6 +202,10 @@ def judge_site(
     if audit:
         splits = {"train": train, "validation": load_examples(site, study, "validation"), "test": test}
         metrics |= shortcut_figures(network, splits, min_patients=least)
+    if study.aggregation.secure:
+        loads = lesion_loads(test, study.preprocessing.window_hu)
+        metrics = {name: value for name, value in metrics.items() if name in reported("evaluate.test")}
+        metrics |= score_counts(logits, test.targets, loads, min_patients=least)
     withheld = withheld_figures("evaluate.test", is_private=study.privacy is not None)
     metrics = {name: value for name, value in metrics.items() if name not in withheld}
     return Evaluated(_rounded_figures(site, "evaluate.test", metrics), len(test))

@@ -1,4 +1,10 @@
-"""Counts of patients by probability and label with small cells merged, the input of a pooled ROC curve."""
+"""Counts of patients by score and label: the input of a pooled ROC curve.
+
+`histograms` merges small cells, for counts that leave a site by themselves. `exact_histograms` does not, for counts
+that leave only in a sum over sites.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +28,17 @@ def histograms(
     if min(counts.sum() for counts in bins) < min_patients:
         return {}
     return {(label, where): count for label in (0, 1) for where, count in _merged(bins[label], min_patients)}
+
+
+def exact_histograms(
+    values: NDArray[np.float64], labels: NDArray[np.int64], edges: Sequence[float]
+) -> NDArray[np.int64]:
+    """Return counts, shape (2, bins): by label, and by the bin that begins at each of `edges` but the last.
+
+    Values below the first edge are in the first bin, those from the last edge on in the last one. Values are finite.
+    """
+    where = np.searchsorted(edges[1:-1], values, side="right")
+    return np.stack([np.bincount(where[labels == label], minlength=len(edges) - 1) for label in (0, 1)])
 
 
 def _merged(counts: NDArray[np.int64], least: int) -> list[tuple[int, int]]:
