@@ -50,7 +50,8 @@ def questions_of(study: "Study") -> dict[str, int]:
         "evaluate.calibrate": 1,
         "evaluate.test": 1 + others * compared,
         "evaluate.embed": int(embeds),
-        "evaluate.assign": int(embeds and asked.shortcut_audit),
+        # Which site's features a patient's are like cannot be asked from sums.
+        "evaluate.assign": int(embeds and asked.shortcut_audit and not study.aggregation.secure),
     }
 
 

@@ -206,3 +206,9 @@ SECAGG_SETTINGS = Reason(
     "Install the same version of fedthorax at the site and at the server. If they are the same, tell the other "
     "hospitals.",
 )
+SECAGG_THRESHOLDS = Reason(
+    "E_SECAGG_THRESHOLDS",
+    "a test in a study with secure aggregation comes with a calibration or thresholds, which it does not need",
+    "Install the same version of fedthorax at the site and at the server. If they are the same, the server chose "
+    "settings that no study of this release needs: tell the other hospitals.",
+)

@@ -18,6 +18,7 @@ from federation.gateway.batch_norm_bounds import could_follow, steps_of_round
 from federation.gateway.figure_checks import check_figures
 from federation.gateway.flower_objects import ArrayHead, Arrays, Content, ReadChunk, chunk_body
 from federation.gateway.schema import TRAINING, ArraySpec, Schema, Specs
+from federation.gateway.summed_checks import check_summands
 from federation.protocol import reasons as protocol_reasons
 from federation.protocol.batch_norm import MEAN, VARIANCE, is_counter, is_variance
 from federation.protocol.coarse_moments import RANGES
@@ -25,6 +26,7 @@ from federation.protocol.handshake import is_answer
 from federation.protocol.metric_allowlist import HANDSHAKE, Kind, withheld_figures
 from federation.protocol.patient_counts import Patients
 from federation.protocol.reply_validation import ABOUT
+from federation.protocol.summed_answers import SUMMED
 from models.refusal import Refusal
 
 PIECE_LENGTH = 2**15  # elements per piece: they fit into the processor's cache
@@ -55,22 +57,14 @@ def check_reply(content: Content, read: ReadChunk, rules: Rules) -> Values:
 
     Raises Refusal: E_REPLY_RECORDS, E_REPLY_KEYS, E_REPLY_SHAPE, E_REPLY_DAMAGED, E_REPLY_NOT_FINITE,
     E_REPLY_VARIANCE, E_REPLY_COUNTER, E_REPLY_BUFFERS, E_REPLY_DIGITS, E_REPLY_UPDATE, E_REPLY_HEAD, E_HANDSHAKE,
-    and those of `check_figures`.
+    and those of `check_figures` and `check_summands`.
     """
     expected = rules.schema.gives(rules.kind)
     is_handshake = rules.kind == HANDSHAKE
     _check_records(content, expected, metrics=set() if is_handshake else {"metrics"})
     if is_handshake:
         return {ABOUT: _checked_about(content.configs[ABOUT], rules.about)}
-    figures = check_figures(
-        content.metrics["metrics"],
-        rules.kind,
-        rules.patients,
-        min_patients=rules.min_patients,
-        histograms=rules.histograms,
-        embeddings=rules.embeddings,
-        withheld_figures=withheld_figures(rules.kind, is_private=rules.schema.private_round is not None),
-    )
+    figures = _checked_figures(content.metrics["metrics"], rules)
     went_out = Arrays(content.arrays, read)
     for record, specs in expected.items():
         if record in content.arrays:
@@ -86,6 +80,23 @@ def check_reply(content: Content, read: ReadChunk, rules: Rules) -> Values:
         for record, specs in expected.items():
             _check_moments(record, went_out, specs)
     return {"metrics": MetricRecord(dict(figures))}
+
+
+def _checked_figures(metrics: Mapping[str, Any], rules: Rules) -> dict[str, float]:
+    """Return the figures that may leave or, in a study with secure aggregation, what is added to the sum."""
+    if rules.schema.secure and rules.kind in SUMMED:
+        return check_summands(
+            metrics, rules.kind, rules.patients, min_patients=rules.min_patients, embeddings=rules.embeddings
+        )
+    return check_figures(
+        metrics,
+        rules.kind,
+        rules.patients,
+        min_patients=rules.min_patients,
+        histograms=rules.histograms,
+        embeddings=rules.embeddings,
+        withheld_figures=withheld_figures(rules.kind, is_private=rules.schema.private_round is not None),
+    )
 
 
 def _check_records(content: Content, expected: Mapping[str, Specs], *, metrics: set[str]) -> None:

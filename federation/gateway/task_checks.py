@@ -199,6 +199,15 @@ def deployed_settings(config: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in config.items() if name in _DEPLOYED}
 
 
+def check_without_thresholds(content: Content, schema: Schema) -> None:
+    """Check that a study with secure aggregation asks for no figures at thresholds: the counts answer for all of them.
+
+    Raises Refusal E_SECAGG_THRESHOLDS.
+    """
+    if schema.secure and (CALIBRATIONS in content.configs or deployed_settings(content.configs["config"])):
+        raise Refusal(reasons.SECAGG_THRESHOLDS)
+
+
 def _are_own(settings: Mapping[str, Any], kind: Kind) -> bool:
     """Tell whether these are valid settings that only messages of this kind have."""
     if kind == "evaluate.test":

@@ -25,6 +25,7 @@ from federation.protocol.half_precision import UPDATE, rounded
 from federation.protocol.metric_allowlist import APPEARANCE_SIZE, LABELS, MAX_PROBED, Kind
 from federation.protocol.patient_counts import count_patients
 from federation.protocol.study_config import Study, WireTable
+from federation.protocol.summed_answers import SUMMED, reported
 from models.network import build_network
 from models.refusal import Refusal
 from pipeline.phantom.anatomy import Grid
@@ -46,6 +47,14 @@ PRIVATE = Study.model_validate(
         **STUDY.model_dump(exclude_none=True),
         "network": {**STUDY.network.model_dump(), "norm": "group"},
         "privacy": {"noise_multiplier": 1.0, "sample_rate": 0.5},
+    }
+)
+MASKED = Study.model_validate(
+    {
+        **STUDY.model_dump(exclude_none=True),
+        "study": {**STUDY.study.model_dump(), "sites": 3, "quorum": 3},
+        "strategy": {"name": "FedAvg"},
+        "aggregation": {"secure": True},
     }
 )
 HALF = STUDY.model_copy(update={"wire": WireTable(precision="float16")})
@@ -167,3 +176,18 @@ def test_reply_in_half_precision_passes(site: Site, kind: Kind) -> None:
 def test_reply_of_a_private_study_passes(site: Site, kind: Kind) -> None:
     config = DEPLOYED if kind == "evaluate.test" else CONFIGS.get(kind, {})
     assert let_out(site, kind, ask(site, PRIVATE, kind, config), PRIVATE)
+
+
+@pytest.mark.parametrize("kind", list(SUMMED))
+def test_part_of_a_sum_passes_with_all_counts_and_without_what_needs_a_threshold(site: Site, kind: Kind) -> None:
+    asked = ask(site, MASKED, kind, {"audit": True} if kind == "evaluate.test" else {})
+    told = let_out(site, kind, asked)["metrics"]
+    table = SUMMED[kind]
+    assert set(table.counts) <= set(told) <= {*table.counts, *table.means, "num-examples"}
+    assert set(asked.reply.metrics["metrics"]) <= {*table.counts, *reported(kind), "num-examples"}
+    assert [told[name] for name in table.counts if name.startswith("sites_")] == [1, 1][: len(table.counts)]
+    expected = {
+        "evaluate.calibrate": set(table.means),
+        "evaluate.test": {"auroc_severe_squared", "auroc_severe_age_sex", "auroc_severe_outside_low"},
+    }
+    assert expected.get(kind, set()) <= set(told)

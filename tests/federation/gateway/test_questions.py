@@ -122,6 +122,14 @@ def test_number_of_questions_is_derived_from_the_study(evaluation: Mapping[str, 
     assert (allowed["evaluate.test"], allowed["train.head"], allowed["evaluate.calibrate"]) == (tests, heads, 1)
 
 
+def test_masked_study_does_not_ask_which_sites_a_patients_features_are_like() -> None:
+    table = {"name": "trial", "rounds": 3, "sites": 3, "quorum": 3}
+    plain = {"study": table, "strategy": {"name": "FedAvg"}}
+    masked = {**plain, "aggregation": {"secure": True}}
+    assert questions_of(Study.model_validate(plain))["evaluate.assign"] == 1
+    assert questions_of(Study.model_validate(masked))["evaluate.assign"] == 0
+
+
 # --- through the gateway ----------------------------------------------------------------------------------
 
 

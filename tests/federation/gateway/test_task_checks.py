@@ -224,6 +224,28 @@ def look(tree: ObjectTree, objects: dict[str, bytes], kind: Kind = "train") -> N
     task_checks.expected_chunks(content, SCHEMA.takes(kind))
 
 
+@pytest.mark.parametrize(
+    ("config", "calibrations"),
+    [({"rule_out_severe": 0.25}, False), ({"slope_severe": 1.0, "intercept_severe": 0.0}, False), ({}, True)],
+)
+def test_masked_study_asks_for_no_figures_at_thresholds(config: dict[str, float], calibrations: bool) -> None:
+    """Each threshold of its own choice would tell a hostile server which patients are at or above it."""
+
+    def add(records: dict[str, Any]) -> None:
+        records["config"] = ConfigRecord({"server-round": 1, "audit": True, **config})
+        if calibrations:
+            records["calibrations"] = ConfigRecord({"slope_severe": [1.0]})
+
+    tree, objects = task(add, "evaluate.test")
+    content = read_content(tree.object_id, objects, TASK_DAMAGED)
+    masked = replace(SCHEMA, secure=True)
+    assert code_of(task_checks.check_without_thresholds, content, masked) == "E_SECAGG_THRESHOLDS"
+    assert code_of(task_checks.check_without_thresholds, content, SCHEMA) == ""
+    tree, objects = task(kind="evaluate.test")
+    plain = read_content(tree.object_id, objects, TASK_DAMAGED)
+    assert code_of(task_checks.check_without_thresholds, plain, masked) == ""
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_valid_content_of_each_kind_is_accepted(kind: Kind) -> None:
     tree, objects = task(kind=kind)
