@@ -88,24 +88,36 @@ def fit_platt(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> Platt
     A penalty towards slope 1 and intercept 0 prevents large changes from a few patients; without any known label the
     result is the identity. The covariance is the inverse of the Fisher information, including the penalty.
     """
-    from scipy.optimize import minimize  # imported here: it takes a third of a second, and scoring does not need it
-
     known = ~np.isnan(labels)
     if not known.any():
         return Platt()
     x, y = np.asarray(logits, dtype=np.float64)[known], labels[known]
+    return fit_weighted(x, y, np.ones_like(x))
+
+
+def fit_weighted(x: NDArray[np.float64], y: NDArray[np.floating], weights: NDArray[np.float64]) -> Platt:
+    """Fit as `fit_platt` does, to logits `x` and labels `y` (0 or 1) of `weights` patients each; shape (n,)."""
+    from scipy.optimize import minimize  # imported here: it takes a third of a second, and scoring does not need it
 
     def loss(parameters: NDArray[np.float64]) -> float:
         slope, intercept = parameters
         z = slope * x + intercept
-        return float(np.sum(np.logaddexp(0, z) - y * z) + PENALTY * ((slope - 1) ** 2 + intercept**2))
+        return float(np.sum(weights * (np.logaddexp(0, z) - y * z)) + PENALTY * ((slope - 1) ** 2 + intercept**2))
 
     bounds = [(LOWEST_SLOPE, None), (None, None)]
     slope, intercept = minimize(loss, x0=_AS_IT_IS, method="L-BFGS-B", bounds=bounds).x
     p = expit(slope * x + intercept)
     design = np.stack([x, np.ones_like(x)])
-    information = (design * (p * (1 - p))) @ design.T + _OF_PENALTY
+    information = (design * (weights * p * (1 - p))) @ design.T + _OF_PENALTY
     return Platt(slope=float(slope), intercept=float(intercept), covariance=_three(np.linalg.inv(information)))
+
+
+def with_differences(fit: Platt) -> Platt:
+    """Return a fit to the patients of several hospitals with the covariance of a new hospital's pair.
+
+    How far the hospitals differ cannot be known from their sum, so the differences are those of BETWEEN.
+    """
+    return fit.model_copy(update={"covariance": _three(_matrix(fit.covariance) + np.diag(np.square(BETWEEN)))})
 
 
 def pool(fits: Sequence[Platt]) -> Platt:

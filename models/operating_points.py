@@ -13,6 +13,7 @@ RATES: Mapping[str, str] = {"rule_out": "sensitivity", "rule_in": "specificity"}
 AIM = 0.90  # least estimated rate of a threshold
 FLOOR = 0.80  # least lower bound of that rate
 CONFIDENCE = 0.95  # one-sided, of each end of the interval
+LEAST_SITES = 3  # hospitals in a sum of counts, below which no figure of it is used
 LEAST_PATIENTS = 20  # positive and negative validation patients of all hospitals
 NO_POINT = "The release defines no operating points."  # an earlier version did not record why
 
@@ -24,7 +25,8 @@ class Evidence(BaseModel):
 
     `value`: the sensitivity (rule_out) or specificity (rule_in), over all hospitals' patients together, in steps of
     three patients. `low`, `high`: its 90 % interval; each end is a one-sided 95 % bound, and allows for the steps.
-    `positives`, `negatives`: numbers of patients, rounded down in steps at each of the `sites` hospitals.
+    `positives`, `negatives`: numbers of patients, rounded down in steps at each of the `sites` hospitals. After a study
+    with secure aggregation there are no steps: the numbers are exact sums.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,12 +65,12 @@ class MissingPoint(BaseModel):
     """Why there is no threshold, and how many validation patients were counted, at how many hospitals.
 
     `why`: "too_few" patients; "not_reached", no threshold's bound is high enough; "not_calibrated", the label has no
-    calibration.
+    calibration; "few_hospitals", the sum of a study with secure aggregation has too few hospitals with both classes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    why: Literal["too_few", "not_reached", "not_calibrated"]
+    why: Literal["too_few", "not_reached", "not_calibrated", "few_hospitals"]
     positives: int = 0
     negatives: int = 0
     sites: int = 0
@@ -77,6 +79,8 @@ class MissingPoint(BaseModel):
         """Say in a sentence why there is no threshold for this point of POINTS."""
         if self.why == "not_calibrated":
             return "No operating point: no hospital calibrated this label."
+        if self.why == "few_hospitals":
+            return f"No operating point: {few_hospitals(self.sites)}."
         found = f"{counts(self.positives, self.negatives, self.sites)} could be counted"
         if self.why == "too_few":
             return f"No operating point: {found}; at least {LEAST_PATIENTS} of each are needed."
@@ -84,6 +88,14 @@ class MissingPoint(BaseModel):
             f"No operating point: {found}, too few to show that a threshold to {point.replace('_', ' ')} "
             f"reaches a {RATES[point]} of {FLOOR:.2f}."
         )
+
+
+def few_hospitals(sites: int) -> str:
+    """Say that a sum has too few hospitals to be used."""
+    return (
+        f"only {sites} of the hospitals had enough patients of both classes; sums over fewer than {LEAST_SITES} "
+        "hospitals are not used"
+    )
 
 
 def counts(positives: int, negatives: int, sites: int) -> str:

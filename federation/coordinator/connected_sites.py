@@ -4,7 +4,7 @@ Node ids are mapped to site names once, at the start of a run. A site that is en
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from federation.protocol.half_precision import Precision
 from federation.protocol.metric_allowlist import EXAMPLES, Figure
 from federation.protocol.reply_validation import NO_HEAD, Expected, LedgerHead, Sifted, figures, sift
 from federation.protocol.simulated_sites import simulated_folders
+from federation.strategy.round_report import by_code
 from federation.superlink.control import read_server_config
 from federation.superlink.nodes import sites as registered_sites
 
@@ -100,6 +101,27 @@ class Sites:
     def ledger(self, heads: Mapping[int, LedgerHead]) -> dict[str, dict[str, Any]]:
         """Return ledger heads in the format of the history."""
         return {self.name(node): asdict(head) for node, head in sorted(heads.items())}
+
+
+def ask_and_note(
+    sites: Sites,
+    kind: str,
+    content: Content,
+    expected: Expected,
+    what: str,
+    history: list[Mapping[str, Any]],
+    say: Callable[[str], None],
+    timeout_s: float,
+    among: Container[str] | None = None,
+) -> Sifted:
+    """Ask the online sites, or those of the given names; say who is left out and why, and append it to `history`."""
+    nodes = [node for node in sites.nodes() if among is None or sites.name(node) in among]
+    sifted = sites.ask(kind, content, expected, nodes=nodes, timeout_s=timeout_s)
+    for line in by_code({sites.name(node): code for node, code in sifted.refused.items()}):
+        say(f"{what} without {line}")
+    say(f"{what} at {len(sifted.valid)} of {len(nodes)} sites")
+    history.append(sites.entry(what, sifted))
+    return sifted
 
 
 def gather(

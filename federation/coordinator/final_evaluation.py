@@ -13,30 +13,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import ConfigRecord
-from scipy.special import expit
 
 from federation.coordinator import shortcut_audit
-from federation.coordinator.connected_sites import MAX_EXAMPLES, Content, Sites, to_all
+from federation.coordinator.connected_sites import MAX_EXAMPLES, Content, Sites, ask_and_note, to_all
+from federation.coordinator.examined import Calibrated, Examined, Figures
 from federation.coordinator.local_models import Alone, model_of, model_records
 from federation.coordinator.rounds import Model, Training
 from federation.protocol.calibration_answers import to_record
+from federation.protocol.deployment import to_config
 from federation.protocol.flat_weights import Arrays, pack
 from federation.protocol.metric_allowlist import EXAMPLES, FIGURES, MAX_PROBED, Kind
-from federation.protocol.operating_points import Chosen, choose_all
+from federation.protocol.operating_points import choose_all
 from federation.protocol.pooled_calibration import pooled
+from federation.protocol.pooled_figures import weighted_means
 from federation.protocol.reply_validation import CALIBRATIONS, Expected, Sifted, decode, encode
 from federation.protocol.simulated_sites import simulated_folders
 from federation.protocol.study_config import Study
 from federation.runs.results import FEDERATED, Audit, ModelFigures, Probe
 from federation.runs.results import Kind as ModelKind
-from federation.strategy.round_report import RoundReport, by_code
+from federation.strategy.round_report import RoundReport
 from federation.strategy.sampling import draw
 from models.familiarity import APPEARANCE_SIZE, Distances, Familiarity, Moments, limit, pool_moments
-from models.operating_points import MissingPoint, OperatingPoint
 from models.refusal import Refusal
 from pipeline.evaluation.figures import Deployed
-
-Figures = dict[int, dict[str, float]]  # one entry for each site, by node id
 
 
 class Embedded(NamedTuple):
@@ -44,44 +43,6 @@ class Embedded(NamedTuple):
 
     features: Moments
     looks: Moments
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """A model's calibration and thresholds, and what is known of each threshold, by label and point.
-
-    `familiarity`: None if fewer than two sites release statistics of their scans' appearance. `answers`: the sites'
-    own values. Each site's gateway recomputes calibration and thresholds from them before it answers a request that
-    uses them.
-    """
-
-    deployed: Deployed
-    answers: Sequence[Mapping[str, float]]
-    choices: Mapping[str, Mapping[str, Chosen | MissingPoint]]
-    familiarity: Familiarity | None
-
-    def operating_points(self) -> dict[str, dict[str, OperatingPoint]]:
-        """Return the thresholds as calibrated probabilities, as far as there are any."""
-        return {
-            label: {
-                point: OperatingPoint(
-                    threshold=float(expit(platt.slope * at.logit + platt.intercept)), evidence=at.evidence
-                )
-                for point, at in choices.items()
-                if isinstance(at, Chosen)
-            }
-            for label, choices in self.choices.items()
-            if (platt := self.deployed.calibration.get(label))
-        }
-
-    def missing_points(self) -> dict[str, dict[str, MissingPoint]]:
-        """Return why there is no threshold, for each one that is missing."""
-        missing: dict[str, dict[str, MissingPoint]] = {}
-        for label, choices in self.choices.items():
-            missing[label] = {point: at for point, at in choices.items() if isinstance(at, MissingPoint)}
-            if label not in self.deployed.calibration:
-                missing[label] = dict.fromkeys(choices, MissingPoint(why="not_calibrated"))
-        return missing
 
 
 @dataclass
@@ -99,6 +60,22 @@ class Examination:
     say: Callable[[str], None]
     history: list[Mapping[str, Any]]
     models: list[ModelFigures] = field(default_factory=list)
+
+    def examine(self, model: Model, features: int, trained_at: list[str], rounds: int) -> Examined:
+        """Calibrate, test and audit the federated model, and test those that the study compares with it.
+
+        `features`: numbers that the network computes per scan. `rounds`: of each of the other models.
+        """
+        # Embedding and audit also use training patients, which the noise of a private study does not cover.
+        is_private = self.study.privacy is not None
+        embedded = {} if is_private else self.embed(model, features)
+        calibrated = self.calibrate(model, embedded)
+        audited = self.study.evaluation.shortcut_audit and not is_private
+        config = {**to_config(calibrated.deployed), "audit": audited}
+        found = self.judge(FEDERATED, "federated", model, trained_at, config, calibrated.answers)
+        audit = self.audit(model, found, embedded) if audited else None
+        self.compare(model, rounds)
+        return Examined(self.models, calibrated, audit, found, weighted_means(list(found.values())))
 
     def ask(
         self,
@@ -120,15 +97,9 @@ class Examination:
     def _question(
         self, kind: Kind, content: Content, expected: Expected, what: str, among: Container[str] | None = None
     ) -> Sifted:
-        """Ask the online sites, or those of the given names. Sites that do not answer are left out and logged."""
-        nodes = [node for node in self.sites.nodes() if among is None or self.sites.name(node) in among]
-        timeout_s = self.study.study.round_timeout_s
-        sifted = self.sites.ask(kind, content, expected, nodes=nodes, timeout_s=timeout_s)
-        for line in by_code({self.sites.name(node): code for node, code in sifted.refused.items()}):
-            self.say(f"{what} without {line}")
-        self.say(f"{what} at {len(sifted.valid)} of {len(nodes)} sites")
-        self.history.append(self.sites.entry(what, sifted))
-        return sifted
+        return ask_and_note(
+            self.sites, kind, content, expected, what, self.history, self.say, self.study.study.round_timeout_s, among
+        )
 
     def embed(self, model: Model, features: int) -> dict[str, Embedded]:
         """Ask for the statistics of training patients, by site, for the sites that release them.
@@ -232,7 +203,7 @@ class Examination:
         if asked.fine_tune:
             self._fine_tuned(model, drawn)
         if asked.pooled and simulated_folders():
-            self._pooled()
+            self.judge("pooled", "pooled", pooled_model(self.study, self.say), sorted(self.sites.names.values()))
         if asked.local_models:
             alone = Alone(self.study, self.folder / "compared", self.run, self.say)
             for node, local in alone.train(self.sites.only(drawn), rounds).items():
@@ -254,15 +225,6 @@ class Examination:
             site = self.sites.name(node)
             self.judge(f"{site} fine-tuned", "fine_tuned", model_of(reply), [site])
 
-    def _pooled(self) -> None:
-        """Train and evaluate a model of all patients in one place. Only a simulation can do this."""
-        from federation.coordinator.baselines import train_together
-        from pipeline.site.folder import Site
-
-        self.say("pooled model: training")
-        network = train_together(self.study, [Site.open(folder) for folder in simulated_folders()])
-        self.judge("pooled", "pooled", Model(*pack(network)), sorted(self.sites.names.values()))
-
     def _left_out(self, drawn: Sequence[int]) -> None:
         """Train the federation again without each of these sites, and evaluate it at all sites, including that one."""
         nodes, table = self.sites.nodes(), self.study.study
@@ -281,3 +243,12 @@ class Examination:
                 self.say(f"no federation {name}: {refusal.code}")
                 continue
             self.judge(name, "left_out", model, [self.sites.name(node) for node in rest])
+
+
+def pooled_model(study: Study, say: Callable[[str], None]) -> Model:
+    """Train a model of all patients in one place. Only a simulation can do this."""
+    from federation.coordinator.baselines import train_together
+    from pipeline.site.folder import Site
+
+    say("pooled model: training")
+    return Model(*pack(train_together(study, [Site.open(folder) for folder in simulated_folders()])))

@@ -20,11 +20,11 @@ SERVER_DISK = Reason(
 )
 SHORTCUT_TAGS = Reason(
     "W_SHORTCUT_TAGS",
-    "acquisition tags alone predict {label} at this site: AUROC {auroc}, 95 % interval from {low}",
+    "acquisition tags alone predict {label} at {where}: AUROC {auroc}, 95 % interval from {low}",
     "Find out which scanner or protocol goes with the label there. Report results without that site, or by scanner.",
 )
 SHORTCUT_OUTSIDE = Reason(
     "W_SHORTCUT_OUTSIDE",
-    "the model predicts {label} with the lungs blanked out at this site: AUROC {auroc}, 95 % interval from {low}",
+    "the model predicts {label} with the lungs blanked out at {where}: AUROC {auroc}, 95 % interval from {low}",
     "Do not release it until you know what it reads outside the lungs, such as lines, supports, arms or the scanner.",
 )

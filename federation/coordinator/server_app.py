@@ -25,19 +25,20 @@ from federation.client.site_tasks import load_network
 from federation.coordinator import reasons
 from federation.coordinator.connected_sites import gather
 from federation.coordinator.eager_grid import EagerGrid
-from federation.coordinator.final_evaluation import Examination, Figures
+from federation.coordinator.examined import Examined
+from federation.coordinator.final_evaluation import Examination
 from federation.coordinator.masked_strategy import MaskedStudy
 from federation.coordinator.rounds import Model, Training
 from federation.coordinator.site_agreement import shake_hands
+from federation.coordinator.summed_evaluation import SummedExamination
+from federation.coordinator.summed_questions import PlainSums, Sums
 from federation.enrolment.peers import roster_of
-from federation.protocol.deployment import to_config
 from federation.protocol.first_weights import begun_sites
 from federation.protocol.handshake import SiteAbout, most_patients
 from federation.protocol.metric_allowlist import EXAMPLES, LOSS
-from federation.protocol.pooled_figures import weighted_means
 from federation.protocol.release_files import BEGINS_FROM
 from federation.protocol.study_config import Study
-from federation.runs.results import FEDERATED, RESULTS, Results
+from federation.runs.results import RESULTS, Results
 from federation.runs.submission import MARK
 from federation.runs.tracking import Tracker, hand_over_rest
 from federation.secure_aggregation.reasons import SECAGG_ROSTER_SMALL
@@ -185,22 +186,13 @@ class ServerRun:
 
     def _finish(self, model: Model) -> None:
         """Evaluate the model at the sites; write the results and the candidate."""
-        examination = Examination(self.study, self.sites, self.folder, self.name, self.robust, say, self.history)
         rounds = [entry for entry in self.history if "round" in entry]
         begun = begun_sites(self.study, self.folder / BEGINS_FROM)
         trained_at = sorted({*begun, *(site for entry in rounds for site in entry["sites"])})
         network = load_network(self.study, model.arrays, model.buffers)
-        # Embedding and audit also use training patients, which the noise of a private study does not cover.
-        is_private = self.study.privacy is not None
-        embedded = {} if is_private else examination.embed(model, network.features)
-        calibrated = examination.calibrate(model, embedded)
-        audited = self.study.evaluation.shortcut_audit and not is_private
-        config = {**to_config(calibrated.deployed), "audit": audited}
-        found = examination.judge(FEDERATED, "federated", model, trained_at, config, calibrated.answers)
-        audit = examination.audit(model, found, embedded) if audited else None
-        examination.compare(model, self.training.state.round)
+        examined = self._examined(model, network.features, trained_at)
         self._write_history()
-        means = weighted_means(list(found.values())) if found else {}
+        calibrated = examined.calibrated
         points, missing = calibrated.operating_points(), calibrated.missing_points()
         release = save_release(
             self.folder / "release",
@@ -219,7 +211,7 @@ class ServerRun:
                 strategy=self.study.strategy.name,
                 software=f"fedthorax {version('fedthorax')}",
                 trained_on_synthetic_data=self.study.study.synthetic,
-                metrics={f"mean_{k}": v for k, v in means.items() if k in HEADLINES},
+                metrics={f"mean_{k}": v for k, v in examined.means.items() if k in HEADLINES},
                 privacy=self._privacy(rounds),
             ),
         )
@@ -230,22 +222,35 @@ class ServerRun:
             study=self.study,
             sites=self.about,
             history=[dict(entry) for entry in self.history],
-            models=examination.models,
+            models=list(examined.models),
             calibration=dict(calibrated.deployed.calibration),
             operating_points=points,
             missing_points=missing,
-            audit=audit,
+            audit=examined.audit,
             release=release.sha256,
             stopped_early=self.training.stopped_early,
         )
         write_durably(self.folder / RESULTS, results.model_dump_json(indent=1).encode())
-        self._register(found, means, release)
+        self._register(examined, release)
 
-    def _register(self, found: Figures, means: Mapping[str, float], release: Release) -> None:
+    def _examined(self, model: Model, features: int, trained_at: list[str]) -> Examined:
+        """Calibrate and test the model: from single sites' answers or, with secure aggregation, from sums alone."""
+        if self.study.aggregation.secure:
+            return SummedExamination(self.study, self._sums(features), say).examine(model, trained_at)
+        examination = Examination(self.study, self.sites, self.folder, self.name, self.robust, say, self.history)
+        return examination.examine(model, features, trained_at, self.training.state.round)
+
+    def _sums(self, features: int) -> Sums:
+        """Return what asks the sites for sums; `features`: numbers that the network computes per scan."""
+        timeout_s = self.study.study.round_timeout_s
+        return PlainSums(self.sites, self.history, say, features=features, timeout_s=timeout_s)
+
+    def _register(self, examined: Examined, release: Release) -> None:
         """Log the final metrics, the results and the candidate to MLflow."""
+        own = {self.sites.name(node): figures for node, figures in examined.figures.items()}
         self.tracker.log_final(
-            {f"{self.sites.name(node)}/{k}": v for node, f in found.items() for k, v in f.items() if k != EXAMPLES}
-            | {f"mean_{k}": v for k, v in means.items()},
+            {f"{site}/{name}": value for site, f in own.items() for name, value in f.items() if name != EXAMPLES}
+            | {f"mean_{name}": value for name, value in examined.means.items()},
             self.study.study.rounds,
         )
         self.tracker.add_artifacts(self.folder / "history.json", "history")

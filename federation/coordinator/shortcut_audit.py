@@ -24,6 +24,7 @@ FALSE_ALARM = 0.01  # the probability that a study without shortcuts gets any fl
 LEAST_AUROC = (
     0.55  # the lower end of the interval must exceed this; a smaller AUROC does not explain a model's performance
 )
+NO_PROBE = "how well features predict the site needs single sites' means, and this study shows the server only sums"
 _LEVEL = 0.975  # one-sided level of the intervals that sites report
 
 CHECKS: Mapping[str, Reason] = {
@@ -78,16 +79,34 @@ def judge(sites: Mapping[str, Mapping[str, float]], found: Probe | None) -> Audi
     metrics (Bonferroni).
     """
     shown = {site: {name: figures[name] for name in SHOWN if name in figures} for site, figures in sites.items()}
-    checked = [(site, name) for site, figures in shown.items() for name in CHECKS if name in figures]
+    return Audit(probe=found, sites=shown, flags=_flags(shown, "this site"))
+
+
+def judge_means(means: Mapping[str, float]) -> Audit:
+    """Make the audit from the metrics' means over all sites, where no site's own are known.
+
+    The mean of the sites' lower ends is one of the mean: a mean's standard error is at most the mean of the standard
+    errors. A shortcut at one site alone is diluted by the others, and may stay below the limit.
+    """
+    shown = {name: means[name] for name in SHOWN if name in means}
+    flags = _flags({"": shown}, "the sites, on average")
+    return Audit(probe=None, sites={}, flags=flags, means=shown, no_probe=NO_PROBE)
+
+
+def _flags(shown: Mapping[str, Mapping[str, float]], where: str) -> list[Flag]:
+    """Return the flags of sites, given the metrics that are shown of each."""
+    checked = [
+        (site, name) for site, figures in shown.items() for name in CHECKS if {name, f"{name}_low"} <= set(figures)
+    ]
     flags = []
     for site, name in checked:
         value, low = shown[site][name], shown[site][f"{name}_low"]
         if strict_low(value, low, level=1 - FALSE_ALARM / len(checked)) > LEAST_AUROC:
             reason = CHECKS[name]
             label = name.removeprefix("auroc_").rpartition("_")[0]
-            says = reason.says.format(label=label, auroc=f"{value:.2f}", low=f"{low:.2f}")
+            says = reason.says.format(label=label, auroc=f"{value:.2f}", low=f"{low:.2f}", where=where)
             flags.append(Flag(code=reason.code, site=site, says=says))
-    return Audit(probe=found, sites=shown, flags=flags)
+    return flags
 
 
 def strict_low(value: float, low: float, *, level: float) -> float:

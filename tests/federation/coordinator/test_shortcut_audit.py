@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from federation.coordinator.shortcut_audit import discriminants, judge, probe, strict_low
+from federation.coordinator.shortcut_audit import NO_PROBE, discriminants, judge, judge_means, probe, strict_low
 from federation.protocol.metric_allowlist import MAX_PROBED
 from models.familiarity import Moments
 from pipeline.evaluation.discrimination import auroc
@@ -146,3 +146,28 @@ def test_false_flag_rate_of_clean_studies_is_bounded() -> None:
             sites[site] = figures("auroc_severe_outside", found.value, found.low, found.high)
         flagged += bool(judge(sites, None).flags)
     assert flagged <= 4
+
+
+# --- from sums --------------------------------------------------------------------------------------------
+
+
+def test_shortcut_of_all_sites_is_flagged_from_the_means() -> None:
+    found = judge_means(figures("auroc_severe_tags", 0.85, 0.78, 0.9))
+    assert [(flag.code, flag.site) for flag in found.flags] == [("W_SHORTCUT_TAGS", "")]
+    assert "at the sites, on average: AUROC 0.85" in found.flags[0].says
+    assert (found.probe, found.sites, found.no_probe) == (None, {}, NO_PROBE)
+
+
+def test_mean_without_its_lower_end_is_shown_and_not_flagged() -> None:
+    found = judge_means({"auroc_severe_outside": 0.9, "scanner_chance": 0.5, "auroc_severe": 0.9})
+    assert found.flags == []
+    assert found.means == {"auroc_severe_outside": 0.9, "scanner_chance": 0.5}
+
+
+def test_shortcut_at_one_of_four_sites_is_lost_in_the_means() -> None:
+    """A limit of sums, which the documentation states."""
+    sites = {"north": (0.9, 0.85), **dict.fromkeys(("south", "west", "east"), (0.5, 0.4))}
+    each = {site: figures("auroc_severe_tags", value, low, 1.0) for site, (value, low) in sites.items()}
+    assert [flag.site for flag in judge(each, None).flags] == ["north"]
+    means = {name: float(np.mean([each[site][name] for site in each])) for name in each["north"]}
+    assert judge_means(means).flags == []
