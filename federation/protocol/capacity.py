@@ -28,9 +28,12 @@ from federation.protocol.metric_allowlist import (
     Figure,
     Kind,
 )
+from federation.protocol.summed_answers import LOAD_EDGES, LOGIT_BINS, reported
 
 FEATURES = 128  # per scan, in the default network
 BEGIN, END = "<!-- begin: bits -->", "<!-- end: bits -->"
+_OF_CLASS = 100  # patients of a class, for whose counts the page states the bits
+_IN_SUMS: tuple[Kind, ...] = ("evaluate.calibrate", "evaluate.test")
 _PAGE = Path(__file__).resolve().parents[2] / "docs" / "one-reply.md"
 _SAYS: Mapping[Kind, str] = {
     "query.handshake": "the handshake: version, two digests, a band of patients",
@@ -57,6 +60,18 @@ def bits(kind: Kind, *, histograms: int = 0, features: int = FEATURES) -> float:
         # The counts of a class sum to at most its size: that many patients are spread over BINS bins and "not counted".
         bits += 2 * len(LABELS) * math.log2(math.comb(histograms + BINS, BINS))
     return bits
+
+
+def summed_bits(kind: Kind, *, of_class: int) -> float:
+    """Return the bits of what an app chooses in a part of a sum of this kind, for labels with classes of this size.
+
+    The counts of a class are its size exactly, or all counts of the label are 0.
+    """
+    table = {name: FIGURES[kind][name] for name in reported(kind)}
+    bits = sum(_bits_of(name, table) for name in table if not figure_of_end(name, table))
+    counted = [LOGIT_BINS, len(LOAD_EDGES) - 1] if kind == "evaluate.test" else [LOGIT_BINS]
+    ways = math.prod(math.comb(of_class + bins - 1, bins - 1) ** 2 for bins in counted)
+    return bits + len(LABELS) * math.log2(1 + ways)
 
 
 def code_bits(codes: frozenset[str] = OF_SITES) -> float:
@@ -95,15 +110,20 @@ def page_table() -> str:
     head = ("| reply | bits | besides |", "| --- | --- | --- |")
     rows = [f"| `{kind}`: {_SAYS[kind]} | {math.ceil(bits(kind))} | {_besides(kind)} |" for kind in FIGURES]
     codes = f"| a code: refused, or failed | {code_bits():.1f} | an app alone: {code_bits(OF_APPS):.1f} |"
-    return "\n".join((*head, *rows, codes)) + "\n"
+    return "\n".join((*head, *rows, *map(_summed_row, _IN_SUMS), codes)) + "\n"
+
+
+def _summed_row(kind: Kind) -> str:
+    bits = math.ceil(summed_bits(kind, of_class=_OF_CLASS))
+    return f"| `{kind}` in a masked study | {bits} | classes of {_OF_CLASS} patients; leaves only in a sum |"
 
 
 def _besides(kind: Kind) -> str:
     if kind in TRAINING:
         return "the model's weights: no bound"
     if kind == "evaluate.test":
-        more = math.ceil(bits(kind, histograms=100) - bits(kind))
-        return f"with histograms, classes of 100 patients: {more} more"
+        more = math.ceil(bits(kind, histograms=_OF_CLASS) - bits(kind))
+        return f"with histograms, classes of {_OF_CLASS} patients: {more} more"
     if kind == "evaluate.embed":
         return f"for {FEATURES} features and {APPEARANCE_SIZE} appearance features"
     return "the app chooses nothing" if kind == HANDSHAKE else ""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from federation.gateway.figure_checks import check_figures
 from federation.protocol import capacity
-from federation.protocol.capacity import bits, code_bits, with_table
+from federation.protocol.capacity import bits, code_bits, summed_bits, with_table
 from federation.protocol.coarse_moments import MANTISSA_BITS, RANGES, Range
 from federation.protocol.error_codes import OF_APPS
 from federation.protocol.figure_rounding import HIGH, LOW, figure_of_end
@@ -203,3 +203,17 @@ def test_capacity_imports_no_heavy_library() -> None:
     code = "import sys; import federation.protocol.capacity; print(*{'torch', 'sklearn', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+# --- parts of a sum ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("evaluate.calibrate", 600), ("evaluate.test", 1300)])
+def test_bits_of_a_part_of_a_sum_are_bounded(kind: Kind, limit: float) -> None:
+    assert summed_bits(kind, of_class=100) < limit
+
+
+@pytest.mark.parametrize(("kind", "ways"), [("evaluate.calibrate", 50**2), ("evaluate.test", 50**2 * 40**2)])
+def test_counts_of_classes_of_one_patient_are_the_places_where_it_can_be(kind: Kind, ways: int) -> None:
+    without = summed_bits(kind, of_class=0) - len(LABELS)  # nobody to count: a label is there, or not
+    assert summed_bits(kind, of_class=1) - without == pytest.approx(len(LABELS) * math.log2(1 + ways))
