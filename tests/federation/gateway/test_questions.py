@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from federation.gateway import questions, task_exchange, task_intake
 from federation.gateway.questions import KeptAnswer, Question, Questions, questions_of
+from federation.gateway.schema import Schema
 from federation.protocol.calibration_answers import to_record
 from federation.protocol.metric_allowlist import LABELS, class_counts, tail
 from federation.protocol.pooled_calibration import pooled, settings_of
@@ -298,6 +299,19 @@ def test_other_thresholds_are_refused(bench: Bench, answers: list[dict[str, floa
 def test_thresholds_are_refused_if_the_site_was_not_calibrated(bench: Bench) -> None:
     ask_at_thresholds(bench, trained_here(bench), OTHERS, {}, calibrated=False)
     is_refused(bench, "E_THRESHOLDS")
+
+
+def test_masked_study_that_asks_at_thresholds_is_refused(
+    bench: Bench,
+    schema: Callable[[Schema], None],  # noqa: F811
+) -> None:
+    """Even at those that follow from the sites' own calibrations: nobody needs them to sum counts."""
+    schema(replace(SCHEMA, secure=True))
+    content = task_content(trained_here(bench), rule_in_severe=0.5)
+    bench.server.give(content, message_type="evaluate.test")
+    with bench.node() as node:
+        assert node.fetch() is None
+        is_refused(bench, "E_SECAGG_THRESHOLDS")
 
 
 @pytest.mark.parametrize(
