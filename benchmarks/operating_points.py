@@ -4,30 +4,38 @@
 
 Scores are normal in both classes with different variances (the binormal model), and shifted at each site, so the true
 rates are known. Each simulated site computes the figures that a real one reports, and the thresholds are chosen as in a
-study. Writes benchmarks/results/operating_points.json and operating_points.md. Takes some minutes on one core.
+study: from the sites' tails by sums or robustly or, with secure aggregation, from the sums of exact counts. Writes
+benchmarks/results/operating_points.json and operating_points.md. Takes some minutes on one core.
 """
 
 import json
 import platform
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from federation.protocol import pooled_counts
 from federation.protocol.operating_points import Chosen, choose
+from federation.protocol.summed_answers import CLASSES, SUMMED, Summed, logit_counts, sites_with
 from models.operating_points import FLOOR, POINTS
 from pipeline.evaluation.figures import tail_figures
+from pipeline.evaluation.histograms import exact_histograms
+from pipeline.evaluation.ladder import RUNGS
 from pipeline.site.folder import VALIDATION_SHARE
 
 LABEL, MIN_PATIENTS = "severe", 10
 STUDIES = 4000
+Pool = Literal["sums", "robust", "masked"]
+POOLS: tuple[Pool, ...] = ("sums", "robust", "masked")
+Patients = tuple[NDArray[np.float64], NDArray[np.int64]]  # logits and labels
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -76,11 +84,11 @@ class Hospital:
         prevalence = float(np.clip(rng.normal(setting.prevalence, 0.05), 0.05, 0.95))
         return cls(prevalence, means, (setting.scale, 1.2 * setting.scale))
 
-    def answer(self, patients: int, rng: np.random.Generator) -> Mapping[str, float]:
-        """Return what the hospital reports about its validation patients."""
+    def patients(self, patients: int, rng: np.random.Generator) -> Patients:
+        """Return the hospital's validation patients."""
         labels = (rng.random(rng.binomial(patients, VALIDATION_SHARE)) < self.prevalence).astype(np.int64)
         logits = rng.normal(np.take(self.means, labels), np.take(self.spreads, labels))
-        return tail_figures(logits, labels, LABEL, min_patients=MIN_PATIENTS)
+        return logits, labels
 
     def rates(self, logit: float) -> tuple[float, float]:
         """Return the true sensitivity and specificity of a threshold."""
@@ -102,11 +110,25 @@ class Outcome:
     high: float
 
 
-def simulate(setting: Setting, rng: np.random.Generator, *, is_robust: bool) -> dict[str, Outcome | None]:
+def simulate(setting: Setting, rng: np.random.Generator, *, pool: Pool) -> dict[str, Outcome | None]:
     """Return the outcome of each point of one study; None where nothing is released."""
     hospitals = [Hospital.drawn(setting, rng) for _ in range(setting.sites)]
-    answers = [hospital.answer(setting.patients, rng) for hospital in hospitals]
+    found = [hospital.patients(setting.patients, rng) for hospital in hospitals]
+    if pool == "masked":
+        summed = _summed(found)
+        return {point: _outcome(hospitals, pooled_counts.choose(summed, LABEL, point), point) for point in POINTS}
+    answers = [tail_figures(logits, labels, LABEL, min_patients=MIN_PATIENTS) for logits, labels in found]
+    is_robust = pool == "robust"
     return {point: _outcome(hospitals, choose(answers, LABEL, point, is_robust=is_robust), point) for point in POINTS}
+
+
+def _summed(hospitals: Sequence[Patients]) -> Summed:
+    """Return the sum of the hospitals' exact counts, of those with enough patients of both classes."""
+    large = [each for each in hospitals if min(np.bincount(each[1], minlength=2)) >= MIN_PATIENTS]
+    counts = dict.fromkeys(SUMMED["evaluate.calibrate"].counts, 0) | {sites_with(LABEL): len(large)}
+    table = sum((exact_histograms(*each, RUNGS) for each in large), np.zeros((len(CLASSES), len(RUNGS) - 1), np.int64))
+    counts |= {name: int(table[int(value), bin]) for (value, bin), name in logit_counts(LABEL).items()}
+    return Summed(sites=len(hospitals), patients=sum(len(labels) for _, labels in hospitals), counts=counts)
 
 
 def _outcome(hospitals: Sequence[Hospital], choice: object, point: str) -> Outcome | None:
@@ -122,13 +144,13 @@ def _outcome(hospitals: Sequence[Hospital], choice: object, point: str) -> Outco
     )
 
 
-def row(setting: Setting, *, is_robust: bool, studies: int, seed: int) -> dict[str, Any]:
+def row(setting: Setting, *, pool: Pool, studies: int, seed: int) -> dict[str, Any]:
     """Return the figures of many studies of one setting."""
     rng = np.random.default_rng(seed)
-    outcomes = [simulate(setting, rng, is_robust=is_robust) for _ in range(studies)]
+    outcomes = [simulate(setting, rng, pool=pool) for _ in range(studies)]
     return {
         "setting": vars(setting),
-        "is_robust": is_robust,
+        "pool": pool,
         **{point: _summary([each[point] for each in outcomes]) for point in POINTS},
     }
 
@@ -169,8 +191,9 @@ def markdown(result: dict[str, Any]) -> str:
         f"{1.2 * s.scale:g}, and with means {s.distance:g} apart. Between hospitals this distance varies by "
         f"{s.drift:g} (standard deviation), the mean of all logits by {s.shift:g}, and the prevalence of "
         f"{s.prevalence:g} by 0.05. "
-        "The pool is that of plain averaging (sums), or that of robust strategies, whose threshold must also be safe "
-        "without any one hospital. The true rate is that over the patients of all hospitals."
+        "The pool is that of plain averaging (sums), that of robust strategies, whose threshold must also be safe "
+        "without any one hospital, or that of secure aggregation (masked): sums of exact counts. The true "
+        "rate is that over the patients of all hospitals."
     )
     return "\n".join(("# Thresholds: what they truly reach\n", *textwrap.wrap(told, 120), "", *tables))
 
@@ -187,7 +210,7 @@ def _named(row: dict[str, Any]) -> list[str]:
     size = f"{setting['sites']} × {setting['patients']}"
     names = ("prevalence", "distance", "scale", "shift", "drift")
     changed = ", ".join(f"{name} {setting[name]:g}" for name in names if setting[name] != usual[name])
-    return [size, changed, "robust" if row["is_robust"] else "sums"]
+    return [size, changed, row["pool"]]
 
 
 def _cells(found: dict[str, Any]) -> list[str]:
@@ -205,9 +228,9 @@ def _cells(found: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     rows = [
-        row(setting, is_robust=is_robust, studies=STUDIES, seed=number)
+        row(setting, pool=pool, studies=STUDIES, seed=number)
         for number, setting in enumerate(SETTINGS)
-        for is_robust in (False, True)
+        for pool in POOLS
     ]
     result = {
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -19,21 +19,22 @@ def simulation(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("operating_points")
 
 
+@pytest.mark.parametrize("pool", ["sums", "masked"])
 @pytest.mark.parametrize("patients", [60, 100])
-def test_three_small_hospitals_release_no_threshold(simulation: ModuleType, patients: int) -> None:
-    row = simulation.row(simulation.Setting(3, patients), is_robust=False, studies=50, seed=1)
+def test_three_small_hospitals_release_no_threshold(simulation: ModuleType, patients: int, pool: str) -> None:
+    row = simulation.row(simulation.Setting(3, patients), pool=pool, studies=50, seed=1)
     assert [row[point]["released"] for point in POINTS] == [0, 0]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_robust", [False, True])
+@pytest.mark.parametrize("pool", ["sums", "robust", "masked"])
 @pytest.mark.parametrize("differences", [{}, {"shift": 0.6, "drift": 0.4}, {"scale": 3.0}])
 def test_released_thresholds_truly_reach_the_floor(
-    simulation: ModuleType, differences: dict[str, float], is_robust: bool
+    simulation: ModuleType, differences: dict[str, float], pool: str
 ) -> None:
     """With three hospitals of 300 patients, at least 95 % of the released thresholds have a rate of 0.80 or more."""
     setting = simulation.Setting(3, 300, prevalence=0.45, **differences)
-    row = simulation.row(setting, is_robust=is_robust, studies=300, seed=2)
+    row = simulation.row(setting, pool=pool, studies=300, seed=2)
     for point in POINTS:
         assert row[point]["released"] > 0.2
         assert row[point]["reaches_floor"] >= 0.95
