@@ -29,7 +29,7 @@ from federation.protocol.flat_weights import BATCH_NORM, WEIGHTS
 from federation.protocol.masked_replies import FIGURES, MASKED, WORDS
 from federation.protocol.metric_allowlist import EXAMPLES
 from federation.protocol.reply_validation import LedgerHead, encode, ledger_head, length, read_array
-from federation.secure_aggregation.messages import Header
+from federation.secure_aggregation.messages import NOTHING, TRAIN, Header
 from federation.secure_aggregation.reply_vector import Mean, Settings, mean_of
 from federation.secure_aggregation.roster import Roster
 from federation.secure_aggregation.server_round import ServerRound
@@ -127,7 +127,9 @@ class MaskedStrategy(GuardedStrategy):
             round=number,
             attempt=self._next_attempt(number),
             roster=self.masked.roster.digest,
+            kind=TRAIN,
             model=model_digest(write_chunks(model)),
+            asked=NOTHING,
             settings=settings.digest,
             app=_NO_APP,
         )

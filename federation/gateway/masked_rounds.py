@@ -37,7 +37,7 @@ from federation.secure_aggregation import reasons as secagg_reasons
 from federation.secure_aggregation.canonical import canonical
 from federation.secure_aggregation.keys import Identity
 from federation.secure_aggregation.masking import Words, masked
-from federation.secure_aggregation.messages import Advertised, Confirmations, Header, Sealed, Uploaded
+from federation.secure_aggregation.messages import NOTHING, TRAIN, Advertised, Confirmations, Header, Sealed, Uploaded
 from federation.secure_aggregation.reply_vector import Reply, Settings, vector
 from federation.secure_aggregation.roster import Roster
 from federation.secure_aggregation.site_round import MASKED as MASKED_STEP
@@ -139,7 +139,9 @@ class MaskedRounds:
             round=task.round,
             attempt=header.attempt,
             roster=roster.digest,
+            kind=TRAIN,
             model=model_digest(task.content.arrays),
+            asked=NOTHING,
             settings=settings.digest,
             app=task.app,
         )

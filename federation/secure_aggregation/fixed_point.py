@@ -1,11 +1,16 @@
 """Write numbers as 32-bit words whose sums over hospitals, modulo 2^32, are the sums of the numbers.
 
-Each hospital multiplies its numbers by its share of the study's patients before, so that all shares add up to at most
-1 and no sum is longer than the longest number. There are two formats:
+There are three formats:
 
 - narrow, one word: for weights' changes, between -limit and limit; longer ones are cut off at the limit.
 - wide, three words of 20 bits: for the few numbers whose size is not known before, up to 2^25 in steps of 2^-34.
+- counts, one word: whole numbers below 2^25, exact.
+
+Each hospital multiplies its narrow and wide numbers by its share of the study's patients before, so that all shares add
+up to at most 1 and no sum is longer than the longest number. Counts are not multiplied.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +27,16 @@ _LIMB_BITS = 20
 _LIMB = 2**_LIMB_BITS
 _OFFSET = 2 ** (WIDE_WORDS * _LIMB_BITS - 1)  # makes every number positive
 WIDE_LIMIT, _WIDE_UNITS = 2.0**25, 2.0**34
+COUNT_LIMIT, MAX_COUNTING_SITES = 2**25, 2**7  # whose sum is below 2^32
+LEAST_SHARE = 2.0**-35  # half a step of the wide format: a smaller sum of shares is none
 _HALF = 2**31
+
+
+def share_of(patients: int, of: int) -> float:
+    """Return a hospital's share of the study's patients. Raises Refusal E_SECAGG_WEIGHT."""
+    if not 1 <= patients <= of:
+        raise Refusal(reasons.SECAGG_WEIGHT)
+    return patients / of
 
 
 def narrow_scale(limit: float, sites: int) -> float:
@@ -59,3 +73,15 @@ def from_wide(total: Words, *, sites: int) -> Numbers:
     low, middle, high = total.astype(np.int64).reshape(WIDE_WORDS, -1)
     high = high - sites * (_OFFSET >> (2 * _LIMB_BITS))
     return ((high * _LIMB + middle) * _LIMB + low) / _WIDE_UNITS
+
+
+def to_counts(numbers: Sequence[int]) -> Words:
+    """Return one word for each count; shape (n,). Raises Refusal E_SECAGG_RANGE unless all are from 0 to below 2^25."""
+    if not all(0 <= number < COUNT_LIMIT for number in numbers):
+        raise Refusal(reasons.SECAGG_RANGE)
+    return np.array(numbers, np.uint32)
+
+
+def from_counts(total: Words) -> list[int]:
+    """Return the sums of the counts of at most MAX_COUNTING_SITES sites."""
+    return [int(number) for number in total]

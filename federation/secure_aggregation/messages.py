@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from federation.secure_aggregation import reasons
 from federation.secure_aggregation.canonical import Digest, Key, SealedShares, Share, Signature, canonical, digest
@@ -14,8 +14,11 @@ from models.refusal import Refusal
 
 MAX_BYTES = 128 * 1024  # of one message; a hundred hospitals need about half of it
 MAX_NUMBER = 1_000_000
-_NONE = "0" * 64
+NOTHING = "0" * 64
+TRAIN = "train"  # the kind of a round of training
+_TOLD = ("kind", "model", "asked", "settings")  # what a server may tell hospitals differently in one attempt
 
+Kind = Annotated[str, StringConstraints(pattern=r"^[a-z.]{1,40}$")]
 Names = Annotated[tuple[Name, ...], Field(strict=False, max_length=MAX_PEERS)]
 
 
@@ -41,8 +44,9 @@ class Header(_Message):
     """What identifies an attempt at a round, and all that determines a hospital's reply in it.
 
     `study`: digest of its settings. `run`: its name. `round` and `attempt`: numbers from 1. `roster`: digest of the
-    approved hospitals. `model`: digest of the model that is trained. `settings`: digest of how replies are summed
-    (`Settings` of `reply_vector`). `app`: SHA-256 of the code.
+    approved hospitals. `kind`: TRAIN, or the kind of question. `model`: digest of the model. `asked`: digest of what
+    accompanies the model in a question; NOTHING in training. `settings`: digest of how replies are summed (`Settings`
+    of `reply_vector`, `AnswerSettings` of `answer_vector`). `app`: SHA-256 of the code.
     """
 
     study: Digest
@@ -50,29 +54,41 @@ class Header(_Message):
     round: int = Field(ge=1, le=MAX_NUMBER)
     attempt: int = Field(ge=1, le=MAX_NUMBER)
     roster: Digest
+    kind: Kind
     model: Digest
+    asked: Digest
     settings: Digest
     app: Digest
+
+    @model_validator(mode="after")
+    def only_a_question_asks_more(self) -> Self:
+        if (self.kind == TRAIN) != (self.asked == NOTHING):
+            raise ValueError("a round of training asks nothing besides, a question does")
+        return self
 
     @property
     def digest(self) -> str:
         return digest("header", self)
+
+    @property
+    def told(self) -> str:
+        """The digest of what is trained or asked, and how it is summed."""
+        return digest("told", [getattr(self, what) for what in _TOLD])
 
 
 class Advertisement(_Message):
     """A hospital's public keys of one attempt, signed with the header.
 
     `sealing` and `masking`: X25519 keys, with which shares are sealed and pairs of masks made. `seed`: SHA-256 of the
-    seed of its own mask, by which the server detects wrong shares. `model` and `settings`: as in the hospital's header,
-    so that the others can tell who was told something else.
+    seed of its own mask, by which the server detects wrong shares. `told`: of the hospital's header, so that the others
+    can tell who was told something else.
     """
 
     name: Name
     sealing: Key
     masking: Key
     seed: Digest
-    model: Digest
-    settings: Digest
+    told: Digest
     signature: Signature
 
     @classmethod
@@ -84,21 +100,20 @@ class Advertisement(_Message):
             sealing=sealing,
             masking=masking,
             seed=seed,
-            model=header.model,
-            settings=header.settings,
+            told=header.told,
             signature=bytes(64),
         )
         return unsigned.model_copy(update={"signature": identity.sign("advertise", unsigned.covered(header))})
 
     def covered(self, header: Header) -> bytes:
-        """Return what the signature covers: the header as this hospital received it, and the keys."""
-        own = header.model_copy(update={"model": self.model, "settings": self.settings})
-        return own.digest.encode() + canonical(self.model_copy(update={"signature": bytes(64)}))
+        """Return what the signature covers: the attempt, what this hospital was told in it, and the keys."""
+        attempt = header.model_dump(mode="json", exclude=set(_TOLD))
+        return canonical([attempt, self.model_copy(update={"signature": bytes(64)}).model_dump(mode="json")])
 
     def check(self, header: Header, member: Member) -> None:
         """Raises Refusal: E_SECAGG_SIGNATURE, E_SECAGG_UNLIKE."""
         check_signature(member.key, self.signature, "advertise", self.covered(header))
-        if (self.model, self.settings) != (header.model, header.settings):
+        if self.told != header.told:
             raise Refusal(reasons.SECAGG_UNLIKE, private=self.name)
 
 
@@ -167,7 +182,7 @@ def lists_digest(advertised: str, sharing: Sequence[str]) -> str:
     return digest("lists", [advertised, sorted(sharing)])
 
 
-def context(header: Header, lists: str = _NONE, *names: str) -> bytes:
+def context(header: Header, lists: str = NOTHING, *names: str) -> bytes:
     """Return what a derived key depends on: the header, the digest of lists, and the hospitals concerned."""
     return canonical([header.digest, lists, *names])
 

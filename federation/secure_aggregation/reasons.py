@@ -44,8 +44,8 @@ SECAGG_TOO_FEW = Reason(
 )
 SECAGG_MODEL_USED = Reason(
     "E_SECAGG_MODEL_USED",
-    "a sum of updates of this model was already revealed, and a second one could reveal a single update",
-    "Resume the round that was begun. For a new run of the same study, choose another seed.",
+    "a sum of this kind for this model was already revealed, and a second one could reveal a single hospital's part",
+    "Resume the run that began it. For a new run of the same study, choose another seed.",
 )
 SECAGG_ROUND_OLD = Reason(
     "E_SECAGG_ROUND_OLD",
@@ -89,8 +89,9 @@ SECAGG_LOST = Reason(
 )
 SECAGG_RANGE = Reason(
     "E_SECAGG_RANGE",
-    "a number of the reply is too large to be summed",
-    "Read the site's log. Batch-norm values this large mean that the training failed.",
+    "a number of the reply is too large to be summed, or the sum is noise",
+    "Read the site's log. Batch-norm values this large mean that the training failed. Noise is the sum if hospitals "
+    "were told different things, or one of them sent wrong numbers.",
 )
 SECAGG_WEIGHT = Reason(
     "E_SECAGG_WEIGHT",

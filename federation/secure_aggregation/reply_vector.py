@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from federation.secure_aggregation import reasons
 from federation.secure_aggregation.canonical import digest
 from federation.secure_aggregation.fixed_point import (
+    LEAST_SHARE,
     MAX_SITES,
     WIDE_WORDS,
     Numbers,
@@ -24,6 +25,7 @@ from federation.secure_aggregation.fixed_point import (
     from_narrow,
     from_wide,
     narrow_scale,
+    share_of,
     to_narrow,
     to_wide,
 )
@@ -33,7 +35,6 @@ from models.refusal import Refusal
 # at most 1e-7 of that length to the mean over 30 hospitals.
 _PEAK = 128.0
 _LEAST_UNITS = 4.0
-_LEAST_SHARE = 2.0**-35  # half a step of the wide format
 
 
 class Settings(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -76,9 +77,7 @@ class Settings(BaseModel, extra="forbid", frozen=True, strict=True):
 
     def share(self, patients: int) -> float:
         """Return a hospital's share of the study's patients. Raises Refusal E_SECAGG_WEIGHT."""
-        if not 1 <= patients <= self.patients:
-            raise Refusal(reasons.SECAGG_WEIGHT)
-        return patients / self.patients
+        return share_of(patients, self.patients)
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def mean_of(total: Words, settings: Settings, sites: int) -> Mean:
         figures={
             name: float(value / known)
             for name, value, known in zip(settings.figures, values, present, strict=True)
-            if known > _LEAST_SHARE
+            if known > LEAST_SHARE
         },
         means=means,
         variances=np.maximum(powers - means**2, 0.0),

@@ -7,7 +7,7 @@ What holds, also over crashes, restarts and a server that cheats:
 - A reply is masked once in an attempt, and an attempt that was left is never answered again.
 - Of another hospital, only one share is revealed in an attempt: of its own mask's seed if its reply is in the sum, of
   its masking key if not. This depends on the one list of replies that the hospital signs.
-- The sum of one model's updates is revealed once, for ever.
+- One sum of each kind is revealed for a model, for ever: of its updates, and of the answers to each kind of question.
 - No step is done with fewer hospitals than the roster's threshold, or for hospitals that are not on the roster.
 
 A step that is asked again with the same content gets the same answer, so that a lost answer can be repeated.
@@ -107,7 +107,7 @@ class SiteRound:
             if place < (last.round, last.attempt):
                 raise Refusal(reasons.SECAGG_ROUND_OLD)
             return Advertisement.parse(self._current(ADVERTISED).secrets["advertisement"].encode())
-        if self._store.was_revealed(header.model):
+        if self._store.was_revealed(header.model, header.kind):
             raise Refusal(reasons.SECAGG_MODEL_USED)
         keys = {what: secrets.token_bytes(KEY_BYTES) for what in ("sealing", "masking", "seed")}
         own = Advertisement.signed(
@@ -254,10 +254,10 @@ class SiteRound:
         for name, signature in confirmations.signatures.items():
             check_signature(self._roster.by_name[name].key, signature, "confirm", content)
         if current.step == CONFIRMED:
-            if self._store.was_revealed(self._header.model):
+            if self._store.was_revealed(self._header.model, self._header.kind):
                 raise Refusal(reasons.SECAGG_MODEL_USED)
             self._note("sum may be revealed")
-            self._advance(current, REVEALED, {}, revealed=self._header.model)
+            self._advance(current, REVEALED, {}, revealed=(self._header.model, self._header.kind))
         shares = {name: bytes.fromhex(both) for name, both in current.secrets["shares"].items()}
         return Revealed(
             seeds={name: both[:SHARE_BYTES] for name, both in shares.items() if name in uploaded.hospitals},
@@ -286,7 +286,9 @@ class SiteRound:
             raise Refusal(reasons.SECAGG_STEP)
         return last
 
-    def _advance(self, current: Attempt, step: int, content: Mapping[str, Any], *, revealed: str = "") -> None:
+    def _advance(
+        self, current: Attempt, step: int, content: Mapping[str, Any], *, revealed: tuple[str, str] | None = None
+    ) -> None:
         secrets_now = {**current.secrets, **content}
         if step == MASKED:  # no longer needed: whoever finds them later could rebuild the masks
             for what in ("sealing", "masking", "seed"):

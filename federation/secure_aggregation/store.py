@@ -2,8 +2,8 @@
 
 Two files, written before each message is sent:
 
-- the database (SQLite, flushed to the disk): for each run its last attempt and step, for ever; the digests of models
-  whose sums were revealed, for ever; and the secrets of the last attempt, encrypted.
+- the database (SQLite, flushed to the disk): for each run its last attempt and step, for ever; the sums that were
+  revealed, by model and kind, for ever; and the secrets of the last attempt, encrypted.
 - the witness, in a folder that is in memory and in no backup (`witness_folder`): the key of these secrets, which is new
   in every attempt, and the step that was reached.
 
@@ -11,7 +11,7 @@ After kill -9 both are there, and the round goes on. After a restart of the mach
 lost, and no secret is. A database restored from a backup of an earlier attempt cannot be decrypted; one of an earlier
 step of the same attempt is behind the witness. Both are refused with E_SECAGG_LOST, so that no step is done twice with
 different content. Not prevented: a backup of the whole machine with its memory. Also, an old database has forgotten
-which models' sums were revealed since. A hospital restored like that counts as one that colludes with the server: fewer
+which sums were revealed since. A hospital restored like that counts as one that colludes with the server: fewer
 than 2t - n of them change nothing (see `Roster.threshold`).
 """
 
@@ -38,8 +38,18 @@ CREATE TABLE IF NOT EXISTS runs (
     run TEXT PRIMARY KEY, round INTEGER NOT NULL, attempt INTEGER NOT NULL, step INTEGER NOT NULL,
     secrets BLOB NOT NULL, uploaded TEXT NOT NULL, changes INTEGER NOT NULL
 ) STRICT;
-CREATE TABLE IF NOT EXISTS revealed (model TEXT PRIMARY KEY) STRICT;
-PRAGMA user_version = 1;
+CREATE TABLE IF NOT EXISTS revealed (model TEXT, kind TEXT, PRIMARY KEY (model, kind)) STRICT;
+PRAGMA user_version = 2;
+"""
+# Version 1 knew only sums of training.
+_FROM_1 = """
+BEGIN IMMEDIATE;
+ALTER TABLE revealed RENAME TO trained;
+CREATE TABLE revealed (model TEXT, kind TEXT, PRIMARY KEY (model, kind)) STRICT;
+INSERT INTO revealed SELECT model, 'train' FROM trained;
+DROP TABLE trained;
+PRAGMA user_version = 2;
+COMMIT;
 """
 
 
@@ -73,9 +83,12 @@ class Store:
         )
         self._file.chmod(0o600)
         self._database.execute("PRAGMA synchronous = FULL")
-        if not self._database.execute("PRAGMA user_version").fetchone()[0]:
+        version = self._database.execute("PRAGMA user_version").fetchone()[0]
+        if not version:
             write_ahead(self._database, seconds=_WAIT_SECONDS)
             self._database.executescript(_SCHEMA)
+        elif version == 1:
+            self._database.executescript(_FROM_1)
 
     def close(self) -> None:
         self._database.close()
@@ -104,8 +117,8 @@ class Store:
         self._write_witness({**seen, attempt.run: (secrets.token_hex(KEY_BYTES), 0)})
         self.advance(attempt)
 
-    def advance(self, attempt: Attempt, *, revealed: str = "") -> None:
-        """Store a step, durably; with `revealed`, also that the sum of this model may be revealed from now on.
+    def advance(self, attempt: Attempt, *, revealed: tuple[str, str] | None = None) -> None:
+        """Store a step, durably; with `revealed`, also that the sum of this model and kind may be revealed from now on.
 
         The database is written first: a witness that is ahead of it means that the database was restored.
         Raises Refusal: E_SECAGG_LOST, E_SECAGG_MODEL_USED.
@@ -124,13 +137,13 @@ class Store:
         with self._database as database:  # sqlite3 ends the transaction: committed, or rolled back on an error
             database.execute("BEGIN IMMEDIATE")
             database.execute("REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-            if revealed and not database.execute("INSERT OR IGNORE INTO revealed VALUES (?)", (revealed,)).rowcount:
+            if revealed and not database.execute("INSERT OR IGNORE INTO revealed VALUES (?, ?)", revealed).rowcount:
                 raise Refusal(reasons.SECAGG_MODEL_USED)  # another run revealed it between the check and now
         self._write_witness({**seen, attempt.run: (key.hex(), attempt.step)})
 
-    def was_revealed(self, model: str) -> bool:
-        """Tell whether a sum of updates of this model may have been revealed."""
-        found = self._database.execute("SELECT 1 FROM revealed WHERE model = ?", (model,)).fetchone()
+    def was_revealed(self, model: str, kind: str) -> bool:
+        """Tell whether a sum of this kind for this model may have been revealed."""
+        found = self._database.execute("SELECT 1 FROM revealed WHERE (model, kind) = (?, ?)", (model, kind)).fetchone()
         return found is not None
 
     def _seen(self) -> dict[str, tuple[str, int]]:

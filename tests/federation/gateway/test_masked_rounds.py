@@ -23,7 +23,7 @@ from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.masked_replies import FIGURES, MASKED, WORDS
 from federation.secure_aggregation.keys import Identity
 from federation.secure_aggregation.masking import masked
-from federation.secure_aggregation.messages import Advertised, Confirmations, Header, Sealed, Uploaded
+from federation.secure_aggregation.messages import NOTHING, TRAIN, Advertised, Confirmations, Header, Sealed, Uploaded
 from federation.secure_aggregation.reply_vector import Reply, Settings, mean_of, vector
 from federation.secure_aggregation.roster import Member, Roster
 from federation.secure_aggregation.server_round import ServerRound
@@ -119,7 +119,9 @@ class Study:
             round=number,
             attempt=1,
             roster=self.roster.digest,
+            kind=TRAIN,
             model=model_digest(write_chunks({name: group for name, group in CAME_IN.items() if group})),
+            asked=NOTHING,
             settings=settings.digest,
             app="0" * 64,
         )

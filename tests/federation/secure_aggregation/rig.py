@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federation.secure_aggregation import reasons
+from federation.secure_aggregation.answer_vector import Answer, AnswerSettings, answer_vector
 from federation.secure_aggregation.fixed_point import Words
 from federation.secure_aggregation.keys import Identity
 from federation.secure_aggregation.masking import masked
-from federation.secure_aggregation.messages import Header
+from federation.secure_aggregation.messages import NOTHING, TRAIN, Header
 from federation.secure_aggregation.reply_vector import Reply, Settings, vector
 from federation.secure_aggregation.roster import Member, Roster
 from federation.secure_aggregation.server_round import ServerRound
@@ -85,7 +86,9 @@ class Rig:
             round=number,
             attempt=attempt,
             roster=self.roster.digest,
+            kind=TRAIN,
             model=digest(model),
+            asked=NOTHING,
             settings=self.settings.digest,
             app=digest(8),
         )
@@ -103,7 +106,7 @@ class Rig:
         return SiteRound(self.store(name), self.identities[name], self.roster, header, self.limits, self.notes.append)
 
     def server(self, header: Header) -> ServerRound:
-        return ServerRound(self.roster, header, self.folder / "server", words=self.settings.words)
+        return ServerRound(self.roster, header, self.folder / "server", words=len(self.words(self.names[0])))
 
     def words(self, name: str) -> Words:
         """The hospital's vector, not masked."""
@@ -111,6 +114,52 @@ class Rig:
 
     def plain_sum(self, names: Iterable[str]) -> Words:
         return np.sum([self.words(name) for name in names], axis=0, dtype=np.uint32)
+
+
+COUNTS, MEANS, MOMENTS = ("sites_severe", "logits_severe_1_07"), ("auroc_severe", "scanner_chance"), {"looks": 3}
+
+
+@dataclass
+class QuestionRig(Rig):
+    """Hospitals that answer a question about a model. Some lack a figure."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rng = np.random.default_rng([self.count, 1])
+        self.answers = {name: self._answer(rng, lacks=at % 3 == 2) for at, name in enumerate(self.names)}
+        self.question = AnswerSettings(
+            kind="evaluate.test",
+            counts=COUNTS,
+            means=MEANS,
+            moments=MOMENTS,
+            patients=4 * sum(answer.patients for answer in self.answers.values()),
+            sites=self.count,
+        )
+
+    def _answer(self, rng: np.random.Generator, *, lacks: bool) -> Answer:
+        means = {name: float(rng.uniform()) for name in MEANS[: 1 if lacks else 2]}
+        return Answer(
+            patients=int(rng.integers(20, 500)),
+            counts={"sites_severe": 1, "logits_severe_1_07": int(rng.integers(0, 20))},
+            means=means,
+            moments={name: (rng.normal(size=n), rng.uniform(0, 3, size=n)) for name, n in MOMENTS.items()},
+        )
+
+    def header(
+        self,
+        number: int = 4,
+        attempt: int = 1,
+        *,
+        model: int = 1,
+        run: str = "covid-1",
+        kind: str = "evaluate.test",
+        asked: str = digest(9),
+    ) -> Header:
+        about = super().header(number, attempt, model=model, run=run).model_dump()
+        return Header.model_validate(about | {"kind": kind, "asked": asked, "settings": self.question.digest})
+
+    def words(self, name: str) -> Words:
+        return answer_vector(self.answers[name], self.question)
 
 
 def play(rig: Rig, header: Header, leaves: Mapping[str, str] = NEVER, *, until: str = "reveal") -> ServerRound:
@@ -150,7 +199,7 @@ def play(rig: Rig, header: Header, leaves: Mapping[str, str] = NEVER, *, until: 
 def mask(rig: Rig, name: str, header: Header, server: ServerRound) -> Words:
     """The masked reply of a hospital."""
     masks = rig.site(name, header).mask(server.shares_for(name))
-    return np.concatenate(list(masked(vector(rig.replies[name], rig.settings), masks)))
+    return np.concatenate(list(masked(iter([rig.words(name)]), masks)))
 
 
 def refused(step: Callable[[], object]) -> str:

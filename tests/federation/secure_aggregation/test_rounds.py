@@ -11,7 +11,7 @@ import pytest
 from federation.secure_aggregation.reply_vector import mean_of
 from federation.secure_aggregation.server_round import ServerRound
 from models.refusal import Refusal
-from tests.federation.secure_aggregation.rig import NEVER, STEPS, Rig, plain_mean, play, refused
+from tests.federation.secure_aggregation.rig import NEVER, STEPS, QuestionRig, Rig, plain_mean, play, refused
 
 
 def expected(rig: Rig, leaves: Mapping[str, str]) -> list[str] | None:
@@ -22,8 +22,8 @@ def expected(rig: Rig, leaves: Mapping[str, str]) -> list[str] | None:
     return present if min(in_step.values()) >= rig.roster.threshold else None
 
 
-def check_pattern(folder: Path, leaves: Mapping[str, str], *, restarts: bool = True) -> None:
-    rig = Rig(folder, 5, weights=5, channels=1, restarts=restarts)
+def check_pattern(folder: Path, leaves: Mapping[str, str], *, restarts: bool = True, make: type[Rig] = Rig) -> None:
+    rig = make(folder, 5, weights=5, channels=1, restarts=restarts)
     wanted = expected(rig, leaves)
     try:
         server = play(rig, rig.header(), leaves)
@@ -65,11 +65,12 @@ def test_two_of_five_lose_the_round(tmp_path: Path, step: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_pattern_of_dropouts_at_five(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [Rig, QuestionRig])
+def test_every_pattern_of_dropouts_at_five(tmp_path: Path, make: type[Rig]) -> None:
     """Up to the order of hospitals, which the tests above vary: who leaves before which step, or never."""
     for number, steps in enumerate(itertools.combinations_with_replacement((*STEPS, None), 5)):
         leaves = {f"hospital-{(number + at) % 5:03}": step for at, step in enumerate(steps) if step}
-        check_pattern(tmp_path / str(number), leaves, restarts=False)
+        check_pattern(tmp_path / str(number), leaves, restarts=False, make=make)
 
 
 @pytest.mark.parametrize("count", [3, 4])
@@ -114,10 +115,11 @@ def test_repeated_questions_get_the_same_answers(tmp_path: Path) -> None:
     assert np.array_equal(server.unmask(), rig.plain_sum(rig.names))
 
 
+@pytest.mark.parametrize("make", [Rig, QuestionRig])
 @pytest.mark.parametrize("until", ["upload", "confirm", "reveal"])
-def test_killed_server_goes_on(tmp_path: Path, until: str) -> None:
+def test_killed_server_goes_on(tmp_path: Path, until: str, make: type[Rig]) -> None:
     """After the list of replies is frozen, hospitals may have revealed shares: the sum must not be lost then."""
-    rig = Rig(tmp_path, 5)
+    rig = make(tmp_path, 5)
     header = rig.header()
     play(rig, header, {rig.names[2]: "upload"}, until=until)
     server = ServerRound.resumed(rig.folder / "server")
