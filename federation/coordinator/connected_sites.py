@@ -69,6 +69,13 @@ class Sites:
 
         A node that does not answer in time, or not as `expected`, is reported as refused, with a code.
         """
+        replies = self.wire.send_and_receive(self.messages(kind, content, nodes), timeout=timeout_s)
+        sifted = sift(replies, nodes, expected, self.heads, keep=lambda reply: reply)
+        self.heads.update(sifted.heads)
+        return sifted
+
+    def messages(self, kind: str, content: Content, nodes: Sequence[int]) -> list[Message]:
+        """Return a request to each node, with the head of its ledger."""
         messages = []
         for node in nodes:
             records = content(node)
@@ -76,10 +83,7 @@ class Sites:
             head = self.heads.get(node, NO_HEAD).config()
             records["config"] = ConfigRecord({"server-round": 0, **config, **head})
             messages.append(Message(records, dst_node_id=node, message_type=kind))
-        replies = self.wire.send_and_receive(messages, timeout=timeout_s)
-        sifted = sift(replies, nodes, expected, self.heads, keep=lambda reply: reply)
-        self.heads.update(sifted.heads)
-        return sifted
+        return messages
 
     def figures(self, sifted: Sifted) -> dict[int, dict[str, float]]:
         """Return the metrics of the valid replies; the number of patients is limited to the enrolled number."""

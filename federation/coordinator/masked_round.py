@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from federation.secure_aggregation import reasons
+from federation.secure_aggregation.answer_vector import AnswerSettings
 from federation.secure_aggregation.canonical import canonical
 from federation.secure_aggregation.masking import Words
 from federation.secure_aggregation.messages import Advertisement, Confirmation, Header, Revealed, Sealed
@@ -35,7 +36,7 @@ class MaskedRound:
     def __init__(
         self,
         header: Header,
-        settings: Settings | None,
+        settings: Settings | AnswerSettings | None,
         make: MakeRound,
         expected: Iterable[str],
         *,

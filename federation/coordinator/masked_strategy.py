@@ -4,14 +4,10 @@ The strategy below it receives the mean as one reply, so any strategy that begin
 What a sum cannot show is left to each hospital's gateway: whether an update is finite, dense and not too long.
 """
 
-import json
-import logging
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,52 +15,26 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from federation.coordinator.masked_round import LAST_STEPS_SECONDS, MaskedRound
+from federation.coordinator.masked_round import MaskedRound
 from federation.coordinator.masked_service import MaskedService
+from federation.coordinator.masked_study import NO_APP, TRAINING_SHARE, MaskedStudy, take, watch
 from federation.gateway.first_model import model_digest, write_chunks
 from federation.protocol import reasons as protocol_reasons
 from federation.protocol.batch_norm import MEAN, VARIANCE, is_counter
-from federation.protocol.error_codes import code_in
 from federation.protocol.flat_weights import BATCH_NORM, WEIGHTS
-from federation.protocol.masked_replies import FIGURES, MASKED, WORDS
+from federation.protocol.masked_replies import FIGURES
 from federation.protocol.metric_allowlist import EXAMPLES
-from federation.protocol.reply_validation import LedgerHead, encode, ledger_head, length, read_array
+from federation.protocol.reply_validation import LedgerHead, encode, length
 from federation.secure_aggregation.messages import NOTHING, TRAIN, Header
 from federation.secure_aggregation.reply_vector import Mean, Settings, mean_of
-from federation.secure_aggregation.roster import Roster
 from federation.secure_aggregation.server_round import ServerRound
 from federation.strategy.flower_strategies import restore_strategy, strategy_state
 from federation.strategy.guarded import GuardedStrategy
 from federation.strategy.round_report import RoundReport
 from models.refusal import Refusal
-from pipeline.system.atomic_files import write_durably
-
-log = logging.getLogger(__name__)
 
 LONGEST = 3.0  # how many lengths of the last mean update a hospital's update may have
 LONGEST_FIRST = 1.0  # before the first sum: lengths of the model
-TRAINING_SHARE = 0.8  # of a round's time limit: then the hospitals that are there mask without the others
-WATCH_SECONDS = 5.0
-_NO_APP = "0" * 64  # until the first hospital names its app
-
-
-@dataclass(frozen=True)
-class MaskedStudy:
-    """What masked rounds need to know of a run. `study`: digest of its settings. `folder`: for the state of a round.
-
-    `patients`: of all hospitals together. `names`: of the nodes. `round_seconds`: the time limit of a round.
-    `last_seconds`: how long to wait for signatures, and then for shares.
-    """
-
-    run: str
-    study: str
-    roster: Roster
-    patients: int
-    folder: Path
-    names: Mapping[int, str]
-    round_seconds: float
-    server_folder: Path
-    last_seconds: float = LAST_STEPS_SECONDS
 
 
 class MaskedStrategy(GuardedStrategy):
@@ -78,7 +48,7 @@ class MaskedStrategy(GuardedStrategy):
 
     def _on_roster(self, number: int, nodes: Sequence[int]) -> list[int]:
         """Choose all nodes of hospitals on the roster."""
-        return [node for node in nodes if self.masked.names.get(node) in self.masked.roster.by_name]
+        return self.masked.on_roster(nodes)
 
     @contextmanager
     def serving(self) -> Iterator[None]:
@@ -99,7 +69,7 @@ class MaskedStrategy(GuardedStrategy):
             return
         self._began_s = time.monotonic()
         self.arrays = dict(arrays)
-        self._settings = Settings.model_validate(self._noted()["settings"])
+        self._settings = Settings.model_validate(self.masked.noted()["settings"])
         self._sampled = tuple(sorted(self.masked.names))
         self.current = MaskedRound(begun.header, None, lambda _: begun, (), seconds=0.0, server=begun)
         self._conclude(begun.header.round, {}, {}, seconds=self.masked.round_seconds)
@@ -125,38 +95,32 @@ class MaskedStrategy(GuardedStrategy):
             study=self.masked.study,
             run=self.masked.run,
             round=number,
-            attempt=self._next_attempt(number),
+            attempt=self.masked.next_attempt(number),
             roster=self.masked.roster.digest,
             kind=TRAIN,
             model=model_digest(write_chunks(model)),
             asked=NOTHING,
             settings=settings.digest,
-            app=_NO_APP,
+            app=NO_APP,
         )
         self._settings = settings
-        self._note(settings=settings.model_dump(mode="json"))
+        self.masked.note(settings=settings.model_dump(mode="json"))
         self.current = MaskedRound(
             header,
             settings,
             lambda header: ServerRound(self.masked.roster, header, self.masked.folder, words=settings.words),
-            [self.masked.names[node] for node in self._sampled],
+            self._asked.values(),
             seconds=TRAINING_SHARE * self.masked.round_seconds,
             quorum=self.rules.quorum,
         )
-        threading.Thread(target=self._watch, args=(self.current, grid), daemon=True).start()
+        current = self.current
+        watch(current, lambda: self.current is current, self._asked, grid)
         return messages
 
-    def _watch(self, current: MaskedRound, grid: Grid) -> None:
-        """Tell the round which hospitals went offline, so that the others do not wait for them."""
-        while self.current is current:
-            time.sleep(WATCH_SECONDS)
-            try:
-                online = set(grid.get_node_ids())
-            except Exception:  # whatever Flower raises when the server is busy or ends
-                log.info("the nodes that are online could not be listed", exc_info=True)
-                continue
-            for node in set(self._sampled) - online:
-                current.left(self.masked.names[node])
+    @property
+    def _asked(self) -> dict[int, str]:
+        """The names of the nodes that the round asks."""
+        return {node: self.masked.names[node] for node in self._sampled}
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -165,7 +129,8 @@ class MaskedStrategy(GuardedStrategy):
 
         Raises Refusal after more than `max_lost_rounds` consecutive lost rounds, with the reason of the last one.
         """
-        refused, heads = self._take(replies)
+        assert self.current is not None
+        refused, heads = take(replies, self.current, self._asked, self._settings.words, self.heads)
         return self._conclude(self.first_round - 1 + server_round, refused, heads, seconds=self.masked.last_seconds)
 
     def _conclude(
@@ -216,44 +181,6 @@ class MaskedStrategy(GuardedStrategy):
             raise lost
         return (None, None) if lost else (encode(self.arrays), MetricRecord(dict(report.aggregated)))
 
-    def _take(self, replies: Iterable[Message]) -> tuple[dict[int, str], dict[int, LedgerHead]]:
-        """Add the masked replies to the sum as they arrive; return the code of each other node, and ledger heads."""
-        assert self.current is not None
-        refused = dict.fromkeys(self._sampled, protocol_reasons.SITE_MISSING.code)
-        heads: dict[int, LedgerHead] = {}
-        for reply in replies:
-            node = reply.metadata.src_node_id
-            if node not in refused:
-                continue
-            last, head = self.heads.get(node), ledger_head(reply)
-            try:
-                self.current.upload(self.masked.names[node], self._words(reply))
-                if head is None or (last is not None and not head.follows(last)):
-                    raise Refusal(protocol_reasons.REPLY_LEDGER_CUT)
-            except Refusal as refusal:
-                refused[node] = code_in(reply.error.reason) if reply.has_error() else refusal.code
-                self.current.left(self.masked.names[node])
-            else:
-                del refused[node]
-            if head and head.lines and (last is None or head.follows(last)):
-                heads[node] = head
-            for record in reply.content.values() if reply.has_content() else ():
-                record.clear()
-        return refused, heads
-
-    def _words(self, reply: Message) -> NDArray[np.uint32]:
-        """Return the masked words of a reply. Raises Refusal: E_SITE_FAILED, E_REPLY_RECORDS, E_REPLY_SHAPE."""
-        if reply.has_error() or not reply.has_content():
-            raise Refusal(protocol_reasons.SITE_FAILED)
-        content = reply.content
-        record = content.get(MASKED)
-        if set(content) != {MASKED, "ledger"} or type(record) is not ArrayRecord or set(record) != {WORDS}:
-            raise Refusal(protocol_reasons.REPLY_RECORDS)
-        words = read_array(record[WORDS], np.broadcast_to(np.uint32(0), (self._settings.words,)))
-        if words is None:
-            raise Refusal(protocol_reasons.REPLY_SHAPE)
-        return words
-
     def _mean(self, seconds: float) -> tuple[Mean, tuple[int, ...]]:
         """Return the mean of the round's replies, and the nodes in it. Raises Refusal as `MaskedRound.unmask` does."""
         assert self.current is not None
@@ -277,7 +204,7 @@ class MaskedStrategy(GuardedStrategy):
             return None
         self.arrays = {WEIGHTS: new}
         self.buffers = {name: self._buffer(name, array, mean) for name, array in self.buffers.items()}
-        self._note(length=float(np.linalg.norm(mean.changes)))
+        self.masked.note(length=float(np.linalg.norm(mean.changes)))
         return dict(mean.figures)
 
     @staticmethod
@@ -287,27 +214,7 @@ class MaskedStrategy(GuardedStrategy):
             return np.asarray(before + 1, before.dtype)
         return (mean.variances if name == BATCH_NORM + VARIANCE else mean.means).astype(before.dtype)
 
-    # --- numbers that outlive the process -------------------------------------------------------------------
-
-    def _noted(self) -> dict[str, Any]:
-        try:
-            noted: dict[str, Any] = json.loads((self.masked.folder / "notes.json").read_bytes())
-            return noted
-        except FileNotFoundError:
-            return {}
-
-    def _note(self, **values: Any) -> None:
-        self.masked.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_durably(self.masked.folder / "notes.json", json.dumps({**self._noted(), **values}).encode())
-
-    def _next_attempt(self, number: int) -> int:
-        """Return the number of the next attempt at a round: a killed server must not repeat one."""
-        attempts: dict[str, int] = self._noted().get("attempts", {})
-        attempt = attempts.get(str(number), 0) + 1
-        self._note(attempts={str(number): attempt})
-        return attempt
-
     def _longest(self) -> float:
         """Return the length of the longest update that a hospital may send."""
-        last = self._noted().get("length", 0.0)
+        last = self.masked.noted().get("length", 0.0)
         return LONGEST * last if last > 0 else LONGEST_FIRST * length(self.arrays)

@@ -13,7 +13,8 @@ from typing import Any, cast
 from flwr.serverapp import Grid
 
 from federation.coordinator.connected_sites import MAX_EXAMPLES, Sites
-from federation.coordinator.masked_strategy import MaskedStrategy, MaskedStudy
+from federation.coordinator.masked_strategy import MaskedStrategy
+from federation.coordinator.masked_study import MaskedStudy
 from federation.protocol.first_weights import begin_network
 from federation.protocol.flat_weights import Arrays, pack
 from federation.protocol.half_precision import rounded

@@ -27,7 +27,7 @@ from federation.coordinator.connected_sites import gather
 from federation.coordinator.eager_grid import EagerGrid
 from federation.coordinator.examined import Examined
 from federation.coordinator.final_evaluation import Examination
-from federation.coordinator.masked_strategy import MaskedStudy
+from federation.coordinator.masked_study import MaskedStudy
 from federation.coordinator.rounds import Model, Training
 from federation.coordinator.site_agreement import shake_hands
 from federation.coordinator.summed_evaluation import SummedExamination

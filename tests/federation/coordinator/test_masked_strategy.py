@@ -4,7 +4,7 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Queue
@@ -17,7 +17,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
-from federation.coordinator.masked_strategy import MaskedStrategy, MaskedStudy
+from federation.coordinator.masked_strategy import MaskedStrategy
+from federation.coordinator.masked_study import MaskedStudy
 from federation.gateway.first_model import model_digest, write_chunks
 from federation.protocol.batch_norm import combine
 from federation.protocol.flat_weights import BATCH_NORM, WEIGHTS
@@ -70,6 +71,7 @@ class Hospitals:
     problems: list[BaseException] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
     rounds: dict[int, tuple[SiteRound, Header]] = field(default_factory=dict)
+    lines: dict[int, int] = field(default_factory=dict)  # of each hospital's ledger
 
     def __post_init__(self) -> None:
         self.identities = {node: Identity.kept(self.folder / f"key-{node}") for node in self.nodes}
@@ -93,20 +95,19 @@ class Hospitals:
             yield replies.get(timeout=60)
 
     def work(self, message: Message, replies: "Queue[Message]") -> None:
-        node, number = message.metadata.dst_node_id, int(str(message.content.config_records["config"]["server-round"]))
+        node = message.metadata.dst_node_id
         try:
-            if node in self.silent.get(number, set()):
-                raise RuntimeError("the training failed")
-            words, finish = self.masked_reply(node, number, message.content)
+            words, finish = self.masked_reply(node, message)
         except Exception as error:
             self.problems.append(error)
             code = error.code if isinstance(error, Refusal) else "E_SITE_FAILED"
             replies.put(_sent(Message(Error(1001, code), reply_to=message), node))
             return
+        lines = self.lines[node] = self.lines.get(node, 0) + 2
         content = RecordDict(
             {
                 MASKED: ArrayRecord({WORDS: Array(words)}),
-                "ledger": ConfigRecord({"head": f"{number:064x}", "lines": 2 * number}),
+                "ledger": ConfigRecord({"head": f"{lines:064x}", "lines": lines}),
             }
         )
         replies.put(_sent(Message(content, reply_to=message), node))
@@ -115,22 +116,35 @@ class Hospitals:
         except Exception as error:
             self.problems.append(error)
 
-    def masked_reply(self, node: int, number: int, content: RecordDict) -> tuple[NDArray, Any]:
+    def masked_reply(self, node: int, message: Message) -> tuple[NDArray, Callable[[], None]]:
+        """Return the masked words of a reply, and what does the last steps."""
+        content = message.content
+        number = int(str(content.config_records["config"]["server-round"]))
+        if node in self.silent.get(number, set()):
+            raise RuntimeError("the training failed")
         arrays = {name: decode(content.array_records[name]) for name in ("arrays", "buffers")}
-        asked = canonical({"run": RUN, "round": number, "app": APP})
-        told = json.loads(self.ask(node, "begin", asked, ""))
-        header, settings = Header.parse(canonical(told["header"])), Settings.model_validate(told["settings"])
+        header, told = self.begin(node, number)
+        settings = Settings.model_validate(told)
         assert header.model == model_digest(write_chunks(arrays))
         assert header.settings == settings.digest and header.app == APP
+        means, variances = moments(node)
+        figures = {name: 0.1 * node for name in FIGURES}
+        reply = Reply(PATIENTS[node], figures, means, variances, [changes(node, arrays["arrays"][WEIGHTS])])
+        return self.mask(node, header, np.concatenate(list(vector(reply, settings))))
+
+    def begin(self, node: int, number: int) -> tuple[Header, Any]:
+        """Return the header and the settings of a masked round."""
+        asked = canonical({"run": RUN, "round": number, "app": APP})
+        told = json.loads(self.ask(node, "begin", asked, ""))
+        return Header.parse(canonical(told["header"])), told["settings"]
+
+    def mask(self, node: int, header: Header, words: NDArray) -> tuple[NDArray, Callable[[], None]]:
         site = SiteRound(self.stores[node], self.identities[node], self.roster, header)
         self.rounds[node] = (site, header)
         advertised = self.ask(node, "advertise", site.advertise().content, header.digest)
         received = self.ask(node, "share", site.share(Advertised.parse(advertised)).content, header.digest)
         masks = site.mask(Sealed.parse(received))
-        means, variances = moments(node)
-        figures = {name: 0.1 * node for name in FIGURES}
-        reply = Reply(PATIENTS[node], figures, means, variances, [changes(node, arrays["arrays"][WEIGHTS])])
-        words = np.concatenate(list(masked(vector(reply, settings), masks)))
+        hidden = np.concatenate(list(masked(iter([words]), masks)))
 
         def finish() -> None:
             for step, do in self.last_steps(node, site, header):
@@ -138,7 +152,7 @@ class Hospitals:
                     return
                 do()
 
-        return words, finish
+        return hidden, finish
 
     def last_steps(self, node: int, site: SiteRound, header: Header) -> Iterator[tuple[str, Any]]:
         uploaded = Uploaded.parse(self.ask(node, "uploaded", b"", header.digest))

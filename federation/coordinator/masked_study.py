@@ -1,0 +1,144 @@
+"""What masked rounds and masked questions of a run have in common: its hospitals, its notes, and how replies arrive."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from flwr.app import ArrayRecord, Message
+from numpy.typing import NDArray
+
+from federation.coordinator.masked_round import LAST_STEPS_SECONDS, MaskedRound
+from federation.protocol import reasons as protocol_reasons
+from federation.protocol.error_codes import code_in
+from federation.protocol.masked_replies import MASKED, WORDS
+from federation.protocol.reply_validation import LedgerHead, ledger_head, read_array
+from federation.secure_aggregation.roster import Roster
+from models.refusal import Refusal
+from pipeline.system.atomic_files import write_durably
+
+TRAINING_SHARE = 0.8  # of a round's time limit: then the hospitals that are there mask without the others
+WATCH_SECONDS = 5.0
+NO_APP = "0" * 64  # until the first hospital names its app
+log = logging.getLogger(__name__)
+
+
+class Nodes(Protocol):
+    """What lists the nodes that are online."""
+
+    def get_node_ids(self) -> Iterable[int]: ...
+
+
+@dataclass(frozen=True)
+class MaskedStudy:
+    """What masked rounds need to know of a run. `study`: digest of its settings. `folder`: for the state of a round.
+
+    `patients`: of all hospitals together. `names`: of the nodes. `round_seconds`: the time limit of a round.
+    `last_seconds`: how long to wait for signatures, and then for shares.
+    """
+
+    run: str
+    study: str
+    roster: Roster
+    patients: int
+    folder: Path
+    names: Mapping[int, str]
+    round_seconds: float
+    server_folder: Path
+    last_seconds: float = LAST_STEPS_SECONDS
+
+    def on_roster(self, nodes: Iterable[int]) -> list[int]:
+        """Return the nodes of hospitals on the roster."""
+        return [node for node in nodes if self.names.get(node) in self.roster.by_name]
+
+    # --- numbers that outlive the process -------------------------------------------------------------------
+
+    def noted(self) -> dict[str, Any]:
+        """Return what was noted in this run."""
+        try:
+            noted: dict[str, Any] = json.loads((self.folder / "notes.json").read_bytes())
+            return noted
+        except FileNotFoundError:
+            return {}
+
+    def note(self, **values: Any) -> None:
+        """Note values, durably. Raises OSError."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_durably(self.folder / "notes.json", json.dumps({**self.noted(), **values}).encode())
+
+    def next_attempt(self, number: int) -> int:
+        """Return the number of the next attempt at a round: a killed server must not repeat one."""
+        attempts: dict[str, int] = self.noted().get("attempts", {})
+        attempt = attempts.get(str(number), 0) + 1
+        self.note(attempts={str(number): attempt})
+        return attempt
+
+
+def take(
+    replies: Iterable[Message],
+    current: MaskedRound,
+    asked: Mapping[int, str],
+    words: int,
+    last_heads: Mapping[int, LedgerHead],
+) -> tuple[dict[int, str], dict[int, LedgerHead]]:
+    """Add masked replies to the sum as they arrive; return the code of each other node, and the new ledger heads.
+
+    `asked`: the names of the nodes that were asked. `words`: the length of a masked reply.
+    """
+    refused = dict.fromkeys(asked, protocol_reasons.SITE_MISSING.code)
+    heads: dict[int, LedgerHead] = {}
+    for reply in replies:
+        node = reply.metadata.src_node_id
+        if node not in refused:
+            continue
+        last, head = last_heads.get(node), ledger_head(reply)
+        try:
+            current.upload(asked[node], _words(reply, words))
+            if head is None or (last is not None and not head.follows(last)):
+                raise Refusal(protocol_reasons.REPLY_LEDGER_CUT)
+        except Refusal as refusal:
+            refused[node] = code_in(reply.error.reason) if reply.has_error() else refusal.code
+            current.left(asked[node])
+        else:
+            del refused[node]
+        if head and head.lines and (last is None or head.follows(last)):
+            heads[node] = head
+        for record in reply.content.values() if reply.has_content() else ():
+            record.clear()
+    return refused, heads
+
+
+def _words(reply: Message, length: int) -> NDArray[np.uint32]:
+    """Return the masked words of a reply. Raises Refusal: E_SITE_FAILED, E_REPLY_RECORDS, E_REPLY_SHAPE."""
+    if reply.has_error() or not reply.has_content():
+        raise Refusal(protocol_reasons.SITE_FAILED)
+    content = reply.content
+    record = content.get(MASKED)
+    if set(content) != {MASKED, "ledger"} or type(record) is not ArrayRecord or set(record) != {WORDS}:
+        raise Refusal(protocol_reasons.REPLY_RECORDS)
+    words = read_array(record[WORDS], np.broadcast_to(np.uint32(0), (length,)))
+    if words is None:
+        raise Refusal(protocol_reasons.REPLY_SHAPE)
+    return words
+
+
+def watch(current: MaskedRound, is_current: Callable[[], bool], asked: Mapping[int, str], nodes: Nodes) -> None:
+    """Tell a round, in a thread, which hospitals went offline, so that the others do not wait for them."""
+
+    def look() -> None:
+        while is_current():
+            time.sleep(WATCH_SECONDS)
+            try:
+                online: Collection[int] = set(nodes.get_node_ids())
+            except Exception:  # whatever Flower raises when the server is busy or ends
+                log.info("the nodes that are online could not be listed", exc_info=True)
+                continue
+            for node in set(asked) - set(online):
+                current.left(asked[node])
+
+    threading.Thread(target=look, daemon=True).start()
