@@ -98,7 +98,7 @@ class Admission:
 
 
 def _question(asked: Asked) -> Question:
-    return Question.of(asked.run, asked.kind, asked.content)
+    return Question.of(asked.run, asked.kind, asked.content, masked=asked.schema.secure)
 
 
 def _model(asked: Asked, read: ReadChunk) -> Arrays:

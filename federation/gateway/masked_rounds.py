@@ -1,7 +1,8 @@
 """The gateway's part in a masked round: agree on keys, mask the reply, and help to unmask the sum.
 
-It runs after the reply was checked and before it is sent. The app has no part in it. The last steps run beside the next
-task, because they wait for the other hospitals; after a restart they go on.
+A question about a model after the last round is a masked round as well, with a number of its own. All of this runs
+after the reply was checked and before it is sent. The app has no part in it. The last steps run beside the next task,
+because they wait for the other hospitals; after a restart they go on.
 
 SITE_DIR/keys/secagg                 the gateway's key
 SITE_DIR/gateway/secagg/             see `federation.secure_aggregation.store`
@@ -17,33 +18,29 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from federation.approval.peers import PeerApprovals, identity_file
 from federation.gateway import reasons
-from federation.gateway.first_model import model_digest
 from federation.gateway.flower_objects import ArrayHead, Arrays, Content, object_id
-from federation.gateway.reply_checks import Values, pieces
-from federation.gateway.schema import ArraySpec, Schema
+from federation.gateway.masked_content import SumSettings, checked_settings, words_of
+from federation.gateway.questions import Question
+from federation.gateway.reply_checks import Values
+from federation.gateway.schema import ArraySpec
 from federation.gateway.spool import Spool
+from federation.gateway.task_checks import task_kind
 from federation.gateway.task_intake import Task
 from federation.gateway.upstream import Declined, Unreachable, Upstream
-from federation.protocol.batch_norm import MEAN, VARIANCE
 from federation.protocol.error_codes import code_in
-from federation.protocol.masked_replies import FIGURES, MASKED, WORDS
-from federation.protocol.metric_allowlist import EXAMPLES
+from federation.protocol.masked_replies import MASKED, WORDS, round_of
+from federation.protocol.summed_answers import SUMMED
 from federation.secure_aggregation import reasons as secagg_reasons
 from federation.secure_aggregation.canonical import canonical
 from federation.secure_aggregation.keys import Identity
 from federation.secure_aggregation.masking import Words, masked
-from federation.secure_aggregation.messages import NOTHING, TRAIN, Advertised, Confirmations, Header, Sealed, Uploaded
-from federation.secure_aggregation.reply_vector import Reply, Settings, vector
+from federation.secure_aggregation.messages import NOTHING, Advertised, Confirmations, Header, Sealed, Uploaded
 from federation.secure_aggregation.roster import Roster
 from federation.secure_aggregation.site_round import MASKED as MASKED_STEP
 from federation.secure_aggregation.site_round import Limits, SiteRound
 from federation.secure_aggregation.store import Store, witness_folder
-from federation.secure_aggregation.update_checks import clip_factor
 from federation.superlink.masked_address import ROUND_HEADER
 from models.refusal import Refusal
 from pipeline.site.folder import Site
@@ -83,20 +80,16 @@ class MaskedRounds:
     async def mask(self, task: Task, content: Content, values: Values) -> Content:
         """Return the reply with only the masked words, whose chunks are in the spool.
 
-        Raises Refusal: those of `SiteRound`, `vector` and `clip_factor`, E_SECAGG_SETTINGS, E_SECAGG_ROSTER,
-        E_RUN_OVER.
+        `content` and `values`: the checked reply. Raises Refusal: those of `SiteRound` and `words_of`,
+        E_SECAGG_SETTINGS, E_SECAGG_ROSTER, E_RUN_OVER.
         """
         assert task.run is not None
         roster = await asyncio.to_thread(self._approved)
         until = min(task.expires, time.time() + BEGIN_SECONDS)
         header, settings = await self._begin(task, roster)
-        metrics = dict(values["metrics"])
-        figures = {name: float(str(metrics[name])) for name in FIGURES if name in metrics}
-        patients = int(str(metrics[EXAMPLES]))
         came_in = Arrays(task.content.arrays, self._spool.came_in.get)
-        went_out = Arrays(content.arrays, self._spool.going_out.get)
-        reply = await asyncio.to_thread(_reply, figures, patients, settings, task.run.schema, came_in, went_out)
-        list(vector_head(reply, settings))  # refuse a reply that cannot be summed before keys are agreed on
+        read = self._spool.going_out.get
+        words = await asyncio.to_thread(words_of, settings, task.run.schema, came_in, content, values, read)
         round_ = self._round(header, roster)
         if (before := self._last_steps.pop(header.run, None)) is not None:
             before.cancel()  # another round begins: nothing is answered about the one before
@@ -106,7 +99,7 @@ class MaskedRounds:
         received = Sealed.parse(await self._ask("share", sealed.content, header, until, SILENT_SECONDS))
         await asyncio.to_thread(write_durably, self._begun(header.run), header.content)
         masks = await asyncio.to_thread(round_.mask, received)
-        head = await asyncio.to_thread(self._write, masked(vector(reply, settings), masks), settings.words)
+        head = await asyncio.to_thread(self._write, masked(words, masks), settings.words)
         return Content(arrays={MASKED: {WORDS: head}})
 
     def _approved(self) -> Roster:
@@ -120,37 +113,36 @@ class MaskedRounds:
         limits = Limits(min_peers=table.min_peers, max_changes=table.max_sum_changes)
         return SiteRound(self._store, self._identity, roster, header, limits, lambda text: self._note(header, text))
 
-    async def _begin(self, task: Task, roster: Roster) -> tuple[Header, Settings]:
+    async def _begin(self, task: Task, roster: Roster) -> tuple[Header, SumSettings]:
         """Return what the server says about the round, if it is what this task and this study make it."""
         assert task.run is not None and task.round is not None
-        about = canonical({"run": task.run.name, "round": task.round, "app": task.app})
+        kind, schema = task_kind(task.kind), task.run.schema
+        number = round_of(kind, schema.rounds) if kind in SUMMED else task.round
+        about = canonical({"run": task.run.name, "round": number, "app": task.app})
         answer = json.loads(await self._ask("begin", about, None, time.time() + SILENT_SECONDS))
         try:
-            header = Header.parse(canonical(answer["header"]))
-            settings = Settings.model_validate(answer["settings"])
-        except (KeyError, TypeError, ValueError) as error:
+            header, told = Header.parse(canonical(answer["header"])), answer["settings"]
+        except (KeyError, TypeError) as error:
             raise Refusal(reasons.SECAGG_SETTINGS, private=str(error)[:300]) from error
         if header.roster != roster.digest:
             raise Refusal(secagg_reasons.SECAGG_ROSTER)
-        schema = task.run.schema
+        settings = checked_settings(told, kind, schema, len(roster.members))
+        question = Question.of(task.run.name, kind, task.content)
         own = Header(
             study=task.run.digest,
             run=task.run.name,
-            round=task.round,
+            round=number,
             attempt=header.attempt,
             roster=roster.digest,
-            kind=TRAIN,
-            model=model_digest(task.content.arrays),
-            asked=NOTHING,
+            kind=kind,
+            model=question.model,
+            asked=question.asked if kind in SUMMED else NOTHING,
             settings=settings.digest,
             app=task.app,
         )
-        weights, means = _weights(schema), _buffer(schema, MEAN)
-        channels = schema.buffers[means].length if means else 0
-        expected = (schema.arrays[weights].length, channels, FIGURES, len(roster.members))
-        if header != own or (settings.weights, settings.channels, settings.figures, settings.sites) != expected:
+        if header != own:
             different = [name for name in Header.model_fields if getattr(header, name) != getattr(own, name)]
-            raise Refusal(reasons.SECAGG_SETTINGS, private=", ".join(different) or "settings")
+            raise Refusal(reasons.SECAGG_SETTINGS, private=", ".join(different))
         return header, settings
 
     def _write(self, words: Iterator[Words], count: int) -> ArrayHead:
@@ -246,47 +238,3 @@ async def present_key(site: Site, upstream: Upstream, *, every_seconds: float = 
         except (Unreachable, Declined) as error:
             log.info("the key for masked rounds was not presented: %s", error)
         await asyncio.sleep(every_seconds)
-
-
-def vector_head(reply: Reply, settings: Settings) -> Iterator[Words]:
-    """Yield the beginning of a reply's vector: all but the weights. Raises Refusal as `vector` does."""
-    yield next(vector(reply, settings))
-
-
-def _reply(
-    figures: dict[str, float], patients: int, settings: Settings, schema: Schema, came_in: Arrays, went_out: Arrays
-) -> Reply:
-    """Return the reply to sum. Raises Refusal: E_SECAGG_SPARSE, E_SECAGG_RANGE, E_SECAGG_WEIGHT."""
-    weights = _weights(schema)
-
-    def changes() -> Iterator[NDArray]:
-        spec = schema.arrays[weights]
-        new = pieces(went_out.heads["arrays"][weights], spec, went_out.read)
-        old = pieces(came_in.heads["arrays"][weights], spec, came_in.read)
-        for after, before in zip(new, old, strict=True):
-            yield after.astype(np.float64) - before
-
-    def buffer(kind: str) -> NDArray:
-        if not (name := _buffer(schema, kind)):
-            return np.zeros(0)
-        return np.concatenate(list(pieces(went_out.heads["buffers"][name], schema.buffers[name], went_out.read)))
-
-    scale = clip_factor(
-        changes(),
-        longest=settings.longest,
-        weights=settings.weights,
-        least=settings.least(patients),
-        fixed=schema.fixed(weights),
-    )
-    return Reply(patients, figures, buffer(MEAN), buffer(VARIANCE), changes(), scale)
-
-
-def _weights(schema: Schema) -> str:
-    """Return the name of the one array that holds all weights; `flat_weights` has the name, and needs torch."""
-    (name,) = schema.arrays
-    return name
-
-
-def _buffer(schema: Schema, kind: str) -> str:
-    """Return the name of the array of one kind of batch-norm buffer; "" if the network has none."""
-    return next((name for name in schema.buffers if name.endswith(kind)), "")

@@ -4,7 +4,8 @@ Many answers about slightly different models can reveal single patients, even if
 kind of question may be asked once about a model. If the server repeats the same question, for example after a crash,
 this module returns the kept answer without asking the node. A different question about the same model is refused.
 
-SITE_DIR/gateway/answers/<key>.json   one answer that left; the key is derived from the model and the question's kind
+SITE_DIR/gateway/answers/<key>.json   one answer that left, without its mask; the key is derived from the model and the
+                                      question's kind
 """
 
 import base64
@@ -57,20 +58,24 @@ def questions_of(study: "Study") -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a model. `asked`: the digest of everything that accompanies the model."""
+    """A question about a model. `asked`: the digest of everything that accompanies the model.
+
+    `masked`: whether the answer leaves only as part of a sum.
+    """
 
     run: str
     kind: str
     model: str
     asked: str
+    masked: bool = False
 
     @classmethod
-    def of(cls, run: str, kind: Kind, content: Content) -> "Question":
+    def of(cls, run: str, kind: Kind, content: Content, *, masked: bool = False) -> "Question":
         """Return the question in a task's content."""
         config = {key: value for key, value in content.configs["config"].items() if key not in _AROUND}
         more = {record: heads for record, heads in content.arrays.items() if record not in MODEL_RECORDS}
         spelt = json.dumps([config, heads_as_json(more)], sort_keys=True)
-        return cls(run, kind, model_digest(content.arrays), hashlib.sha256(spelt.encode()).hexdigest())
+        return cls(run, kind, model_digest(content.arrays), hashlib.sha256(spelt.encode()).hexdigest(), masked)
 
     @property
     def key(self) -> str:
@@ -79,7 +84,7 @@ class Question:
 
 @dataclass(frozen=True)
 class KeptAnswer:
-    """An answer that left the site: figures by name, and the heads and chunks of its arrays, if any."""
+    """An answer that left the site, masked or not: figures by name, and the heads and chunks of its arrays, if any."""
 
     figures: Mapping[str, Any]
     arrays: Mapping[str, Any]
@@ -95,12 +100,13 @@ class Questions:
     def earlier(self, question: Question) -> KeptAnswer | None:
         """Return the answer to the same question, if it was asked before.
 
-        Raises Refusal E_ASKED_ALREADY if a different question of this kind was asked about the same model.
+        Raises Refusal E_ASKED_ALREADY if a different question of this kind was asked about the same model. An answer
+        that was masked does not leave without a mask in another study, and the reverse.
         """
         kept = self._kept(question.key)
         if kept is None:
             return None
-        if kept["asked"] != question.asked:
+        if (kept["asked"], kept.get("masked", False)) != (question.asked, question.masked):
             raise Refusal(reasons.ASKED_ALREADY)
         chunks = {id: base64.b64decode(chunk) for id, chunk in kept["chunks"].items()}
         return KeptAnswer(kept["figures"], kept["arrays"], chunks)

@@ -196,9 +196,14 @@ RUN_OVER = Reason(
 )
 SECAGG_REQUIRED = Reason(
     "E_SECAGG_REQUIRED",
-    "this site sends only masked updates, and the study does not sum masked updates",
+    "this site sends only masked replies, and the study does not sum masked replies",
     "Ask the study's office to set secure = true in [aggregation]. If this hospital also accepts studies without "
     "masks, set require_secure_aggregation = false in site.toml.",
+)
+SECAGG_KIND = Reason(
+    "E_SECAGG_KIND",
+    "the study sums masked replies, and the server asks for something that is no part of a sum",
+    "No action is needed. Such a study fits no head per site, and its audit goes on without the probe.",
 )
 SECAGG_SETTINGS = Reason(
     "E_SECAGG_SETTINGS",

@@ -105,7 +105,7 @@ class Schema:
 
     `server_step`: how far the server's own optimiser may move each weight in a round, besides the sites' updates.
     `server_factor`: how much it may lengthen the sites' updates. `is_robust`: whether medians pool the calibrations.
-    `secure`: whether replies to training are masked.
+    `secure`: whether replies are masked.
     """
 
     arrays: Specs

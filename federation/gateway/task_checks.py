@@ -19,6 +19,7 @@ from federation.gateway.flower_objects import Content
 from federation.gateway.schema import Schema, Specs
 from federation.ledger.chain import EMPTY, Head
 from federation.protocol import reasons as protocol_reasons
+from federation.protocol.masked_replies import ANSWERED
 from federation.protocol.metric_allowlist import FIGURES, LABELS, MAX_PROBED, Kind
 from federation.protocol.reply_validation import CALIBRATIONS
 from federation.system.digests import SHA256
@@ -60,7 +61,7 @@ def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patie
     """Check that the site takes part in such a study and answers such a question.
 
     Raises Refusal: E_SITE_LIMIT, E_SITE_LEAST, E_AUGMENTATION, E_PRIVACY_REQUIRED, E_PRIVACY_KIND, E_EMBEDDINGS,
-    E_SECAGG_REQUIRED.
+    E_SECAGG_REQUIRED, E_SECAGG_KIND.
     """
     limits = settings.gateway
     for what, asked, allowed in (
@@ -73,6 +74,8 @@ def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patie
         _check_mixing(schema, limits, train_patients)
     if limits.require_secure_aggregation and not schema.secure:
         raise Refusal(reasons.SECAGG_REQUIRED)
+    if schema.secure and kind not in ANSWERED:
+        raise Refusal(reasons.SECAGG_KIND)
     if settings.privacy.required and schema.private_round is None:
         raise Refusal(reasons.PRIVACY_REQUIRED)
     # Replies of these kinds describe the training patients without noise, and the budget does not cover them.

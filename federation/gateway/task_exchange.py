@@ -35,7 +35,7 @@ from federation.gateway.flower_objects import Arrays, Content, object_id, with_c
 from federation.gateway.masked_rounds import MaskedRounds
 from federation.gateway.policy import policy_digest
 from federation.gateway.questions import KeptAnswer
-from federation.gateway.reply import Outgoing, compose_failure, compose_records, compose_reply
+from federation.gateway.reply import Outgoing, Records, compose_failure, compose_records, compose_reply
 from federation.gateway.reply_checks import Rules, Values, check_reply
 from federation.gateway.reply_intake import Reception
 from federation.gateway.reply_sender import Departures
@@ -287,6 +287,8 @@ class Exchange:
         """Return the earlier answer to the same question, without asking the node."""
         try:
             return await self._compose_again(task, earlier)
+        except Refusal as refusal:
+            return await self._failure(task, refusal.code, refusal, root=task.id)
         except Exception:
             log.exception("the earlier answer could not be repeated")
             return await self._failure(task, approval_reasons.GATEWAY_FAILED.code)
@@ -320,18 +322,28 @@ class Exchange:
             values["metrics"][EPSILON] = task.epsilon
         figures = dict(values["metrics"]) if "metrics" in values else {}
         await asyncio.to_thread(self._admission.remember, asked, came_in.folder, content, figures, going_out.get)
-        if task.run.schema.secure and asked.kind == "train":
-            await self._record(task, "here", "masking", going_out.size, reply.root, PASSED)
-            content, values = await self._masked.mask(task, content, values), {}
         return await self._let_out(task, content, values)
 
     async def _let_out(self, task: Task, content: Content, values: Values) -> Outgoing:
-        """Compose the reply from the checked values, and record it in the ledger."""
+        """Compose the reply from the checked values, and record it in the ledger.
+
+        In a study with secure aggregation it is masked here; only the handshake is not. Raises Refusal as
+        `MaskedRounds.mask` does.
+        """
+        assert task.run is not None
         records = compose_records(content, values)
-        size = sum(map(len, records.objects.values())) + sum(self._spool.going_out.sizes[id] for id in content.chunks())
+        if task.run.schema.secure and task.kind != HANDSHAKE:
+            await self._record(task, "here", "masking", self._size(records, content), records.digest, PASSED)
+            content = await self._masked.mask(task, content, values)
+            records = compose_records(content, {})
+        size = self._size(records, content)
         head = await self._record(task, "out", task.kind, size, records.digest, PASSED)
         log.info("passed to the server: %s, round %s", task.kind, task.round)
         return compose_reply(task.answerable(), records, head)
+
+    def _size(self, records: Records, content: Content) -> int:
+        """Return the size of a reply in bytes."""
+        return sum(map(len, records.objects.values())) + sum(self._spool.going_out.sizes[id] for id in content.chunks())
 
     async def _about(self, task: Task) -> dict[str, str]:
         """Return the site's description of itself if a handshake asks for it. Raises Refusal E_GATEWAY_FAILED."""

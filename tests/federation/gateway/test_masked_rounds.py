@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from federation.gateway.schema import Schema
 from federation.ledger.chain import ledger_file, read_lines
 from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.masked_replies import FIGURES, MASKED, WORDS
+from federation.secure_aggregation.answer_vector import AnswerSettings
 from federation.secure_aggregation.keys import Identity
 from federation.secure_aggregation.masking import masked
 from federation.secure_aggregation.messages import NOTHING, TRAIN, Advertised, Confirmations, Header, Sealed, Uploaded
@@ -59,9 +61,13 @@ STUDY = '{"study": {}}'
 
 @dataclass
 class MaskedServer(Server):
-    """A server with masked rounds, and two other hospitals. `round`: the current one."""
+    """A server with masked rounds, and two other hospitals. `round`: the current one.
+
+    `stop_at`: the step that it does not answer.
+    """
 
     round: MaskedRound | None = None
+    stop_at: str = ""
     told: list[tuple[str, bytes]] = field(default_factory=list)
 
     async def handle(self, request: web.Request) -> web.Response:
@@ -70,7 +76,7 @@ class MaskedServer(Server):
         step, body = request.path.removeprefix(PATH), await request.read()
         self.told.append((step, body))
         current, about = self.round, request.headers.get(ROUND_HEADER, "")
-        if current is None:
+        if current is None or step == self.stop_at:
             return web.Response(status=204)
         try:
             answer = await asyncio.to_thread(current.answer, "north", step, body, about)
@@ -110,7 +116,7 @@ class Study:
             sites=3,
         )
 
-    def open(self, number: int = 3, settings: Settings | None = None, **different: object) -> Header:
+    def open(self, number: int = 3, settings: Settings | AnswerSettings | None = None, **different: object) -> Header:
         """Open a masked round, in which the other hospitals take part."""
         settings = settings or self.settings
         header = Header(
@@ -130,13 +136,23 @@ class Study:
 
         def make(header: Header) -> ServerRound:
             for name in self.others:
-                threading.Thread(target=self.play, args=(name, header, settings), daemon=True).start()
+                threading.Thread(target=self.play_quietly, args=(name, header, settings), daemon=True).start()
             return ServerRound(self.roster, header, folder, words=settings.words)
 
         self.server.round = MaskedRound(header, settings, make, ["north", *self.others], seconds=20)
         return header
 
-    def play(self, name: str, header: Header, settings: Settings) -> None:
+    def words(self, settings: Settings | AnswerSettings) -> np.ndarray:
+        """What each of the other hospitals adds."""
+        assert isinstance(settings, Settings)
+        reply = Reply(50, {}, np.zeros(8), np.zeros(8), [np.zeros(settings.weights)])
+        return np.concatenate(list(vector(reply, settings)))
+
+    def play_quietly(self, name: str, header: Header, settings: Settings | AnswerSettings) -> None:
+        with suppress(Refusal):  # the round is lost, because the gateway refused
+            self.play(name, header, settings)
+
+    def play(self, name: str, header: Header, settings: Settings | AnswerSettings) -> None:
         round_ = self.server.round
         assert round_ is not None
 
@@ -148,8 +164,7 @@ class Study:
         mine = SiteRound(self.stores[name], self.others[name], self.roster, header)
         sealed = mine.share(Advertised.parse(ask("advertise", mine.advertise().content)))
         masks = mine.mask(Sealed.parse(ask("share", sealed.content)))
-        reply = Reply(50, {}, np.zeros(8), np.zeros(8), [np.zeros(settings.weights)])
-        round_.upload(name, np.concatenate(list(masked(vector(reply, settings), masks))))
+        round_.upload(name, np.concatenate(list(masked(iter([self.words(settings)]), masks))))
         signed = mine.confirm(Uploaded.parse(ask("uploaded")))
         confirmations = Confirmations.parse(ask("confirm", signed.content))
         ask("reveal", mine.reveal(confirmations).content)
@@ -167,10 +182,12 @@ class Study:
             node.push(Message(RecordDict({**replied, "metrics": metrics}), reply_to=task))  # type: ignore[dict-item]
             return self.reply()
 
-    def reply(self) -> Message:
+    def reply(self, count: int = 1) -> Message:
+        """The last reply, once there are so many."""
         deadline = time.monotonic() + 40
         while time.monotonic() < deadline:
-            if self.server.replies and self.server.replies[-1][1].object_id in self.server.received:
+            replies = self.server.replies
+            if len(replies) >= count and replies[-1][1].object_id in self.server.received:
                 return self.server.last_reply()
             time.sleep(0.02)
         raise AssertionError("no reply")
