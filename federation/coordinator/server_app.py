@@ -11,7 +11,8 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ from federation.coordinator.connected_sites import gather
 from federation.coordinator.eager_grid import EagerGrid
 from federation.coordinator.examined import Examined
 from federation.coordinator.final_evaluation import Examination
+from federation.coordinator.masked_questions import MaskedSums
 from federation.coordinator.masked_study import MaskedStudy
 from federation.coordinator.rounds import Model, Training
 from federation.coordinator.site_agreement import shake_hands
@@ -35,7 +37,7 @@ from federation.coordinator.summed_questions import PlainSums, Sums
 from federation.enrolment.peers import roster_of
 from federation.protocol.first_weights import begun_sites
 from federation.protocol.handshake import SiteAbout, most_patients
-from federation.protocol.metric_allowlist import EXAMPLES, LOSS
+from federation.protocol.metric_allowlist import APPEARANCE_SIZE, EXAMPLES, LOSS
 from federation.protocol.release_files import BEGINS_FROM
 from federation.protocol.study_config import Study
 from federation.runs.results import RESULTS, Results
@@ -236,14 +238,22 @@ class ServerRun:
     def _examined(self, model: Model, features: int, trained_at: list[str]) -> Examined:
         """Calibrate and test the model: from single sites' answers or, with secure aggregation, from sums alone."""
         if self.study.aggregation.secure:
-            return SummedExamination(self.study, self._sums(features), say).examine(model, trained_at)
+            with self._sums(features) as sums:
+                return SummedExamination(self.study, sums, say).examine(model, trained_at)
         examination = Examination(self.study, self.sites, self.folder, self.name, self.robust, say, self.history)
         return examination.examine(model, features, trained_at, self.training.state.round)
 
-    def _sums(self, features: int) -> Sums:
-        """Return what asks the sites for sums; `features`: numbers that the network computes per scan."""
-        timeout_s = self.study.study.round_timeout_s
-        return PlainSums(self.sites, self.history, say, features=features, timeout_s=timeout_s)
+    @contextmanager
+    def _sums(self, features: int) -> Iterator[Sums]:
+        """Yield what asks the sites for sums; `features`: numbers that the network computes per scan."""
+        table = self.study.study
+        if (masked := self.training.masked) is None:  # a simulation
+            yield PlainSums(self.sites, self.history, say, features=features, timeout_s=table.round_timeout_s)
+            return
+        lengths = {"moments": features, "looks": APPEARANCE_SIZE}
+        sums = MaskedSums(masked, self.sites, table.rounds, lengths, say, self.history)
+        with sums.serving():
+            yield sums
 
     def _register(self, examined: Examined, release: Release) -> None:
         """Log the final metrics, the results and the candidate to MLflow."""
