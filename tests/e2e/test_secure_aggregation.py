@@ -1,4 +1,4 @@
-"""Masked rounds with real processes: a server, four nodes with gateways, a killed node, a killed server.
+"""Masked rounds and questions with real processes: a server, four nodes with gateways, a killed node, a killed server.
 
 Four hospitals, because the threshold of three is all of them, and a study of three loses a round with each dropout.
 """
@@ -14,6 +14,7 @@ from tests.e2e.conftest import Command, allow, enter, for_few_patients, ingest, 
 from tests.e2e.test_federation import Federation, run_name
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]  # some six minutes
+QUESTIONS = ("features of training patients", "calibration", "test")
 NAMES = ("east", "north", "south", "west")
 STUDY = """
 [study]
@@ -83,10 +84,22 @@ def broken(federation: Federation) -> Command:
 
 
 @pytest.fixture(scope="module")
-def resumed(federation: Federation, broken: Command) -> Command:
+def questioned(federation: Federation, broken: Command) -> Command:
+    """The run, resumed. The server is killed after the sums of the calibration are known."""
     federation.start_server()
     federation.wait_online(4)
     again = federation.start("study", "resume", run_name(broken), "--server", federation.server_folder)
+    again.wait_for("calibration: sum over", seconds=400)
+    federation.server.kill()
+    assert again.wait(seconds=120) == 1
+    return again
+
+
+@pytest.fixture(scope="module")
+def resumed(federation: Federation, questioned: Command) -> Command:
+    federation.start_server()
+    federation.wait_online(4)
+    again = federation.start("study", "resume", run_name(questioned), "--server", federation.server_folder)
     assert again.wait(seconds=400) == 0, again.text()
     return again
 
@@ -99,10 +112,20 @@ def test_rounds_are_masked_and_survive_a_killed_node(broken: Command) -> None:
     assert "LOST" not in text
 
 
-def test_killed_server_goes_on(resumed: Command) -> None:
-    text = resumed.text()
-    assert "round 4 of 4 · 4 of 4 sites" in text
-    assert "is complete" in text
+def test_killed_server_goes_on(questioned: Command, resumed: Command) -> None:
+    assert "round 4 of 4 · 4 of 4 sites" in questioned.text()
+    assert "test: sum over 4 hospitals" in resumed.text()
+    assert "calibration: sum over" not in resumed.text(), "its sums were kept"
+    assert "is complete" in resumed.text()
+
+
+def test_questions_after_the_rounds_are_known_as_sums_alone(federation: Federation, resumed: Command) -> None:
+    results = json.loads((federation.server_folder / "runs" / run_name(resumed) / "results.json").read_text())
+    (model,) = results["models"]
+    assert model["figures"] == {} and model["summed"]["sites"] == 4
+    steps = [entry for entry in results["history"] if entry.get("step") in QUESTIONS]
+    assert [entry["step"] for entry in steps] == list(QUESTIONS)
+    assert all(entry["sites"] == list(NAMES) and entry["refused"] == {} for entry in steps)
 
 
 def test_server_has_the_mean_figures_and_no_single_ones(federation: Federation, resumed: Command) -> None:
@@ -117,11 +140,12 @@ def test_server_has_the_mean_figures_and_no_single_ones(federation: Federation, 
 def test_each_ledger_has_a_line_for_each_sum(federation: Federation, resumed: Command) -> None:
     history = json.loads((federation.server_folder / "runs" / run_name(resumed) / "history.json").read_text())
     for name in NAMES:
-        summed = sum(name in entry["sites"] for entry in history if "round" in entry)
+        sums = [entry for entry in history if "round" in entry or entry["step"] in QUESTIONS]
+        summed = sum(name in entry["sites"] for entry in sums)
         ledger = federation.folder / "sites" / name / "ledger" / "ledger.jsonl"
         kinds = [json.loads(line)["kind"] for line in ledger.read_text().splitlines()]
         assert "peers approval" in kinds
-        assert kinds.count("masked: sum may be revealed") == summed >= 2
+        assert kinds.count("masked: sum may be revealed") == summed >= 5
 
 
 def test_study_without_masks_is_refused_by_a_site_that_requires_them(federation: Federation, resumed: Command) -> None:
