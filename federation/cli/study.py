@@ -133,7 +133,7 @@ def list_runs(server: ServerDir = Path("server"), as_json: Json = False) -> None
 @app.command()
 def show(run_name: RunName, server: ServerDir = Path("server"), as_json: Json = False) -> None:
     """Show one run: its rounds, sites and refusals, the final model's metrics, and where its files are."""
-    from federation.runs.listing import detail, final_table, results_or_none, round_lines
+    from federation.runs.listing import detail, final_table, masked_lines, results_or_none, round_lines
     from federation.runs.run_folder import find_run
 
     details = detail(server, run_name)
@@ -150,9 +150,13 @@ def show(run_name: RunName, server: ServerDir = Path("server"), as_json: Json = 
     )
     if results := results_or_none(find_run(server, run_name)):
         (_, *places), lines = final_table(results)
-        cells = [[name, *pair] for name, *row in lines for pair in zip(places, row, strict=True)]
+        masked = masked_lines(results)
+        pairs = [(name, pair) for name, *row in lines for pair in zip(places, row, strict=True)]
+        cells = [[name, *pair] for name, pair in pairs if pair[1] or not masked]
         title = "The final model on the sites' test patients (95 % intervals)"
         print_table(["figure and site", ""], _grouped(cells), title=title, whole=1)
+        for line in masked:
+            typer.echo(line)
     for what, where in details["where"].items():
         typer.echo(f"{what}: {where}")
 

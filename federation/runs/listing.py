@@ -11,9 +11,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from federation.protocol.metric_allowlist import EXAMPLES
+from federation.protocol.metric_allowlist import EXAMPLES, LABELS
 from federation.protocol.study_config import Study
 from federation.runs import reasons
+from federation.runs.figures_from_counts import ALL, means_row, of_label, pooled_row, summed_of, why_none
 from federation.runs.progress import asked_in, rounds_of, standing
 from federation.runs.results import FEDERATED, Results, read_results
 from federation.runs.run_folder import RunNote, find_run, read_history, read_note, read_study, run_names
@@ -31,6 +32,7 @@ HEADLINES = (
     "brier_severe",
     "auroc_pcr_positive",
 )
+OF_COUNTS = ("sens_at_rule_out_severe", "spec_at_rule_in_severe")  # of a masked study, beside HEADLINES
 MEAN = "mean over sites"
 MANY = 8  # with more sites than this, a terminal has no room for one column each
 SPREAD: Mapping[str, Callable[[Sequence[float]], float]] = {"lowest": min, "median": median, "highest": max}
@@ -73,7 +75,7 @@ class Run:
             results = read_results(self.folder)
         except Refusal:  # `study show` says why
             return None
-        found = mean_interval(federated(results), HEADLINES[0])
+        found = mean_interval_of(results, HEADLINES[0])
         return found._asdict() if found else None
 
 
@@ -123,7 +125,10 @@ def _headline(run: Mapping[str, Any]) -> str:
 
 
 def detail(server: Path, name: str) -> dict[str, Any]:
-    """Return all details of a run. Raises Refusal: E_RUN_UNKNOWN, E_RUN_FILES."""
+    """Return all details of a run; of a masked study also the figures that follow from its sums.
+
+    Raises Refusal: E_RUN_UNKNOWN, E_RUN_FILES.
+    """
     run = read_run(server, name)
     results = results_or_none(run.folder)
     return {
@@ -131,6 +136,7 @@ def detail(server: Path, name: str) -> dict[str, Any]:
         "standing": standing(run.study, run.history).text,
         "history": run.history,
         "final": results.model_dump(mode="json", exclude={"history", "study"}) if results else None,
+        **({"together": pooled_row(results), "means": means_row(results)} if results and summed_of(results) else {}),
         "where": _where(server, run.folder),
     }
 
@@ -193,9 +199,14 @@ def _counted(entry: Mapping[str, Any]) -> str:
 def final_table(results: Results) -> tuple[list[str], list[list[str]]]:
     """The main metrics of the federated model: one column for each site, and their mean.
 
-    With many sites the columns are the lowest, median and highest value, and the number of sites that reported it.
+    With many sites the columns are the lowest, median and highest value, and the number of sites that reported it. Of a
+    masked study: all patients together, the mean, and the sites that sent a row of their own.
     """
     figures = federated(results)
+    if summed_of(results):
+        rows = {ALL: pooled_row(results), MEAN: means_row(results), **figures}
+        names = [name for name in (*HEADLINES, *OF_COUNTS) if any(name in row for row in rows.values())]
+        return ["figure", *rows], [[name, *(_with_interval(row, name) for row in rows.values())] for name in names]
     if len(figures) > MANY:
         return ["figure", *SPREAD, "sites", MEAN], [_over_many(figures, name) for name in HEADLINES]
     lines = []
@@ -203,6 +214,26 @@ def final_table(results: Results) -> tuple[list[str], list[list[str]]]:
         cells = [_with_interval(figures[site], name) for site in figures]
         lines.append([name, *cells, _mean(figures, name)])
     return ["figure", *figures, MEAN], lines
+
+
+def masked_lines(results: Results) -> list[str]:
+    """Say what the figures of a masked study are over; empty of another study."""
+    summed = summed_of(results)
+    if summed is None:
+        return []
+    lines = [
+        f"Masked: {summed.patients} test patients of {summed.sites} hospitals. The server knows sums and means over "
+        "them, and no hospital's own figures."
+    ]
+    for label in reversed(LABELS):
+        found = of_label(results, label)
+        if found is None:
+            lines.append(f"{label}: no figure, {why_none(results, label)}")
+        else:
+            lines.append(
+                f"{label}: {found.positive} patients with and {found.negative} without it, at {found.sites} hospitals"
+            )
+    return lines
 
 
 def _over_many(figures: Mapping[str, Mapping[str, float]], name: str) -> list[str]:
@@ -215,6 +246,14 @@ def federated(results: Results) -> dict[str, dict[str, float]]:
     """Return the federated model's metrics by site."""
     model = results.model(FEDERATED)
     return model.figures if model else {}
+
+
+def places(results: Results) -> dict[str, dict[str, float]]:
+    """Return the federated model's metrics by place: each site that told its own, MEAN, and ALL of a masked study."""
+    figures = federated(results)
+    if summed_of(results):
+        return {**figures, MEAN: means_row(results), ALL: pooled_row(results)}
+    return {**figures, MEAN: mean_over_sites(figures) if figures else {}}
 
 
 def mean_over_sites(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -240,6 +279,13 @@ def mean_interval(figures: Mapping[str, Mapping[str, float]], name: str) -> Inte
     if not found or len(found) < len(having):
         return None
     return mean_of_sites(found, [each[EXAMPLES] for each in having])
+
+
+def mean_interval_of(results: Results, name: str) -> Interval | None:
+    """Return the mean over sites of a metric with its interval over patients, of a masked study from its sums."""
+    if summed_of(results):
+        return interval_of(means_row(results), name)
+    return mean_interval(federated(results), name)
 
 
 def _mean(figures: Mapping[str, Mapping[str, float]], name: str) -> str:
