@@ -34,6 +34,7 @@ HEADLINES = (
 )
 OF_COUNTS = ("sens_at_rule_out_severe", "spec_at_rule_in_severe")  # of a masked study, beside HEADLINES
 MEAN = "mean over sites"
+_NUMBERS = ("positives_", "negatives_", "sites_")  # of patients and hospitals
 MANY = 8  # with more sites than this, a terminal has no room for one column each
 SPREAD: Mapping[str, Callable[[Sequence[float]], float]] = {"lowest": min, "median": median, "highest": max}
 
@@ -254,6 +255,20 @@ def places(results: Results) -> dict[str, dict[str, float]]:
     if summed_of(results):
         return {**figures, MEAN: means_row(results), ALL: pooled_row(results)}
     return {**figures, MEAN: mean_over_sites(figures) if figures else {}}
+
+
+def final_values(results: Results) -> dict[str, float]:
+    """Return the final model's metrics under the names that MLflow gets: `<site>/...`, `mean_...`, `together/...`.
+
+    The last are those of all patients of a masked study together, without their numbers.
+    """
+    prefixes = {MEAN: "mean_", ALL: "together/"}
+    return {
+        f"{prefixes.get(place, f'{place}/')}{name}": value
+        for place, row in places(results).items()
+        for name, value in row.items()
+        if name != EXAMPLES and not name.startswith(_NUMBERS)
+    }
 
 
 def mean_over_sites(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -4,7 +4,7 @@ No figure is chosen: AUROCs, counts, calibration and thresholds are all computed
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,7 @@ def make_secure_results(
     patients: int = 140,
     skill: float = 0.0,
     differ: float = 0.2,
+    model: int = 0,
     tags: float = 0.0,
     opted_in: Sequence[str] = (),
     audit: bool = True,
@@ -81,12 +82,12 @@ def make_secure_results(
     """Return the results of a masked study at `sites` (number or names) with about `patients` test patients each.
 
     `skill` is added to that of `invented_results.SKILL`, `differ`: its standard deviation between hospitals. `tags`:
-    how far tags tell the label, in standard deviations. `opted_in`: hospitals that send their own row, too. `of_sum`:
+    how far tags tell the label, in standard deviations. `model`: another model, not 0, for the same patients. `opted_in`: hospitals that send their own row, too. `of_sum`:
     replaces fields of the sum of the test. `changes`: replaces fields of the results.
     """
     plain = make_results(sites, seed=seed, local=False, leave_one_out=False, fine_tuned=False, pooled=False)
     names = list(plain.sites)
-    drawn = draw_hospitals(names, seed=seed, patients=patients, skill=skill, differ=differ)
+    drawn = draw_hospitals(names, seed=seed, patients=patients, skill=skill, differ=differ, model=model)
     rng, numbers, tests, validations = drawn.rng, drawn.numbers, drawn.tests, drawn.validations
     answers = {name: _answer(rng, tests[name], tags) for name in names}
     summed = summed_up(answers, numbers).model_copy(update=dict(of_sum or {}))
@@ -94,13 +95,13 @@ def make_secure_results(
     calibration = {label: fit for label, fit in fits.items() if summed.covers(label)}
     points, missing = _points(validations, calibration)
     rows = {name: {"num-examples": float(numbers[name]), **answers[name]["own"]} for name in opted_in}
-    model = ModelFigures(name=FEDERATED, kind="federated", trained_at=names, figures=rows, summed=summed)
+    federated = ModelFigures(name=FEDERATED, kind="federated", trained_at=names, figures=rows, summed=summed)
     of_audit = ("_tags", "_outside", "scanner_")
     means = {name: value for name, value in summed.means.items() if any(part in name for part in of_audit)}
     content = {
         **dict(plain),
         "study": _secure(plain.study, audit=audit),
-        "models": [model],
+        "models": [federated],
         "calibration": calibration,
         "operating_points": points,
         "missing_points": missing,
@@ -133,17 +134,26 @@ class Hospitals:
 
 
 def draw_hospitals(
-    names: Sequence[str], *, seed: int = 1, patients: int = 140, skill: float = 0.0, differ: float = 0.2
+    names: Sequence[str],
+    *,
+    seed: int = 1,
+    patients: int = 140,
+    skill: float = 0.0,
+    differ: float = 0.2,
+    model: int = 0,
 ) -> Hospitals:
     """Draw the patients of `make_secure_results` with the same arguments."""
-    rng = np.random.default_rng(seed)
+    rng, of_model = np.random.default_rng(seed), np.random.default_rng([seed, model])
     drawn = Hospitals(rng, {name: patients + 25 * (place % 3) for place, name in enumerate(names)}, {}, {})
     for name, count in drawn.numbers.items():
         for label in LABELS:
             own_skill = SKILL[label] + skill - abs(rng.normal(0, differ))
             prevalence = float(np.clip(PREVALENCE[label] + rng.normal(0, 0.06), 0.05, 0.95))
             for split, size in ((drawn.tests, count), (drawn.validations, round(SHARE_OF_VALIDATION * count))):
-                split.setdefault(name, {})[label] = draw(rng, size, skill=own_skill, prevalence=prevalence)
+                found = draw(rng, size, skill=own_skill, prevalence=prevalence)
+                if model:
+                    found = replace(found, logits=found.logits + 0.4 * of_model.normal(0, 1, size))
+                split.setdefault(name, {})[label] = found
     return drawn
 
 

@@ -11,13 +11,24 @@ import pytest
 from federation.comparison.compare_runs import compare
 from federation.protocol.study_config import Study
 from federation.runs import submission
-from federation.runs.listing import detail, final_table, list_lines, round_lines, summaries
+from federation.runs.figures_from_counts import ALL
+from federation.runs.listing import (
+    MEAN,
+    detail,
+    final_table,
+    final_values,
+    list_lines,
+    masked_lines,
+    round_lines,
+    summaries,
+)
 from federation.runs.progress import Progress, duration, standing
 from federation.runs.run_folder import find_run, run_names
 from federation.superlink.reasons import NO_SERVER, RUN_UNKNOWN, SERVER_UNREACHABLE
 from models.refusal import Refusal
 from tests.helpers.results_factory import make_results
 from tests.helpers.run_files import entry, study, write_run
+from tests.helpers.summed_results import make_secure_results
 
 
 def make(server: Path, name: str, *, seed: int = 1, group: str = "", sites: int = 2, number: int = 0, **changes):
@@ -156,6 +167,43 @@ def test_many_sites_are_summarised_by_number_and_spread(tmp_path):
     assert [row[1] for row in rows[:4]] == ["lowest site", "median site", "highest site", "mean over sites"]
     assert rows[0][2:] == [f"{told[0]:.2f}"] * 2
     assert len(rows) <= 4 * 6
+
+
+def test_masked_run_shows_all_patients_and_means_in_place_of_sites(tmp_path):
+    results = make_secure_results(4, opted_in=["north"])
+    columns, lines = final_table(results)
+    assert columns == ["figure", ALL, MEAN, "north"]
+    cells = {name: row for name, *row in lines}
+    assert all(re.fullmatch(r"0\.\d\d \(0\.\d\d–[01]\.\d\d\)", cell) for cell in cells["auroc_severe"])
+    assert cells["brier_severe"][0]
+    assert not any(cells["brier_severe"][1:])
+    write_run(tmp_path, "masked", of=results.study, history=results.history, results=results)
+    (line,) = list_lines(summaries(tmp_path))
+    assert line[6] == cells["auroc_severe"][1], "the mean, as of other runs"
+    shown = detail(tmp_path, "masked")
+    assert shown["together"]["auroc_severe"] != shown["means"]["auroc_severe"]
+    json.dumps(shown, allow_nan=False)
+    first, severe, _ = masked_lines(results)
+    assert "no hospital's own figures" in first
+    assert re.search(r"severe: \d+ patients with and \d+ without it, at 4 hospitals", severe)
+
+
+def test_masked_run_says_why_a_label_has_no_figures(tmp_path):
+    results = make_secure_results(3, patients=24, seed=5)
+    assert not [name for name, *_ in final_table(results)[1] if "severe" in name]
+    assert "severe: no figure, only 2 hospitals" in " ".join(masked_lines(results))
+    write_run(tmp_path, "masked", of=results.study, history=results.history, results=results)
+    (line,) = list_lines(summaries(tmp_path))
+    assert line[6].startswith("validation"), "no figure of test patients"
+    assert masked_lines(make_results(2)) == []
+
+
+def test_final_values_are_named_by_site_mean_and_all_patients():
+    masked, plain = final_values(make_secure_results(3)), final_values(make_results(2))
+    assert {"mean_auroc_severe", "mean_auroc_severe@female", "together/auroc_severe_low"} <= set(masked)
+    assert not [name for name in masked if "positives" in name or name.startswith(("north/", "together/sites"))]
+    assert {"north/auroc_severe", "mean_brier_severe"} <= set(plain)
+    assert not [name for name in plain if name.startswith("together/") or name.endswith("num-examples")]
 
 
 def test_results_of_another_format_version_are_refused(tmp_path):
