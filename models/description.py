@@ -83,11 +83,13 @@ class Description(BaseModel):
         return None if self._is_judged(label) else NOT_JUDGED
 
     def _is_judged(self, label: str) -> bool:
-        """Whether a hospital reported the AUROC of a label; a release has the hospitals' figures, a candidate means."""
+        """Whether the AUROC of a label is known: of a hospital or of all together; in a candidate as a mean."""
         if self.provenance is None:
             return math.isfinite(self.metrics.get(f"mean_auroc_{label}", math.nan))
         names = (f"auroc_{label}", f"auroc_{label}_low", f"auroc_{label}_high")
         figures = [record.figures for record in self.provenance.sites.values()]
+        if self.provenance.sums:
+            figures.append(self.provenance.sums.together)
         return any(all(math.isfinite(each.get(name, math.nan)) for name in names) for each in figures)
 
     @field_validator("operating_points", "missing_points")

@@ -10,13 +10,25 @@ from models.attacks import Attacks, attacks_section
 from models.calibration import Platt
 from models.network import LABELS
 from models.operating_points import AIM, FLOOR, LEAST_PATIENTS, RATES, Evidence
-from models.provenance import AuditRecord, FlagRecord, Provenance
+from models.provenance import AuditRecord, FlagRecord, Provenance, SumsRecord
 
 if TYPE_CHECKING:
     from models.description import Description, Privacy
 
 _POINTS = {"rule_out": "rule out below", "rule_in": "rule in from"}
 _UNKNOWN = "not reported"
+_TOGETHER = {
+    "AUROC": "auroc_{}",
+    "AUROC of the lesion load alone": "auroc_{}_lesion_load",
+    "prevalence": "prevalence_{}",
+    "calibration slope": "calibration_slope_{}",
+    "calibration intercept": "calibration_intercept_{}",
+    "Brier": "brier_{}",
+    "sensitivity at rule out": "sens_at_rule_out_{}",
+    "specificity at rule out": "spec_at_rule_out_{}",
+    "sensitivity at rule in": "sens_at_rule_in_{}",
+    "specificity at rule in": "spec_at_rule_in_{}",
+}
 _WITH_BAND = (0.1, 0.3, 0.5, 0.7)  # calibrated probabilities whose band is shown
 
 
@@ -111,7 +123,40 @@ def _training(p: Provenance) -> str:
 """
 
 
+def _together(sums: SumsRecord) -> str:
+    """Make the section of a masked study: figures of all hospitals' patients together, and means over the hospitals."""
+    rows = []
+    for title, name in _TOGETHER.items():
+        cells = [_figure(sums.together, name.format(label)) for label in reversed(LABELS)]
+        if set(cells) != {_UNKNOWN}:
+            rows.append((title, *cells))
+    means = [
+        (name, _figure(sums.means, name), f"{100 * sums.known.get(name, 1):.0f} %")
+        for name in sorted(sums.means)
+        if not name.endswith(("_low", "_high"))
+    ]
+    hospitals = ", ".join(f"{label} {sums.sites.get(label, 0)}" for label in reversed(LABELS))
+    return f"""## Performance over all hospitals' test patients together
+The study was masked: the server learnt sums over the hospitals, and no hospital's own figures except those that one
+chose to send. Intervals are 95 % over patients, and include what the counts leave open. Hospitals behind the figures:
+{hospitals}. A label with fewer than three has no figure.
+
+{_table(("figure", *reversed(LABELS)), rows)}
+
+Means over the hospitals, weighted by patients. They do not compare patients of different hospitals.
+
+{_table(("figure", "mean", "patients whose hospitals have it"), means)}
+"""
+
+
 def _performance(p: Provenance) -> str:
+    if p.sums and not _has_rows(p):
+        return _together(p.sums)
+    text = _by_hospital(p)
+    return f"{_together(p.sums)}\n{text}" if p.sums else text
+
+
+def _by_hospital(p: Provenance) -> str:
     kinds = {
         "AUROC": "auroc_{}",
         "AUROC of age and sex alone": "auroc_{}_age_sex",
@@ -192,14 +237,16 @@ def _operating_points(d: "Description") -> str:
     table = f"\n{_table(columns, rows)}\n" if rows else ""
     if any(at.evidence is None for points in d.operating_points.values() for at in points.values()):
         table += "\nAn earlier version chose the points without reported patients, from any number of them.\n"
+    masked = d.provenance is not None and d.provenance.sums is not None
+    steps = "Counts are exact sums." if masked else "Counts are rounded down in steps of three at each hospital."
     text = f"""## Operating points
 Thresholds on the calibrated probability, chosen with the validation patients of all hospitals together: the highest
 one to rule out (the lowest one to rule in) with a sensitivity (a specificity) of at least {AIM:.2f} whose 90 % interval
 ends at or above {FLOOR:.2f}, a one-sided 95 % bound. Each needs at least {LEAST_PATIENTS} positive and {LEAST_PATIENTS}
-negative patients. Counts are rounded down in steps of three at each hospital. One hospital alone may reach less. The
+negative patients. {steps} One hospital alone may reach less. The
 thresholds are not a recommendation.
 {table}{missing and f"{chr(10)}{missing}{chr(10)}"}"""
-    if d.provenance is None or not rows:
+    if d.provenance is None or not rows or (d.provenance.sums and not _has_rows(d.provenance)):
         return text
     names = [f"{kind}_at_{point}" for point in _POINTS for kind in ("sens", "spec")]
     results = [
@@ -213,6 +260,10 @@ Their results on each hospital's test patients:
 
 {_table(("hospital", "label", *of_points), results)}
 """
+
+
+def _has_rows(p: Provenance) -> bool:
+    return any(record.figures for record in p.sites.values())
 
 
 def _evidence(point: str, evidence: Evidence | None) -> tuple[str, ...]:
@@ -261,6 +312,8 @@ def _audit(p: Provenance) -> str:
         "its chance": "scanner_chance",
     }
     rows = [(site, *(_figure(found, name) for name in names.values())) for site, found in sorted(p.audit.sites.items())]
+    if p.audit.means:
+        rows.append(("mean over hospitals", *(_figure(p.audit.means, name) for name in names.values())))
     text = f"""## Shortcut audit
 Does the model use the lungs, or features that correlate with the label at one hospital? {probe}
 

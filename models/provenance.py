@@ -44,12 +44,26 @@ class AuditRecord(_Record):
 
     `probe_accuracy`: balanced accuracy with which the embedding of a held-out patient identifies the hospital;
     `probe_chance`: accuracy of guessing. Both are None if not measured. `sites`: the audit's figures by hospital.
+    `means`: their means over the hospitals of a masked study, which are all that is known of it.
     """
 
     probe_accuracy: float | None
     probe_chance: float | None
     sites: dict[str, dict[str, float]]
     flags: tuple[FlagRecord, ...]
+    means: dict[str, float] = {}
+
+
+class SumsRecord(_Record):
+    """What is known of a masked study: `together`, figures of all hospitals' test patients, and `means` over hospitals.
+
+    `known`: for each mean the share of test patients whose hospitals have the figure. `sites`: hospitals by label.
+    """
+
+    together: dict[str, float]
+    means: dict[str, float]
+    known: dict[str, float]
+    sites: dict[str, int]
 
 
 class Provenance(_Record):
@@ -57,7 +71,7 @@ class Provenance(_Record):
 
     `candidate`: SHA-256 of the candidate, which has the same weights. `audit` is None if there was none.
     `doubts`: the reasons to doubt the model, those of the audit included; an empty `site` means all. `despite_flags`:
-    why it was released nevertheless. `study`: the study file of the run.
+    why it was released nevertheless. `study`: the study file of the run. `sums`: None if the study was not masked.
     """
 
     candidate: str
@@ -71,3 +85,4 @@ class Provenance(_Record):
     doubts: tuple[FlagRecord, ...] = ()
     despite_flags: str = ""
     study: dict[str, Any]
+    sums: SumsRecord | None = None

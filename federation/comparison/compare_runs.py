@@ -1,8 +1,9 @@
 """Compare the final metrics of runs: `fedthorax study compare`.
 
 Runs of one group that differ only by seed share a column, with the mean and standard deviation over the seeds. Every
-other run has its own column. The rows are the federated model's metrics at each site, and the mean over the sites. An
-interval is over the patients of these sites. `federation.comparison.differences` subtracts the first column.
+other run has its own column. The rows are the federated model's metrics at each site, and the mean over the sites. Of
+a masked study they are those of all patients together and the mean. An interval is over the patients of these sites.
+`federation.comparison.differences` subtracts the first column.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,16 +15,18 @@ from typing import Any
 from federation.comparison import reasons
 from federation.comparison.differences import Difference, differences, unpaired
 from federation.runs import reasons as runs_reasons
+from federation.runs.figures_from_counts import ALL, summed_of
 from federation.runs.listing import (
     HEADLINES,
     MANY,
     MEAN,
+    OF_COUNTS,
     SPREAD,
     Run,
     federated,
     interval_of,
-    mean_interval,
-    mean_over_sites,
+    mean_interval_of,
+    places,
     read_run,
     results_or_none,
 )
@@ -31,6 +34,8 @@ from federation.runs.results import Results
 from federation.runs.run_folder import read_note, run_names
 from models.refusal import Refusal
 from pipeline.evaluation.combining import Interval, mean_at_site
+
+_NO_SITES = {MEAN, ALL}  # places that are not a site
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,10 @@ class Column:
         found: dict[str, dict[str, list[float]]] = {}
         intervals: dict[tuple[str, str], list[Interval]] = {}
         for results in self.results:
-            figures = federated(results)
-            for place, row in {**figures, MEAN: mean_over_sites(figures) if figures else {}}.items():
+            for place, row in places(results).items():
                 for name, value in row.items():
                     found.setdefault(name, {}).setdefault(place, []).append(value)
-                    interval = mean_interval(figures, name) if place == MEAN else interval_of(row, name)
+                    interval = mean_interval_of(results, name) if place == MEAN else interval_of(row, name)
                     if interval:
                         intervals.setdefault((name, place), []).append(interval)
         return {
@@ -117,25 +121,27 @@ class Comparison:
     def lines(self) -> list[list[str]]:
         """Return the table of the main metrics: metric, place, then one cell for each column.
 
-        A place is a site or the mean. With many sites the places are the lowest, median and highest value instead.
+        A place is a site, the mean, or all patients together. With many sites their lowest, median and highest value
+        stand instead of them.
         """
         values = [column.values() for column in self.columns]
         lines = []
-        for name in HEADLINES:
-            places = dict.fromkeys(place for each in values for place in each.get(name, {}))
-            if len(places) > MANY + 1:  # the mean is also a place
+        is_masked = any(ALL in places for each in values for places in each.values())
+        for name in (*HEADLINES, *(OF_COUNTS if is_masked else ())):
+            found = dict.fromkeys(place for each in values for place in each.get(name, {}))
+            if len(found.keys() - _NO_SITES) > MANY:
                 lines += [
                     [name, f"{word} site", *(_over(each, name, of) for each in values)] for word, of in SPREAD.items()
                 ]
-                places = dict.fromkeys(place for place in places if place == MEAN)
-            for place in sorted(places, key=lambda place: (place == MEAN, place)):
+                found = dict.fromkeys(place for place in found if place in _NO_SITES)
+            for place in sorted(found, key=lambda place: (place == ALL, place == MEAN, place)):
                 cells = [str(each.get(name, {}).get(place, "")) for each in values]
                 lines.append([name, place, *cells])
         return lines
 
 
 def _over(values: Mapping[str, Mapping[str, Value]], name: str, of: Callable[[Sequence[float]], float]) -> str:
-    known = [value.mean for place, value in values.get(name, {}).items() if place != MEAN]
+    known = [value.mean for place, value in values.get(name, {}).items() if place not in _NO_SITES]
     return f"{of(known):.2f}" if known else ""
 
 
@@ -174,6 +180,8 @@ def compare(server: Path, names: Sequence[str]) -> Comparison:
     others = sorted({site for other in columns[1:] for site in unpaired(columns[0], other)})
     if others:
         warnings.insert(0, Refusal(reasons.RUNS_UNPAIRED, sites=", ".join(others)))
+    if masked := [run.name for run, results in found if summed_of(results)]:
+        warnings.append(Refusal(reasons.RUNS_MASKED, runs=", ".join(masked)))
     return Comparison(columns, [*_unlike(found), *warnings])
 
 
@@ -211,7 +219,12 @@ def _unlike(found: Sequence[tuple[Run, Results]]) -> list[Refusal]:
     """Return the differences that make the metrics of these runs not comparable."""
     differ: dict[str, set[Any]] = {
         "preprocessing": {results.study.preprocessing.model_dump_json() for _, results in found},
-        "the sites": {tuple(sorted(federated(results))) for _, results in found},
+        "the sites": {tuple(_sites(results)) for _, results in found},
         "whether the patients are synthetic": {results.synthetic for _, results in found},
     }
     return [Refusal(reasons.RUNS_UNLIKE, what=what) for what, kinds in differ.items() if len(kinds) > 1]
+
+
+def _sites(results: Results) -> list[str]:
+    """Return the sites that evaluated the model; of a masked study, where these have no names, all that greeted."""
+    return sorted(results.sites if summed_of(results) else federated(results))

@@ -6,6 +6,9 @@ patients          at these sites: as wide as any correlation of the two models a
 seeds             over runs of both columns with the same seed, by Student's t: other initial weights, these patients
 sites and seeds   over the sites' own differences, by Student's t: at each site both models have the same patients, so
                   the differences are paired whatever the correlation. With several seeds, sites and seeds both count
+
+Of a masked study only sums over the sites are known. So the difference is one of all patients together, and one of the
+means over sites, with the first two intervals. No interval is paired by site.
 """
 
 import math
@@ -15,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from federation.protocol.metric_allowlist import AUC, EXAMPLES
-from federation.runs.listing import MANY, federated, interval_of
+from federation.protocol.metric_allowlist import AUC, EXAMPLES, LABELS
+from federation.protocol.summed_answers import CLASSES, Summed, logit_counts
+from federation.runs.figures_from_counts import ALL, summed_of
+from federation.runs.listing import MANY, MEAN, federated, interval_of, places
 from federation.runs.results import Results
 from pipeline.evaluation.combining import (
     LEAST_REPEATS,
@@ -52,7 +57,7 @@ class Paired:
 
 @dataclass(frozen=True)
 class Difference:
-    """The column `title` minus the first column, by metric and then by site or EQUAL.
+    """The column `title` minus the first column, by metric and then by site or EQUAL; of a masked study by MEAN or ALL.
 
     `seeds`: the seeds that both columns have once. Without any, the columns' means are subtracted.
     """
@@ -65,13 +70,13 @@ class Difference:
     def lines(self) -> list[list[str]]:
         """Return rows of text: metric, place, difference, and its intervals over patients, seeds, sites and seeds.
 
-        With many sites only EQUAL has a row.
+        With many sites no single site has a row.
         """
         return [
             [name, place, *paired.cells()]
             for name, places in self.figures.items()
             for place, paired in places.items()
-            if place == EQUAL or len(places) <= MANY + 1
+            if place in (EQUAL, MEAN, ALL) or len(places) <= MANY + 1
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -88,17 +93,17 @@ class Difference:
 def differences(first: "Column", other: "Column") -> Difference:
     """Return the differences of two columns at the sites whose test patients are the same in all their runs."""
     seeds = _common_seeds(first, other)
-    runs: list[list[Figures]] = [
-        [federated(results) for results in _of_seeds(column, seeds)] for column in (first, other)
-    ]
-    unlike = unpaired(first, other)
+    runs: list[list[Figures]] = [[places(results) for results in _of_seeds(column, seeds)] for column in (first, other)]
+    unlike, summed = unpaired(first, other), (MEAN, ALL) if _is_masked(first, other) else ()
     found = {}
     for name in PAIRED:
         having = [_having(run, name) for column in runs for run in column]
-        sites = sorted(set.intersection(*having) - unlike) if having else []
+        alike = set.intersection(*having) - unlike if having else set()
+        sites = sorted(alike - {MEAN, ALL})
         rows = {site: _at_site(runs, site, name, paired=bool(seeds)) for site in sites}
         if len(rows) > 1:
             rows[EQUAL] = _over_sites(runs, sites, name, paired=bool(seeds))
+        rows |= {place: _at_site(runs, place, name, paired=bool(seeds)) for place in summed if place in alike}
         if rows:
             found[name] = rows
     return Difference(other.title, first.title, seeds, found)
@@ -107,14 +112,35 @@ def differences(first: "Column", other: "Column") -> Difference:
 def unpaired(first: "Column", other: "Column") -> set[str]:
     """Return the sites of both columns whose test patients are not the same in all runs.
 
-    The server knows of them only their number and the share of each label.
+    The server knows of them only their number and the share of each label. With a masked study also MEAN or ALL, if the
+    patients of all sites together are not the same.
     """
     told: dict[str, list[tuple[float | None, ...]]] = {}
     for results in (*first.results, *other.results):
-        for site, figures in federated(results).items():
-            patients = [figures.get(name) for name in (EXAMPLES, "prevalence_severe", "prevalence_pcr_positive")]
+        figures = federated(results)
+        for site, row in figures.items():
+            patients = [row.get(name) for name in (EXAMPLES, "prevalence_severe", "prevalence_pcr_positive")]
             told.setdefault(site, []).append(tuple(patients))
+        if summed := summed_of(results):
+            told.setdefault(ALL, []).append((summed.patients, *_class_sizes(summed)))
+        everybody = summed.patients if summed else sum(row.get(EXAMPLES, 0.0) for row in figures.values())
+        told.setdefault(MEAN, []).append((everybody,))
+    if not _is_masked(first, other):
+        del told[MEAN]
     return {site for site, each in told.items() if len(set(each)) > 1}
+
+
+def _class_sizes(summed: Summed) -> list[int]:
+    """Return the numbers of patients without and with each label."""
+    return [
+        sum(summed.counts.get(name, 0) for (value, _), name in logit_counts(label).items() if value == of)
+        for label in LABELS
+        for of in CLASSES
+    ]
+
+
+def _is_masked(first: "Column", other: "Column") -> bool:
+    return any(summed_of(results) for results in (*first.results, *other.results))
 
 
 def _common_seeds(first: "Column", other: "Column") -> tuple[int, ...]:

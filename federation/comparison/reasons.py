@@ -17,6 +17,11 @@ NOT_AUDITED = Reason(
     "the shortcut audit was not made: the model may use the scanner instead of the lungs",
     "Set shortcut_audit = true in [evaluation] of the study, and let at least two hospitals answer it.",
 )
+AUDIT_IN_PART = Reason(
+    "W_AUDIT_IN_PART",
+    "the shortcut audit was made in part: the masks show only means over the hospitals, which can hide one hospital's",
+    "Read the means in the report, and let each hospital look at its own figures before anybody scores with the model.",
+)
 NOT_JUDGED = Reason(
     "W_NOT_JUDGED",
     "{label} was not calibrated on validation patients, or not judged on test patients",
@@ -37,6 +42,12 @@ SITES_DIFFER = Reason(
     "hospitals differ in {label} more than by chance: AUROC {lowest} to {highest}, chance of this {chance}",
     "Look for the cause in the report, such as a scanner or a laboratory, before anybody scores with it.",
 )
+SITES_SPREAD = Reason(
+    "W_SITES_SPREAD",
+    "hospitals differ in {label} more than by chance: their AUROCs deviate by {deviation} from their mean {mean}, "
+    "{by_chance} would be chance (chance of this {chance})",
+    "Ask the hospitals for their own figures: the masks hide which of them differ.",
+)
 RELEASE_EXISTS = Reason(
     "E_RELEASE_EXISTS",
     "the folder of the release exists already",
@@ -51,6 +62,11 @@ RUNS_UNPAIRED = Reason(
     "W_RUNS_UNPAIRED",
     "the test patients of {sites} differ between the runs, so there is no difference for them",
     "Repeat the older run: a cohort keeps its test patients as long as it is not ingested again.",
+)
+RUNS_MASKED = Reason(
+    "W_RUNS_MASKED",
+    "{runs}: the server knows only sums over the hospitals, so no difference is paired by hospital",
+    "Read the interval over patients, which holds for any likeness of the two models, or repeat both with three seeds.",
 )
 RUN_LEFT_OUT = Reason(
     "W_RUN_LEFT_OUT",

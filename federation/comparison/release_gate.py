@@ -1,7 +1,8 @@
 """Looks for reasons to doubt a model before it is released. A release that has any must state why it was made.
 
 Beside the flags of the shortcut audit: an audit that was not made, a label that was not calibrated and judged, an AUROC
-that may be that of chance, a calibration slope far from 1, and hospitals that differ more than by chance.
+that may be that of chance, a calibration slope far from 1, and hospitals that differ more than by chance. A masked
+study is judged by its sums, and its audit counts as made in part.
 """
 
 import math
@@ -13,6 +14,7 @@ from federation.comparison import reasons
 from federation.comparison.hospital_mean import Areas, areas_of, chance_of_difference, hospital_mean
 from federation.comparison.pooled import pool
 from federation.protocol.metric_allowlist import EXAMPLES
+from federation.runs.figures_from_counts import of_label
 from federation.runs.results import FEDERATED, Flag, Results
 from models.network import LABELS
 from models.refusal import Reason
@@ -31,10 +33,29 @@ def doubts(results: Results) -> list[Flag]:
     """
     found = list(results.audit.flags) if results.audit else [_flag(reasons.NOT_AUDITED)]
     federated = results.model(FEDERATED)
+    if federated and federated.summed:
+        found += [_flag(reasons.AUDIT_IN_PART)] if results.audit else []
+        return found + [doubt for label in LABELS for doubt in _of_sums(results, label)]
     sites = federated.figures if federated else {}
     for label in LABELS:
         found += _of_label(results, sites, label)
     return found
+
+
+def _of_sums(results: Results, label: str) -> Iterator[Flag]:
+    """Judge a label of a masked study: AUROC and slope over all patients, and how far the hospitals' AUROCs differ."""
+    found = of_label(results, label)
+    if label not in results.calibration or found is None or found.calibration is None:
+        yield _flag(reasons.NOT_JUDGED, label=label)
+        return
+    yield from _against_chance(label, found.auroc.low, found.auroc.high)
+    slope = found.calibration.slope.value
+    yield from _far_slope(results, label, slope if math.isfinite(slope) else None)
+    spread = found.hospitals
+    if spread and spread.chance < UNUSUAL:
+        numbers = {"deviation": spread.deviation, "mean": spread.mean.value, "by_chance": spread.by_chance}
+        shown = {name: f"{number:.2f}" for name, number in numbers.items()}
+        yield _flag(reasons.SITES_SPREAD, label=label, chance=f"{spread.chance:.1g}", **shown)
 
 
 def _of_label(results: Results, sites: Mapping[str, Figures], label: str) -> Iterator[Flag]:
@@ -42,18 +63,24 @@ def _of_label(results: Results, sites: Mapping[str, Figures], label: str) -> Ite
     if label not in results.calibration or not areas:
         yield _flag(reasons.NOT_JUDGED, label=label)
         return
-    low, high = _interval(sites, areas, label)
-    if not low > CHANCE:  # an interval that is not a number proves nothing
-        yield _flag(reasons.AT_CHANCE, label=label, low=f"{low:.2f}", high=f"{high:.2f}")
-    slope = _slope(sites, label)
-    if results.calibration[label].slope <= 0 or (slope is not None and not SLOPES[0] <= slope <= SLOPES[1]):
-        shown = "not positive" if results.calibration[label].slope <= 0 else f"{slope:.2f}"
-        yield _flag(reasons.SLOPE_FAR, label=label, slope=shown)
+    yield from _against_chance(label, *_interval(sites, areas, label))
+    yield from _far_slope(results, label, _slope(sites, label))
     if (chance := chance_of_difference(areas)) < UNUSUAL:
         worst, best = (extreme(areas, key=lambda site: areas[site][0]) for extreme in (min, max))
         worst_auroc, best_auroc = (f"{expit(areas[site][0]):.2f}" for site in (worst, best))
         numbers = {"lowest": worst_auroc, "highest": best_auroc, "chance": f"{chance:.1g}"}
         yield _flag(reasons.SITES_DIFFER, label=label, **numbers)
+
+
+def _against_chance(label: str, low: float, high: float) -> Iterator[Flag]:
+    if not low > CHANCE:  # an interval that is not a number proves nothing
+        yield _flag(reasons.AT_CHANCE, label=label, low=f"{low:.2f}", high=f"{high:.2f}")
+
+
+def _far_slope(results: Results, label: str, slope: float | None) -> Iterator[Flag]:
+    if results.calibration[label].slope <= 0 or (slope is not None and not SLOPES[0] <= slope <= SLOPES[1]):
+        shown = "not positive" if results.calibration[label].slope <= 0 else f"{slope:.2f}"
+        yield _flag(reasons.SLOPE_FAR, label=label, slope=shown)
 
 
 def _flag(reason: Reason, **numbers: str) -> Flag:

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 from federation.comparison import reasons
 from federation.comparison.release_gate import doubts
 from federation.runs import reasons as runs_reasons
+from federation.runs.figures_from_counts import means_row, of_label, pooled_row, summed_of
 from federation.runs.results import FEDERATED, Audit, Results, read_results
 from federation.runs.run_folder import find_run
 from models.attacks import Attacks
 from models.description import Description
-from models.provenance import AuditRecord, FlagRecord, Provenance, SiteRecord
+from models.network import LABELS
+from models.provenance import AuditRecord, FlagRecord, Provenance, SiteRecord, SumsRecord
 from models.refusal import Refusal
 from models.release import ATTACKS, Release, add_attacks, load_release, save_release
 from models.signature import fingerprint, new_private_key, public_key, sign
@@ -122,6 +124,7 @@ def describe(candidate: Description, results: Results, *, reason: str) -> Descri
         doubts=tuple(FlagRecord(**flag.model_dump()) for flag in doubts(results)),
         despite_flags=reason,
         study=results.study.model_dump(mode="json", exclude_none=True),
+        sums=_sums(results),
     )
     has_external = any(record.figures and not record.trained for record in provenance.sites.values())
     return candidate.model_copy(
@@ -208,6 +211,20 @@ def _sites(results: Results) -> dict[str, SiteRecord]:
     return records
 
 
+def _sums(results: Results) -> SumsRecord | None:
+    """Return what is known of a masked study, without numbers of patients."""
+    summed = summed_of(results)
+    if summed is None:
+        return None
+    means = _kept(means_row(results))
+    return SumsRecord(
+        together=_kept(pooled_row(results)),
+        means=means,
+        known={name: share for name, share in summed.known.items() if name in means},
+        sites={label: found.sites for label in LABELS if (found := of_label(results, label))},
+    )
+
+
 def _kept(figures: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in sorted(figures.items()) if name.startswith(_FIGURES)}
 
@@ -220,4 +237,5 @@ def _audit(audit: Audit | None) -> AuditRecord | None:
         probe_chance=audit.probe.chance if audit.probe else None,
         sites=audit.sites,
         flags=tuple(FlagRecord(**flag.model_dump()) for flag in audit.flags),
+        means=audit.means,
     )

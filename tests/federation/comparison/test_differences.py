@@ -9,10 +9,13 @@ import pytest
 from federation.comparison.compare_runs import Comparison, compare
 from federation.comparison.differences import EQUAL
 from federation.protocol.study_config import Study
+from federation.runs.figures_from_counts import ALL, pooled_row
+from federation.runs.listing import MEAN
 from federation.runs.results import ModelFigures, Results
 from pipeline.evaluation.combining import Interval, difference_at_site, mean_of_repeats, mean_of_sites
 from tests.helpers.results_factory import make_results
 from tests.helpers.run_files import write_run
+from tests.helpers.summed_results import make_secure_results
 
 SITES = ("north", "south", "west")
 
@@ -115,3 +118,56 @@ def test_equal_rounded_figures_do_not_give_an_interval_without_width(tmp_path: P
     run_with(tmp_path, "trial-a", dict.fromkeys(SITES, 0.7))
     run_with(tmp_path, "trial-b", dict.fromkeys(SITES, 0.72))
     assert figures_of(compare(tmp_path, ["trial-a", "trial-b"]))[EQUAL].sites_and_seeds == pytest.approx((0.01, 0.03))
+
+
+def masked_run(server: Path, name: str, *, seed: int = 1, group: str = "", **options) -> Results:
+    """Write a complete masked run; runs with the same options have the same patients."""
+    results = make_secure_results(SITES, **options)
+    results = results.model_copy(update={"study": results.study.with_seed(seed), "run": name})
+    number = len(list(server.glob("runs/*")))
+    write_run(server, name, of=results.study, results=results, number=number, group=group)
+    return results
+
+
+def test_masked_runs_differ_over_all_patients_and_are_not_paired_by_hospital(tmp_path: Path) -> None:
+    first, other = masked_run(tmp_path, "trial-a"), masked_run(tmp_path, "trial-b", model=1)
+    comparison = compare(tmp_path, ["trial-a", "trial-b"])
+    found = figures_of(comparison)
+    assert list(found) == [MEAN, ALL]
+    a, b = (
+        Interval(*(pooled_row(each)[f"auroc_severe{end}"] for end in ("", "_low", "_high"))) for each in (first, other)
+    )
+    assert found[ALL].difference == pytest.approx(b.value - a.value)
+    assert found[ALL].patients == pytest.approx(difference_at_site(b, a)[1:]), "for any likeness of the two models"
+    assert found[ALL].sites_and_seeds is found[ALL].seeds is None
+    assert [warning.code for warning in comparison.warnings] == ["W_RUNS_MASKED"]
+    assert {place for name, place, *_ in comparison.lines() if name == "auroc_severe"} == {MEAN, ALL}
+    json.dumps(comparison.to_json(), allow_nan=False)
+
+
+def test_masked_groups_have_an_interval_over_seeds(tmp_path: Path) -> None:
+    for number, group in enumerate(("one", "two")):
+        for seed in (1, 2, 3):
+            masked_run(tmp_path, f"{group}-{seed}", seed=seed, group=group, model=10 * number + seed)
+    found = figures_of(compare(tmp_path, ["one", "two"]))
+    assert found[ALL].seeds
+    assert found[ALL].seeds[0] < found[ALL].difference < found[ALL].seeds[1]
+    assert found[ALL].sites_and_seeds is None
+
+
+def test_masked_runs_with_other_patients_have_no_difference(tmp_path: Path) -> None:
+    masked_run(tmp_path, "trial-a")
+    masked_run(tmp_path, "trial-b", seed=2, patients=150)
+    comparison = compare(tmp_path, ["trial-a", "trial-b"])
+    assert comparison.differences()[0].figures == {}
+    assert [warning.code for warning in comparison.warnings] == ["W_RUNS_UNPAIRED", "W_RUNS_MASKED"]
+    assert ALL in comparison.warnings[0].says
+
+
+def test_masked_run_is_compared_with_another_by_the_mean_over_sites(tmp_path: Path) -> None:
+    masked = masked_run(tmp_path, "trial-a", patients=40)
+    patients = masked.models[0].summed.patients
+    run_with(tmp_path, "trial-b", dict(zip(SITES, (0.7, 0.75, 0.8), strict=True)), patients=patients / 3)
+    found = figures_of(compare(tmp_path, ["trial-a", "trial-b"]))
+    assert list(found) == [MEAN]
+    assert found[MEAN].patients

@@ -14,6 +14,7 @@ from models.calibration import Platt
 from pipeline.evaluation.discrimination import auroc
 from pipeline.evaluation.histograms import histograms
 from tests.helpers.results_factory import make_results
+from tests.helpers.summed_results import make_secure_results
 
 Figures = dict[str, dict[str, float]]
 
@@ -154,3 +155,38 @@ def test_random_difference_between_hospitals_is_rarely_flagged() -> None:
             site |= {"auroc_severe": found.value, "auroc_severe_low": found.low, "auroc_severe_high": found.high}
         flagged += any(flag.says.startswith("hospitals differ in severe") for flag in doubts(made))
     assert flagged <= 8
+
+
+# --- masked studies ---------------------------------------------------------------------------------------------
+
+IN_PART = "W_AUDIT_IN_PART"
+
+
+def test_sound_masked_model_has_one_doubt_the_audit_in_part() -> None:
+    assert codes(make_secure_results(4)) == [IN_PART]
+    assert codes(make_secure_results(4, audit=False)) == ["W_NOT_AUDITED"]
+
+
+def test_masked_model_at_chance_is_a_doubt() -> None:
+    found = doubts(make_secure_results(4, skill=-1.9, differ=0.0))
+    assert "W_AT_CHANCE" in [flag.code for flag in found]
+
+
+def test_masked_label_of_two_hospitals_is_not_judged() -> None:
+    assert codes(make_secure_results(3, patients=24, seed=5)) == [IN_PART, "W_NOT_JUDGED"]
+    assert codes(make_secure_results(4).model_copy(update={"calibration": {}})) == [IN_PART, *["W_NOT_JUDGED"] * 2]
+
+
+@pytest.mark.parametrize("slope", [0.3, 4.0])
+def test_masked_probabilities_that_are_too_flat_or_too_extreme_are_a_doubt(slope: float) -> None:
+    made = make_secure_results(4)
+    made.calibration["severe"] = Platt(slope=slope, intercept=made.calibration["severe"].intercept)
+    assert codes(made) == [IN_PART, "W_SLOPE_FAR"]
+
+
+def test_masked_hospitals_that_differ_are_a_doubt() -> None:
+    found = doubts(make_secure_results(5, patients=400, differ=1.2, seed=3))
+    says = [flag.says for flag in found if flag.code == "W_SITES_SPREAD"]
+    assert says
+    assert "deviate by" in says[0]
+    assert not [flag for flag in doubts(make_secure_results(5, patients=400, differ=0.0)) if "SPREAD" in flag.code]

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from federation.comparison.signed_release import KEY, RELEASED, Released, describe, release_run
+from federation.runs.listing import final_values
 from federation.runs.results import RESULTS, Results
 from federation.runs.tracking import Tracker, tracking_uri
 from models.attacks import Attacks, Control
@@ -23,6 +24,7 @@ from models.signature import SIGNATURE, new_private_key
 from pipeline.bundle import INFERENCE, METADATA, MODEL
 from tests.helpers.descriptions import description
 from tests.helpers.results_factory import make_results
+from tests.helpers.summed_results import make_secure_results
 
 pytestmark = pytest.mark.slow
 
@@ -161,6 +163,49 @@ def test_external_evaluation_removes_the_limit_on_external_performance() -> None
     external = describe(description(), results, reason="")
     assert len(internal.limits) == len(external.limits) + 1
     assert external.provenance is not None and not external.provenance.sites["east"].trained
+
+
+def test_masked_release_has_the_figures_of_all_patients_and_no_hospitals_own(tmp_path: Path) -> None:
+    made = make_secure_results(3, run=RUN, release=make_run(tmp_path).release)
+    (tmp_path / "runs" / RUN / RESULTS).write_text(made.model_dump_json())
+    (tmp_path / "runs" / RUN / "study.json").write_text(made.study.model_dump_json())
+    tracker = Tracker(tmp_path, made.study, RUN, lambda _: None)
+    tracker.begin({})
+    tracker.log_final(final_values(made), 3)
+    tracker.register(tmp_path / "runs" / RUN / "release", made.release)
+    tracker.end(completed=True)
+    assert code(tmp_path) == "E_AUDIT_FLAGS", "an audit in part needs a reason"
+    done = release(tmp_path, reason="each hospital looked at its own figures")
+    d = load_release(done.folder).description
+    assert d.provenance is not None and d.provenance.sums is not None
+    assert all(not site.figures for site in d.provenance.sites.values())
+    assert d.provenance.sums.sites == {"severe": 3, "pcr_positive": 3}
+    assert not [name for name in d.provenance.sums.together if "positives" in name or "negatives" in name]
+    assert d.why_no_number("severe") is None
+    text = (done.folder / CARD).read_text()
+    assert "## Performance over all hospitals' test patients together" in text
+    assert "## Performance at each hospital" not in text
+    assert "W_AUDIT_IN_PART" in text
+    assert "mean over hospitals" in text
+    assert card(d, done.sha256, Attacks.model_validate_json((done.folder / ATTACKS).read_bytes())) == text
+    client = MlflowClient(tracking_uri(tmp_path), tracking_uri(tmp_path))
+    metrics = client.get_run(client.get_model_version_by_alias("severe-covid", RELEASED).run_id).data.metrics
+    assert metrics["final/together/auroc_severe"] == pytest.approx(d.provenance.sums.together["auroc_severe"])
+
+
+def test_card_of_a_masked_study_has_the_rows_that_hospitals_sent(tmp_path: Path) -> None:
+    described = describe(description(), make_secure_results(3, opted_in=["north"]), reason="a test")
+    text = card(described, "0" * 64)
+    assert "test patients together" in text
+    assert "## Performance at each hospital" in text
+
+
+def test_masked_label_of_two_hospitals_gets_no_number() -> None:
+    described = describe(description(), make_secure_results(3, patients=24, seed=5), reason="a test")
+    assert described.provenance is not None and described.provenance.sums is not None
+    assert described.provenance.sums.sites == {"pcr_positive": 3}
+    assert described.why_no_number("severe") is not None
+    assert described.why_no_number("pcr_positive") is None
 
 
 def test_mlflow_marks_the_released_version(server: Path, released: Released) -> None:
