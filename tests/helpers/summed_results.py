@@ -28,7 +28,7 @@ from federation.protocol.summed_answers import (
 from federation.runs.results import FEDERATED, Audit, ModelFigures, Results
 from models.calibration import Platt, fit_platt
 from models.network import LABELS
-from models.operating_points import AIM, FLOOR, Evidence, MissingPoint, OperatingPoint
+from models.operating_points import AIM, FLOOR, POINTS, Evidence, MissingPoint, OperatingPoint
 from pipeline.evaluation.ladder import RUNGS
 from tests.helpers.invented_results import GROUPS, MIN_PATIENTS, PREVALENCE, SKILL, interval
 from tests.helpers.results_factory import make_results
@@ -82,7 +82,8 @@ def make_secure_results(
     """Return the results of a masked study at `sites` (number or names) with about `patients` test patients each.
 
     `skill` is added to that of `invented_results.SKILL`, `differ`: its standard deviation between hospitals. `tags`:
-    how far tags tell the label, in standard deviations. `model`: another model, not 0, for the same patients. `opted_in`: hospitals that send their own row, too. `of_sum`:
+    how far tags tell the label, in standard deviations. `model`: if not 0, another model for the same patients.
+    `opted_in`: hospitals that send their own row, too. `of_sum`:
     replaces fields of the sum of the test. `changes`: replaces fields of the results.
     """
     plain = make_results(sites, seed=seed, local=False, leave_one_out=False, fine_tuned=False, pooled=False)
@@ -215,12 +216,14 @@ def _points(
     validations: Mapping[str, Mapping[str, Drawn]], calibration: Mapping[str, Platt]
 ) -> tuple[dict[str, dict[str, OperatingPoint]], dict[str, dict[str, MissingPoint]]]:
     points: dict[str, dict[str, OperatingPoint]] = {}
-    missing: dict[str, dict[str, MissingPoint]] = {}
+    missing = {
+        label: dict.fromkeys(POINTS, MissingPoint(why="not_calibrated")) for label in LABELS if label not in calibration
+    }
     for label, platt in calibration.items():
         logits, labels = (
             np.concatenate([getattr(each[label], of) for each in validations.values()]) for of in ("logits", "labels")
         )
-        for point in ("rule_out", "rule_in"):
+        for point in POINTS:
             found = _point(logits, labels, point, platt, len(validations))
             (points if isinstance(found, OperatingPoint) else missing).setdefault(label, {})[point] = found  # type: ignore[assignment]
     return points, missing
