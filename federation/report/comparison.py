@@ -167,13 +167,15 @@ def missing(results: Results) -> list[dict[str, str]]:
         "pooled": ("all patients pooled, only possible in a simulation", "pooled", asked.pooled),
     }
     return [
-        {"kind": kind, "what": what, "key": key, "why": _why(results, was_asked=was_asked)}
+        {"kind": kind, "what": what, "key": key, "why": _why(results, key, was_asked=was_asked)}
         for kind, (what, key, was_asked) in wanted.items()
         if kind not in kinds
     ]
 
 
-def _why(results: Results, *, was_asked: bool) -> str:
+def _why(results: Results, key: str, *, was_asked: bool) -> str:
     if was_asked:
         return "failed"
+    if results.study.aggregation.secure and key != "pooled":
+        return "masked"
     return "private" if results.study.privacy else "not_asked"

@@ -4,6 +4,7 @@ from typing import Any
 
 from federation.report import comparison, conduct, overview, pooled_patients, trust
 from federation.report.checklists import CHECKLISTS, filled_in
+from federation.report.sums import sums
 from federation.runs.results import Results
 from pipeline.site.folder import TEST_SHARE, VALIDATION_SHARE
 
@@ -31,6 +32,7 @@ def content(results: Results) -> dict[str, Any]:
         "about": overview.about(results),
         "discrimination": overview.discrimination(results),
         "pooled": pooled_patients.pooled(results),
+        "sums": sums(results),
         "mean_over_hospitals": pooled_patients.mean_over_hospitals(results),
         "matrix": comparison.matrix(results),
         "models_missing": comparison.missing(results),

@@ -49,8 +49,16 @@ def _square(pooled: Content, key: str, across: str, up: str, alt: str) -> Figure
         return finished(drawing, alt)
 
 
-def decision(rows: Content) -> Figure | None:
-    """Draw one panel for each site: net benefit of the model, of treating all and of treating none."""
+def decision_of_all(labels: Content) -> Figure | None:
+    """Draw one panel for each label of a masked study, over all patients together."""
+    known = {NAMES[label]: found["benefit"] for label in LABELS if (found := labels[label]) and found["benefit"]}
+    return decision(known, "Decision curves of all patients together: the model, treating all, treating none")
+
+
+def decision(
+    rows: Content, alt: str = "Decision curves of severe by site: the model, treating all, treating none"
+) -> Figure | None:
+    """Draw one panel for each row, such as a site: net benefit of the model, of treating all and of treating none."""
     if not rows or len(rows) > MANY // 2:
         return None
     across = min(4, len(rows))
@@ -75,7 +83,7 @@ def decision(rows: Content) -> Figure | None:
         drawing.supxlabel("threshold probability, %", fontsize=9)
         drawing.supylabel("net benefit", fontsize=9)
         drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-        return finished(drawing, "Decision curves of severe by site: the model, treating all, treating none")
+        return finished(drawing, alt)
 
 
 def transfer(found: Content) -> Figure | None:

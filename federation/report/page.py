@@ -17,7 +17,8 @@ from federation.report import figures, figures_many, figures_trust
 from federation.report.content import SECTION, SECTIONS, content
 from federation.report.drawing import MANY, WIDE, Figure, shown
 from federation.report.estimates import LABELS, NAMES, PRIMARY
-from federation.report.trust import GROUPS, PERCENTS
+from federation.report.trust import GROUPS
+from federation.runs.figures_from_counts import PERCENTS
 from federation.runs.results import Results
 from models.refusal import Refusal
 from pipeline.scoring.reasons import REPORT_WRITE
@@ -92,15 +93,17 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def _figures(report: Mapping[str, Any]) -> dict[str, Figure | None]:
-    loo, audit = report["leave_one_out"][PRIMARY], report["audit"]
+    loo, audit, sums = report["leave_one_out"][PRIMARY], report["audit"], report["sums"]
+    pooled = sums["labels"] if sums else report["pooled"]
+    decision = report["decision"][PRIMARY]["by_site"]
     return {
         "aurocs": figures.aurocs(report["discrimination"][PRIMARY]["by_site"]),
-        "roc": figures_trust.roc(report["pooled"]),
+        "roc": figures_trust.roc(pooled),
         "matrix": figures.matrix(report["matrix"][PRIMARY]),
         "leave_one_out": figures.leave_one_out(loo["by_site"]) if loo else None,
         "learning": figures.learning(report["learning"]),
-        "reliability": figures_trust.reliability(report["pooled"]),
-        "decision": figures_trust.decision(report["decision"][PRIMARY]["by_site"]),
+        "reliability": figures_trust.reliability(pooled),
+        "decision": figures_trust.decision_of_all(pooled) if sums else figures_trust.decision(decision),
         "transfer": figures_trust.transfer(report["operating_points"][PRIMARY]),
         "baselines": figures_trust.baselines(report["baselines"][PRIMARY]["by_site"]),
         "subgroups": figures_trust.subgroups(report["subgroups"][PRIMARY], GROUPS),

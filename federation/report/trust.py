@@ -16,11 +16,11 @@ from federation.report.estimates import (
     spread,
 )
 from federation.report.rates import class_sizes, predictive_value, rate
+from federation.runs.figures_from_counts import PERCENTS, means_row
 from federation.runs.results import Results
 from models.calibration import Platt
 from models.operating_points import AIM, FLOOR, NO_POINT, RATES, evidence_text
 
-PERCENTS = (10, 20, 30, 40, 50)  # threshold probabilities of the decision curve
 WITH_BAND = (0.1, 0.3, 0.5, 0.7)  # calibrated probabilities whose band is shown
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "sex": {"female": "women", "male": "men"},
@@ -214,5 +214,6 @@ def _group(results: Results, label: str, group: str) -> dict[str, Any]:
 
 
 def has_groups(results: Results) -> bool:
-    """Whether any site released a metric of a group."""
-    return any("@" in name for figures in federated(results).values() for name in figures)
+    """Whether any site released a metric of a group, or added one to the sum of a masked study."""
+    rows = [*federated(results).values(), means_row(results)]
+    return any("@" in name for row in rows for name in row)
