@@ -20,7 +20,7 @@ NOT_AUDITED = Reason(
 AUDIT_IN_PART = Reason(
     "W_AUDIT_IN_PART",
     "the shortcut audit was made in part: the masks show only means over the hospitals, which can hide one hospital's",
-    "Read the means in the report, and let each hospital look at its own figures before anybody scores with the model.",
+    "Read the means in the report. A hospital can score patients of its own with the model, by scanner, and compare.",
 )
 NOT_JUDGED = Reason(
     "W_NOT_JUDGED",
@@ -46,7 +46,7 @@ SITES_SPREAD = Reason(
     "W_SITES_SPREAD",
     "hospitals differ in {label} more than by chance: their AUROCs deviate by {deviation} from their mean {mean}, "
     "{by_chance} would be chance (chance of this {chance})",
-    "Ask the hospitals for their own figures: the masks hide which of them differ.",
+    "The masks hide which of them differ. Ask the hospitals to score patients of their own with it, and compare.",
 )
 RELEASE_EXISTS = Reason(
     "E_RELEASE_EXISTS",

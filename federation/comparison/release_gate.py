@@ -14,7 +14,7 @@ from federation.comparison import reasons
 from federation.comparison.hospital_mean import Areas, areas_of, chance_of_difference, hospital_mean
 from federation.comparison.pooled import pool
 from federation.protocol.metric_allowlist import EXAMPLES
-from federation.runs.figures_from_counts import of_label
+from federation.runs.figures_from_counts import of_label, summed_of
 from federation.runs.results import FEDERATED, Flag, Results
 from models.network import LABELS
 from models.refusal import Reason
@@ -33,7 +33,7 @@ def doubts(results: Results) -> list[Flag]:
     """
     found = list(results.audit.flags) if results.audit else [_flag(reasons.NOT_AUDITED)]
     federated = results.model(FEDERATED)
-    if federated and federated.summed:
+    if summed_of(results):
         found += [_flag(reasons.AUDIT_IN_PART)] if results.audit else []
         return found + [doubt for label in LABELS for doubt in _of_sums(results, label)]
     sites = federated.figures if federated else {}

@@ -109,6 +109,7 @@ def audit(results: Results) -> dict[str, Any] | None:
         "probe": found.probe.model_dump() if found.probe else None,
         "by_site": rows,
         "over_sites": over_sites(rows),
+        "no_probe": found.no_probe,
         "false_alarm": FALSE_ALARM,
         "flags": [{**explained(flag.code), "site": flag.site, "found": flag.says} for flag in found.flags],
     }

@@ -24,6 +24,7 @@ from pipeline.evaluation.combining import Interval
 from pipeline.evaluation.grouped import Binned
 
 _MEANS = ("age_sex", "over_age_sex", "tags")
+_AUDITED = (*(f"auroc_{label}_tags" for label in LABELS), "auroc_severe_outside")
 _OF_SCANS = ("auroc_severe_outside", "scanner_from_embedding", "scanner_chance")
 
 
@@ -31,7 +32,8 @@ def sums(results: Results) -> dict[str, Any] | None:
     """Return what a masked study knows of its federated model; None if the study was not masked.
 
     `labels`: by label, None with the reason in `why`. `own_rows`: hospitals that sent figures of their own. A mean over
-    hospitals is {"value", "known"}: the share of test patients whose hospitals have the figure.
+    hospitals is {"value", "known"}: the share of test patients whose hospitals have the figure. `lower_ends`: of the
+    audit's figures, the mean of the hospitals' lower ends, which the audit judges.
     """
     summed = summed_of(results)
     if summed is None:
@@ -46,6 +48,7 @@ def sums(results: Results) -> dict[str, Any] | None:
         "why": {label: why_none(results, label) for label, each in found.items() if each is None},
         "models": _models(results),
         "scans": {name: _mean(mean_of(summed, name)) for name in _OF_SCANS},
+        "lower_ends": {name: _mean(mean_of(summed, f"{name}_low")) for name in _AUDITED},
     }
 
 

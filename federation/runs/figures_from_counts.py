@@ -130,9 +130,11 @@ class LabelFigures:
 
 
 def summed_of(results: Results, name: str = FEDERATED) -> Summed | None:
-    """Return the sums of a model; None if the study was not masked."""
+    """Return the sums of a model, empty if they were lost; None if the study was not masked."""
     model = results.model(name)
-    return model.summed if model else None
+    if model is None:
+        return None
+    return model.summed or (Summed(sites=0, patients=0) if model.withheld else None)
 
 
 def auroc_of(summed: Summed, label: str) -> Binned | None:

@@ -175,7 +175,7 @@ def test_masked_release_has_the_figures_of_all_patients_and_no_hospitals_own(tmp
     tracker.register(tmp_path / "runs" / RUN / "release", made.release)
     tracker.end(completed=True)
     assert code(tmp_path) == "E_AUDIT_FLAGS", "an audit in part needs a reason"
-    done = release(tmp_path, reason="each hospital looked at its own figures")
+    done = release(tmp_path, reason="each hospital scored patients of its own")
     d = load_release(done.folder).description
     assert d.provenance is not None and d.provenance.sums is not None
     assert all(not site.figures for site in d.provenance.sites.values())

@@ -10,7 +10,7 @@ from federation.report.content import SECTIONS, content
 from federation.report.page import render
 from federation.report.sums import sums
 from federation.runs.figures_from_counts import of_label
-from federation.runs.results import Results
+from federation.runs.results import Flag, Results
 from models.operating_points import POINTS
 from tests.federation.report.test_page import Reader, numbers
 from tests.helpers.results_factory import make_results
@@ -147,3 +147,20 @@ def test_page_with_many_hospitals_stays_short() -> None:
     page = render(content(make_secure_results(40, patients=60)))
     assert len([tag for tag, _ in Reader(page).tags if tag == "tr"]) < 40 + 220
     assert len(page) < 1_000_000
+
+
+def test_lost_sum_leaves_a_page_that_says_so(run: Results) -> None:
+    lost = run.models[0].model_copy(
+        update={"summed": None, "withheld": dict.fromkeys(run.calibration, "the sum was lost")}
+    )
+    text = text_of(run.model_copy(update={"models": [lost]}))
+    assert "No figures of severe: the sum was lost" in text
+    assert not UNFORMATTED.search(text)
+
+
+def test_flag_of_a_mean_is_shown_without_a_hospital(run: Results) -> None:
+    assert run.audit
+    flagged = run.audit.model_copy(update={"flags": [Flag(code="W_SHORTCUT_TAGS", site="", says="tags tell severe")]})
+    text = text_of(run.model_copy(update={"audit": flagged}))
+    assert "mean over hospitals: tags tell severe" in text
+    assert "1 flag" in text
