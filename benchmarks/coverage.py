@@ -24,9 +24,14 @@ from federation.comparison.hospital_mean import areas_of, hospital_mean
 from federation.comparison.pooled import pool
 from federation.protocol.figure_rounding import rounded
 from federation.protocol.patient_counts import Patients
+from federation.protocol.summed_answers import Summed, logit_counts, sites_with, square_of
+from federation.runs.figures_from_counts import LabelFigures, of_label
+from federation.runs.results import FEDERATED, ModelFigures, Results
+from models.calibration import Platt
 from pipeline.evaluation.calibration import calibration_slope
 from pipeline.evaluation.discrimination import Estimate, auprc, auroc, auroc_difference, sensitivity_at, specificity_at
 from pipeline.evaluation.histograms import histograms
+from pipeline.evaluation.ladder import RUNGS
 
 COHORTS = 200
 SIZES = ((10, 40), (25, 75), (50, 150), (100, 300))  # numbers of positive and negative patients
@@ -38,6 +43,7 @@ SHAPES = ("binormal", "mixture")
 SHIFT = 0.5  # standard deviation between hospitals of the mean score
 SKILL = 0.3  # standard deviation between hospitals of the distance of the means, where they differ in skill
 LEAST = 10  # min_patients
+NARROW = 0.3  # factor of the logits of a model that hardly spreads them, so that many share a bin
 RESULTS = Path(__file__).with_name("results")
 INTERVALS = ("AUROC", "difference", "AUPRC", "sens at spec 0.90", "spec at sens 0.90")
 
@@ -122,6 +128,7 @@ def study(shape: str, positive: int, negative: int, skill: float, number: int) -
     shifts = SHIFT * rng.normal(size=3)
     labels = np.repeat([1.0, 0.0], [positive, negative])
     sites: dict[str, dict[str, float]] = {}
+    logits: list[NDArray[np.float64]] = []
     for name, (distance, shift) in enumerate(zip(distances, shifts, strict=True)):
         scores = drawn(shape, distance, positive, negative, rng)
         area = auroc(scores, labels)
@@ -130,7 +137,8 @@ def study(shape: str, positive: int, negative: int, skill: float, number: int) -
             "evaluate.test",
             Patients(),
         )
-        cells = histograms(expit(scores - 1 + shift), labels.astype(int), min_patients=LEAST)
+        logits.append(scores - 1 + shift)
+        cells = histograms(expit(logits[-1]), labels.astype(int), min_patients=LEAST)
         counts = {f"count_severe_{label}_{bin:02}": float(count) for (label, bin), count in cells.items()}
         sites[str(name)] = {"num-examples": float(len(labels)), **told, **counts}
     mean = hospital_mean(areas_of(sites, "severe"))
@@ -139,14 +147,53 @@ def study(shape: str, positive: int, negative: int, skill: float, number: int) -
     typical = true_auroc(shape, 1.2 if shape == "binormal" else 3.0)
     found = None if skill else pool(sites, "severe")
     covers = math.nan
+    of_all = math.nan if skill else true_of_all(shape, distances[0], shifts.tolist())
     if found is not None and math.isfinite(found.auroc.low):
-        covers = float(found.auroc.low <= true_of_all(shape, distances[0], shifts) <= found.auroc.high)
+        covers = float(found.auroc.low <= of_all <= found.auroc.high)
+    areas = [figures["auroc_severe"] for figures in sites.values()]
     return {
+        **of_sums(np.concatenate(logits), np.tile(labels, 3).astype(int), areas, here, of_all),
         "mean, these hospitals": float(mean.here[0] <= here <= mean.here[1]),
         "mean, hospitals like these": float(mean.low <= typical <= mean.high),
         "width of the mean": mean.high - mean.low,
         "all patients": covers,
     }
+
+
+def of_sums(
+    logits: NDArray[np.float64], labels: NDArray[np.int64], areas: Sequence[float], here: float, of_all: float
+) -> dict[str, float]:
+    """Return the same for a masked study, of which only sums are known. `of_all`, `here`: the truths."""
+    found, narrow = (summed(scale * logits, labels, areas) for scale in (1.0, NARROW))
+    assert found.hospitals is not None
+    assert found.calibration is not None
+    slope = calibration_slope(logits, labels)
+    within = found.calibration.slope.possible
+    return {
+        "sums: all patients": math.nan if math.isnan(of_all) else float(found.auroc.low <= of_all <= found.auroc.high),
+        "sums: width": found.auroc.high - found.auroc.low,
+        "sums: bins": found.auroc.possible[1] - found.auroc.possible[0],
+        "sums: narrow": math.nan if math.isnan(of_all) else float(narrow.auroc.low <= of_all <= narrow.auroc.high),
+        "sums: narrow width": narrow.auroc.high - narrow.auroc.low,
+        "sums: mean": float(found.hospitals.here[0] <= here <= found.hospitals.here[1]),
+        "sums: differ": float(found.hospitals.chance < 0.01),
+        "sums: slope": float(within[0] <= slope <= within[1]) if math.isfinite(slope) else math.nan,
+    }
+
+
+def summed(logits: NDArray[np.float64], labels: NDArray[np.int64], areas: Sequence[float]) -> LabelFigures:
+    """Return the figures of a masked study of three hospitals of equal size with these AUROCs."""
+    places = np.digitize(logits, RUNGS[1:-1])
+    names = logit_counts("severe")
+    counts = {name: int(((places == bin) & (labels == value)).sum()) for (value, bin), name in names.items()}
+    name = "auroc_severe"
+    means = {name: float(np.mean(areas)), square_of(name): float(np.mean(np.square(areas)))}
+    both = Summed(sites=3, patients=len(labels), counts=counts | {sites_with("severe"): 3}, means=means)
+    model = ModelFigures(name=FEDERATED, kind="federated", trained_at=[], figures={}, summed=both)
+    results = Results.model_construct(models=[model], calibration={"severe": Platt()}, operating_points={})
+    found = of_label(results, "severe")
+    assert found is not None
+    return found
 
 
 def measure_studies(shape: str, positive: int, negative: int, skill: float) -> dict[str, Any]:
@@ -173,6 +220,18 @@ def studies_table(rows: Sequence[dict[str, Any]]) -> str:
         has = "not measured" if row["skill"] else f"{row['studies with an AUROC of all patients']:.2f}"
         patients = f"{row['positive']} + {row['negative']}"
         lines.append([patients, shape, *cells, f"{row['width of the mean']:.2f}", pooled, has])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def sums_table(rows: Sequence[dict[str, Any]]) -> str:
+    head = ["patients x 3", "scores", "all patients", "its width", "bins leave open", "narrow logits", "its width"]
+    lines = [[*head, "mean: these hospitals", "called different", "slope within"], ["---"] * 10]
+    for row in rows:
+        shape = row["shape"] + (", skill differs" if row["skill"] else "")
+        names = ("all patients", "width", "bins", "narrow", "narrow width", "mean", "differ", "slope")
+        found = [row.get(f"sums: {name}") for name in names]
+        cells = ["not measured" if value is None else f"{value:.3f}" for value in found]
+        lines.append([f"{row['positive']} + {row['negative']}", shape, *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -212,6 +271,19 @@ hospitals (standard deviation {SKILL}). The mean is that of the hospitals' AUROC
 the AUROC of all patients together (`pool`), in the studies whose counts allow one ("has it").
 
 {studies_table(result["studies"])}
+
+## Figures of three masked hospitals, from their sums
+
+The same studies, of which the server knows only counts of all hospitals' patients by class and bin of the logit, and
+the mean and mean square of the hospitals' AUROCs (`figures_from_counts`). "All patients": the share of studies whose
+interval contains the true AUROC of all patients together. "Bins leave open": the distance of the largest and the
+smallest AUROC that the counts allow. Narrow logits are {NARROW} times as wide, so that many patients share a bin.
+"Mean": the same for the mean of these hospitals' AUROCs, whose variance is known only on an assumption. "Called
+different": the share of studies whose hospitals differ by p < 0.01; without a difference in skill it should be 0.01.
+"Slope within": the share in which the calibration slope of the patients' own logits is within the range that is shown
+as left open.
+
+{sums_table(result["studies"])}
 """
 
 
