@@ -16,7 +16,7 @@ from pipeline.preprocessing.lungs import AIR_BELOW_HU, at_sides, bounding_box, l
 AIR_HU = -1024.0
 BODY_ABOVE_HU, BODY_MARGIN_MM = -300.0, 12.0
 LEAST_AIR = 0.02  # share of the lungs that is air
-LEAST_ENCLOSED = 0.2  # share of what was found of a lung, below which a lung is open to the side of the image
+SIDES_AROUND = 3  # of front, back, right and left, on which the body lies around air inside it
 SIDES = (Region.RIGHT_LUNG, Region.LEFT_LUNG)
 
 
@@ -112,7 +112,7 @@ def _find_in_body(hu: NDArray[np.float32], spacing_mm: float, network: LungSegme
     regions = np.where(np.isin(found, SIDES), *others).astype(np.uint8)
     outside = _air_outside(hu)
     for side, mine in ((Region.RIGHT_LUNG, lung & right), (Region.LEFT_LUNG, lung & ~right)):
-        whole = ndimage.binary_fill_holes(largest_piece(_enclosed(mine, outside)))
+        whole = ndimage.binary_fill_holes(largest_piece(mine & ~outside))
         regions[whole & (regions != Region.AIRWAY)] = side
     if not _hold_air(hu, np.isin(regions, SIDES)):
         regions[np.isin(regions, SIDES)] = Region.BACKGROUND
@@ -128,18 +128,25 @@ def _hold_air(hu: NDArray[np.float32], lungs: NDArray[np.bool_]) -> bool:
 
 
 def _air_outside(hu: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return the air that touches the sides of the image; noise in it looks like lung at times."""
+    """Return the air outside the body; noise in it looks like lung at times.
+
+    It touches the sides of the image, and the body lies on at most two sides of it. Where a small field of view cuts
+    through a lung, the air in that lung touches a side too, but the body lies on the three others.
+    """
     labels, _ = ndimage.label(hu < AIR_BELOW_HU)
     is_outside = np.zeros(int(labels.max()) + 1, bool)
     is_outside[at_sides(labels)] = True
     is_outside[0] = False
-    return np.asarray(is_outside[labels])
+    return np.asarray(is_outside[labels]) & (_sides_with(largest_piece(hu > BODY_ABOVE_HU)) < SIDES_AROUND)
 
 
-def _enclosed(lung: NDArray[np.bool_], outside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Leave out what lies in the air outside, unless nearly all does: a small field of view can cut through a lung."""
-    inside = lung & ~outside
-    return inside if np.count_nonzero(inside) > LEAST_ENCLOSED * np.count_nonzero(lung) else lung
+def _sides_with(body: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return on how many of the four sides of each voxel, within its slice, the body lies."""
+    count = np.zeros(body.shape, np.uint8)
+    for axis in (1, 2):
+        count += np.logical_or.accumulate(body, axis)
+        count += np.flip(np.logical_or.accumulate(np.flip(body, axis), axis), axis)
+    return count
 
 
 @torch.inference_mode()

@@ -62,6 +62,19 @@ def test_noise_in_the_air_around_the_patient_is_not_lung() -> None:
     assert dice(found.lungs[:, 16:-16, 24:-24], np.isin(sample.regions, (1, 2))) > 0.9
 
 
+def test_ill_lungs_that_a_small_field_of_view_cuts_keep_their_air() -> None:
+    """Their air touches the side of the image, as the air around the patient does."""
+    sample = draw_sample(np.random.default_rng(20_006))
+    lungs = np.isin(sample.regions, (1, 2))
+    rows = np.flatnonzero(lungs.any(axis=(0, 2)))
+    dense = lungs & (np.arange(lungs.shape[1]) > rows.mean())[:, None]
+    hu = np.where(dense, sample.hu + 600, sample.hu).astype(np.float32)
+    kept = np.s_[:, rows[0] + 6 :]
+    found = find_regions(np.ascontiguousarray(hu[kept]), sample.step_mm)
+    assert lungs[kept][:, 0].any()
+    assert dice(found.lungs, lungs[kept]) > 0.9
+
+
 def test_scan_without_lungs_gives_no_lungs() -> None:
     for hu in (40, -1000):
         assert not find_regions(np.full((40, 60, 60), hu, np.float32), 4.0).lungs.any()
