@@ -96,6 +96,19 @@ def counted(hu: NDArray[np.float32], found: LungRegions) -> tuple[NDArray[np.uin
     return opacities, measured
 
 
+def unsure_share(hu: NDArray[np.float32], found: LungRegions) -> float:
+    """Return how much dense tissue probably lies on the wrong side of the lungs' border, as a share of the lungs.
+
+    Solid lung beside fluid, chest wall or diaphragm has no visible border. Each voxel with the density of consolidation
+    is wrong with the probability that the segmenter gives to the side on which it is not. Their sum is the volume that
+    is wrong on average. It is 0 for lungs whose labels are certain.
+    """
+    low, high = CONSOLIDATION_HU
+    inside = found.chances.sum(axis=0)[(hu >= low) & (hu < high)]
+    wrong = np.clip(np.minimum(inside, 1 - inside), 0, None)
+    return float(wrong.sum() / max(1, np.count_nonzero(found.lungs)))
+
+
 def middle_of_body(prepared: Prepared) -> float:
     """Return the column that divides right from left; it uses the body, because one lung may be small."""
     return middle_column(prepared.image_hu)

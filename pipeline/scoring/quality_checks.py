@@ -11,6 +11,7 @@ from pipeline.imaging.discovery import Series
 from pipeline.imaging.missing_slices import remark
 from pipeline.preprocessing import reasons as preprocessing_reasons
 from pipeline.preprocessing.external_lungs import agreement_with_threshold
+from pipeline.preprocessing.lesion_burden import unsure_share
 from pipeline.preprocessing.lung_regions import LungRegions, dice
 from pipeline.preprocessing.measures import AIR_BETWEEN_HU
 from pipeline.preprocessing.plausibility import LEAST_SMALLER_LUNG, SOME_METAL_ML, Anatomy
@@ -22,6 +23,7 @@ from pipeline.system.codes import BY_CODE
 ADULT_YEARS = 18
 # Dice coefficient of two methods. Measured for threshold and segmenter: 0.96 and more where both are right.
 LEAST_AGREEMENT = 0.85
+MOST_UNSURE = 0.02  # share of the lungs; two points of consolidation are what counts as an error in the benchmark
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,12 @@ def _of_lungs(prepared: Prepared, found: Anatomy, regions: LungRegions, mask: ND
     ends = [name for name, cut in (("lowest", found.cut_low), ("highest", found.cut_high)) if cut > 0]
     is_alone = found.smaller_lung < LEAST_SMALLER_LUNG
     agreed = _agreement(prepared, regions, mask)
+    unsure = unsure_share(prepared.image_hu, regions) if mask is None else 0.0
     return [
         Check("lungs", round(prepared.lungs_ml), "mL"),
         Check("smaller_lung", round(100 * found.smaller_lung), "%", reasons.ONE_LUNG if is_alone else None),
         Check("lungs_agree", round(100 * agreed), "%", reasons.LUNGS_UNSURE if agreed < LEAST_AGREEMENT else None),
+        Check("unsure_border", round(100 * unsure, 1), "%", reasons.BORDER_UNSURE if unsure > MOST_UNSURE else None),
         Check("lungs_cut", " and ".join(ends) or "no", "", preprocessing_reasons.LUNGS_CUT if ends else None),
     ]
 

@@ -57,6 +57,11 @@ LUNGS_UNSURE = Reason(
     "two methods of finding the lungs disagree",
     "Compare the outline of the lungs with the pictures. If it is wrong, do not use the shares of dense lung.",
 )
+BORDER_UNSURE = Reason(
+    "W_BORDER_UNSURE",
+    "the border of the lungs is uncertain in dense tissue",
+    "Compare the marked consolidation with the pictures: fluid or chest wall may count, or consolidation be left out.",
+)
 COARSE = Reason(
     "W_COARSE",
     "the pixels are larger than those that the model uses",

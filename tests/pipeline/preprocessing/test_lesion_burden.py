@@ -13,7 +13,7 @@ from pipeline.imaging.discovery import find_series
 from pipeline.imaging.series_reader import read_series
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.lesions import add_lesions
-from pipeline.preprocessing.lesion_burden import PARTS, SIDES, burden
+from pipeline.preprocessing.lesion_burden import PARTS, SIDES, burden, unsure_share
 from pipeline.preprocessing.lung_regions import find_regions
 from pipeline.preprocessing.opacity import Opacity
 from pipeline.preprocessing.preprocess import Prepared, Preprocessing, prepare
@@ -95,6 +95,23 @@ def test_marked_voxels_are_the_counted_ones() -> None:
     assert set(np.unique(seen.found.regions[seen.opacities > 0])) == {Region.RIGHT_LUNG}
 
 
+def test_share_with_an_uncertain_border_is_the_volume_expected_to_be_wrong() -> None:
+    """Only dense voxels are uncertain here: half of ten for certain lung, and beside the lung a tenth of ten."""
+    scan = prepared()
+    inside, beside, aerated = np.s_[20:30, 20, 20], np.s_[20:30, 20, 5], np.s_[20:30, 25, 20]
+    scan.image_hu[inside] = scan.image_hu[beside] = 20
+    found = regions_of(scan)
+    found.chances[0][inside], found.chances[0][beside], found.chances[0][aerated] = 0.5, 0.1, 0.5
+    expected = (10 * 0.5 + 10 * 0.1) / np.count_nonzero(found.lungs)
+    assert unsure_share(scan.image_hu, found) == pytest.approx(expected)
+
+
+def test_certain_lungs_have_no_uncertain_border() -> None:
+    scan = prepared()
+    scan.image_hu[12:20, 15:25, 12:20] = 20
+    assert unsure_share(scan.image_hu, regions_of(scan)) == 0.0
+
+
 def test_missing_lung_has_no_shares() -> None:
     scan = prepared()
     scan.lungs[:, :, 35:] = False
@@ -141,6 +158,12 @@ def test_real_lung_without_lesions_has_a_low_burden(real_data: Path) -> None:
     for side in SIDES:
         assert regions[side]["whole"].ground_glass < 0.043  # type: ignore[operator]
         assert regions[side]["whole"].consolidation < 0.01  # type: ignore[operator]
+
+
+def test_border_of_healthy_real_lungs_is_certain(real_data: Path) -> None:
+    (series,), _ = find_series(real_data / "real-thorax-64" / "ct-64Dicom")
+    scan = prepare(read_series(series), Preprocessing())
+    assert unsure_share(scan.image_hu, find_regions(scan.image_hu, scan.spacing_mm)) < 0.005
 
 
 def test_json_contains_plain_numbers() -> None:

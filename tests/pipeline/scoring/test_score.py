@@ -29,6 +29,7 @@ from pipeline.imaging.series_reader import read_series
 from pipeline.preprocessing import external_lungs
 from pipeline.preprocessing.lungs import find_lungs
 from pipeline.preprocessing.preprocess import Preprocessing, prepare
+from pipeline.scoring import quality_checks
 from pipeline.scoring.html_report import write_report
 from pipeline.scoring.score import ALL_LOW, NOTHING_RAISES, Score, age_band, explained_label, score
 from pipeline.training.train import predict
@@ -228,6 +229,13 @@ def test_lungs_of_the_segmenter_that_the_threshold_does_not_find_are_flagged(
 
     monkeypatch.setattr(external_lungs, "find_lungs", lower_half)
     assert flags(score(folder, release)) == {"lungs_agree": "W_LUNGS_UNSURE"}
+
+
+def test_dense_tissue_at_an_uncertain_border_is_flagged(
+    folder: Path, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality_checks, "unsure_share", lambda *given: 0.021)
+    assert flags(score(folder, release)) == {"unsure_border": "W_BORDER_UNSURE"}
 
 
 def test_json_contains_which_operating_points_are_met(scored: Score) -> None:
