@@ -2,7 +2,9 @@
 
     python benchmarks/lungs.py [--real ../shared/data/real-thorax-64] [--scans 120]
 
-- Synthetic bodies that no step of training saw, of the generator that it learnt from.
+- Synthetic bodies that no step of training saw, of the generator that it learnt from: those on which each version was
+  judged, and others on which nothing was ever chosen.
+- Bodies in settings that training never drew (`lung_settings`).
 - Phantoms of the synthetic hospitals: another generator, which it never saw.
 - One real thorax with a label map, if its folder is there: whole, by thirds of each lung, and disturbed (turned, thick
   slices, noise, kernels, an offset, padding), each compared with its own undisturbed mask.
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lung_settings import SETTINGS, held_out
 from numpy.typing import NDArray
 from run import circumstances, markdown
 from scipy import ndimage
@@ -29,18 +32,20 @@ from scipy.stats import binomtest
 from models.lung_segmenter import WEIGHTS_SHA256, Region, Tissue
 from models.refusal import Refusal
 from pipeline.phantom.anatomy import Build, Grid, make_thorax
-from pipeline.phantom.body.sample import STEP_MM, draw_sample
+from pipeline.phantom.body.sample import STEP_MM, Sample, draw_sample
 from pipeline.phantom.lesions import add_lesions
 from pipeline.preprocessing.area_resample import area_means
-from pipeline.preprocessing.lesion_burden import Burden, burden
+from pipeline.preprocessing.lesion_burden import Burden, burden, unsure_share
 from pipeline.preprocessing.lung_regions import LungRegions, dice, find_regions
 from pipeline.preprocessing.lungs import find_lungs
 from pipeline.preprocessing.preprocess import orient, resample
 from pipeline.scoring.label_maps import nearest_on
+from pipeline.scoring.quality_checks import MOST_UNSURE
 from pipeline.scoring.single_scan import read_one
 
 RESULTS = Path(__file__).with_name("results")
-UNSEEN_SEED = 10_000  # training uses other seeds
+UNSEEN_SEED, FRESH_SEED = 10_000, 50_000  # training uses other seeds
+SETTING_SCANS = 30  # of each setting
 PHANTOM_GRID = Grid((80, 96, 96), (4.0, 4.0, 4.0))
 SOME = 0.02  # share of the lungs from which on a scan counts as diseased
 BOWEL_ML = 10.0  # gas of the bowel that is counted as lung, from which on a scan counts as failed
@@ -71,10 +76,13 @@ def part(hits: list[bool]) -> str:
 # --- scans ------------------------------------------------------------------------------------------------
 
 
-def bodies(count: int) -> Iterator[Scan]:
-    for seed in range(UNSEEN_SEED, UNSEEN_SEED + count):
-        sample = draw_sample(np.random.default_rng(seed))
-        yield sample.hu, LungRegions.of_labels(sample.regions, sample.tissues)
+def bodies(first: int, count: int) -> Iterator[Scan]:
+    for seed in range(first, first + count):
+        yield with_truth(draw_sample(np.random.default_rng(seed)))
+
+
+def with_truth(sample: Sample) -> Scan:
+    return sample.hu, LungRegions.of_labels(sample.regions, sample.tissues)
 
 
 def phantoms(count: int) -> Iterator[Scan]:
@@ -124,6 +132,7 @@ def judge(hu: NDArray[np.float32], truth: LungRegions) -> Row:
         "solid": float((truth.tissues == Tissue.CONSOLIDATION).sum() / max(1, inside.sum())),
         "glass_error": error(seen, wanted, "ground_glass"),
         "solid_error": error(seen, wanted, "consolidation"),
+        "is_flagged": unsure_share(hu, found) > MOST_UNSURE,
     }
 
 
@@ -140,22 +149,23 @@ def summary(rows: list[Row]) -> list[list[str]]:
         "ground glass or consolidation": lambda row: row["ill"] >= SOME,
         "consolidation": lambda row: row["solid"] >= SOME,
     }
-    lines = []
-    for name, belongs in groups.items():
-        chosen = [row for row in rows if belongs(row)]
-        answered = [row for row in chosen if row["threshold"] is not None]
-        lines.append(
-            [
-                f"{name} ({len(chosen)})",
-                mean([row["dice"] for row in chosen]),
-                f"{mean([row['threshold'] for row in answered])}, {len(chosen) - len(answered)} refused",
-                part([row["gas_ml"] > BOWEL_ML for row in chosen]),
-                part([row["threshold_gas_ml"] > BOWEL_ML for row in answered]),
-                part([row["glass_error"] <= POINTS for row in chosen]),
-                part([row["solid_error"] <= POINTS for row in chosen]),
-            ]
-        )
-    return lines
+    return [line(name, [row for row in rows if belongs(row)]) for name, belongs in groups.items()]
+
+
+def line(name: str, rows: list[Row]) -> list[str]:
+    answered = [row for row in rows if row["threshold"] is not None]
+    sure = [row for row in rows if not row["is_flagged"]]
+    return [
+        f"{name} ({len(rows)})",
+        mean([row["dice"] for row in rows]),
+        f"{mean([row['threshold'] for row in answered])}, {len(rows) - len(answered)} refused",
+        part([row["gas_ml"] > BOWEL_ML for row in rows]),
+        part([row["threshold_gas_ml"] > BOWEL_ML for row in answered]),
+        part([row["glass_error"] <= POINTS for row in rows]),
+        part([row["solid_error"] <= POINTS for row in rows]),
+        part([row["is_flagged"] for row in rows]),
+        part([row["solid_error"] <= POINTS for row in sure]),
+    ]
 
 
 # --- the real thorax --------------------------------------------------------------------------------------
@@ -260,7 +270,8 @@ def timing() -> dict[str, float]:
 
 def text(result: dict[str, Any]) -> str:
     head = ["scans", "Dice", "Dice by threshold", f"over {BOWEL_ML:g} mL of bowel gas as lung", "the same by threshold"]
-    head += ["ground glass within 2 points", "consolidation within 2 points"]
+    head += ["ground glass within 2 points", "consolidation within 2 points", "flagged W_BORDER_UNSURE"]
+    head += ["consolidation within 2 points, without the flag"]
     lines = [
         "# Where the lungs are",
         "",
@@ -306,10 +317,15 @@ def main() -> None:
     arguments = parser.parse_args()
     result: dict[str, Any] = {**circumstances(), "timing": timing(), "threads": torch.get_num_threads()}
     sources = {
-        "Unseen bodies of the generator": bodies(arguments.scans),
+        "Unseen bodies of the generator": bodies(UNSEEN_SEED, arguments.scans),
+        "Fresh bodies, on which nothing was chosen": bodies(FRESH_SEED, arguments.scans // 2),
         "Phantoms of another generator": phantoms(arguments.scans // 3),
     }
     result["synthetic"] = {name: summary([judge(*scan) for scan in scans]) for name, scans in sources.items()}
+    result["synthetic"]["Settings that training never drew"] = [
+        line(name, [judge(*with_truth(sample)) for sample in held_out(name, min(arguments.scans, SETTING_SCANS))])
+        for name in SETTINGS
+    ]
     if arguments.real.is_dir():
         result["real"] = real(arguments.real)
     (RESULTS / "lungs.json").write_text(json.dumps(result, indent=1) + "\n")

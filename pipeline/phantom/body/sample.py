@@ -1,6 +1,6 @@
 """One synthetic scan with its label map: the anatomy put together, in the order in which organs displace each other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.random import Generator
@@ -17,6 +17,7 @@ from pipeline.phantom.body.trees import filled_share, grow
 from pipeline.phantom.body.trunk import Tissues, make_trunk
 
 STEP_MM = 4.0  # the working grid of preprocessing
+Dense = tuple[float, float]  # HU of consolidation, and HU that ground glass adds to the lung
 _HALF = 0.5  # of a voxel, to be counted as the tissue
 
 
@@ -39,7 +40,16 @@ def draw_sample(rng: Generator, step_mm: float = STEP_MM) -> Sample:
     extent = rng.uniform((230, 230, 310), (360, 320, 420))  # millimetres
     shape = tuple(int(np.ceil(side / step_mm / 8)) * 8 for side in extent)
     centre = (rng.uniform(-60, 0), rng.uniform(-5, 20), rng.uniform(-12, 12))
-    frame = draw_frame((shape[0], shape[1], shape[2]), step_mm, centre, rng)
+    body = compose(draw_frame((shape[0], shape[1], shape[2]), step_mm, centre, rng), rng)
+    seen = acquire(body.hu, step_mm, rng)
+    outside = circle(seen.shape, rng)
+    if outside is not None:
+        seen[outside] = LOWEST_HU
+    return replace(body, hu=seen)
+
+
+def compose(frame: Frame, rng: Generator, dense: Dense | None = None) -> Sample:
+    """Draw a body with its disease into a frame, without a scanner. `dense`: drawn too if None."""
     person = Person.draw(rng)
     tissues = Tissues.draw(person, rng)
     trunk = make_trunk(frame, tissues, person, rng)
@@ -47,21 +57,17 @@ def draw_sample(rng: Generator, step_mm: float = STEP_MM) -> Sample:
     gas = add_abdomen(frame, trunk, chest, tissues, rng)
     lung = healthy(frame, chest, rng)
     add_disease(lung, frame, person, rng)
-    hu, inner = lungs_into(trunk.hu, lung, chest, tissues, frame, rng)
+    hu, inner = lungs_into(trunk.hu, lung, chest, tissues, frame, rng, dense)
     devices(frame, hu, trunk.body, lung.both, rng)
-    seen = acquire(hu, step_mm, rng)
-    outside = circle(frame.shape, rng)
-    if outside is not None:
-        seen[outside] = LOWEST_HU
-    return Sample(seen, _regions(chest, lung, gas), inner, step_mm)
+    return Sample(hu, _regions(chest, lung, gas), inner, frame.step_mm)
 
 
 def lungs_into(
-    hu: Field, lung: Lung, chest: Chest, tissues: Tissues, frame: Frame, rng: Generator
+    hu: Field, lung: Lung, chest: Chest, tissues: Tissues, frame: Frame, rng: Generator, dense: Dense | None = None
 ) -> tuple[Field, NDArray[np.uint8]]:
     """Write lungs with vessels, bronchi and disease into `hu`; return the tissues inside the lungs."""
     vessels, lumen, wall = _branches(lung, chest, frame, rng)
-    solid_hu, glass_hu = rng.uniform(-10, 70), rng.uniform(120, 480)
+    solid_hu, glass_hu = dense or (rng.uniform(-10, 70), rng.uniform(120, 480))
     texture = 1 + rng.uniform(0, 0.4) * frame.noise(6, rng)
     inside = lung.hu + glass_hu * np.clip(texture, 0.2, 2) * lung.ground_glass
     inside = inside + lung.consolidation * (solid_hu + 12 * frame.noise(8, rng) - inside)
