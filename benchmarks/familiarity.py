@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import beta
 
-from federation.cli.demo import TRAINING, UNSEEN
+from federation.cli.demo import ANATOMY, TRAINING, UNSEEN
 from federation.coordinator.final_evaluation import Examination
 from federation.coordinator.inprocess import sites_here
 from federation.coordinator.rounds import Model
@@ -87,7 +87,7 @@ def phantoms(at: Hospital, count: int, stream: int) -> Iterator[Phantom]:
     for number in range(count):
         rng = np.random.default_rng([SEED, stream, number])
         patient = draw_patient(f"X-{number:06d}", f"SYNTHETIC^{number:06d}", at.mix, rng)
-        lesions, _ = make_body(patient, at, rng)
+        lesions, _ = make_body(patient, at, rng, ANATOMY)
         yield Phantom(acquire(lesions.hu, at.scanner, rng), at.scanner.grid, rng)
 
 
