@@ -17,6 +17,7 @@ from federation.protocol.metric_allowlist import AUC, LABELS
 from federation.protocol.operating_points import lower_bound
 from federation.protocol.summed_answers import (
     CLASSES,
+    LEAST_SITES,
     Summed,
     load_counts,
     logit_counts,
@@ -25,7 +26,7 @@ from federation.protocol.summed_answers import (
 )
 from federation.runs.results import FEDERATED, Results
 from models.calibration import Platt
-from models.operating_points import LEAST_SITES, OperatingPoint
+from models.operating_points import OperatingPoint
 from pipeline.evaluation import grouped
 from pipeline.evaluation.combining import Interval
 from pipeline.evaluation.grouped import Binned, Grouped, Scale

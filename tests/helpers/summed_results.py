@@ -17,6 +17,7 @@ from federation.protocol.operating_points import lower_bound
 from federation.protocol.patient_counts import Patients
 from federation.protocol.study_config import Study
 from federation.protocol.summed_answers import (
+    LEAST_SITES,
     LOAD_EDGES,
     Summed,
     load_counts,
@@ -27,7 +28,7 @@ from federation.protocol.summed_answers import (
 from federation.runs.results import FEDERATED, Audit, ModelFigures, Results
 from models.calibration import Platt, fit_platt
 from models.network import LABELS
-from models.operating_points import AIM, FLOOR, LEAST_SITES, POINTS, Evidence, MissingPoint, OperatingPoint
+from models.operating_points import AIM, FLOOR, POINTS, Evidence, MissingPoint, OperatingPoint
 from pipeline.evaluation.ladder import RUNGS
 from tests.helpers.invented_results import GROUPS, MIN_PATIENTS, PREVALENCE, SKILL, interval
 from tests.helpers.results_factory import make_results
