@@ -13,7 +13,6 @@ RATES: Mapping[str, str] = {"rule_out": "sensitivity", "rule_in": "specificity"}
 AIM = 0.90  # least estimated rate of a threshold
 FLOOR = 0.80  # least lower bound of that rate
 CONFIDENCE = 0.95  # one-sided, of each end of the interval
-LEAST_SITES = 3  # hospitals in a sum of counts, below which no figure of it is used
 LEAST_PATIENTS = 20  # positive and negative validation patients of all hospitals
 NO_POINT = "The release defines no operating points."  # an earlier version did not record why
 
@@ -91,11 +90,10 @@ class MissingPoint(BaseModel):
 
 
 def few_hospitals(sites: int) -> str:
-    """Say that a sum has too few hospitals to be used."""
-    return (
-        f"only {sites} of the hospitals had enough patients of both classes; sums over fewer than {LEAST_SITES} "
-        "hospitals are not used"
-    )
+    """Say that a sum has too few hospitals to be used, or that there is none."""
+    if not sites:
+        return "there is no sum over hospitals with enough patients of both classes"
+    return f"only {sites} of the hospitals had enough patients of both classes; sums over so few hospitals are not used"
 
 
 def counts(positives: int, negatives: int, sites: int) -> str:

@@ -12,9 +12,8 @@ import numpy as np
 from federation.coordinator.connected_sites import MAX_EXAMPLES, Records, Sites, ask_and_note, to_all
 from federation.protocol.metric_allowlist import APPEARANCE_SIZE, EXAMPLES, EXAMPLES_OF, FIGURES, Figure, Kind
 from federation.protocol.reply_validation import Expected, Sifted, decode
-from federation.protocol.summed_answers import SUMMED, Summed, reported, summands
+from federation.protocol.summed_answers import LEAST_SITES, SUMMED, Summed, reported, summands
 from models.familiarity import Moments, pool_moments
-from models.operating_points import LEAST_SITES
 
 SumsAndMoments = tuple[Summed, dict[str, Moments]]
 

@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict
 
 from federation.protocol.figure_rounding import HIGH, LOW
 from federation.protocol.metric_allowlist import LABELS, Kind
-from models.operating_points import LEAST_SITES
 from pipeline.evaluation.ladder import RUNGS
 from pipeline.evaluation.subgroups import GROUPS
 
+LEAST_SITES = 3  # hospitals in a sum of a label's counts, below which the server uses no figure of the label
 CLASSES = (False, True)
 _SQUARED = "_squared"
 LOGIT_BINS = len(RUNGS) - 1  # bin k holds the raw logits from RUNGS[k] to below RUNGS[k + 1]; the last one all above

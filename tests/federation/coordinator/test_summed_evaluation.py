@@ -204,5 +204,6 @@ def test_two_hospitals_alone_are_not_summed(folders: list[Path]) -> None:
     assert set(model.withheld) == set(LABELS)
     assert found.calibrated.familiarity is None
     assert found.calibrated.missing_points()["severe"]["rule_out"].why == "few_hospitals"
+    assert "there is no sum over hospitals" in model.withheld["severe"]
     assert found.means == {}
     assert "test: sums over fewer than 3 sites are not used" in said
