@@ -34,8 +34,8 @@ class ModelFigures(_Part):
     whose patients it was trained. `figures`: by site, then by the names of `protocol.metric_allowlist` and
     `num-examples`.
 
-    `summed`: in a study with secure aggregation, what the server learns over all sites together; `figures` then holds
-    only sites that opted in. `withheld`: labels without figures in `summed`, and why.
+    `summed`: in a study with secure aggregation, what the server learns over all sites together; `figures` is then
+    empty. `withheld`: labels without figures in `summed`, and why.
     """
 
     name: str
