@@ -112,7 +112,7 @@ class Questions(Study):
         assert self.server.round is not None
         assert set(reply.content) == {MASKED, "ledger"}
         self.server.round.upload("north", reply.content.array_records[MASKED][WORDS].numpy())
-        total, present = self.server.round.unmask(30)
+        total, present = self.server.round.unmask(60)
         assert present == ("north", "south", "west")
         wait_for(lambda: not list((self.site.folder / "gateway" / "secagg").glob("*.begun")))
         return sum_of(total, settings_of(kind), 3)
@@ -357,11 +357,11 @@ def test_gateway_killed_before_a_last_step_helps_to_unmask_the_answers(study: Qu
     assert opened is not None
     opened.upload("north", reply.content.array_records[MASKED][WORDS].numpy())
     with ThreadPoolExecutor() as pool:
-        unmasked = pool.submit(opened.unmask, 30)
+        unmasked = pool.submit(opened.unmask, 60)
         wait_for(lambda: any(each == step for each, _ in study.server.told))
         study.restart()
         study.server.stop_at = ""
-        total, present = unmasked.result(60)
+        total, present = unmasked.result(120)
     assert present == ("north", "south", "west")
     assert sum_of(total, settings_of("evaluate.test"), 3).means["auroc_severe"] == pytest.approx(0.75, abs=1e-6)
 

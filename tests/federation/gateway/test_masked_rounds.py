@@ -139,7 +139,7 @@ class Study:
                 threading.Thread(target=self.play_quietly, args=(name, header, settings), daemon=True).start()
             return ServerRound(self.roster, header, folder, words=settings.words)
 
-        self.server.round = MaskedRound(header, settings, make, ["north", *self.others], seconds=20)
+        self.server.round = MaskedRound(header, settings, make, ["north", *self.others], seconds=60)
         return header
 
     def words(self, settings: Settings | AnswerSettings) -> np.ndarray:
@@ -184,7 +184,7 @@ class Study:
 
     def reply(self, count: int = 1) -> Message:
         """The last reply, once there are so many."""
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             replies = self.server.replies
             if len(replies) >= count and replies[-1][1].object_id in self.server.received:
@@ -225,7 +225,7 @@ def finish(study: Study, reply: Message) -> np.ndarray:
     """Let the server unmask the sum."""
     assert study.server.round is not None
     study.server.round.upload("north", reply.content.array_records[MASKED][WORDS].numpy())
-    total, present = study.server.round.unmask(30)
+    total, present = study.server.round.unmask(60)
     assert present == ("north", "south", "west")
     return total
 
@@ -343,7 +343,7 @@ def test_plain_study_is_refused_if_the_site_requires_masks(study: Study, monkeyp
         assert study.reply().error.reason == "E_SECAGG_REQUIRED"
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
