@@ -137,8 +137,8 @@ def _together(sums: SumsRecord) -> str:
     ]
     hospitals = ", ".join(f"{label} {sums.sites.get(label, 0)}" for label in reversed(LABELS))
     return f"""## Performance over all hospitals' test patients together
-The study was masked: the server learnt sums over the hospitals, and no hospital's own figures except those that one
-chose to send. Intervals are 95 % over patients, and include what the counts leave open. Hospitals behind the figures:
+The study was masked: the server learnt sums over the hospitals, and no hospital's own figures. So there is no table by
+hospital. Intervals are 95 % over patients, and include what the counts leave open. Hospitals behind the figures:
 {hospitals}. A label with fewer than three has no figure.
 
 {_table(("figure", *reversed(LABELS)), rows)}
@@ -150,10 +150,7 @@ Means over the hospitals, weighted by patients. They do not compare patients of 
 
 
 def _performance(p: Provenance) -> str:
-    if p.sums and not _has_rows(p):
-        return _together(p.sums)
-    text = _by_hospital(p)
-    return f"{_together(p.sums)}\n{text}" if p.sums else text
+    return _together(p.sums) if p.sums else _by_hospital(p)
 
 
 def _by_hospital(p: Provenance) -> str:
@@ -246,7 +243,7 @@ ends at or above {FLOOR:.2f}, a one-sided 95 % bound. Each needs at least {LEAST
 negative patients. {steps} One hospital alone may reach less. The
 thresholds are not a recommendation.
 {table}{missing and f"{chr(10)}{missing}{chr(10)}"}"""
-    if d.provenance is None or not rows or (d.provenance.sums and not _has_rows(d.provenance)):
+    if d.provenance is None or d.provenance.sums or not rows:
         return text
     names = [f"{kind}_at_{point}" for point in _POINTS for kind in ("sens", "spec")]
     results = [
@@ -260,10 +257,6 @@ Their results on each hospital's test patients:
 
 {_table(("hospital", "label", *of_points), results)}
 """
-
-
-def _has_rows(p: Provenance) -> bool:
-    return any(record.figures for record in p.sites.values())
 
 
 def _evidence(point: str, evidence: Evidence | None) -> tuple[str, ...]:

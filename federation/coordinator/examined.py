@@ -57,11 +57,10 @@ class Calibrated:
 class Examined:
     """The results of all models, and of the federated one its calibration, its audit and its figures.
 
-    `figures`: of each site that sent its own. `means`: over all sites, weighted by patients.
+    `means`: over all sites, weighted by patients.
     """
 
     models: Sequence[ModelFigures]
     calibrated: Calibrated
     audit: Audit | None
-    figures: Figures
     means: Mapping[str, float]

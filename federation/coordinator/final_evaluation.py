@@ -75,7 +75,7 @@ class Examination:
         found = self.judge(FEDERATED, "federated", model, trained_at, config, calibrated.answers)
         audit = self.audit(model, found, embedded) if audited else None
         self.compare(model, rounds)
-        return Examined(self.models, calibrated, audit, found, weighted_means(list(found.values())))
+        return Examined(self.models, calibrated, audit, weighted_means(list(found.values())))
 
     def ask(
         self,

@@ -37,9 +37,10 @@ from federation.coordinator.summed_questions import PlainSums, Sums
 from federation.enrolment.peers import roster_of
 from federation.protocol.first_weights import begun_sites
 from federation.protocol.handshake import SiteAbout, most_patients
-from federation.protocol.metric_allowlist import APPEARANCE_SIZE, EXAMPLES, LOSS
+from federation.protocol.metric_allowlist import APPEARANCE_SIZE, LOSS
 from federation.protocol.release_files import BEGINS_FROM
 from federation.protocol.study_config import Study
+from federation.runs.listing import final_values
 from federation.runs.results import RESULTS, Results
 from federation.runs.submission import MARK
 from federation.runs.tracking import Tracker, hand_over_rest
@@ -233,7 +234,7 @@ class ServerRun:
             stopped_early=self.training.stopped_early,
         )
         write_durably(self.folder / RESULTS, results.model_dump_json(indent=1).encode())
-        self._register(examined, release)
+        self._register(results, release)
 
     def _examined(self, model: Model, features: int, trained_at: list[str]) -> Examined:
         """Calibrate and test the model: from single sites' answers or, with secure aggregation, from sums alone."""
@@ -255,14 +256,9 @@ class ServerRun:
         with sums.serving():
             yield sums
 
-    def _register(self, examined: Examined, release: Release) -> None:
+    def _register(self, results: Results, release: Release) -> None:
         """Log the final metrics, the results and the candidate to MLflow."""
-        own = {self.sites.name(node): figures for node, figures in examined.figures.items()}
-        self.tracker.log_final(
-            {f"{site}/{name}": value for site, f in own.items() for name, value in f.items() if name != EXAMPLES}
-            | {f"mean_{name}": value for name, value in examined.means.items()},
-            self.study.study.rounds,
-        )
+        self.tracker.log_final(final_values(results), self.study.study.rounds)
         self.tracker.add_artifacts(self.folder / "history.json", "history")
         self.tracker.add_artifacts(self.folder / RESULTS, "results")
         number = self.tracker.register(self.folder / "release", release.sha256)

@@ -50,7 +50,7 @@ class SummedExamination:
         if self.study.evaluation.pooled and simulated_folders():
             self.judge("pooled", "pooled", pooled_model(self.study, self.say), trained_at)
         shown = {name: value for name, value in means.items() if name in FIGURES["evaluate.test"]}
-        return Examined(self.models, calibrated, audit, {}, shown)
+        return Examined(self.models, calibrated, audit, shown)
 
     def embed(self, model: Model) -> tuple[Moments | None, int]:
         """Return the moments of the appearance of all training patients, and of how many sites; None and 0 if lost."""

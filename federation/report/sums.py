@@ -19,7 +19,7 @@ from federation.runs.figures_from_counts import (
     summed_of,
     why_none,
 )
-from federation.runs.results import FEDERATED, Results
+from federation.runs.results import Results
 from pipeline.evaluation.combining import Interval
 from pipeline.evaluation.grouped import Binned
 
@@ -31,19 +31,17 @@ _OF_SCANS = ("auroc_severe_outside", "scanner_from_embedding", "scanner_chance")
 def sums(results: Results) -> dict[str, Any] | None:
     """Return what a masked study knows of its federated model; None if the study was not masked.
 
-    `labels`: by label, None with the reason in `why`. `own_rows`: hospitals that sent figures of their own. A mean over
-    hospitals is {"value", "known"}: the share of test patients whose hospitals have the figure. `lower_ends`: of the
-    audit's figures, the mean of the hospitals' lower ends, which the audit judges.
+    `labels`: by label, None with the reason in `why`. A mean over hospitals is {"value", "known"}: the share of test
+    patients whose hospitals have the figure. `lower_ends`: of the audit's figures, the mean of the hospitals' lower
+    ends, which the audit judges.
     """
     summed = summed_of(results)
     if summed is None:
         return None
     found = {label: of_label(results, label) for label in LABELS}
-    model = results.model(FEDERATED)
     return {
         "sites": summed.sites,
         "patients": summed.patients,
-        "own_rows": sorted(model.figures) if model else [],
         "labels": {label: _label(results, label, each) if each else None for label, each in found.items()},
         "why": {label: why_none(results, label) for label, each in found.items() if each is None},
         "models": _models(results),

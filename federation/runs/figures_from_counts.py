@@ -17,7 +17,6 @@ from federation.protocol.metric_allowlist import AUC, LABELS
 from federation.protocol.operating_points import lower_bound
 from federation.protocol.summed_answers import (
     CLASSES,
-    LEAST_SITES,
     Summed,
     load_counts,
     logit_counts,
@@ -26,7 +25,7 @@ from federation.protocol.summed_answers import (
 )
 from federation.runs.results import FEDERATED, Results
 from models.calibration import Platt
-from models.operating_points import OperatingPoint
+from models.operating_points import OperatingPoint, few_hospitals
 from pipeline.evaluation import grouped
 from pipeline.evaluation.combining import Interval
 from pipeline.evaluation.grouped import Binned, Grouped, Scale
@@ -138,7 +137,7 @@ def summed_of(results: Results, name: str = FEDERATED) -> Summed | None:
 
 
 def auroc_of(summed: Summed, label: str) -> Binned | None:
-    """Return the AUROC of all patients together; None where fewer than LEAST_SITES hospitals are behind it."""
+    """Return the AUROC of all patients together; None where too few hospitals are behind it."""
     counts = _grouped(summed, logit_counts(label))
     return grouped.auroc(counts) if summed.covers(label) and counts.has_both else None
 
@@ -172,13 +171,7 @@ def why_none(results: Results, label: str) -> str:
     model, summed = results.model(FEDERATED), summed_of(results)
     if model and label in model.withheld:
         return model.withheld[label]
-    sites = summed.counts.get(sites_with(label), 0) if summed else 0
-    if not sites:
-        return f"no hospital has enough test patients with and without {label}: its `min_patients` of each"
-    return (
-        f"only {sites} {'hospital has' if sites == 1 else 'hospitals have'} enough test patients with and without "
-        f"{label}; fewer than {LEAST_SITES} would show nearly a hospital's own figures"
-    )
+    return few_hospitals(summed.counts.get(sites_with(label), 0) if summed else 0)
 
 
 def _grouped(summed: Summed, names: Mapping[tuple[bool, int], str]) -> Grouped:

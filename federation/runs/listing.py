@@ -201,13 +201,13 @@ def final_table(results: Results) -> tuple[list[str], list[list[str]]]:
     """The main metrics of the federated model: one column for each site, and their mean.
 
     With many sites the columns are the lowest, median and highest value, and the number of sites that reported it. Of a
-    masked study: all patients together, the mean, and the sites that sent a row of their own.
+    masked study: all patients together, and the mean.
     """
-    figures = federated(results)
     if summed_of(results):
-        rows = {ALL: pooled_row(results), MEAN: means_row(results), **figures}
+        rows = {ALL: pooled_row(results), MEAN: means_row(results)}
         names = [name for name in (*HEADLINES, *OF_COUNTS) if any(name in row for row in rows.values())]
         return ["figure", *rows], [[name, *(_with_interval(row, name) for row in rows.values())] for name in names]
+    figures = federated(results)
     if len(figures) > MANY:
         return ["figure", *SPREAD, "sites", MEAN], [_over_many(figures, name) for name in HEADLINES]
     lines = []
@@ -250,10 +250,10 @@ def federated(results: Results) -> dict[str, dict[str, float]]:
 
 
 def places(results: Results) -> dict[str, dict[str, float]]:
-    """Return the federated model's metrics by place: each site that told its own, MEAN, and ALL of a masked study."""
-    figures = federated(results)
+    """Return the federated model's metrics by place: each site and MEAN, of a masked study MEAN and ALL."""
     if summed_of(results):
-        return {**figures, MEAN: means_row(results), ALL: pooled_row(results)}
+        return {MEAN: means_row(results), ALL: pooled_row(results)}
+    figures = federated(results)
     return {**figures, MEAN: mean_over_sites(figures) if figures else {}}
 
 

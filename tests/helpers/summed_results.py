@@ -12,30 +12,29 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import rankdata
 
+from federation.client.score_counts import score_counts
+from federation.coordinator.examined import Calibrated
+from federation.coordinator.shortcut_audit import judge_means
+from federation.protocol import pooled_counts
 from federation.protocol.figure_rounding import rounded
-from federation.protocol.operating_points import lower_bound
 from federation.protocol.patient_counts import Patients
 from federation.protocol.study_config import Study
 from federation.protocol.summed_answers import (
-    LEAST_SITES,
-    LOAD_EDGES,
     Summed,
     load_counts,
     logit_counts,
     sites_with,
     summands,
 )
-from federation.runs.results import FEDERATED, Audit, ModelFigures, Results
-from models.calibration import Platt, fit_platt
+from federation.runs.results import FEDERATED, ModelFigures, Results
 from models.network import LABELS
-from models.operating_points import AIM, FLOOR, POINTS, Evidence, MissingPoint, OperatingPoint
-from pipeline.evaluation.ladder import RUNGS
+from models.operating_points import few_hospitals
+from pipeline.evaluation.figures import Deployed
 from tests.helpers.invented_results import GROUPS, MIN_PATIENTS, PREVALENCE, SKILL, interval
 from tests.helpers.results_factory import make_results
 
 Numbers = NDArray[np.float64]
 RAW_SLOPE, RAW_INTERCEPT = 0.8, 0.3  # raw logits are these times the true ones, so there is something to calibrate
-SHARE_OF_VALIDATION = 0.75  # validation patients for each test patient
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ def draw(rng: np.random.Generator, patients: int, *, skill: float, prevalence: f
     groups = {group: rng.random(patients) < share for group, share in GROUPS.items()}
     loads = expit(-2.0 + 0.8 * labels + 0.9 * rng.normal(0, 1, patients))
     by_age = 0.6 * labels + rng.normal(0, 1, patients)
-    return Drawn(labels, RAW_SLOPE * logits + RAW_INTERCEPT, loads, by_age, groups)
+    raw = (RAW_SLOPE * logits + RAW_INTERCEPT).astype(np.float32)  # as a network answers
+    return Drawn(labels, raw.astype(np.float64), loads, by_age, groups)
 
 
 def make_secure_results(
@@ -74,7 +74,7 @@ def make_secure_results(
     differ: float = 0.2,
     model: int = 0,
     tags: float = 0.0,
-    opted_in: Sequence[str] = (),
+    few: str = "",
     audit: bool = True,
     of_sum: Mapping[str, Any] | None = None,
     **changes: Any,
@@ -83,30 +83,33 @@ def make_secure_results(
 
     `skill` is added to that of `invented_results.SKILL`, `differ`: its standard deviation between hospitals. `tags`:
     how far tags tell the label, in standard deviations. `model`: if not 0, another model for the same patients.
-    `opted_in`: hospitals that send their own row, too. `of_sum`:
-    replaces fields of the sum of the test. `changes`: replaces fields of the results.
+    `few`: a label that only two hospitals have patients with. `of_sum`: replaces fields of the sum of the test.
+    `changes`: replaces fields of the results.
     """
     plain = make_results(sites, seed=seed, local=False, leave_one_out=False, fine_tuned=False, pooled=False)
     names = list(plain.sites)
     drawn = draw_hospitals(names, seed=seed, patients=patients, skill=skill, differ=differ, model=model)
+    for split in (drawn.tests, drawn.validations):
+        for name in names[2:] if few else ():
+            split[name][few] = replace(split[name][few], labels=np.zeros_like(split[name][few].labels))
     rng, numbers, tests, validations = drawn.rng, drawn.numbers, drawn.tests, drawn.validations
     answers = {name: _answer(rng, tests[name], tags) for name in names}
     summed = summed_up(answers, numbers).model_copy(update=dict(of_sum or {}))
-    fits = {label: _fit([validations[name][label] for name in names]) for label in LABELS}
-    calibration = {label: fit for label, fit in fits.items() if summed.covers(label)}
-    points, missing = _points(validations, calibration)
-    rows = {name: {"num-examples": float(numbers[name]), **answers[name]["own"]} for name in opted_in}
-    federated = ModelFigures(name=FEDERATED, kind="federated", trained_at=names, figures=rows, summed=summed)
-    of_audit = ("_tags", "_outside", "scanner_")
-    means = {name: value for name, value in summed.means.items() if any(part in name for part in of_audit)}
+    calibrated = _calibrated([validations[name] for name in names])
+    withheld = {
+        label: few_hospitals(summed.counts.get(sites_with(label), 0)) for label in LABELS if not summed.covers(label)
+    }
+    federated = ModelFigures(
+        name=FEDERATED, kind="federated", trained_at=names, figures={}, summed=summed, withheld=withheld
+    )
     content = {
         **dict(plain),
         "study": _secure(plain.study, audit=audit),
         "models": [federated],
-        "calibration": calibration,
-        "operating_points": points,
-        "missing_points": missing,
-        "audit": Audit(probe=None, sites={}, flags=[], means=means, no_probe="the study is masked") if audit else None,
+        "calibration": dict(calibrated.deployed.calibration),
+        "operating_points": calibrated.operating_points(),
+        "missing_points": calibrated.missing_points(),
+        "audit": judge_means(summed.means) if audit else None,
     }
     return Results(**{**content, **changes})
 
@@ -150,37 +153,36 @@ def draw_hospitals(
         for label in LABELS:
             own_skill = SKILL[label] + skill - abs(rng.normal(0, differ))
             prevalence = float(np.clip(PREVALENCE[label] + rng.normal(0, 0.06), 0.05, 0.95))
-            for split, size in ((drawn.tests, count), (drawn.validations, round(SHARE_OF_VALIDATION * count))):
-                found = draw(rng, size, skill=own_skill, prevalence=prevalence)
+            for split in (drawn.tests, drawn.validations):
+                found = draw(rng, count, skill=own_skill, prevalence=prevalence)
                 if model:
-                    found = replace(found, logits=found.logits + 0.4 * of_model.normal(0, 1, size))
+                    noise = 0.4 * of_model.normal(0, 1, count)
+                    found = replace(found, logits=(found.logits + noise).astype(np.float32).astype(np.float64))
                 split.setdefault(name, {})[label] = found
     return drawn
 
 
 def _answer(rng: np.random.Generator, by_label: Mapping[str, Drawn], tags: float) -> dict[str, dict[str, Any]]:
-    """Return what a hospital adds to the sum: `counts` and `means`; `own`: the row that it would send of itself."""
+    """Return what a hospital adds to the sum: `counts` and `means`."""
     counts: dict[str, int] = {}
     own: dict[str, float] = {"scanner_from_embedding": 0.5 + 0.1 * rng.random(), "scanner_chance": 0.5}
     for label, drawn in by_label.items():
-        counts |= score_counts(drawn, label)
+        counts |= counts_of(drawn, label)
         if drawn.is_counted:
             own |= _figures(rng, drawn, label, tags)
     own = rounded(own, "evaluate.test", Patients())
-    return {"counts": counts, "means": summands(own, "evaluate.test"), "own": own}
+    return {"counts": counts, "means": summands(own, "evaluate.test")}
 
 
-def score_counts(drawn: Drawn, label: str) -> dict[str, int]:
-    """Count a hospital's patients by class and bin; all counts are 0 where a class has too few."""
-    found = {sites_with(label): int(drawn.is_counted)}
-    for names, scores, edges in (
-        (logit_counts(label), drawn.logits, RUNGS),
-        (load_counts(label), drawn.loads, LOAD_EDGES),
-    ):
-        place = np.digitize(scores, edges[1:-1])
-        for (value, bin), name in names.items():
-            found[name] = int(((place == bin) & (drawn.labels == value)).sum()) if drawn.is_counted else 0
-    return found
+def counts_of(drawn: Drawn, label: str) -> dict[str, int]:
+    """Count a hospital's patients of one label as its app does."""
+    logits, targets = np.zeros((2, len(drawn.labels), len(LABELS)), np.float32)
+    targets[:] = np.nan
+    column = LABELS.index(label)
+    logits[:, column], targets[:, column] = drawn.logits, drawn.labels
+    found = score_counts(logits, targets, drawn.loads, min_patients=MIN_PATIENTS)
+    names = {sites_with(label), *logit_counts(label).values(), *load_counts(label).values()}
+    return {name: count for name, count in found.items() if name in names}
 
 
 def _figures(rng: np.random.Generator, drawn: Drawn, label: str, tags: float) -> dict[str, float]:
@@ -205,47 +207,16 @@ def area(scores: Numbers, labels: NDArray[np.int64]) -> float:
     return float((ranks - positive * (positive + 1) / 2) / (positive * (len(labels) - positive)))
 
 
-def _fit(drawn: Sequence[Drawn]) -> Platt:
-    return fit_platt(
-        np.concatenate([each.logits for each in drawn]).astype(np.float32),
-        np.concatenate([each.labels for each in drawn]).astype(np.float32),
-    )
-
-
-def _points(
-    validations: Mapping[str, Mapping[str, Drawn]], calibration: Mapping[str, Platt]
-) -> tuple[dict[str, dict[str, OperatingPoint]], dict[str, dict[str, MissingPoint]]]:
-    points: dict[str, dict[str, OperatingPoint]] = {}
-    missing = {
-        label: dict.fromkeys(POINTS, MissingPoint(why="not_calibrated")) for label in LABELS if label not in calibration
-    }
-    for label, platt in calibration.items():
-        logits, labels = (
-            np.concatenate([getattr(each[label], of) for each in validations.values()]) for of in ("logits", "labels")
-        )
-        for point in POINTS:
-            found = _point(logits, labels, point, platt, len(validations))
-            (points if isinstance(found, OperatingPoint) else missing).setdefault(label, {})[point] = found  # type: ignore[assignment]
-    return points, missing
-
-
-def _point(
-    logits: Numbers, labels: NDArray[np.int64], point: str, platt: Platt, sites: int
-) -> OperatingPoint | MissingPoint:
-    """Choose a threshold as `protocol.operating_points` does, from exact counts at the rungs."""
-    counted = {"positives": int(labels.sum()), "negatives": int((1 - labels).sum()), "sites": sites}
-    rungs = np.array(RUNGS[1:-1])[:: -1 if point == "rule_in" else 1]
-    scores = logits[labels == (point == "rule_out")]
-    missed = np.array([(scores < rung).sum() if point == "rule_out" else (scores >= rung).sum() for rung in rungs])
-    low = lower_bound(len(scores) - missed, len(scores))
-    good = np.flatnonzero((missed <= (1 - AIM) * len(scores)) & (low >= FLOOR))
-    if sites < LEAST_SITES or not len(good):
-        return MissingPoint(why="not_reached", **counted)
-    at = int(good[-1])
-    high = 1 - float(lower_bound(missed[at], len(scores)))
-    evidence = Evidence(value=1 - missed[at] / len(scores), low=float(low[at]), high=high, **counted)
-    threshold = float(expit(platt.slope * rungs[at] + platt.intercept))
-    return OperatingPoint(threshold=threshold, evidence=evidence)
+def _calibrated(validations: Sequence[Mapping[str, Drawn]]) -> Calibrated:
+    """Calibrate and choose thresholds from the sum of the validation patients, as the server does."""
+    counts: dict[str, int] = {}
+    for by_label in validations:
+        for label, drawn in by_label.items():
+            counts |= {name: counts.get(name, 0) + count for name, count in counts_of(drawn, label).items()}
+    summed = Summed(sites=len(validations), patients=0, counts=counts)
+    choices = pooled_counts.choose_all(summed)
+    deployed = Deployed(pooled_counts.calibration(summed), pooled_counts.thresholds(choices))
+    return Calibrated(deployed, (), choices, None)
 
 
 def _secure(study: Study, *, audit: bool) -> Study:

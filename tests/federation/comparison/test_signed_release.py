@@ -193,15 +193,8 @@ def test_masked_release_has_the_figures_of_all_patients_and_no_hospitals_own(tmp
     assert metrics["final/together/auroc_severe"] == pytest.approx(d.provenance.sums.together["auroc_severe"])
 
 
-def test_card_of_a_masked_study_has_the_rows_that_hospitals_sent(tmp_path: Path) -> None:
-    described = describe(description(), make_secure_results(3, opted_in=["north"]), reason="a test")
-    text = card(described, "0" * 64)
-    assert "test patients together" in text
-    assert "## Performance at each hospital" in text
-
-
 def test_masked_label_of_two_hospitals_gets_no_number() -> None:
-    described = describe(description(), make_secure_results(3, patients=24, seed=5), reason="a test")
+    described = describe(description(), make_secure_results(3, few="severe"), reason="a test")
     assert described.provenance is not None and described.provenance.sums is not None
     assert described.provenance.sums.sites == {"pcr_positive": 3}
     assert described.why_no_number("severe") is not None

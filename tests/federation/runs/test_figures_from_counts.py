@@ -61,11 +61,11 @@ def test_label_of_two_hospitals_has_no_figure_and_a_reason(run: Results) -> None
     counts = {**run.models[0].summed.counts, sites_with("severe"): 2}
     two = make_secure_results(NAMES, of_sum={"counts": counts})
     assert of_label(two, "severe") is None
-    assert "only 2 hospitals" in why_none(two, "severe")
+    assert "only 2 of the hospitals" in why_none(two, "severe")
     assert not [name for name in {**pooled_row(two), **means_row(two)} if "severe" in name]
     assert "auroc_pcr_positive" in pooled_row(two)
     none = make_secure_results(NAMES, of_sum={"counts": {}})
-    assert "no hospital has enough test patients" in why_none(none, "severe")
+    assert "only 0 of the hospitals" in why_none(none, "severe")
     assert pooled_row(none) == {}
 
 
