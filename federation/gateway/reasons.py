@@ -189,6 +189,11 @@ REPLY_PATIENTS = Reason(
     "the reply holds a figure that covers fewer patients than this site allows",
     "Unless the cohort has just changed, do not run this app again before somebody has reviewed its code.",
 )
+REPLY_UNMASKED = Reason(
+    "E_REPLY_UNMASKED",
+    "a reply of a study with secure aggregation was about to leave without masks",
+    "Nothing left. Install the release again; if it happens again, report it as a fault of the software.",
+)
 RUN_OVER = Reason(
     "E_RUN_OVER",
     "the run ended, or the task expired, before the answer could be sent",

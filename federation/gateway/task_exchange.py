@@ -32,6 +32,7 @@ from federation.gateway.about import about_site
 from federation.gateway.admission import Admission
 from federation.gateway.first_model import heads_of
 from federation.gateway.flower_objects import Arrays, Content, object_id, with_content
+from federation.gateway.masked_only import check_masked
 from federation.gateway.masked_rounds import MaskedRounds
 from federation.gateway.policy import policy_digest
 from federation.gateway.questions import KeptAnswer
@@ -327,15 +328,17 @@ class Exchange:
     async def _let_out(self, task: Task, content: Content, values: Values) -> Outgoing:
         """Compose the reply from the checked values, and record it in the ledger.
 
-        In a study with secure aggregation it is masked here; only the handshake is not. Raises Refusal as
-        `MaskedRounds.mask` does.
+        In a study with secure aggregation it is masked here; only the handshake is not. Raises Refusal: as
+        `MaskedRounds.mask` does, E_REPLY_UNMASKED.
         """
         assert task.run is not None
+        secure, read = task.run.schema.secure, self._spool.going_out.get
         records = compose_records(content, values)
-        if task.run.schema.secure and task.kind != HANDSHAKE:
+        if secure and task.kind != HANDSHAKE:
             await self._record(task, "here", "masking", self._size(records, content), records.digest, PASSED)
             content = await self._masked.mask(task, content, values)
             records = compose_records(content, {})
+        await asyncio.to_thread(check_masked, task_kind(task.kind), records, read, secure=secure)
         size = self._size(records, content)
         head = await self._record(task, "out", task.kind, size, records.digest, PASSED)
         log.info("passed to the server: %s, round %s", task.kind, task.round)

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -12,19 +13,27 @@ import numpy as np
 import pytest
 from aiohttp import web
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from scipy.stats import chi2
 
 from federation.approval.peers import PeerApprovals, identity_file
 from federation.approval.studies import study_digest
 from federation.coordinator.masked_round import MaskedRound
 from federation.gateway import admission, task_exchange, task_intake
 from federation.gateway.first_model import model_digest, write_chunks
+from federation.gateway.flower_objects import Content
+from federation.gateway.masked_only import check_masked
+from federation.gateway.masked_rounds import MaskedRounds
+from federation.gateway.reply import compose_records
+from federation.gateway.reply_checks import Values
 from federation.gateway.schema import Schema
-from federation.ledger.chain import ledger_file, read_lines
+from federation.gateway.task_intake import Task
+from federation.ledger.chain import PASSED, ledger_file, read_lines
 from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.masked_replies import FIGURES, MASKED, WORDS
+from federation.protocol.metric_allowlist import Kind
 from federation.secure_aggregation.answer_vector import AnswerSettings
 from federation.secure_aggregation.keys import Identity
-from federation.secure_aggregation.masking import masked
+from federation.secure_aggregation.masking import Masks, masked
 from federation.secure_aggregation.messages import NOTHING, TRAIN, Advertised, Confirmations, Header, Sealed, Uploaded
 from federation.secure_aggregation.reply_vector import Reply, Settings, mean_of, vector
 from federation.secure_aggregation.roster import Member, Roster
@@ -169,8 +178,8 @@ class Study:
         confirmations = Confirmations.parse(ask("confirm", signed.content))
         ask("reveal", mine.reveal(confirmations).content)
 
-    def work(self, out: Model) -> Message:
-        """Let the node train, and return what the server receives."""
+    def work(self, out: Model, leak: Callable[[Message], object] = lambda reply: None) -> Message:
+        """Let the node train, and return what the server receives. `leak`: changes what the app replies."""
         settings = ConfigRecord({"server-round": 3, "ledger-head": "", "ledger-lines": 0})
         records = {name: record_of(arrays) for name, arrays in CAME_IN.items() if arrays}
         self.server.give(RecordDict({**records, "config": settings}))  # type: ignore[dict-item]
@@ -179,7 +188,9 @@ class Study:
             assert task is not None
             replied = {name: record_of(arrays) for name, arrays in out.items() if arrays}
             metrics = MetricRecord({**FIGURE, "num-examples": 30})
-            node.push(Message(RecordDict({**replied, "metrics": metrics}), reply_to=task))  # type: ignore[dict-item]
+            reply = Message(RecordDict({**replied, "metrics": metrics}), reply_to=task)  # type: ignore[dict-item]
+            leak(reply)
+            node.push(reply)
             return self.reply()
 
     def reply(self, count: int = 1) -> Message:
@@ -355,3 +366,91 @@ def test_key_of_the_gateway_is_made_once(study: Study) -> None:
     study.bench.stop_gateway()
     study.bench.start_gateway()
     assert identity_file(study.site).read_bytes() == key
+
+
+def seems_random(words: np.ndarray) -> bool:
+    """Whether the bytes of words look like random ones: their frequencies at each of the four places, and zlib.
+
+    Random words fail once in some hundred million.
+    """
+    if len(zlib.compress(words.tobytes(), 9)) <= 0.999 * words.nbytes:
+        return False
+    counts = [np.bincount(place, minlength=256) for place in words.view(np.uint8).reshape(-1, 4).T]
+    expected = words.size / 256
+    return all(chi2.sf(float(((count - expected) ** 2).sum() / expected), 255) > 1e-9 for count in counts)
+
+
+def correlation(words: np.ndarray, plain: np.ndarray) -> float:
+    """The correlation of the last words, as signed numbers, with the numbers in the vector's weights."""
+    return float(abs(np.corrcoef(words[-len(plain) :].view(np.int32), plain)[0, 1]))
+
+
+def test_masked_words_look_random_also_over_two_rounds_of_equal_plaintext(study: Study) -> None:
+    study.approve()
+    out = short(trained(CAME_IN, RNG, STEPS))
+    update = out["arrays"][WEIGHTS].astype(np.float64) - CAME_IN["arrays"][WEIGHTS]
+    limit = 6 / np.sqrt(update.size)  # random words are beyond it once in five hundred million
+    sent = []
+    for attempt in (1, 2):
+        study.open(attempt=attempt)
+        sent.append(study.work(out).content.array_records[MASKED][WORDS].numpy())
+        study.server.replies.clear()
+    for words in (*sent, sent[1] - sent[0], sent[1] ^ sent[0]):
+        assert seems_random(words)
+        assert correlation(words, update) < limit
+        assert correlation(words, out["arrays"][WEIGHTS]) < limit
+    plain = np.concatenate(list(vector(Reply(30, FIGURE, np.zeros(8), np.ones(8), [update]), study.settings)))
+    assert not seems_random(plain), "the test must notice words without masks"
+    assert correlation(plain, update) > 0.99
+
+
+async def not_masked(self: object, task: object, content: Content, values: object) -> Content:
+    return content
+
+
+async def not_masked_but_named_so(self: object, task: object, content: Content, values: object) -> Content:
+    return Content(arrays={MASKED: {WORDS: content.arrays["arrays"][WEIGHTS]}})
+
+
+async def masked_beside_others(self: MaskedRounds, task: Task, content: Content, values: Values) -> Content:
+    return Content(arrays={**content.arrays, **(await MASK(self, task, content, values)).arrays})
+
+
+MASK = MaskedRounds.mask
+
+
+@pytest.mark.parametrize("broken", [not_masked, not_masked_but_named_so, masked_beside_others])
+def test_reply_that_is_not_masked_does_not_leave(
+    study: Study, monkeypatch: pytest.MonkeyPatch, broken: Callable[..., object]
+) -> None:
+    monkeypatch.setattr(MaskedRounds, "mask", broken)
+    nothing_leaves(study)
+
+
+def test_reply_whose_masks_were_left_out_does_not_leave(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Masks, "apply", lambda self, words: None)
+    nothing_leaves(study)
+
+
+def nothing_leaves(study: Study) -> None:
+    study.approve()
+    study.open()
+    out = short(trained(CAME_IN, RNG, STEPS))
+    reply = study.work(out)
+    assert reply.has_error() and reply.error.reason == "E_REPLY_UNMASKED"
+    assert study.server.received.keys() == {study.server.replies[-1][1].object_id}, "only the message of the code"
+    refused = [line for line in read_lines(ledger_file(study.site)) if line.verdict == "E_REPLY_UNMASKED"]
+    assert [(line.direction, line.kind) for line in refused] == [("out", "train")]
+    assert not [
+        line
+        for line in read_lines(ledger_file(study.site))
+        if (line.direction, line.kind) == ("out", "train") and line.verdict == PASSED
+    ]
+
+
+@pytest.mark.parametrize(("kind", "secure"), [("train", False), ("query.handshake", True)])
+def test_replies_that_need_no_masks_pass(kind: Kind, secure: bool) -> None:
+    plain = compose_records(Content(), {"metrics": MetricRecord({"train_loss": 0.5})})
+    check_masked(kind, plain, {}.__getitem__, secure=secure)
+    with pytest.raises(Refusal, match="E_REPLY_UNMASKED"):
+        check_masked("train", plain, {}.__getitem__, secure=True)

@@ -1,0 +1,58 @@
+"""The last check before a reply of a study with secure aggregation is sent: it holds masked words, and nothing else.
+
+It depends on none of the code that masks: it reads the composed objects and the chunks as they will be sent. A fault
+there, or a kind of reply that somebody forgot to mask, ends in a refusal.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from federation.gateway import reasons
+from federation.gateway.flower_objects import Content, ReadChunk, compose_names, object_id, read_content
+from federation.gateway.flower_objects import compose as compose_object
+from federation.gateway.reply import Records
+from federation.gateway.reply_checks import pieces
+from federation.gateway.schema import ArraySpec
+from federation.protocol.masked_replies import MASKED, WORDS
+from federation.protocol.metric_allowlist import FIGURES, HANDSHAKE, Kind
+from models.refusal import Refusal
+
+# The kinds of tasks whose replies leave a site only masked, if the study is secure: all that describe patients.
+MASKED_KINDS = frozenset(FIGURES) - {HANDSHAKE}
+# Pearson's chi-squared of the bytes of random words is 255 on average; it exceeds this once in 10^40 replies. Words
+# whose masks were left out exceed it by far, because the changes of most weights are small.
+_MOST_UNEVEN = 700.0
+_BYTE_VALUES = 256
+
+
+def check_masked(kind: Kind, records: Records, read: ReadChunk, *, secure: bool) -> None:
+    """Require that a reply of this kind leaves only as masked words, whose bytes are as even as those of random words.
+
+    `read` reads the chunks as they will be sent. Raises Refusal: E_REPLY_UNMASKED; E_REPLY_DAMAGED if a chunk is
+    missing.
+    """
+    if not secure or kind not in MASKED_KINDS:
+        return
+    content = _content(records)
+    heads = content.arrays.get(MASKED, {})
+    is_alone = set(records.names) == set(content.arrays) == {MASKED} and set(heads) == {WORDS}
+    if not is_alone or content.metrics or content.configs:
+        raise Refusal(reasons.REPLY_UNMASKED, private="other records than the masked one")
+    head = heads[WORDS]
+    if head.dtype != "uint32" or len(head.shape) != 1:
+        raise Refusal(reasons.REPLY_UNMASKED, private="the masked record has another form")
+    counts = np.zeros(_BYTE_VALUES, np.int64)
+    for words in pieces(head, ArraySpec(head.dtype, head.shape[0]), read):
+        counts += np.bincount(words.view(np.uint8), minlength=_BYTE_VALUES)
+    expected = counts.sum() / _BYTE_VALUES
+    if not ((counts - expected) ** 2).sum() <= _MOST_UNEVEN * expected:
+        raise Refusal(reasons.REPLY_UNMASKED, private="the words are not as even as masked ones")
+
+
+def _content(records: Records) -> Content:
+    """Read the records from their objects, as the server will."""
+    names = compose_names("RecordDict", records.names)
+    root = compose_object("Message", [object_id(names)], b"")
+    objects: Mapping[str, bytes] = {**records.objects, object_id(names): names, object_id(root): root}
+    return read_content(object_id(root), objects, reasons.REPLY_UNMASKED)
