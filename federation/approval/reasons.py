@@ -63,3 +63,23 @@ RUN_CONFIG = Reason(
     "the run's configuration is not a valid study of this release",
     "Install the same version of fedthorax at the site and at the server.",
 )
+SECAGG_NO_LIST = Reason(
+    "W_SECAGG_NO_LIST",
+    "this site requires masked studies, and no list of hospitals is approved: it refuses every round",
+    "Compare the code of `fedthorax node peers` with the other hospitals, then approve it with `node approve-peers`.",
+)
+SECAGG_NO_KEY = Reason(
+    "W_SECAGG_NO_KEY",
+    "the key of this site's gateway for masked rounds is missing",
+    "Restore keys/secagg from a backup. Otherwise the node makes a new one, and all hospitals approve a new list.",
+)
+SECAGG_KEY_OPEN = Reason(
+    "W_SECAGG_KEY_OPEN",
+    "other users can read the key of this site's gateway for masked rounds",
+    "chmod 600 keys/secagg. If somebody may have read it, delete it, and all hospitals approve a new list.",
+)
+SECAGG_NO_MEMORY = Reason(
+    "W_SECAGG_NO_MEMORY",
+    "the keys of a round cannot be kept in memory, because /dev/shm cannot be written; they would be on a disk",
+    "Let the node's user write to /dev/shm, or leave the system's temporary folder out of all backups.",
+)

@@ -102,6 +102,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check this site: its problems and how to fix them. It fetches no scans and does not change the cohort."""
+    from federation.approval import peer_checks
     from federation.cli.doctor_screen import show_checkup
     from federation.node import sandbox
     from federation.protocol.study_config import preprocessing_of
@@ -112,9 +113,8 @@ def check(
 
     site = Site.open(site_dir)
     with progress_bar("examining series") as progress:
-        result = doctor.check(
-            site, preprocessing_of(study), progress, truth=truth, more=[sandbox.line(site), privacy_budget.line(site)]
-        )
+        more = [sandbox.line(site), privacy_budget.line(site), *peer_checks.lines(site)]
+        result = doctor.check(site, preprocessing_of(study), progress, truth=truth, more=more)
     page = page or site.folder / "check.html"
     write_page(result, page)
     if as_json:
@@ -187,6 +187,7 @@ def status(site_dir: SiteDir, as_json: Json = False) -> None:
     if as_json:
         print_json(content)
     else:
+        content["masked_rounds"] = "\n".join(content["masked_rounds"])
         shown = {key: value for key, value in content.items() if key != "site" and value not in (None, "")}
         print_table(
             ["", ""], [[k.replace("_", " "), str(v)] for k, v in shown.items()], title=f"site {content['site']}"

@@ -18,6 +18,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from federation.approval import peer_checks
 from federation.approval import reasons as approval_reasons
 from federation.enrolment import reasons as enrolment_reasons
 from federation.enrolment.join import node_certificate
@@ -276,6 +277,7 @@ def node_status(site: Site) -> dict[str, Any]:
     """
     from pipeline.cohort.store import Cohort
 
+    masked = list(peer_checks.lines(site))
     state, is_running = NodeState.load(site.logs), _is_running(site)
     with Cohort(site) as cohort:
         patients = cohort.patients()
@@ -291,6 +293,7 @@ def node_status(site: Site) -> dict[str, Any]:
         "rounds": state.rounds if state else 0,
         "last_refusal": state.refused or None if state else None,
         "last_refusal_at": state.refused_at.isoformat() if state and state.refused_at else None,
+        "masked_rounds": [line.exactly for number, line in enumerate(masked) if number == 0 or line.status != "ok"],
         "patients": len(patients),
         "splits": dict(Counter(p.split for p in patients)),
         "pcr_positive": sum(p.pcr_positive is True for p in patients),

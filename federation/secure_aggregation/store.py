@@ -33,6 +33,7 @@ from models.refusal import Refusal
 from pipeline.system.atomic_files import write_ahead, write_atomically
 
 _WAIT_SECONDS = 30.0
+MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of this user is made in it
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
     run TEXT PRIMARY KEY, round INTEGER NOT NULL, attempt INTEGER NOT NULL, step INTEGER NOT NULL,
@@ -166,6 +167,17 @@ def _make_private(folder: Path) -> None:
         raise Refusal(reasons.SECAGG_LOST, private=f"{folder} can be read or written by other users")
 
 
+def check_witness(site: Path) -> bool:
+    """Return whether a site's witness is in memory; a disk may keep what was deleted, and get into a backup.
+
+    Raises Refusal E_SECAGG_LOST if the folder is another user's, or others can read it.
+    """
+    folder = witness_folder(site)
+    if folder.exists():
+        _make_private(folder)
+    return folder.parent == MEMORY
+
+
 def _about(run: str, step: int) -> bytes:
     return f"{run}|{step}".encode()
 
@@ -175,6 +187,5 @@ def witness_folder(site: Path) -> Path:
 
     Where there is no such folder (outside Linux), it is in the system's temporary folder, which backups leave out.
     """
-    memory = Path("/dev/shm")  # noqa: S108 - a folder of this user is made in it
     name = f"fedthorax-{os.getuid()}-{hashlib.sha256(str(site.resolve()).encode()).hexdigest()[:16]}"
-    return (memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())) / name
+    return (MEMORY if os.access(MEMORY, os.W_OK) else Path(tempfile.gettempdir())) / name
