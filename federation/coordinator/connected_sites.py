@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
@@ -21,6 +21,9 @@ from federation.protocol.simulated_sites import simulated_folders
 from federation.strategy.round_report import by_code
 from federation.superlink.control import read_server_config
 from federation.superlink.nodes import sites as registered_sites
+
+if TYPE_CHECKING:
+    from federation.coordinator.masked_study import MaskedStudy
 
 MAX_EXAMPLES = 100_000  # no hospital has more; a reply with a higher number is refused
 
@@ -39,7 +42,7 @@ class Sites:
 
     `names` and `enrolled` are by node id; `enrolled` is the number of patients given at enrolment, if any. `heads`:
     the last ledger head that each site reported; every request updates it. `precision`: the number format of weights
-    in transit.
+    in transit. `masked`: of simulated sites that mask, what masked rounds need to know.
     """
 
     grid: EagerGrid | PartOfGrid
@@ -47,6 +50,7 @@ class Sites:
     enrolled: Mapping[int, int]
     heads: dict[int, LedgerHead]
     precision: Precision = "float32"
+    masked: "MaskedStudy | None" = None
 
     @property
     def wire(self) -> Wire:

@@ -2,7 +2,8 @@
 
 For benchmarks, notebooks and tests. Flower's simulation starts a SuperLink, and processes for every message, which
 take some ten seconds each. Here a message only costs its packing. The strategies, the guard and the app's functions
-are the same, and therefore the weights are the same.
+are the same, and therefore the weights are the same. The replies of a study with secure aggregation are masked, see
+`simulated_gateways`.
 """
 
 import os
@@ -17,6 +18,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from federation.client.client_app import app
 from federation.coordinator.connected_sites import Sites
 from federation.coordinator.eager_grid import EagerGrid
+from federation.coordinator.simulated_gateways import SimulatedGateways
 from federation.protocol.simulated_sites import SIMULATED
 from federation.protocol.study_config import Study
 from pipeline.site.folder import Site
@@ -44,8 +46,11 @@ class InProcessGrid:
     process, so no other Flower app may run in it.
     """
 
-    def __init__(self, study: Study, folders: Sequence[Path], run: str) -> None:
-        self._folders = list(folders)
+    def __init__(
+        self, study: Study, folders: Sequence[Path], run: str, gateways: SimulatedGateways | None = None
+    ) -> None:
+        """`gateways`: of the sites, if their replies are masked."""
+        self._folders, self._gateways = list(folders), gateways
         config = {"study": study.model_dump_json(), "run": run}
         self._contexts = {
             node: Context(1, node, {"partition-id": node - 1}, RecordDict(), dict(config))
@@ -57,14 +62,20 @@ class InProcessGrid:
         """Return all nodes: they are always online."""
         return list(self._contexts)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Yield the replies to messages; none is ever late."""
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Return the replies to messages; none is ever late."""
+        messages = list(messages)
         with playing(self._folders):
-            return [app(message, self._contexts[message.metadata.dst_node_id]) for message in messages]
+            replies = [app(message, self._contexts[message.metadata.dst_node_id]) for message in messages]
+        return replies if self._gateways is None else self._gateways.masked(messages, replies)
 
 
 def sites_here(study: Study, folders: Sequence[Path], *, run: str = "in-process") -> Sites:
-    """Return the sites of these folders under their own names, for training (`Training.execute`) or requests."""
+    """Return the sites of these folders under their own names, for training (`Training.execute`) or requests.
+
+    The sites of a study with secure aggregation mask. Raises Refusal E_SECAGG_ROSTER_SMALL.
+    """
     names = {node: Site.open(folder).name for node, folder in enumerate(folders, start=1)}
-    grid = cast(EagerGrid, InProcessGrid(study, folders, run))
-    return Sites(grid, names, {}, {}, study.wire.precision)
+    gateways = SimulatedGateways(study, folders, run) if study.aggregation.secure else None
+    grid = cast(EagerGrid, InProcessGrid(study, folders, run, gateways))
+    return Sites(grid, names, {}, {}, study.wire.precision, gateways.study if gateways else None)

@@ -101,7 +101,8 @@ class Training:
             wait_s=table.wait_s,
             choose=lambda number, nodes: draw(nodes, sites.name, table.sites_per_round, seed=table.seed, what=number),
         )
-        make = GuardedStrategy if self.masked is None else partial(MaskedStrategy, masked=self.masked)
+        masked = self.masked or sites.masked
+        make = GuardedStrategy if masked is None else partial(MaskedStrategy, masked=masked)
         self._strategy = make(
             inner,
             rules,

@@ -1,0 +1,111 @@
+"""Trainings of a masked study in one process: the same model as without masks, and nothing but masked words up."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from federation.client.site_tasks import train_site
+from federation.coordinator.inprocess import InProcessGrid, sites_here
+from federation.coordinator.rounds import Model, Training
+from federation.protocol.batch_norm import MEAN, VARIANCE, combine
+from federation.protocol.flat_weights import BATCH_NORM, WEIGHTS, Arrays, pack
+from federation.protocol.masked_replies import MASKED
+from federation.protocol.study_config import AggregationTable, Study
+from federation.strategy.checkpoint import State
+from models.network import build_network
+from models.refusal import Refusal
+from pipeline.phantom.cohorts import synthetic_site, write_cohort
+from pipeline.phantom.hospitals import HOSPITALS
+from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.site.folder import Site
+from tests.federation.coordinator.test_inprocess import coarse, study
+
+ROUNDS = 3
+FLOAT32 = 2.0**-24  # the rounding of a weight
+# On a smaller scan the last layers see one voxel, and most weights of their kernels do not move (E_SECAGG_SPARSE).
+SCAN = Preprocessing(method=1, shape=(48, 48, 48), working_spacing_mm=8.0)
+
+
+def study_of(sites: int, *, secure: bool, strategy: str = "FedAvg") -> Study:
+    plain = study(strategy)
+    # With one epoch a round, the learning rate warms up in round 1, and the updates of round 2 are long and clipped.
+    table = plain.study.model_copy(update={"sites": sites, "quorum": sites, "local_epochs": 2})
+    changed = {"study": table, "preprocessing": SCAN, "aggregation": AggregationTable(secure=secure)}
+    return plain.model_copy(update=changed)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Five sites with cohorts of different sizes. Tests must not change them."""
+    root = tmp_path_factory.mktemp("sites")
+    made = []
+    for number in range(5):
+        at, name = HOSPITALS[number % len(HOSPITALS)], f"site-{number}"
+        site = synthetic_site(root / name, name, seed=number, min_patients=2, tables="[training]\nthreads = 1")
+        patients = 12 + 2 * number
+        write_cohort(site, coarse(at), patients=patients, seed=number, settings=SCAN, anatomy="template")
+        made.append(site.folder)
+    return made
+
+
+def trained(what: Study, folders: list[Path], out: Path) -> list[State]:
+    """Train, and return the checkpoint of each round."""
+    states: list[State] = []
+    training = Training(what, out, "run", lambda *_: states.append(training.state))
+    training.execute(sites_here(what, folders))
+    names = [f"site-{number}" for number in range(len(folders))]
+    assert [entry["sites"] for entry in training.history] == [names] * ROUNDS, training.history
+    return states
+
+
+def average_of_a_round(what: Study, folders: list[Path], number: int, arrays: Arrays, buffers: Arrays) -> Model:
+    """Return the model that plain FedAvg makes of these sites' replies, without a guard that shortens updates."""
+    done = [train_site(Site.open(folder), what, arrays, buffers, round_number=number) for folder in folders]
+    examples = [each.examples for each in done]
+    weights = np.average([each.arrays[WEIGHTS].astype(np.float64) for each in done], axis=0, weights=examples)
+    return Model({WEIGHTS: weights}, combine([each.buffers for each in done], examples))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sites", [3, 5])
+def test_each_masked_round_gives_the_model_of_plain_averaging(folders: list[Path], tmp_path: Path, sites: int) -> None:
+    """From round to round, because the order of the patients depends on every bit of the weights."""
+    what, folders = study_of(sites, secure=True), folders[:sites]
+    before = Model(*pack(build_network(what.network, seed=1)))
+    longest = np.linalg.norm(before.arrays[WEIGHTS])  # of an update, in round 1; later 3 times the last mean update
+    for number, state in enumerate(trained(what, folders, tmp_path), start=1):
+        expected = average_of_a_round(what, folders, number, before.arrays, before.buffers)
+        moved = np.linalg.norm(expected.arrays[WEIGHTS] - before.arrays[WEIGHTS])
+        error = np.linalg.norm(state.arrays[WEIGHTS] - expected.arrays[WEIGHTS])
+        assert error < 1e-6 * longest + FLOAT32 * np.linalg.norm(before.arrays[WEIGHTS])
+        for kind in (MEAN, VARIANCE):
+            np.testing.assert_allclose(state.buffers[BATCH_NORM + kind], expected.buffers[BATCH_NORM + kind], atol=1e-6)
+        before, longest = Model(state.arrays, state.buffers), 3 * moved
+
+
+@pytest.mark.slow
+def test_only_masked_words_and_the_ledger_leave_a_simulated_site(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[str]] = []
+    send = InProcessGrid.send_and_receive
+
+    def kept(grid: InProcessGrid, messages: list[Message], **more: float) -> Iterator[Message]:
+        for reply in send(grid, messages, **more):
+            seen.append(set(reply.content))
+            yield reply
+
+    monkeypatch.setattr(InProcessGrid, "send_and_receive", kept)
+    trained(study_of(3, secure=True), folders[:3], tmp_path / "run")
+    assert seen == [{MASKED, "ledger"}] * 3 * ROUNDS
+    for folder in folders[:3]:
+        assert not (folder / "keys" / "secagg").exists(), "keys and state are not in the sites' own folders"
+        assert not (folder / "peers").exists() and not (folder / "gateway").exists()
+
+
+def test_two_sites_cannot_mask(folders: list[Path]) -> None:
+    with pytest.raises(Refusal, match="E_SECAGG_ROSTER_SMALL"):
+        sites_here(study_of(3, secure=True), folders[:2])
