@@ -17,6 +17,7 @@ from pipeline.site.folder import Site
 from tests.canary.cable import SERVER, Cable, Tap
 from tests.canary.leaks import PLANTED
 from tests.canary.plant import planted, rename, with_tensors
+from tests.canary.recording import copies
 from tests.canary.scanner import Hit, Scanner
 from tests.canary.submit import leaking_app
 from tests.canary.tls import read_secrets
@@ -25,6 +26,8 @@ from tests.e2e.conftest import FEDTHORAX, Command
 
 INGRESS, ELSEWHERE = 8443, 9999  # ports of the server: its ingress, and one to which a leak connects
 WATCHED, OTHER = "north", "south"
+THIRD = "west"  # only in a masked study, which needs three hospitals
+PLAINTEXT = "the plaintext in the gateway"
 _SECONDS_A_RUN, _SECONDS_A_ROUND = 400, 150  # time limits for a machine under load
 _HOME = Path(__file__).parents[2]
 _STUDY = """
@@ -32,8 +35,9 @@ _STUDY = """
 name = "canary"
 rounds = {rounds}
 local_epochs = 1
-sites = 2
-quorum = 1
+sites = {sites}
+quorum = {quorum}
+seed = {seed}
 wait_s = 90
 round_timeout_s = 300
 synthetic = true
@@ -42,16 +46,27 @@ synthetic = true
 architecture = "resnet10"
 widen_factor = 0.125
 """
+_MASKED = """
+[strategy]
+name = "FedAvg"
+
+[aggregation]
+secure = true
+"""
 
 
 @dataclass
 class Trial:
     """A time span from the start of the watched site's node to its end, with what left the site in that time.
 
-    `rounds`: for each round, the code with which the site was refused, or "" if its reply was accepted.
+    `rounds`: for each round, the code with which the site was refused, or "" if its reply was accepted. `plaintext`: of
+    a masked study, the bytes of all replies that the site's gateway was about to mask, `in_plaintext` what is in them.
     """
 
     name: str
+    masked: bool = False
+    plaintext: list[int] = field(default_factory=list)
+    in_plaintext: list[Hit] = field(default_factory=list)
     rounds: list[str] = field(default_factory=list)
     out: Outgoing = field(default_factory=Outgoing)
     hits: list[Hit] = field(default_factory=list)
@@ -71,13 +86,18 @@ class Running(Command):
 class Watched:
     """Context manager: a server, a watched site and another site that is not watched.
 
-    The data of every patient of the watched site is planted. Each of `leaks` takes one of the first patients.
+    The data of every patient of the watched site is planted. Each of `leaks` takes one of the first patients. With
+    `masked`, there is a third site, and the studies mask; the watched gateway keeps what it is about to mask.
     """
 
-    def __init__(self, folder: Path, *, patients: int, leaks: Sequence[str], sandbox: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, patients: int, leaks: Sequence[str], sandbox: bool = True, masked: bool = False
+    ) -> None:
         folder.mkdir()
         self.folder = folder
-        self._sandbox = sandbox
+        self._sandbox, self._masked = sandbox, masked
+        self._others = (OTHER, THIRD) if masked else (OTHER,)
+        self._studies = 0
         self.leaks = list(leaks)
         self.server, self.site = folder / "server", folder / "sites" / WATCHED
         self._patients = patients
@@ -92,9 +112,10 @@ class Watched:
             stack.callback(self._end_all)
             self._listen_elsewhere()
             self._start("server", "start", self.server).wait_for("The server is up", seconds=90)
-            self._join(OTHER)
-            self.approve(OTHER)
-            self._start("node", "start", self.folder / "sites" / OTHER).wait_for("is online", seconds=120)
+            for name in self._others:
+                self._join(name)
+                self.approve(name)
+                self._start("node", "start", self.folder / "sites" / name).wait_for("is online", seconds=120)
             self._stack = stack.pop_all()
         return self
 
@@ -107,9 +128,10 @@ class Watched:
 
     def _prepare(self) -> None:
         """Create the folders of hospitals, sites and server, the data that the leaks may take, and the scanner."""
-        north, south = make_hospitals(self.folder / "hospitals", patients=[self._patients, 8], seed=5, defects=False)
+        counts = [self._patients, *(8 for _ in self._others)]
+        north, *others = make_hospitals(self.folder / "hospitals", patients=counts, seed=5, defects=False)
         self.patients = rename(north, seed=5)
-        for hospital in (north, south):
+        for hospital in (north, *others):
             site = self.folder / "sites" / hospital.name
             self._run([FEDTHORAX, "node", "init", str(site), "--from", str(hospital)])
             _edit(site / "site.toml", "min_patients = 3\n", "min_patients = 2\n")
@@ -198,7 +220,8 @@ class Watched:
     @contextmanager
     def watch(self, name: str) -> Iterator[Trial]:
         """Context manager: capture the traffic of the link, and scan it at the end."""
-        trial = Trial(name)
+        trial = Trial(name, self._masked)
+        before = copies(self.site)
         tap = Tap(self.cable, self.folder / f"{name.replace(' ', '-')}.pcap")
         try:
             yield trial
@@ -212,17 +235,35 @@ class Watched:
             for hit in self.scanner.scan(bytes(content))
         }
         trial.hits = sorted(found)
+        for copy in copies(self.site)[len(before) :]:
+            content = copy.read_bytes()
+            trial.plaintext.append(len(content))
+            hits = self.scanner.scan(content)
+            trial.in_plaintext += [replace(hit, disguise=f"{PLAINTEXT}: {hit.disguise}") for hit in hits]
 
     def join(self) -> Trial:
-        """Enrol the watched site in the study."""
+        """Enrol the watched site in the study. For masked studies, all sites then approve the list of hospitals."""
         with self.watch("joining") as trial:
             self._join(WATCHED)
+            if self._masked:
+                self._approve_peers()
         return trial
+
+    def _approve_peers(self) -> None:
+        sites = {name: self.folder / "sites" / name for name in (WATCHED, *self._others)}
+        for name, site in sites.items():
+            self._ok("node", "peers", site, end=name)  # presents the key of the site's gateway
+        for name, site in sites.items():
+            code = json.loads(self._ok("node", "peers", site, "--json", end=name))["code"]
+            self._ok("node", "approve-peers", site, code, end=name)
 
     @contextmanager
     def node(self) -> Iterator[Running]:
         """Context manager: run the node of the watched site."""
-        node = self._start("node", "start", self.site, end=WATCHED)
+        if self._masked:
+            node = self._start_command([sys.executable, "-m", "tests.canary.recording", str(self.site)], WATCHED)
+        else:
+            node = self._start("node", "start", self.site, end=WATCHED)
         try:
             node.wait_for("is online", seconds=120)
             yield node
@@ -232,8 +273,11 @@ class Watched:
     def study(self, rounds: int, *, app: Path | None = None) -> Running:
         """Start a study. `app`: the app to run instead of the released one."""
         path = self.folder / "study.toml"
-        path.write_text(_STUDY.format(rounds=rounds))
-        for name in (WATCHED, OTHER):
+        self._studies += 1  # a sum of updates of one model is revealed once, so each study begins with another one
+        sites, quorum = (3, 3) if self._masked else (2, 1)
+        text = _STUDY.format(rounds=rounds, sites=sites, quorum=quorum, seed=self._studies)
+        path.write_text(text + (_MASKED if self._masked else ""))
+        for name in (WATCHED, *self._others):
             self._ok("node", "approve-study", self.folder / "sites" / name, path, "--yes", end=name)
         if app is None:
             return self._start("study", "run", path, "--server", self.server)
@@ -247,9 +291,9 @@ class Watched:
         history = json.loads((self.server / "runs" / name / "history.json").read_text())
         trial.rounds += [entry["refused"].get(WATCHED, "") for entry in history if "round" in entry]
 
-    def clean(self, rounds: int) -> Trial:
+    def clean(self, rounds: int, name: str = "clean run") -> Trial:
         """Trial: the released app runs without errors."""
-        with self.watch("clean run") as trial, self.node():
+        with self.watch(name) as trial, self.node():
             self.finish(self.study(rounds), trial, rounds)
         return trial
 

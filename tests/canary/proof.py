@@ -7,10 +7,17 @@ from pathlib import Path
 
 from tests.canary.harness import Trial, Watched
 from tests.canary.leaks import AROUND, LEAKS
-from tests.canary.table import FOUND, REFUSED, STAYED, Outcome, expected, outcomes
+from tests.canary.table import FOUND, IN_PLAINTEXT, REFUSED, STAYED, Outcome, expected, outcomes
 from tests.canary.traffic import DECRYPTED
 
 SHORT = ("name as a metric", "pixels in the weights", "another port")
+# Leaks in the replies of a masked study. Three hospitals are all that a round needs, so a refused reply loses it.
+MASKED = {
+    "pixels in the weights": IN_PLAINTEXT,
+    "name as a metric": REFUSED,
+    "text in the lowest bits": IN_PLAINTEXT,
+    "pixels in the running means": IN_PLAINTEXT,
+}
 SPARE = 6  # patients whose data no leak takes
 # Without the sandbox, every leak that it stops succeeds, except one in a reply that the gateway refuses.
 WITHOUT_SANDBOX = {name: FOUND for name in AROUND} | {
@@ -26,6 +33,7 @@ class Results:
     trials: list[Trial] = field(default_factory=list)
     walls: list[Outcome] = field(default_factory=list)
     no_walls: list[Outcome] = field(default_factory=list)
+    masked: list[Outcome] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     planted: int = 0
     seconds: float = 0.0
@@ -54,8 +62,30 @@ def prove(folder: Path, *, whole: bool) -> Results:
             watched.approve()
             results.no_walls = outcomes(watched, watched.leak())
         results.problems += surprises(results.no_walls, WITHOUT_SANDBOX)
+        prove_masked(folder / "masked", results)
     results.seconds = time.monotonic() - began
     return results
+
+
+def prove_masked(folder: Path, results: Results) -> None:
+    """The same in a masked study: what is on the cable must be blind, and the plaintext in the gateway is scanned."""
+    with Watched(folder, leaks=list(MASKED), patients=len(MASKED) + SPARE, masked=True) as watched:
+        results.problems += unfound_at_the_source(watched)
+        joining, clean = watched.join(), watched.clean(2, "masked run")
+        watched.approve()
+        leaks = watched.leak("masked leaks")
+        results.masked = outcomes(watched, leaks)
+    for trial in (joining, clean, leaks):
+        results.problems += not_clean(trial)
+    for trial in (clean, leaks):
+        if len(trial.plaintext) != trial.rounds.count(""):
+            results.problems.append(
+                f"{trial.name}: {len(trial.plaintext)} replies were scanned before they were masked"
+            )
+    results.problems += [f"masked run: {code}" for code in clean.rounds if code]
+    results.problems += [f"masked run: {hit.planted} was masked: {hit.disguise}" for hit in clean.in_plaintext]
+    results.problems += surprises(results.masked, MASKED)
+    results.trials += [clean, leaks]
 
 
 def unfound_at_the_source(watched: Watched) -> list[str]:

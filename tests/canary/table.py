@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tests.canary.proof import Results
 
 REFUSED, STOPPED, FOUND = "refused at the gateway", "stopped by the sandbox", "found by the scanner"
+IN_PLAINTEXT = "found in the gateway's plaintext, masked on the wire"
 STAYED, UNSEEN, UNTRIED = "stayed at the site", "not stopped, not found", "not tried"
 # Known to leave undetected: the data is too small, or it is hidden in a way that no scanner can detect.
 LEAVES_UNSEEN = {"one pixel as a figure", "text in scattered bits"}
@@ -50,9 +51,12 @@ def outcomes(watched: Watched, trial: Trial) -> list[Outcome]:
     found = []
     for number, leak in enumerate(watched.leaks):
         hits = [hit for hit in trial.hits if hit.planted.startswith(f"{leak}:")]
+        masked = [hit for hit in trial.in_plaintext if hit.planted.startswith(f"{leak}:")]
         files = [path for path in watched.drops(number) if path.exists()]
         if hits or files:
             verdict, detail = FOUND, hits[0].disguise if hits else "a file outside the site"
+        elif masked:
+            verdict, detail = IN_PLAINTEXT, masked[0].disguise
         elif number + 1 not in said:
             verdict, detail = UNTRIED, trial.rounds[number]
         elif leak in AROUND:
@@ -97,11 +101,16 @@ def write_tables(page: Path, results: "Results") -> None:
             f"{len(trial.out.parts[DECRYPTED]):,}",
             str(len(trial.out.unread)),
             str(len(trial.hits)),
+            f"{sum(trial.plaintext):,}" if trial.masked else "",
+            str(len({hit.planted for hit in trial.in_plaintext})) if trial.masked else "",
         ]
         for trial in results.trials
     ]
     head = ["run", "the site's rounds", "frames", "bytes", "of them decrypted content", "not readable", "hits"]
+    head += ["plaintext before masking, bytes", "hits in it"]
     _replace(page, "runs", _table(head, runs))
+    masked = [[o.leak, o.verdict, o.detail] for o in results.masked]
+    _replace(page, "masked", _table(["leak", "result", "how"], masked))
     without = {outcome.leak: f"{outcome.verdict}: {outcome.detail}" for outcome in results.no_walls}
     rows = [[o.leak, o.verdict, o.detail, without.get(o.leak, "")] for o in results.walls]
     _replace(page, "leaks", _table(["leak", "result", "how", "without the sandbox"], rows))
