@@ -15,7 +15,7 @@ from common import Figure, Part
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_object_tree, iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from round_rig import MEMORY_MB, gateway_peak_mb, make_site
+from round_rig import MEMORY_MB, gateway_peaks_mb, make_site
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from federation.approval.studies import StudyApprovals
@@ -43,12 +43,12 @@ def measure(folder: Path) -> Part:
     ):
         site = make_site(folder / f"site-{len(figures)}")
         schema = schema_of(study.model_dump_json(), site.folder / "gateway" / "schemas", site.folder)
-        with_gateway, without, peak_mb = _times(site, study, schema, repeats)
+        with_gateway, without, peaks_mb = _times(site, study, schema, repeats)
         figures += [
             Figure(
                 name, "without the gateway", unit, *([scale * t for t in times] for times in (with_gateway, without))
             ),
-            Figure(f"{name}: memory at most", "the limit", "MB", [peak_mb], [MEMORY_MB], "at most 1"),
+            Figure(f"{name}: memory at most", "the limit", "MB", peaks_mb, [MEMORY_MB], "at most 1"),
         ]
         if study is small:
             added = [1000 * (ours - theirs) for ours, theirs in zip(with_gateway, without, strict=True)]
@@ -65,7 +65,7 @@ def _study(network: StudyNetwork) -> Study:
     return Study.model_validate({"study": table, "network": network.model_dump()})
 
 
-def _times(site: Site, study: Study, schema: Schema, repeats: int) -> tuple[list[float], list[float], float]:
+def _times(site: Site, study: Study, schema: Schema, repeats: int) -> tuple[list[float], list[float], list[float]]:
     """Measure seconds of a message's round trip with and without gateway, in turn, and the gateway's peak memory."""
     rng = np.random.default_rng(1)
     StudyApprovals(site).approve(study.model_dump_json(), by="the benchmark")
@@ -87,10 +87,10 @@ def _times(site: Site, study: Study, schema: Schema, repeats: int) -> tuple[list
                     if repeat:
                         own.append(seconds)
                     _wait(lambda: not (site.folder / "gateway" / "unanswered").exists())
-        peak_mb = gateway_peak_mb()
+        peaks_mb = gateway_peaks_mb()
     finally:
         bench.close()
-    return (*times, peak_mb)
+    return (*times, peaks_mb)
 
 
 def _there_and_back(server: Server, node: NodeSide, came_in: Model, out: Model, number: int) -> float:

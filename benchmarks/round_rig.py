@@ -132,7 +132,7 @@ class Rig:
         self._lines = {name: Line(port) for name in self._sites}
         self._stack.enter_context(self._with_gateway(self._sites[THROUGH], self._lines[THROUGH].port))
         direct = self._sites[DIRECT]
-        self._stack.enter_context(_supernode(direct, self._lines[DIRECT].port, server_certificate(self._server)))
+        self._stack.enter_context(supernode_process(direct, self._lines[DIRECT].port, server_certificate(self._server)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -151,7 +151,7 @@ class Rig:
         port = free_port()
         with (
             start_gateway(Site.open(site.folder), port=port, log=site.logs / "gateway.log"),
-            _supernode(site, port, loopback_certificate(site)[0]),
+            supernode_process(site, port, loopback_certificate(site)[0]),
         ):
             yield
 
@@ -185,7 +185,8 @@ def _taken(file: Path) -> Iterator[dict[str, float]]:
     return map(json.loads, lines)
 
 
-def _supernode(site: Site, port: int, certificate: Path) -> Process:
+def supernode_process(site: Site, port: int, certificate: Path) -> Process:
+    """Start Flower's SuperNode of a site; it reaches the server at `port` of loopback."""
     return Process(
         "the node",
         [
@@ -197,12 +198,11 @@ def _supernode(site: Site, port: int, certificate: Path) -> Process:
     )
 
 
-def gateway_peak_mb() -> float:
-    """Return the peak resident memory of the gateway below this process, without its reaper and helpers."""
-    (gateway,) = [pid for pid in descendants(os.getpid(), read_parents()) if _is_gateway(pid)]
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{gateway}/status").read_text())
-    assert found
-    return int(found[1]) * 1024 / 1e6
+def gateway_peaks_mb() -> list[float]:
+    """Return the peak resident memory of each gateway below this process, without their reapers and helpers."""
+    gateways = [pid for pid in descendants(os.getpid(), read_parents()) if _is_gateway(pid)]
+    found = [re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text()) for pid in gateways]
+    return [int(each[1]) * 1024 / 1e6 for each in found if each]
 
 
 def _is_gateway(pid: int) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import Figure, Part, Table
-from round_rig import DIRECT, MEMORY_MB, THROUGH, Rig, Round, gateway_peak_mb, make_site
+from round_rig import DIRECT, MEMORY_MB, THROUGH, Rig, Round, gateway_peaks_mb, make_site
 
 from federation.protocol.flat_weights import WEIGHTS, pack
 from federation.protocol.study_config import Study, StudyNetwork
@@ -51,8 +51,8 @@ def measure(folder: Path) -> Part:
                 rows += [_row(name, precision, way, rounds) for way, rounds in found.items()]
                 if precision == "float32":
                     figures += _seconds(name, found)
-        peak_mb = gateway_peak_mb()
-    figures.append(Figure(f"{LARGE}: memory of the gateway", "the limit", "MB", [peak_mb], [MEMORY_MB], "at most 1"))
+        peaks_mb = gateway_peaks_mb()
+    figures.append(Figure(f"{LARGE}: memory of the gateway", "the limit", "MB", peaks_mb, [MEMORY_MB], "at most 1"))
     head = ["model", "precision", "gateway", *STAGES, "together"]
     return Part(_notes(), figures, [Table("Seconds of a round by stage, medians", head, rows)])
 

@@ -28,6 +28,7 @@ PARTS = (
     "training",
     "gateway",
     "secure_aggregation",
+    "masked_rounds",
     "rounds",
     "server",
     "overhead",
