@@ -69,7 +69,7 @@ class Round:
 
 def make_site(folder: Path) -> Site:
     """Make a site with a key and some patients. Here the gateway accepts any certificate as its own."""
-    site = init_site(folder, site_settings(None, name="bench"))
+    site = init_site(folder, site_settings(None, name=folder.name))
     create_node_key(site.node_key)
     rows = [
         PatientRow(f"{split}{number}", split, f"{split}{number}.npy", None, None, number % 2 == 0, number % 3 == 0)

@@ -1,15 +1,21 @@
-"""Cost of masking a reply at a site: time for 30 hospitals, and memory, for a reply of 8 MB and of 133 MB."""
+"""Cost of masking a reply at a site: time for 30 hospitals, and memory, for a reply of 8 MB and of 133 MB.
+
+Also the processor time of whole rounds of three sites in one process, with masks and without.
+"""
 
 import json
+import logging
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from common import Figure, Part
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from federation.protocol.study_config import Study
 from federation.secure_aggregation.masking import Masks, masked
 from federation.secure_aggregation.reply_vector import Reply, Settings, vector
 
@@ -18,6 +24,7 @@ PIECE = 2**18  # weights that the gateway reads at once
 # Name, weights, and the longest time that a site may take.
 SIZES = (("8 MB", 2_080_000, 0.2), ("133 MB", 33_200_000, 2.5))
 MEMORY_MB = 20.0  # of masking itself; the gateway as a whole has 150 MB
+NAMES, ROUNDS = ("north", "south", "west"), 6
 
 
 def measure(folder: Path) -> Part:
@@ -30,11 +37,51 @@ def measure(folder: Path) -> Part:
             Figure(what, "the limit", "s", seconds, [limit_s], "at most 1"),
             Figure(f"{what}: memory added", "the limit", "MB", megabytes, [MEMORY_MB], "at most 1"),
         ]
+    figures += _rounds(folder)
     notes = [
+        f"Rounds of {len(NAMES)} sites in one process, with the gateways' own code and a random step instead of "
+        "training: processor seconds of all sites and the coordinator together, with keys, messages, masks, and spools "
+        "on disk.",
         f"Numbers to words, {SITES} streams of ChaCha20 added, written to a file, in pieces of {PIECE} weights. "
-        "Processor seconds of one thread. Agreeing on keys is not included; it takes some milliseconds at each site."
+        "Processor seconds of one thread. Agreeing on keys is not included; it takes some milliseconds at each site.",
     ]
     return Part(notes, figures)
+
+
+def _rounds(folder: Path) -> list[Figure]:
+    """Measure rounds of a model of 8 MB: processor seconds, and megabytes up for all sites."""
+    import masked_app.client_app  # noqa: F401 - replaces the training of the study's app
+    from round_rig import make_site
+
+    logging.disable(logging.INFO)  # Flower logs every round
+    sites = [make_site(folder / name).folder for name in NAMES]
+    masked, plain = (_costs(study(secure=secure), sites, folder / f"secure-{secure}") for secure in (True, False))
+    what, against = f"a round of {len(NAMES)} sites with a model of 8 MB, masked", "without masks"
+    return [
+        Figure(what, against, "processor s", *([each[0] for each in costs] for costs in (masked, plain))),
+        Figure(
+            f"{what}: up", against, "MB", *([each[1] for each in costs] for costs in (masked, plain)), "at most 1.01"
+        ),
+    ]
+
+
+def study(*, secure: bool) -> Study:
+    table = {"name": "bench", "rounds": ROUNDS, "sites": len(NAMES), "quorum": len(NAMES)}
+    tables = {"study": table, "strategy": {"name": "FedAvg"}, "aggregation": {"secure": secure}}
+    return Study.model_validate(tables)
+
+
+def _costs(what: Study, sites: list[Path], out: Path) -> list[tuple[float, float]]:
+    """Return processor seconds and megabytes up of each round after the first."""
+    from federation.coordinator.inprocess import sites_here
+    from federation.coordinator.rounds import Training
+
+    done: list[tuple[float, float]] = []
+    training = Training(
+        what, out, "bench", lambda report, *_: done.append((time.process_time(), report.bytes_up / 1e6))
+    )
+    training.execute(sites_here(what, sites))
+    return [(later - before, up) for (before, _), (later, up) in pairwise(done)]
 
 
 def _in_a_process(weights: int, file: Path) -> dict[str, float]:
