@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.proto.fab_pb2 import GetFabResponse
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import Metadata, ObjectTree
@@ -36,13 +36,16 @@ from federation.gateway.reply import REFUSED, compose_records
 from federation.gateway.reply_checks import pieces
 from federation.gateway.schema import ArraySpec, work_out
 from federation.gateway.spool import Objects, Spool
+from federation.gateway.task_checks import task_kind
 from federation.gateway.task_intake import Run, Task
 from federation.gateway.upstream import Declined, Upstream
 from federation.ledger.chain import PASSED, Entry, Head, Ledger, ledger_file
 from federation.protocol.masked_replies import MASKED, WORDS
+from federation.protocol.metric_allowlist import EXAMPLES, Kind
 from federation.protocol.patient_counts import count_patients
 from federation.protocol.reply_validation import decode
 from federation.protocol.study_config import Study
+from federation.protocol.summed_answers import SUMMED, summands
 from federation.secure_aggregation import reasons
 from federation.secure_aggregation.keys import Identity
 from federation.secure_aggregation.messages import Header
@@ -133,7 +136,8 @@ class _Gateway:
         task = self._task(message)
         try:
             content = Content(arrays=_keep(reply.content, self._spool.going_out))
-            sent = await self._masked.mask(task, content, {"metrics": reply.content.metric_records["metrics"]})
+            metrics = _summands(task_kind(task.kind), reply.content.metric_records["metrics"])
+            sent = await self._masked.mask(task, content, {"metrics": metrics})
         except Refusal as refusal:
             return Message(Error(REFUSED, refusal.code), reply_to=message)
         head = self._record(task.round, "out", task.kind, compose_records(sent, {}).digest)
@@ -166,6 +170,14 @@ class _Gateway:
     def _record(self, number: int | None, direction: Literal["out", "here"], kind: str, digest: str) -> Head:
         entry = Entry(self._run.name, number, direction, kind, 0, digest, self._run.app, _NO_DIGEST, PASSED)
         return self._ledger.append(entry)
+
+
+def _summands(kind: Kind, metrics: MetricRecord) -> MetricRecord:
+    """Return what a gateway's checks make of an app's figures: what the site adds to the sum."""
+    if kind not in SUMMED:
+        return metrics
+    figures = {name: float(str(value)) for name, value in metrics.items()}
+    return MetricRecord({**summands(figures, kind), EXAMPLES: metrics[EXAMPLES]})
 
 
 def _keep(content: RecordDict, objects: Objects) -> Heads:

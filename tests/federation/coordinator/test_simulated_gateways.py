@@ -1,18 +1,26 @@
 """Trainings of a masked study in one process: the same model as without masks, and nothing but masked words up."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 from flwr.app import Message
 
 from federation.client.site_tasks import train_site
+from federation.coordinator.connected_sites import Records
+from federation.coordinator.eager_grid import EagerGrid
 from federation.coordinator.inprocess import InProcessGrid, sites_here
+from federation.coordinator.masked_questions import MaskedSums
 from federation.coordinator.rounds import Model, Training
+from federation.coordinator.summed_evaluation import SummedExamination
+from federation.coordinator.summed_questions import PlainSums, Sums, SumsAndMoments
 from federation.protocol.batch_norm import MEAN, VARIANCE, combine
 from federation.protocol.flat_weights import BATCH_NORM, WEIGHTS, Arrays, pack
 from federation.protocol.masked_replies import MASKED
+from federation.protocol.metric_allowlist import APPEARANCE_SIZE, Kind
 from federation.protocol.study_config import AggregationTable, Study
 from federation.strategy.checkpoint import State
 from models.network import build_network
@@ -109,3 +117,40 @@ def test_only_masked_words_and_the_ledger_leave_a_simulated_site(
 def test_two_sites_cannot_mask(folders: list[Path]) -> None:
     with pytest.raises(Refusal, match="E_SECAGG_ROSTER_SMALL"):
         sites_here(study_of(3, secure=True), folders[:2])
+
+
+@dataclass
+class Compared:
+    """Asks for masked sums, and compares them with the sums of plain replies."""
+
+    masked: Sums
+    plain: Sums
+    kinds: list[Kind] = field(default_factory=list)
+
+    def ask(self, kind: Kind, records: Records, what: str) -> SumsAndMoments | None:
+        self.kinds.append(kind)
+        found, expected = self.masked.ask(kind, records, what), self.plain.ask(kind, records, what)
+        assert found is not None and expected is not None
+        assert found[0].counts == expected[0].counts
+        assert found[0].means == pytest.approx(expected[0].means, abs=1e-4)
+        for name, moments in expected[1].items():
+            np.testing.assert_allclose(found[1][name].mean, moments.mean, atol=1e-4)
+            np.testing.assert_allclose(found[1][name].variance, moments.variance, rtol=1e-3, atol=1e-4)
+        return found
+
+
+@pytest.mark.slow
+def test_questions_after_the_rounds_are_masked_as_well(folders: list[Path]) -> None:
+    what, lines = study_of(3, secure=True), list[str]()
+    here = folders[-3:]  # the others have too few test patients
+    sites = sites_here(what, here)
+    assert sites.masked is not None
+    network = build_network(what.network, seed=1)
+    lengths = {"moments": network.features, "looks": APPEARANCE_SIZE}
+    masked = MaskedSums(sites.masked, sites, ROUNDS, lengths, lines.append, [])
+    open_sites = replace(sites, grid=cast(EagerGrid, InProcessGrid(what, here, "run")), heads={}, masked=None)
+    plain = PlainSums(open_sites, [], lines.append, features=network.features, timeout_s=60)
+    compared = Compared(masked, plain)
+    with masked.serving():
+        SummedExamination(what, compared, lines.append).examine(Model(*pack(network)), ["site-2", "site-3", "site-4"])
+    assert compared.kinds == ["evaluate.embed", "evaluate.calibrate", "evaluate.test"]
