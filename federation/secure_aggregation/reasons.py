@@ -42,6 +42,11 @@ SECAGG_TOO_FEW = Reason(
     "{present} hospitals take part in this step, and {needed} are needed",
     "Ask the study's office which hospitals are missing. The model stays as it was.",
 )
+SECAGG_GROUPS = Reason(
+    "E_SECAGG_GROUPS",
+    "{present} groups of hospitals have a sum, and {needed} are needed for a median",
+    "Ask the study's office which hospitals are missing. The model stays as it was.",
+)
 SECAGG_MODEL_USED = Reason(
     "E_SECAGG_MODEL_USED",
     "a sum of this kind for this model was already revealed, and a second one could reveal a single hospital's part",

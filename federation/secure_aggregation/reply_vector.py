@@ -97,13 +97,17 @@ class Reply:
 
 @dataclass(frozen=True)
 class Mean:
-    """The study's mean over the hospitals in the sum, weighted by patients. `figures`: over those that have them."""
+    """The study's mean over the hospitals in the sum, weighted by patients. `figures`: over those that have them.
+
+    `length`: of the changes; it limits how long a hospital's next update may be.
+    """
 
     patients: int
     figures: Mapping[str, float]
     means: Numbers
     variances: Numbers
     changes: Numbers
+    length: float
 
 
 def vector(reply: Reply, settings: Settings) -> Iterator[Words]:
@@ -138,6 +142,7 @@ def mean_of(total: Words, settings: Settings, sites: int) -> Mean:
     if not 0 < share <= 1 + 1e-6 or not (np.abs(present) <= 1 + 1e-6).all():
         raise Refusal(reasons.SECAGG_RANGE, private="the sum of the shares is not between 0 and 1")
     means, powers = moments[: settings.channels] / share, moments[settings.channels :] / share
+    changes = from_narrow(total[cut:], limit=settings.limit, sites=settings.sites) / share
     return Mean(
         patients=round(share * settings.patients),
         figures={
@@ -147,5 +152,6 @@ def mean_of(total: Words, settings: Settings, sites: int) -> Mean:
         },
         means=means,
         variances=np.maximum(powers - means**2, 0.0),
-        changes=from_narrow(total[cut:], limit=settings.limit, sites=settings.sites) / share,
+        changes=changes,
+        length=float(np.linalg.norm(changes)),
     )
