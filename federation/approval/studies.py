@@ -128,6 +128,9 @@ class StudyApprovals:
 
 
 def as_study(settings: Mapping[str, Any]) -> str:
-    """Return a study (JSON) with the settings that a digest covers, and placeholders for the others."""
-    free = {"name": "a-study", "sites": 1, "quorum": 1}
+    """Return a study (JSON) with the settings that a digest covers, and placeholders for the others.
+
+    There are as many sites as any study needs; masked rounds need a quorum of three.
+    """
+    free = {"name": "a-study", "sites": 1000, "quorum": 3 if settings["aggregation"]["secure"] else 1}
     return json.dumps({**settings, "study": {**settings["study"], **free}})

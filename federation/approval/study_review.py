@@ -46,7 +46,7 @@ def _text(value: object) -> str:
 
 def weakenings(study: "Study") -> list[str]:
     """List in plain words each setting that lets a server learn more about a patient than the safest setting would."""
-    return [*_of_privacy(study), *_of_training(study), *_of_evaluation(study)]
+    return [*_of_privacy(study), *_of_groups(study), *_of_training(study), *_of_evaluation(study)]
 
 
 def _of_privacy(study: "Study") -> list[str]:
@@ -61,6 +61,17 @@ def _of_privacy(study: "Study") -> list[str]:
             "Below 1 a few rounds use up most of a site's budget."
         ]
     return []
+
+
+def _of_groups(study: "Study") -> list[str]:
+    if not study.aggregation.groups:
+        return []
+    return [
+        f"Sums of groups: the hospitals are dealt out to {study.aggregation.groups} groups of at least three, and the "
+        "server learns each group's sum instead of one sum over all hospitals. If the other hospitals of this one's "
+        "group help the server, it learns this hospital's update. A hospital that wants larger groups sets min_peers "
+        "in site.toml."
+    ]
 
 
 def _of_training(study: "Study") -> list[str]:

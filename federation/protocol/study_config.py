@@ -13,7 +13,8 @@ from pipeline.training.train import Schedule, TrainSettings
 
 MAX_SEED = 2**31 - 1
 MEAN_STRATEGIES = ("FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedYogi", "FedAdagrad")
-LEAST_SECURE_SITES = 3
+LEAST_SECURE_SITES = 3  # in a sum
+MAX_GROUPS = 33
 
 
 class StudyNetwork(NetworkSettings):
@@ -75,9 +76,10 @@ class WireTable(BaseModel, extra="forbid"):
 
 
 class AggregationTable(BaseModel, extra="forbid"):
-    """[aggregation]: whether the server sees each site's update, or only their sum."""
+    """[aggregation]: whether the server sees each site's update, only their sum, or only the sums of groups."""
 
     secure: bool = False  # masked rounds; see docs/secure-aggregation.md
+    groups: int = Field(default=0, ge=0, le=MAX_GROUPS)  # a median over so many sums of groups; 0: one sum of all
 
 
 class StoppingTable(BaseModel, extra="forbid"):
@@ -176,6 +178,19 @@ class Study(BaseModel, extra="forbid"):
                 "a study with begin_from allows no local_models, leave_one_out or pooled: these models start from the "
                 "seed, and the release may have learnt from the site that is left out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def a_median_needs_groups_that_are_sums(self) -> Self:
+        groups = self.aggregation.groups
+        if not groups:
+            return self
+        if not self.aggregation.secure:
+            raise ValueError("groups needs secure = true: without masks, a robust strategy compares single updates")
+        if groups % 2 == 0 or groups == 1:
+            raise ValueError("groups must be 0 or an odd number of at least 3: a median needs a majority")
+        if self.study.sites < LEAST_SECURE_SITES * groups:
+            raise ValueError(f"groups = {groups} needs at least {LEAST_SECURE_SITES * groups} sites, three in each")
         return self
 
     @model_validator(mode="after")

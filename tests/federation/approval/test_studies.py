@@ -129,6 +129,21 @@ def test_requested_study_is_kept_for_review(site: Site) -> None:
     assert Study.model_validate_json(as_study(kept)).network.norm == "group"
 
 
+@pytest.mark.parametrize("aggregation", [{"secure": True}, {"secure": True, "groups": 3}])
+def test_requested_study_with_masks_can_be_reviewed(site: Site, aggregation: dict[str, Any]) -> None:
+    """The number of sites, which the digest does not cover, must fit what masks need."""
+    table = {**FULL["study"], "sites": 9, "quorum": 9}
+    asked = Study.model_validate({"study": table, "strategy": {"name": "FedAvg"}, "aggregation": aggregation})
+    approvals = StudyApprovals(site)
+    digest = approvals.keep(asked.model_dump_json())
+    kept = approvals.content(digest)
+    assert kept is not None
+    found = Study.model_validate_json(as_study(kept))
+    assert study_digest(found.model_dump_json()) == digest
+    named = [line for line in weakenings(found) if "Sums of groups" in line and "3 groups of at least three" in line]
+    assert len(named) == (1 if "groups" in aggregation else 0)
+
+
 @pytest.mark.parametrize("spoil", [b"", b"{}", b'{"decisions": [{"sha256": "../x"}]}'])
 def test_damaged_approvals_file_blocks_every_study(site: Site, spoil: bytes) -> None:
     approvals = StudyApprovals(site)

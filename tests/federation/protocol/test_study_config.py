@@ -158,6 +158,33 @@ def test_study_with_secure_aggregation_is_valid(tmp_path):
     assert not secure_study(tmp_path, SECURE.partition("[aggregation]")[0]).aggregation.secure
 
 
+def in_groups(count, sites):
+    text = SECURE.replace("sites = 3", f"sites = {sites}")
+    return text.replace("secure = true", f"secure = true\ngroups = {count}")
+
+
+def test_study_with_groups_is_valid(tmp_path):
+    assert secure_study(tmp_path).aggregation.groups == 0
+    assert secure_study(tmp_path, in_groups(3, 9)).aggregation.groups == 3
+    assert secure_study(tmp_path, in_groups(5, 17)).aggregation.groups == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (in_groups(3, 8), "at least 9 sites"),
+        (in_groups(4, 12), "odd number"),
+        (in_groups(1, 9), "odd number"),
+        (in_groups(3, 9).replace("secure = true", "secure = false"), "needs secure = true"),
+    ],
+)
+def test_groups_that_cannot_outvote_one_are_refused(tmp_path, text, says):
+    with pytest.raises(Refusal) as caught:
+        secure_study(tmp_path, text)
+    assert caught.value.code == "E_SETTINGS_KEY"
+    assert says in caught.value.says
+
+
 @pytest.mark.parametrize("name", ["CenteredClip", "FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan"])
 def test_strategies_that_compare_single_updates_are_refused_with_masks(tmp_path, name):
     with pytest.raises(Refusal, match=f"E_SETTINGS_KEY.*{name} compares single updates"):
