@@ -6,7 +6,7 @@ because they wait for the other hospitals; after a restart they go on.
 
 SITE_DIR/keys/secagg                 the gateway's key
 SITE_DIR/gateway/secagg/             see `federation.secure_aggregation.store`
-SITE_DIR/gateway/secagg/<run>.begun  the header of a run's round whose last steps are not done
+SITE_DIR/gateway/secagg/<run>.begun  the header of a run's round whose last steps are not done, and the number of groups
 """
 
 import asyncio
@@ -34,6 +34,7 @@ from federation.protocol.masked_replies import MASKED, WORDS, round_of
 from federation.protocol.summed_answers import SUMMED
 from federation.secure_aggregation import reasons as secagg_reasons
 from federation.secure_aggregation.canonical import canonical
+from federation.secure_aggregation.groups import own_group
 from federation.secure_aggregation.keys import Identity
 from federation.secure_aggregation.masking import Words, masked
 from federation.secure_aggregation.messages import NOTHING, Advertised, Confirmations, Header, Sealed, Uploaded
@@ -80,11 +81,13 @@ class MaskedRounds:
     async def mask(self, task: Task, content: Content, values: Values) -> Content:
         """Return the reply with only the masked words, whose chunks are in the spool.
 
-        `content` and `values`: the checked reply. Raises Refusal: those of `SiteRound` and `words_of`,
-        E_SECAGG_SETTINGS, E_SECAGG_ROSTER, E_RUN_OVER.
+        `content` and `values`: the checked reply. Replies to training are summed over the hospital's group, answers to
+        questions over all. Raises Refusal: those of `SiteRound`, `words_of` and `own_group`, E_SECAGG_SETTINGS,
+        E_SECAGG_ROSTER, E_RUN_OVER.
         """
         assert task.run is not None
-        roster = await asyncio.to_thread(self._approved)
+        groups = 0 if task_kind(task.kind) in SUMMED else task.run.schema.groups
+        roster = await asyncio.to_thread(self._approved, groups)
         until = min(task.expires, time.time() + BEGIN_SECONDS)
         header, settings = await self._begin(task, roster)
         came_in = Arrays(task.content.arrays, self._spool.came_in.get)
@@ -97,16 +100,18 @@ class MaskedRounds:
         advertised = Advertised.parse(await self._ask("advertise", own.content, header, until, SILENT_SECONDS))
         sealed = await asyncio.to_thread(round_.share, advertised)
         received = Sealed.parse(await self._ask("share", sealed.content, header, until, SILENT_SECONDS))
-        await asyncio.to_thread(write_durably, self._begun(header.run), header.content)
+        begun = canonical({"header": json.loads(header.content), "groups": groups})
+        await asyncio.to_thread(write_durably, self._begun(header.run), begun)
         masks = await asyncio.to_thread(round_.mask, received)
         head = await asyncio.to_thread(self._write, masked(words, masks), settings.words)
         return Content(arrays={MASKED: {WORDS: head}})
 
-    def _approved(self) -> Roster:
+    def _approved(self, groups: int) -> Roster:
+        """Return the approved list, or this hospital's group of it. Raises Refusal as `own_group`, E_SECAGG_ROSTER."""
         roster = self._peers.current()
         if roster is None:
             raise Refusal(secagg_reasons.SECAGG_ROSTER)
-        return roster
+        return own_group(roster, groups, self._identity.public) if groups else roster
 
     def _round(self, header: Header, roster: Roster) -> SiteRound:
         table = self._site.settings.gateway
@@ -174,18 +179,19 @@ class MaskedRounds:
             if under_way is not None and not under_way.done():
                 continue
             try:
-                header = Header.parse(file.read_bytes())
-            except (Refusal, OSError):
+                begun = json.loads(file.read_bytes())
+                header, groups = Header.parse(canonical(begun["header"])), int(begun["groups"])
+            except (Refusal, OSError, ValueError, KeyError, TypeError):
                 log.warning("the file of a masked round is damaged")
                 continue
-            self._last_steps[header.run] = asyncio.create_task(self._finish(header))
+            self._last_steps[header.run] = asyncio.create_task(self._finish(header, groups))
 
     def _begun(self, run: str) -> Path:
         return self._folder / f"{run}{_BEGUN}"
 
-    async def _finish(self, header: Header) -> None:
+    async def _finish(self, header: Header, groups: int) -> None:
         try:
-            round_ = self._round(header, await asyncio.to_thread(self._approved))
+            round_ = self._round(header, await asyncio.to_thread(self._approved, groups))
             if round_.step >= MASKED_STEP:
                 await self._reveal(round_, header)
         except Refusal as refusal:

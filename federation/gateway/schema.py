@@ -45,7 +45,7 @@ TRAINING: tuple[Kind, ...] = ("train", "train.head")  # the replies to these kin
 MAX_STUDY_BYTES = 64 * 1024
 KEPT_SCHEMAS = 32
 _UNLIKE = 3  # the exit status if a release does not fit the study that starts from it
-_FORMAT = 3  # of a stored schema; older ones lack `reaches` and `secure`, so fewer rules would apply
+_FORMAT = 4  # of a stored schema; older ones lack `groups`, so replies would be summed over other hospitals
 _SECONDS = 300.0  # importing torch from a slow disk for the first time takes long
 
 
@@ -105,7 +105,7 @@ class Schema:
 
     `server_step`: how far the server's own optimiser may move each weight in a round, besides the sites' updates.
     `server_factor`: how much it may lengthen the sites' updates. `is_robust`: whether medians pool the calibrations.
-    `secure`: whether replies are masked.
+    `secure`: whether replies are masked. `groups`: over how many groups of sites those to training are summed; 0: one.
     """
 
     arrays: Specs
@@ -128,6 +128,7 @@ class Schema:
     server_factor: float = 1.0
     is_robust: bool = False
     secure: bool = False
+    groups: int = 0
 
     @cached_property
     def first_model(self) -> str:
@@ -297,6 +298,7 @@ def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = N
         server_step=optimiser.step,
         server_factor=optimiser.factor,
         secure=study.aggregation.secure,
+        groups=study.aggregation.groups,
         is_robust=is_robust(build_strategy(study.strategy.name, study.strategy.options)),
         rounds=study.study.rounds,
         local_epochs=study.epochs_a_round,
