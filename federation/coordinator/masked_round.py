@@ -174,6 +174,21 @@ class MaskedRound:
         return server.unmask(), uploaded.hospitals
 
     @property
+    def replies(self) -> int:
+        """How many hospitals' replies the sum would have; 0 if they are too few for one."""
+        with self._changed:
+            server = self._server
+            if server is None or server.sharing is None or server.replies < server.roster.threshold:
+                return 0
+            return server.replies
+
+    @property
+    def is_revealed(self) -> bool:
+        """Whether enough hospitals have revealed their shares."""
+        with self._changed:
+            return self._server is not None and self._server.can_unmask
+
+    @property
     def may_be_revealed(self) -> bool:
         """Whether some hospitals may have revealed their shares."""
         with self._changed:

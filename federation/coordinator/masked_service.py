@@ -12,9 +12,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
-from federation.coordinator.masked_round import MaskedRound
 from federation.secure_aggregation import reasons
 from federation.secure_aggregation.canonical import canonical
 from federation.secure_aggregation.messages import MAX_BYTES
@@ -33,7 +32,16 @@ from models.refusal import Refusal
 
 log = logging.getLogger(__name__)
 
-Current = Callable[[], MaskedRound | None]
+
+class Answering(Protocol):
+    """A masked round, or the rounds of several groups."""
+
+    def answer(self, site: str, step: str, content: bytes, about: str) -> bytes | None:
+        """See `MaskedRound.answer`."""
+        ...
+
+
+Current = Callable[[], Answering | None]
 
 
 class MaskedService:

@@ -1,6 +1,7 @@
 """The guarded strategy of a study with secure aggregation: it learns the sum of the updates, and no single one.
 
 The strategy below it receives the mean as one reply, so any strategy that begins with a weighted mean works unchanged.
+In a study with groups, it receives the median over the groups' means.
 What a sum cannot show is left to each hospital's gateway: whether an update is finite, dense and not too long.
 """
 
@@ -15,6 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from federation.coordinator.masked_groups import MaskedGroups
 from federation.coordinator.masked_round import MaskedRound
 from federation.coordinator.masked_service import MaskedService
 from federation.coordinator.masked_study import NO_APP, TRAINING_SHARE, MaskedStudy, take, watch
@@ -25,8 +27,11 @@ from federation.protocol.flat_weights import BATCH_NORM, WEIGHTS
 from federation.protocol.masked_replies import FIGURES
 from federation.protocol.metric_allowlist import EXAMPLES
 from federation.protocol.reply_validation import LedgerHead, encode, length
+from federation.secure_aggregation.group_median import Moments
+from federation.secure_aggregation.groups import groups_of
 from federation.secure_aggregation.messages import NOTHING, TRAIN, Header
 from federation.secure_aggregation.reply_vector import Mean, Settings, mean_of
+from federation.secure_aggregation.roster import Roster
 from federation.secure_aggregation.server_round import ServerRound
 from federation.strategy.flower_strategies import restore_strategy, strategy_state
 from federation.strategy.guarded import GuardedStrategy
@@ -44,7 +49,7 @@ class MaskedStrategy(GuardedStrategy):
         super().__init__(*arguments, **named)
         self.masked = masked
         self.rules = replace(self.rules, choose=self._on_roster)
-        self.current: MaskedRound | None = None
+        self.current: MaskedRound | MaskedGroups | None = None
 
     def _on_roster(self, number: int, nodes: Sequence[int]) -> list[int]:
         """Choose all nodes of hospitals on the roster."""
@@ -61,19 +66,31 @@ class MaskedStrategy(GuardedStrategy):
 
         Raises Refusal: E_SECAGG_TOO_FEW if too few hospitals are there, E_SECAGG_SHARES.
         """
-        begun = ServerRound.resumed(self.masked.folder)
-        if begun is None:
-            return
-        if begun.confirmations is None or begun.header.round < self.first_round:
-            begun.forget()  # nobody has revealed a share, or the checkpoint was written before the end
-            return
-        self._began_s = time.monotonic()
         self.arrays = dict(arrays)
+        if (begun := self._begun()) is None:
+            return
+        self.current, number = begun
+        self._began_s = time.monotonic()
         self._settings = Settings.model_validate(self.masked.noted()["settings"])
         self._sampled = tuple(sorted(self.masked.names))
-        self.current = MaskedRound(begun.header, None, lambda _: begun, (), seconds=0.0, server=begun)
-        self._conclude(begun.header.round, {}, {}, seconds=self.masked.round_seconds)
-        self.first_round = begun.header.round + 1
+        self._conclude(number, {}, {}, seconds=self.masked.round_seconds)
+        self.first_round = number + 1
+
+    def _begun(self) -> tuple[MaskedRound | MaskedGroups, int] | None:
+        """Return a round that must be finished, with its number. Raises Refusal E_SECAGG_MESSAGE, OSError."""
+        folder, noted = self.masked.folder, self.masked.noted()
+        if self.masked.groups:
+            if "settings" not in noted:
+                return None
+            settings, before = Settings.model_validate(noted["settings"]), self._moments()
+            groups = MaskedGroups.resumed(self._rosters, self._model_digest(), settings, folder, before=before)
+            return (groups, groups.number) if groups else None
+        if (begun := ServerRound.resumed(folder)) is None:
+            return None
+        if begun.confirmations is None or begun.header.round < self.first_round:
+            begun.forget()  # nobody has revealed a share, or the checkpoint was written before the end
+            return None
+        return MaskedRound(begun.header, None, lambda _: begun, (), seconds=0.0, server=begun), begun.header.round
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -81,11 +98,9 @@ class MaskedStrategy(GuardedStrategy):
         """Open a masked round, and return the messages of the round. Raises Refusal as the base class does."""
         messages = list(super().configure_train(server_round, arrays, config, grid))
         number = self.first_round - 1 + server_round
-        model = {"arrays": self.arrays, **({"buffers": self.buffers} if self.buffers else {})}
-        means = self.buffers.get(BATCH_NORM + MEAN, np.zeros(0))
         settings = Settings(
             weights=self.arrays[WEIGHTS].size,
-            channels=means.size,
+            channels=self._moments().means.size,
             figures=FIGURES,
             patients=self.masked.patients,
             longest=self._longest(),
@@ -98,24 +113,52 @@ class MaskedStrategy(GuardedStrategy):
             attempt=self.masked.next_attempt(number),
             roster=self.masked.roster.digest,
             kind=TRAIN,
-            model=model_digest(write_chunks(model)),
+            model=self._model_digest(),
             asked=NOTHING,
             settings=settings.digest,
             app=NO_APP,
         )
         self._settings = settings
         self.masked.note(settings=settings.model_dump(mode="json"))
-        self.current = MaskedRound(
-            header,
-            settings,
-            lambda header: ServerRound(self.masked.roster, header, self.masked.folder, words=settings.words),
-            self._asked.values(),
-            seconds=TRAINING_SHARE * self.masked.round_seconds,
-            quorum=self.rules.quorum,
-        )
-        current = self.current
+        self.current = current = self._opened(header, settings)
         watch(current, lambda: self.current is current, self._asked, grid)
         return messages
+
+    def _opened(self, header: Header, settings: Settings) -> MaskedRound | MaskedGroups:
+        """Return the attempt at a round, in which the sampled hospitals are expected."""
+        masked, quorum = self.masked, self.rules.quorum
+        names, seconds = self._asked.values(), TRAINING_SHARE * masked.round_seconds
+        if masked.groups:
+            return MaskedGroups.opened(
+                self._rosters,
+                header,
+                settings,
+                names,
+                masked.folder,
+                before=self._moments(),
+                seconds=seconds,
+                quorum=quorum,
+            )
+
+        def make(header: Header) -> ServerRound:
+            return ServerRound(masked.roster, header, masked.folder, words=settings.words)
+
+        return MaskedRound(header, settings, make, names, seconds=seconds, quorum=quorum)
+
+    @property
+    def _rosters(self) -> tuple[Roster, ...]:
+        return groups_of(self.masked.roster, self.masked.groups)
+
+    def _model_digest(self) -> str:
+        """Return the digest of the model that is sent, as the hospitals' gateways compute it."""
+        return model_digest(
+            write_chunks({"arrays": self.arrays, **({"buffers": self.buffers} if self.buffers else {})})
+        )
+
+    def _moments(self) -> Moments:
+        """Return the batch-norm moments of the model; arrays of length 0 if it has none."""
+        means, variances = (self.buffers.get(BATCH_NORM + kind, np.zeros(0)) for kind in (MEAN, VARIANCE))
+        return Moments(means.astype(np.float64), variances.astype(np.float64))
 
     @property
     def _asked(self) -> dict[int, str]:
@@ -182,10 +225,16 @@ class MaskedStrategy(GuardedStrategy):
         return (None, None) if lost else (encode(self.arrays), MetricRecord(dict(report.aggregated)))
 
     def _mean(self, seconds: float) -> tuple[Mean, tuple[int, ...]]:
-        """Return the mean of the round's replies, and the nodes in it. Raises Refusal as `MaskedRound.unmask` does."""
+        """Return the mean of the round's replies, or the median over groups, and the nodes in it.
+
+        Raises Refusal as `MaskedRound.unmask` and `MaskedGroups.mean` do.
+        """
         assert self.current is not None
-        total, present = self.current.unmask(seconds)
-        mean = mean_of(total, self._settings, len(present))
+        if isinstance(self.current, MaskedGroups):
+            mean, present = self.current.mean(seconds)
+        else:
+            total, present = self.current.unmask(seconds)
+            mean = mean_of(total, self._settings, len(present))
         return mean, tuple(sorted(node for node in self._sampled if self.masked.names[node] in present))
 
     def _apply(self, number: int, mean: Mean) -> dict[str, float] | None:
@@ -204,7 +253,7 @@ class MaskedStrategy(GuardedStrategy):
             return None
         self.arrays = {WEIGHTS: new}
         self.buffers = {name: self._buffer(name, array, mean) for name, array in self.buffers.items()}
-        self.masked.note(length=float(np.linalg.norm(mean.changes)))
+        self.masked.note(length=mean.length)
         return dict(mean.figures)
 
     @staticmethod

@@ -13,11 +13,12 @@ import numpy as np
 from flwr.app import ArrayRecord, Message
 from numpy.typing import NDArray
 
-from federation.coordinator.masked_round import LAST_STEPS_SECONDS, MaskedRound
+from federation.coordinator.masked_round import LAST_STEPS_SECONDS
 from federation.protocol import reasons as protocol_reasons
 from federation.protocol.error_codes import code_in
 from federation.protocol.masked_replies import MASKED, WORDS
 from federation.protocol.reply_validation import LedgerHead, ledger_head, read_array
+from federation.secure_aggregation.masking import Words
 from federation.secure_aggregation.roster import Roster
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
@@ -34,12 +35,21 @@ class Nodes(Protocol):
     def get_node_ids(self) -> Iterable[int]: ...
 
 
+class Summing(Protocol):
+    """A masked round, or the rounds of several groups."""
+
+    def upload(self, site: str, words: Words) -> None: ...
+
+    def left(self, site: str) -> None: ...
+
+
 @dataclass(frozen=True)
 class MaskedStudy:
     """What masked rounds need to know of a run. `study`: digest of its settings. `folder`: for the state of a round.
 
     `patients`: of all hospitals together. `names`: of the nodes. `round_seconds`: the time limit of a round.
-    `last_seconds`: how long to wait for signatures, and then for shares.
+    `last_seconds`: how long to wait for signatures, and then for shares. `groups`: how many groups of hospitals are
+    summed apart in a round; 0: one sum.
     """
 
     run: str
@@ -51,6 +61,7 @@ class MaskedStudy:
     round_seconds: float
     server_folder: Path
     last_seconds: float = LAST_STEPS_SECONDS
+    groups: int = 0
 
     def on_roster(self, nodes: Iterable[int]) -> list[int]:
         """Return the nodes of hospitals on the roster."""
@@ -81,7 +92,7 @@ class MaskedStudy:
 
 def take(
     replies: Iterable[Message],
-    current: MaskedRound,
+    current: Summing,
     asked: Mapping[int, str],
     words: int,
     last_heads: Mapping[int, LedgerHead],
@@ -127,7 +138,7 @@ def _words(reply: Message, length: int) -> NDArray[np.uint32]:
     return words
 
 
-def watch(current: MaskedRound, is_current: Callable[[], bool], asked: Mapping[int, str], nodes: Nodes) -> None:
+def watch(current: Summing, is_current: Callable[[], bool], asked: Mapping[int, str], nodes: Nodes) -> None:
     """Tell a round, in a thread, which hospitals went offline, so that the others do not wait for them."""
 
     def look() -> None:

@@ -157,14 +157,18 @@ class ServerRun:
     def _masked(self) -> MaskedStudy | None:
         """Return what masked rounds need to know; None in a simulation. Raises Refusal E_SECAGG_ROSTER_SMALL."""
         if read_server_config(self.server_folder).simulated_sites:
-            say("one machine simulates all sites: their updates are summed without masks")
+            apart = ", and not in groups" if self.study.aggregation.groups else ""
+            say(f"one machine simulates all sites: their updates are summed without masks{apart}")
             return None
         roster = roster_of(self.server_folder)
-        if len(roster.members) < MIN_PEERS:
-            raise Refusal(SECAGG_ROSTER_SMALL, needed=MIN_PEERS, present=len(roster.members))
+        groups = self.study.aggregation.groups
+        needed = MIN_PEERS * max(groups, 1)
+        if len(roster.members) < needed:
+            raise Refusal(SECAGG_ROSTER_SMALL, needed=needed, present=len(roster.members))
         enrolled = {self.sites.names[node]: number for node, number in self.sites.enrolled.items()}
         patients = [max(most_patients(each.patients), enrolled.get(site) or 0) for site, each in self.about.items()]
-        say(f"updates are masked: the server learns their sum over {len(roster.members)} hospitals")
+        what = f"the sums of {groups} groups of" if groups else "their sum over"
+        say(f"updates are masked: the server learns {what} {len(roster.members)} hospitals")
         return MaskedStudy(
             run=self.name,
             study=study_digest(self.study.model_dump_json()),
@@ -174,6 +178,7 @@ class ServerRun:
             names=self.sites.names,
             round_seconds=self.study.study.round_timeout_s,
             server_folder=self.server_folder,
+            groups=groups,
         )
 
     def _write_history(self) -> None:

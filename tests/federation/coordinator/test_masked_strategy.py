@@ -83,6 +83,10 @@ class Hospitals:
     def nodes(self) -> list[int]:
         return list(NAMES)[: self.count]
 
+    def roster_for(self, node: int) -> Roster:
+        """The list of hospitals with which a gateway takes part."""
+        return self.roster
+
     def get_node_ids(self) -> list[int]:
         return self.nodes
 
@@ -139,7 +143,7 @@ class Hospitals:
         return Header.parse(canonical(told["header"])), told["settings"]
 
     def mask(self, node: int, header: Header, words: NDArray) -> tuple[NDArray, Callable[[], None]]:
-        site = SiteRound(self.stores[node], self.identities[node], self.roster, header)
+        site = SiteRound(self.stores[node], self.identities[node], self.roster_for(node), header)
         self.rounds[node] = (site, header)
         advertised = self.ask(node, "advertise", site.advertise().content, header.digest)
         received = self.ask(node, "share", site.share(Advertised.parse(advertised)).content, header.digest)
