@@ -138,8 +138,9 @@ class MaskedGroups:
         self._of(site).round.upload(site, words)
 
     def mean(self, seconds: float = LAST_STEPS_SECONDS) -> tuple[Mean, tuple[str, ...]]:
-        """Return the median over the groups, and the hospitals in their sums. `seconds`: as in `MaskedRound.unmask`.
+        """Return the median over the groups, and the hospitals in the sums that it uses.
 
+        `seconds`: as in `MaskedRound.unmask`.
         Raises Refusal: E_SECAGG_GROUPS if too few groups have a sum, E_SECAGG_TOO_FEW. Nothing is revealed if this is
         known before.
         """
@@ -154,8 +155,12 @@ class MaskedGroups:
             list(pool.map(lambda group: group.unmask(seconds), there))
         sums = [group.sum for group in there if group.sum is not None]
         self._check(len(sums))
-        names = sorted(name for each in sums for name in each.names)
-        return median_of(sums, self._count, self._before), tuple(names)
+        for each in sums:
+            if each.length is None:
+                log.warning("a sum cannot be that of unchanged gateways, and is not used: %s", ", ".join(each.names))
+        used = [each for each in sums if each.length is not None]
+        names = sorted(name for each in used for name in each.names)
+        return median_of(used, self._count, self._before), tuple(names)
 
     def _check(self, present: int) -> None:
         needed = least_groups(self._count)

@@ -4,19 +4,23 @@ A group without a sum counts as one that changes nothing. So as long as fewer th
 number is between those of other groups and no change, also if further groups lost their round.
 """
 
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from federation.secure_aggregation import reasons
-from federation.secure_aggregation.fixed_point import WIDE_WORDS, Numbers, Words
+from federation.secure_aggregation.fixed_point import Numbers, Words
 from federation.secure_aggregation.reply_vector import Mean, Settings, mean_of
 from models.refusal import Refusal
 
 PIECE_WEIGHTS = (
     2**20
 )  # weights at a time: all groups' changes as 64-bit numbers would take twice the memory of their sums
+_ROUNDED = 1.001  # how much longer than the longest update rounding can make a mean
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,30 @@ class GroupSum:
 
     def mean(self, start: int, end: int) -> Mean:
         """Return the group's mean, with only the weights from `start` to `end`. Raises Refusal E_SECAGG_RANGE."""
-        cut = WIDE_WORDS * self.settings.wide
+        cut = self.settings.words - self.settings.weights
         words = np.concatenate([self.total[:cut], self.total[cut + start : cut + end]])
         return mean_of(words, self.settings, len(self.names))
+
+    def pieces(self) -> Iterator[slice]:
+        """Yield the ranges of weights that are read at a time."""
+        for start in range(0, self.settings.weights, PIECE_WEIGHTS):
+            yield slice(start, min(start + PIECE_WEIGHTS, self.settings.weights))
+
+    def changes(self, piece: slice) -> Numbers:
+        """Return the group's mean changes of these weights. Raises Refusal E_SECAGG_RANGE."""
+        return self.mean(piece.start, piece.stop).changes
+
+    @cached_property
+    def length(self) -> float | None:
+        """The length of the group's mean change; None if unchanged gateways never make such a sum.
+
+        A changed one can make the shares senseless. And the mean of updates that are not too long is not too long.
+        """
+        try:
+            length = math.sqrt(sum(float(row @ row) for row in map(self.changes, self.pieces())))
+        except Refusal:
+            return None
+        return length if length <= _ROUNDED * self.settings.longest else None
 
 
 @dataclass(frozen=True)
@@ -47,36 +72,21 @@ def least_groups(groups: int) -> int:
     return groups // 2 + 1
 
 
-def sound(sums: Sequence[GroupSum]) -> list[GroupSum]:
-    """Return the sums that are means of anything: a hostile hospital can make its group's shares senseless."""
-    found = []
-    for each in sums:
-        try:
-            each.mean(0, 0)
-        except Refusal:
-            continue
-        found.append(each)
-    return found
-
-
 def median_of(sums: Sequence[GroupSum], groups: int, before: Moments) -> Mean:
     """Return the median over all `groups` of weights' changes and moments; figures are means weighted by patients.
 
     `length` is the (low) median of the lengths of the groups' changes: that of the median itself would be shorter, and
-    hospitals' updates, which it limits, would be cut more and more. Raises Refusal: E_SECAGG_GROUPS if too few sums
-    are sound.
+    hospitals' updates, which it limits, would be cut more and more. Raises Refusal E_SECAGG_GROUPS if too few sums can
+    be used.
     """
-    sums = sound(sums)
+    sums = [each for each in sums if each.length is not None]
     if len(sums) < least_groups(groups):
         raise Refusal(reasons.SECAGG_GROUPS, present=len(sums), needed=least_groups(groups))
     heads = [each.mean(0, 0) for each in sums]
     missing = groups - len(sums)
-    weights = sums[0].settings.weights
-    changes, squares = np.empty(weights), np.zeros(len(sums))
-    for start in range(0, weights, PIECE_WEIGHTS):
-        piece = slice(start, min(start + PIECE_WEIGHTS, weights))
-        rows = [each.mean(piece.start, piece.stop).changes for each in sums]
-        squares += [float(row @ row) for row in rows]
+    changes = np.empty(sums[0].settings.weights)
+    for piece in sums[0].pieces():
+        rows = [each.changes(piece) for each in sums]
         changes[piece] = np.median([*rows, *([np.zeros_like(rows[0])] * missing)], axis=0)
     return Mean(
         patients=sum(head.patients for head in heads),
@@ -84,7 +94,7 @@ def median_of(sums: Sequence[GroupSum], groups: int, before: Moments) -> Mean:
         means=np.median([*(head.means for head in heads), *([before.means] * missing)], axis=0),
         variances=np.median([*(head.variances for head in heads), *([before.variances] * missing)], axis=0),
         changes=changes,
-        length=float(np.sqrt(sorted(squares)[(len(squares) - 1) // 2])),
+        length=statistics.median_low(each.length for each in sums if each.length is not None),
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from federation.secure_aggregation import group_median
-from federation.secure_aggregation.fixed_point import WIDE_WORDS
+from federation.secure_aggregation.fixed_point import to_narrow
 from federation.secure_aggregation.group_median import GroupSum, Moments, least_groups, median_of
 from federation.secure_aggregation.reply_vector import Mean, Reply, Settings, mean_of, vector
 from models.refusal import Refusal
@@ -78,25 +78,34 @@ def test_half_of_the_groups_are_not_enough(count: int, needed: int) -> None:
 
 
 def spoilt(each: GroupSum, seed: int) -> GroupSum:
-    """A sum to which a hospital with a changed gateway has added words of its choice."""
+    """A sum to which a hospital with a changed gateway has added words of its choice.
+
+    Random words everywhere, or only for weights; or such that the mean is reversed, and as long as is allowed.
+    """
     rng = np.random.default_rng(seed)
-    total = each.total.copy()
-    cut = WIDE_WORDS * SETTINGS.wide if seed % 2 else 0  # every other time, shares and figures too
-    total[cut:] += rng.integers(0, 2**32, size=total.size - cut, dtype=np.uint32)
+    total, cut = each.total.copy(), SETTINGS.words - SETTINGS.weights
+    if seed % 3 < 2:
+        start = cut if seed % 3 else 0
+        total[start:] += rng.integers(0, 2**32, size=total.size - start, dtype=np.uint32)
+    else:
+        mean = each.mean(0, WEIGHTS)
+        wanted = -mean.changes / mean.length * 0.99 * SETTINGS.longest * mean.patients / SETTINGS.patients
+        total[cut:] = to_narrow(wanted, limit=SETTINGS.limit, share=1.0, sites=3)
     return GroupSum(total, each.settings, each.names)
 
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("lost", [0, 1])
 def test_spoilt_group_does_not_move_the_model_beyond_the_others(seed: int, lost: int) -> None:
-    """With a lost group, the others include "no change"."""
-    honest = [group(number) for number in range(2, 4 - lost)]
+    """With a lost group, or a sum that cannot be used, the others include "no change"."""
+    honest, bad = [group(number) for number in range(2, 4 - lost)], spoilt(group(1), seed)
+    assert (bad.length is None) == (seed % 3 < 2)
     try:
-        found = median_of([spoilt(group(1), seed), *honest], 3, BEFORE)
+        found = median_of([bad, *honest], 3, BEFORE)
     except Refusal as refusal:  # its shares are senseless, and one sum of three is too few
         assert (refusal.code, lost) == ("E_SECAGG_GROUPS", 1)
         return
     for what, still in (("changes", np.zeros(WEIGHTS)), ("means", BEFORE.means), ("variances", BEFORE.variances)):
-        known = np.vstack([rows(honest, what), still])
+        known = np.vstack([rows(honest, what), still]) if lost or bad.length is None else rows(honest, what)
         assert (getattr(found, what) >= known.min(axis=0)).all()
         assert (getattr(found, what) <= known.max(axis=0)).all()
