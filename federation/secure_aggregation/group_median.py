@@ -7,12 +7,13 @@ number is between those of other groups and no change, also if further groups lo
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 
 import numpy as np
 
 from federation.secure_aggregation import reasons
+from federation.secure_aggregation.ballots import Votes
 from federation.secure_aggregation.fixed_point import Numbers, Words
 from federation.secure_aggregation.reply_vector import Mean, Settings, mean_of
 from models.refusal import Refusal
@@ -95,6 +96,7 @@ def median_of(sums: Sequence[GroupSum], groups: int, before: Moments) -> Mean:
         variances=np.median([*(head.variances for head in heads), *([before.variances] * missing)], axis=0),
         changes=changes,
         length=statistics.median_low(each.length for each in sums if each.length is not None),
+        votes=Votes(*(sum(each) for each in zip(*(astuple(head.votes) for head in heads), strict=True))),
     )
 
 

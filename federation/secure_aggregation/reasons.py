@@ -113,3 +113,15 @@ SECAGG_SPARSE = Reason(
     "{percent} % of the weights did not move in training, more than {allowed} %; a sum would show single hospitals",
     "The server may have sent a prepared model. Tell the study's office, and keep the ledger.",
 )
+SECAGG_VOTES = Reason(
+    "E_SECAGG_VOTES",
+    "the votes in the sum are not one for each hospital",
+    "A hospital's gateway was changed. The round does not count. If this happens again, end the study, and run it with "
+    "a list without one hospital at a time until it no longer happens.",
+)
+SECAGG_LONG = Reason(
+    "E_SECAGG_LONG",
+    "the mean of the updates is longer than each single one may be",
+    "A hospital's gateway was changed: it does not shorten its update. The round does not count. If this happens "
+    "again, end the study, and run it with a list without one hospital at a time until it no longer happens.",
+)

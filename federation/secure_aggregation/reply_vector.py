@@ -2,19 +2,21 @@
 
 Every number is multiplied by the hospital's share of the study's patients. The vector holds, in order: the share; for
 each figure its value and whether there is one; for each batch-norm channel the mean, and variance + mean² (the law of
-total variance makes the pooled variance of these sums); and the changes of the weights.
+total variance makes the pooled variance of these sums); the hospital's ballot, which counts once whatever its share
+(see `ballots`); and the changes of the weights.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from federation.secure_aggregation import reasons
+from federation.secure_aggregation import ballots, reasons
+from federation.secure_aggregation.ballots import NO_VOTE, Ballot, Votes
 from federation.secure_aggregation.canonical import digest
 from federation.secure_aggregation.fixed_point import (
     LEAST_SHARE,
@@ -35,6 +37,7 @@ from models.refusal import Refusal
 # at most 1e-7 of that length to the mean over 30 hospitals.
 _PEAK = 128.0
 _LEAST_UNITS = 4.0
+_ROUNDED = 1.001  # how much longer than the longest update rounding can make a mean
 
 
 class Settings(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -73,7 +76,7 @@ class Settings(BaseModel, extra="forbid", frozen=True, strict=True):
     @property
     def words(self) -> int:
         """The length of the vector."""
-        return WIDE_WORDS * self.wide + self.weights
+        return WIDE_WORDS * self.wide + ballots.WORDS + self.weights
 
     def share(self, patients: int) -> float:
         """Return a hospital's share of the study's patients. Raises Refusal E_SECAGG_WEIGHT."""
@@ -84,7 +87,8 @@ class Settings(BaseModel, extra="forbid", frozen=True, strict=True):
 class Reply:
     """What a hospital adds to the sum. `scale`: the factor that clips its update to the allowed length.
 
-    `changes`: of the weights, in pieces, in order. `means` and `variances`: of the batch-norm channels.
+    `changes`: of the weights, in pieces, in order. `means` and `variances`: of the batch-norm channels. `ballot`: what
+    the hospital says of the model that it received.
     """
 
     patients: int
@@ -93,13 +97,14 @@ class Reply:
     variances: NDArray
     changes: Iterable[NDArray]
     scale: float = 1.0
+    ballot: Ballot = field(default_factory=lambda: Ballot.drawn(NO_VOTE))
 
 
 @dataclass(frozen=True)
 class Mean:
     """The study's mean over the hospitals in the sum, weighted by patients. `figures`: over those that have them.
 
-    `length`: of the changes; it limits how long a hospital's next update may be.
+    `length`: of the changes; it limits how long a hospital's next update may be. `votes`: one for each hospital.
     """
 
     patients: int
@@ -108,6 +113,7 @@ class Mean:
     variances: Numbers
     changes: Numbers
     length: float
+    votes: Votes
 
 
 def vector(reply: Reply, settings: Settings) -> Iterator[Words]:
@@ -122,6 +128,7 @@ def vector(reply: Reply, settings: Settings) -> Iterator[Words]:
     if len(wide) != settings.wide or not set(reply.figures) <= set(settings.figures):
         raise ValueError("the reply does not have the settings' figures and channels")
     yield to_wide(wide, share=share)
+    yield reply.ballot.words
     left = settings.weights
     for changes in reply.changes:
         left -= len(changes)
@@ -133,16 +140,23 @@ def vector(reply: Reply, settings: Settings) -> Iterator[Words]:
 
 
 def mean_of(total: Words, settings: Settings, sites: int) -> Mean:
-    """Return the mean from the sum of the vectors of `sites` hospitals. Raises Refusal E_SECAGG_RANGE if it is none."""
-    cut = WIDE_WORDS * settings.wide
+    """Return the mean from the sum of the vectors of `sites` hospitals.
+
+    Raises Refusal: E_SECAGG_RANGE if it is no such sum, E_SECAGG_VOTES, E_SECAGG_LONG. Unchanged gateways never cause
+    these: each adds one ballot, and the mean of updates that are not too long is not too long.
+    """
+    cut, end = WIDE_WORDS * settings.wide, WIDE_WORDS * settings.wide + ballots.WORDS
     wide = from_wide(total[:cut], sites=sites)
     share, rest = wide[0], wide[1:]
     count = len(settings.figures)
     values, present, moments = rest[:count], rest[count : 2 * count], rest[2 * count :]
     if not 0 < share <= 1 + 1e-6 or not (np.abs(present) <= 1 + 1e-6).all():
         raise Refusal(reasons.SECAGG_RANGE, private="the sum of the shares is not between 0 and 1")
+    changes = from_narrow(total[end:], limit=settings.limit, sites=settings.sites) / share
+    length = float(np.linalg.norm(changes))
+    if length > _ROUNDED * settings.longest:
+        raise Refusal(reasons.SECAGG_LONG)
     means, powers = moments[: settings.channels] / share, moments[settings.channels :] / share
-    changes = from_narrow(total[cut:], limit=settings.limit, sites=settings.sites) / share
     return Mean(
         patients=round(share * settings.patients),
         figures={
@@ -153,5 +167,6 @@ def mean_of(total: Words, settings: Settings, sites: int) -> Mean:
         means=means,
         variances=np.maximum(powers - means**2, 0.0),
         changes=changes,
-        length=float(np.linalg.norm(changes)),
+        length=length,
+        votes=ballots.count(total[cut:end], sites),
     )
