@@ -73,10 +73,20 @@ class Admission:
         if asked.schema.takes(asked.kind):
             self._lineage(asked).check(asked.kind, asked.round, _model(asked, read))
 
-    def remember(self, asked: Asked, chunks: Path, reply: Content, figures: Mapping[str, Any], read: ReadChunk) -> None:
+    def remember(
+        self,
+        asked: Asked,
+        chunks: Path,
+        reply: Content,
+        figures: Mapping[str, Any],
+        read: ReadChunk,
+        *,
+        is_worse: bool = False,
+    ) -> None:
         """Record, before the reply leaves, the answer about a model, or that the model was trained here.
 
-        `chunks`: folder of the model's chunks, named by their ids. `read` reads the reply's chunks. Raises OSError.
+        `chunks`: folder of the model's chunks, named by their ids. `read` reads the reply's chunks. `is_worse`: see
+        `Lineage.accept`. Raises OSError.
         """
         if asked.kind in QUESTIONS:
             is_model = asked.kind in TRAINING
@@ -85,7 +95,7 @@ class Admission:
             self._questions.keep(_question(asked), KeptAnswer(figures, arrays, kept), asked.cohort)
         if asked.kind == "train":
             model = _model(asked, lambda chunk: (chunks / chunk).read_bytes())
-            self._lineage(asked).accept(asked.round, model, chunks)
+            self._lineage(asked).accept(asked.round, model, chunks, is_worse=is_worse)
 
     def _lineage(self, asked: Asked) -> Lineage:
         return Lineage(

@@ -119,13 +119,18 @@ class Lineage:
             return
         raise Refusal(reasons.MODEL_DRIFT)
 
-    def accept(self, round_number: int, model: Arrays, folder: Path) -> None:
-        """Remember a model that was trained here; `folder` holds its chunks by their ids. Raises OSError."""
+    def accept(self, round_number: int, model: Arrays, folder: Path, *, is_worse: bool = False) -> None:
+        """Remember a model that was trained here; `folder` holds its chunks by their ids. Raises OSError.
+
+        `is_worse`: this site finds the model much worse than the ones before it. The study may go back to one of these,
+        so the next model is still compared with the last one that was not worse.
+        """
         state, digest = self._read(), model_digest(model.heads)
         heads = {record: dict(model.heads[record]) for record in MODEL_RECORDS if model.heads.get(record)}
         chain = _Chain(round_number, digest, heads)
-        place = self._place(state, round_number, digest, model)
-        state.chains[place : place + 1] = [chain]
+        if not (is_worse and state.chains):
+            place = self._place(state, round_number, digest, model)
+            state.chains[place : place + 1] = [chain]
         state.tasks += 1
         state.trained.setdefault(digest, round_number)
         self._keep_chunks(state, folder)

@@ -5,6 +5,7 @@ approved hospitals; the server chooses the number of all patients, and how long 
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from federation.protocol.batch_norm import MEAN, VARIANCE
 from federation.protocol.masked_replies import FIGURES, MOST_PATIENTS
 from federation.protocol.metric_allowlist import EXAMPLES, Kind
 from federation.protocol.summed_answers import SUMMED
+from federation.secure_aggregation import ballots
 from federation.secure_aggregation.answer_vector import Answer, AnswerSettings, answer_vector
 from federation.secure_aggregation.masking import Words
 from federation.secure_aggregation.reply_vector import Reply, Settings, vector
@@ -54,9 +56,17 @@ def _expected(kind: Kind, schema: Schema, sites: int) -> dict[str, Any]:
 
 
 def words_of(
-    settings: SumSettings, schema: Schema, came_in: Arrays, content: Content, values: Values, read: ReadChunk
+    settings: SumSettings,
+    schema: Schema,
+    came_in: Arrays,
+    content: Content,
+    values: Values,
+    read: ReadChunk,
+    vote: ballots.Answer = ballots.NO_VOTE,
 ) -> Iterator[Words]:
     """Return the vector of a checked reply, in pieces. `read` reads the chunks of its arrays.
+
+    `vote`: what the site says of the model that it trained; answers to questions hold none.
 
     Raises Refusal, before any mask is made: E_SECAGG_SPARSE, E_SECAGG_RANGE, E_SECAGG_WEIGHT.
     """
@@ -66,6 +76,7 @@ def words_of(
     if isinstance(settings, AnswerSettings):
         return iter([answer_vector(_answer(patients, figures, settings, schema, went_out), settings)])
     reply = _reply(patients, figures, settings, schema, came_in, went_out)
+    reply = replace(reply, ballot=ballots.Ballot.drawn(vote))
     next(vector(reply, settings))  # all but the weights, whose changes have been read already
     return vector(reply, settings)
 

@@ -15,7 +15,7 @@ from federation.gateway.reply import Records
 from federation.gateway.reply_checks import pieces
 from federation.gateway.schema import ArraySpec
 from federation.protocol.masked_replies import MASKED, WORDS
-from federation.protocol.metric_allowlist import FIGURES, HANDSHAKE, Kind
+from federation.protocol.metric_allowlist import EPSILON, FIGURES, HANDSHAKE, Kind
 from models.refusal import Refusal
 
 # The kinds of tasks whose replies leave a site only masked, if the study is secure: all that describe patients.
@@ -26,18 +26,20 @@ _MOST_UNEVEN = 700.0
 _BYTE_VALUES = 256
 
 
-def check_masked(kind: Kind, records: Records, read: ReadChunk, *, secure: bool) -> None:
+def check_masked(kind: Kind, records: Records, read: ReadChunk, *, secure: bool, is_private: bool = False) -> None:
     """Require that a reply of this kind leaves only as masked words, whose bytes are as even as those of random words.
 
-    `read` reads the chunks as they will be sent. Raises Refusal: E_REPLY_UNMASKED; E_REPLY_DAMAGED if a chunk is
+    `is_private`: whether the site's ε, a single number, leaves beside them. `read` reads the chunks as they will be sent. Raises Refusal: E_REPLY_UNMASKED; E_REPLY_DAMAGED if a chunk is
     missing.
     """
     if not secure or kind not in MASKED_KINDS:
         return
     content = _content(records)
     heads = content.arrays.get(MASKED, {})
-    is_alone = set(records.names) == set(content.arrays) == {MASKED} and set(heads) == {WORDS}
-    if not is_alone or content.metrics or content.configs:
+    beside = {"metrics"} if is_private else set()
+    is_alone = set(records.names) == {MASKED} | beside and set(content.arrays) == {MASKED} and set(heads) == {WORDS}
+    figures = {name: set(record) for name, record in content.metrics.items()}
+    if not is_alone or figures != dict.fromkeys(beside, {EPSILON}) or content.configs:
         raise Refusal(reasons.REPLY_UNMASKED, private="other records than the masked one")
     head = heads[WORDS]
     if head.dtype != "uint32" or len(head.shape) != 1:

@@ -33,6 +33,7 @@ from federation.protocol.error_codes import code_in
 from federation.protocol.masked_replies import MASKED, WORDS, round_of
 from federation.protocol.summed_answers import SUMMED
 from federation.secure_aggregation import reasons as secagg_reasons
+from federation.secure_aggregation.ballots import NO_VOTE, Answer
 from federation.secure_aggregation.canonical import canonical
 from federation.secure_aggregation.groups import own_group
 from federation.secure_aggregation.keys import Identity
@@ -78,12 +79,12 @@ class MaskedRounds:
 
     # --- the reply ----------------------------------------------------------------------------------------
 
-    async def mask(self, task: Task, content: Content, values: Values) -> Content:
+    async def mask(self, task: Task, content: Content, values: Values, vote: Answer = NO_VOTE) -> Content:
         """Return the reply with only the masked words, whose chunks are in the spool.
 
-        `content` and `values`: the checked reply. Replies to training are summed over the hospital's group, answers to
-        questions over all. Raises Refusal: those of `SiteRound`, `words_of` and `own_group`, E_SECAGG_SETTINGS,
-        E_SECAGG_ROSTER, E_RUN_OVER.
+        `content` and `values`: the checked reply. `vote`: what the site says of the received model. Replies to training
+        are summed over the hospital's group, answers to questions over all. Raises Refusal: those of `SiteRound`,
+        `words_of` and `own_group`, E_SECAGG_SETTINGS, E_SECAGG_ROSTER, E_RUN_OVER.
         """
         assert task.run is not None
         groups = 0 if task_kind(task.kind) in SUMMED else task.run.schema.groups
@@ -92,7 +93,7 @@ class MaskedRounds:
         header, settings = await self._begin(task, roster)
         came_in = Arrays(task.content.arrays, self._spool.came_in.get)
         read = self._spool.going_out.get
-        words = await asyncio.to_thread(words_of, settings, task.run.schema, came_in, content, values, read)
+        words = await asyncio.to_thread(words_of, settings, task.run.schema, came_in, content, values, read, vote)
         round_ = self._round(header, roster)
         if (before := self._last_steps.pop(header.run, None)) is not None:
             before.cancel()  # another round begins: nothing is answered about the one before

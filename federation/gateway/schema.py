@@ -143,12 +143,7 @@ class Schema:
     def fixed(self, name: str) -> list[tuple[int, int]]:
         """Return the ranges (start, end) of a packed array that training does not change."""
         parts = self.parts.get(name, ())
-        ends = [*(int(part[0]) for part in parts[1:]), self.arrays[name].length]
-        return [
-            (int(start), end)
-            for (start, _, share, floor, _), end in zip(parts, ends, strict=True)
-            if share == floor == 0
-        ]
+        return tensor_bounds.fixed_ranges(parts, self.arrays[name].length) if parts else []
 
     @property
     def is_half(self) -> bool:

@@ -7,12 +7,13 @@ new task until the answer to the current one was delivered.
 """
 
 import asyncio
+import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from io import BytesIO
-from typing import Literal
+from typing import Any, Literal
 
 from flwr.app import MetricRecord
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest, PushMessagesResponse
@@ -30,10 +31,11 @@ from federation.approval.approvals import Approvals
 from federation.gateway import reasons
 from federation.gateway.about import about_site
 from federation.gateway.admission import Admission
-from federation.gateway.first_model import heads_of
+from federation.gateway.first_model import heads_of, model_digest
 from federation.gateway.flower_objects import Arrays, Content, object_id, with_content
 from federation.gateway.masked_only import check_masked
 from federation.gateway.masked_rounds import MaskedRounds
+from federation.gateway.model_votes import ModelVotes
 from federation.gateway.policy import policy_digest
 from federation.gateway.questions import KeptAnswer
 from federation.gateway.reply import Outgoing, Records, compose_failure, compose_records, compose_reply
@@ -50,6 +52,7 @@ from federation.protocol import reasons as protocol_reasons
 from federation.protocol.error_codes import OF_APPS, code_in
 from federation.protocol.metric_allowlist import EPSILON, HANDSHAKE
 from federation.protocol.patient_counts import count_patients
+from federation.secure_aggregation.ballots import NO_VOTE, WORSE, Answer
 from federation.secure_aggregation.messages import Header
 from models.refusal import Reason, Refusal
 from pipeline.site.folder import Site
@@ -81,6 +84,7 @@ class Exchange:
         self._policy = policy_digest(site.settings)
         self._admission = Admission(spool.folder, site.settings.gateway, min_patients=site.settings.site.min_patients)
         self._masked = MaskedRounds(site, upstream, spool, self._note)
+        self._votes = ModelVotes(spool.folder / "votes")
         self._pulling = asyncio.Lock()
         self.current = CurrentTask()
         self.node_id = 0
@@ -322,10 +326,23 @@ class Exchange:
         if task.epsilon is not None:
             values["metrics"][EPSILON] = task.epsilon
         figures = dict(values["metrics"]) if "metrics" in values else {}
-        await asyncio.to_thread(self._admission.remember, asked, came_in.folder, content, figures, going_out.get)
-        return await self._let_out(task, content, values)
+        vote = await self._vote(task, figures)
+        remember = functools.partial(self._admission.remember, asked, came_in.folder, content, figures, going_out.get)
+        await asyncio.to_thread(remember, is_worse=vote == WORSE)
+        return await self._let_out(task, content, values, vote)
 
-    async def _let_out(self, task: Task, content: Content, values: Values) -> Outgoing:
+    async def _vote(self, task: Task, figures: Mapping[str, Any]) -> Answer:
+        """Return what this site says of the model of a masked round."""
+        assert task.run is not None
+        if not (task.run.schema.secure and task.kind == "train"):
+            return NO_VOTE
+        model = model_digest(task.content.arrays)
+        vote = await asyncio.to_thread(self._votes.cast, task.run.name, model, figures)
+        if vote == WORSE:
+            await self._record(task, "here", "masked: model found much worse", 0, task.id, PASSED)
+        return vote
+
+    async def _let_out(self, task: Task, content: Content, values: Values, vote: Answer = NO_VOTE) -> Outgoing:
         """Compose the reply from the checked values, and record it in the ledger.
 
         In a study with secure aggregation it is masked here; only the handshake is not. Raises Refusal: as
@@ -336,9 +353,13 @@ class Exchange:
         records = compose_records(content, values)
         if secure and task.kind != HANDSHAKE:
             await self._record(task, "here", "masking", self._size(records, content), records.digest, PASSED)
-            content = await self._masked.mask(task, content, values)
-            records = compose_records(content, {})
-        await asyncio.to_thread(check_masked, task_kind(task.kind), records, read, secure=secure)
+            content = await self._masked.mask(task, content, values, vote)
+            # ε follows from the study's settings and the rounds that this site began; the server knows both.
+            beside = {} if task.epsilon is None else {"metrics": MetricRecord({EPSILON: task.epsilon})}
+            records = compose_records(content, beside)
+        await asyncio.to_thread(
+            check_masked, task_kind(task.kind), records, read, secure=secure, is_private=task.epsilon is not None
+        )
         size = self._size(records, content)
         head = await self._record(task, "out", task.kind, size, records.digest, PASSED)
         log.info("passed to the server: %s, round %s", task.kind, task.round)

@@ -5,7 +5,7 @@ from federation.protocol.metric_allowlist import FIGURES as ALL
 from federation.protocol.summed_answers import SUMMED
 
 MASKED, WORDS = "masked", "words"  # the record of a masked reply, and its only array
-FIGURES = tuple(sorted(set(ALL["train"]) - {EPSILON}))  # ε is a site's own; private studies are not masked
+FIGURES = tuple(sorted(set(ALL["train"]) - {EPSILON}))  # ε is each site's own, and sent beside the sum
 # What a site answers in such a study. A handshake is not masked: it has no figures of patients.
 ANSWERED: tuple[Kind, ...] = (HANDSHAKE, "train", *SUMMED)
 # Of one hospital, in the number by which answers are divided. With a larger number, only what a large hospital answers

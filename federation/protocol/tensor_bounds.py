@@ -4,7 +4,7 @@ A server that could choose weights freely could choose weights whose update reve
 every model against these bounds, and a study that starts from a release checks it as well. Needs torch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from federation.protocol.batch_norm import MEAN, VARIANCE, is_buffer
@@ -132,6 +132,14 @@ def parts_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int) -
             longest = faster * max(bound.times * rms, bound.longest)
             parts.setdefault(group, []).append(Part(start, rms, faster * bound.share, faster * bound.floor, longest))
     return parts
+
+
+def fixed_ranges(parts: Sequence[Sequence[float]], length: int) -> list[tuple[int, int]]:
+    """Return the ranges (start, end) of a packed array of this length that training does not change."""
+    ends = [*(int(part[0]) for part in parts[1:]), length]
+    return [
+        (int(start), end) for (start, _, share, floor, _), end in zip(parts, ends, strict=True) if share == floor == 0
+    ]
 
 
 def _pieces(name: str, tensor: "Tensor", features: int) -> "Iterator[tuple[Tensor, Bound]]":

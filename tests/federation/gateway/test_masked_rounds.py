@@ -1,10 +1,11 @@
 """A masked round through the real gateway: what leaves, what is refused, and what survives a restart."""
 
 import asyncio
+import json
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,12 +18,14 @@ from scipy.stats import chi2
 
 from federation.approval.peers import PeerApprovals, identity_file
 from federation.approval.studies import study_digest
+from federation.coordinator.masked_reply import read_reply
 from federation.coordinator.masked_round import MaskedRound
 from federation.gateway import admission, task_exchange, task_intake
 from federation.gateway.first_model import model_digest, write_chunks
 from federation.gateway.flower_objects import Content
 from federation.gateway.masked_only import check_masked
 from federation.gateway.masked_rounds import MaskedRounds
+from federation.gateway.model_votes import ModelVotes
 from federation.gateway.reply import compose_records
 from federation.gateway.reply_checks import Values
 from federation.gateway.schema import Schema
@@ -32,6 +35,7 @@ from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.masked_replies import FIGURES, MASKED, WORDS
 from federation.protocol.metric_allowlist import Kind
 from federation.secure_aggregation.answer_vector import AnswerSettings
+from federation.secure_aggregation.ballots import Votes
 from federation.secure_aggregation.keys import Identity
 from federation.secure_aggregation.masking import Masks, masked
 from federation.secure_aggregation.messages import NOTHING, TRAIN, Advertised, Confirmations, Header, Sealed, Uploaded
@@ -43,6 +47,7 @@ from federation.secure_aggregation.store import Store
 from federation.superlink.masked_address import PATH, ROUND_HEADER
 from models.refusal import Refusal
 from pipeline.site.folder import Site
+from pipeline.training.privacy_budget import PrivateRound, check_and_spend, spent_epsilon
 from tests.federation.gateway.fake_server import Bench, Server
 from tests.federation.gateway.messages import (
     MEAN,
@@ -180,6 +185,9 @@ class Study:
 
     def work(self, out: Model, leak: Callable[[Message], object] = lambda reply: None) -> Message:
         """Let the node train, and return what the server receives. `leak`: changes what the app replies."""
+
+    def work(self, out: Model, figures: Mapping[str, float] = FIGURE) -> Message:
+        """Let the node train and report these figures, and return what the server receives."""
         settings = ConfigRecord({"server-round": 3, "ledger-head": "", "ledger-lines": 0})
         records = {name: record_of(arrays) for name, arrays in CAME_IN.items() if arrays}
         self.server.give(RecordDict({**records, "config": settings}))  # type: ignore[dict-item]
@@ -191,6 +199,8 @@ class Study:
             reply = Message(RecordDict({**replied, "metrics": metrics}), reply_to=task)  # type: ignore[dict-item]
             leak(reply)
             node.push(reply)
+            metrics = MetricRecord({**figures, "num-examples": 30})
+            node.push(Message(RecordDict({**replied, "metrics": metrics}), reply_to=task))  # type: ignore[dict-item]
             return self.reply()
 
     def reply(self, count: int = 1) -> Message:
@@ -261,6 +271,58 @@ def test_only_masked_words_leave_and_the_sum_is_that_of_the_update(study: Study)
     kinds = study.kinds()
     assert kinds.index("masking") < kinds.index("masked: sum may be revealed")
     assert "peers approval" in kinds
+
+
+LOSS = {**FIGURE, "loss_severe": 0.5}
+
+
+def test_vote_is_in_the_sum_and_counts_once_for_a_hospital_of_any_size(study: Study) -> None:
+    study.approve()
+    study.open()
+    mean = mean_of(finish(study, study.work(short(trained(CAME_IN, RNG, STEPS)), LOSS)), study.settings, 3)
+    assert mean.votes == Votes(worse=0, not_worse=1, no_vote=2)
+    assert "masked: model found much worse" not in study.kinds()
+
+
+def test_hospital_without_a_loss_does_not_vote(study: Study) -> None:
+    study.approve()
+    study.open()
+    mean = mean_of(finish(study, study.work(short(trained(CAME_IN, RNG, STEPS)))), study.settings, 3)
+    assert mean.votes == Votes(no_vote=3)
+
+
+def test_much_worse_model_gets_a_vote_and_is_not_what_the_next_one_is_compared_with(study: Study) -> None:
+    """The study may go back behind it; the ledger shows how the hospital voted."""
+    ModelVotes(study.site.folder / "gateway" / "votes").cast("trial-0123abcd", "e" * 64, {"loss_severe": 0.4})
+    chains = study.site.folder / "gateway" / "models" / "trial-0123abcd" / "state.json"
+    before = json.loads(chains.read_text())
+    study.approve()
+    study.open()
+    figures = {**FIGURE, "loss_severe": 2.5}
+    mean = mean_of(finish(study, study.work(short(trained(CAME_IN, RNG, STEPS)), figures)), study.settings, 3)
+    assert mean.votes == Votes(worse=1, no_vote=2)
+    assert "masked: model found much worse" in study.kinds()
+    after = json.loads(chains.read_text())
+    assert [chain["round"] for chain in after["chains"]] == [chain["round"] for chain in before["chains"]] == [1]
+    assert after["tasks"] == before["tasks"] + 1
+
+
+@pytest.mark.slow
+def test_epsilon_of_a_private_study_is_all_that_leaves_beside_the_words(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = replace(SCHEMA, private_round=PrivateRound(1.0, 0.1, 10, 1e-5))
+    monkeypatch.setattr(task_intake, "schema_of", lambda *_: private)
+    check_and_spend(study.site, PrivateRound(1.0, 0.1, 10, 1e-5), run="another")  # computes the cost of a step
+    study.approve()
+    study.open()
+    reply = study.work(short(trained(CAME_IN, RNG, STEPS)), {"loss_severe": 0.5})
+    assert set(reply.content) == {MASKED, "metrics", "ledger"}
+    spent = spent_epsilon(study.site, delta=1e-5, run="trial-0123abcd")
+    assert dict(reply.content.metric_records["metrics"]) == {"epsilon": spent} and spent > 0
+    assert read_reply(reply, words=study.settings.words, is_private=True).epsilon == spent
+    mean = mean_of(finish(study, reply), study.settings, 3)
+    assert mean.figures == pytest.approx({"loss_severe": 0.5})
 
 
 def refused(study: Study, out: Model | None = None) -> str:
