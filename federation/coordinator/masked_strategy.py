@@ -2,13 +2,16 @@
 
 The strategy below it receives the mean as one reply, so any strategy that begins with a weighted mean works unchanged.
 In a study with groups, it receives the median over the groups' means.
-What a sum cannot show is left to each hospital's gateway: whether an update is finite, dense and not too long.
+What a sum cannot show is left to each hospital's gateway: whether an update is finite, dense and not too long, and
+whether the model is much worse than before on its validation patients. If most hospitals say so, the study goes back to
+the last model that they accepted (`accepted_model`).
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,17 +19,21 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from federation.coordinator import reasons
+from federation.coordinator.accepted_model import Accepted, shrink
 from federation.coordinator.masked_groups import MaskedGroups
 from federation.coordinator.masked_round import MaskedRound
 from federation.coordinator.masked_service import MaskedService
 from federation.coordinator.masked_study import NO_APP, TRAINING_SHARE, MaskedStudy, take, watch
+from federation.gateway import reasons as gateway_reasons
 from federation.gateway.first_model import model_digest, write_chunks
 from federation.protocol import reasons as protocol_reasons
 from federation.protocol.batch_norm import MEAN, VARIANCE, is_counter
 from federation.protocol.flat_weights import BATCH_NORM, WEIGHTS
 from federation.protocol.masked_replies import FIGURES
-from federation.protocol.metric_allowlist import EXAMPLES
+from federation.protocol.metric_allowlist import EPSILON, EXAMPLES
 from federation.protocol.reply_validation import LedgerHead, encode, length
+from federation.secure_aggregation.ballots import Votes
 from federation.secure_aggregation.group_median import Moments
 from federation.secure_aggregation.groups import groups_of
 from federation.secure_aggregation.messages import NOTHING, TRAIN, Header
@@ -42,6 +49,17 @@ LONGEST = 3.0  # how many lengths of the last mean update a hospital's update ma
 LONGEST_FIRST = 1.0  # before the first sum: lengths of the model
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of a round's sum. `present`: the nodes in the sum. `undone`: rounds whose steps were taken back."""
+
+    present: tuple[int, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    votes: Votes | None = None
+    lost: Refusal | None = None
+    undone: tuple[int, ...] = ()
+
+
 class MaskedStrategy(GuardedStrategy):
     """A `GuardedStrategy` whose replies are masked. `current`: the round that gateways ask about."""
 
@@ -50,6 +68,8 @@ class MaskedStrategy(GuardedStrategy):
         self.masked = masked
         self.rules = replace(self.rules, choose=self._on_roster)
         self.current: MaskedRound | MaskedGroups | None = None
+        self._accepted = Accepted.read(self.accepted)
+        self._epsilon: dict[str, float] = {}
 
     def _on_roster(self, number: int, nodes: Sequence[int]) -> list[int]:
         """Choose all nodes of hospitals on the roster."""
@@ -66,12 +86,14 @@ class MaskedStrategy(GuardedStrategy):
 
         Raises Refusal: E_SECAGG_TOO_FEW if too few hospitals are there, E_SECAGG_SHARES.
         """
-        self.arrays = dict(arrays)
+        self._begin_with(arrays)
         if (begun := self._begun()) is None:
             return
         self.current, number = begun
         self._began_s = time.monotonic()
+        self._messages(number, list(self.masked.names), ConfigRecord())  # sets the strategy's weights
         self._settings = Settings.model_validate(self.masked.noted()["settings"])
+        self._epsilon = self.masked.noted().get("epsilon", {})
         self._sampled = tuple(sorted(self.masked.names))
         self._conclude(number, {}, {}, seconds=self.masked.round_seconds)
         self.first_round = number + 1
@@ -97,6 +119,7 @@ class MaskedStrategy(GuardedStrategy):
     ) -> Iterable[Message]:
         """Open a masked round, and return the messages of the round. Raises Refusal as the base class does."""
         messages = list(super().configure_train(server_round, arrays, config, grid))
+        self._begin_with(self.arrays)
         number = self.first_round - 1 + server_round
         settings = Settings(
             weights=self.arrays[WEIGHTS].size,
@@ -123,6 +146,12 @@ class MaskedStrategy(GuardedStrategy):
         self.current = current = self._opened(header, settings)
         watch(current, lambda: self.current is current, self._asked, grid)
         return messages
+
+    def _begin_with(self, arrays: Mapping[str, NDArray]) -> None:
+        """Begin a round with these weights. A study's first model is accepted without a vote."""
+        self.arrays = dict(arrays)
+        if self._accepted is None:
+            self._keep(Accepted(self.arrays, self.buffers, strategy_state(self.inner)))
 
     def _opened(self, header: Header, settings: Settings) -> MaskedRound | MaskedGroups:
         """Return the attempt at a round, in which the sampled hospitals are expected."""
@@ -168,12 +197,11 @@ class MaskedStrategy(GuardedStrategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the new model and the mean figures, or (None, None) if the round is lost and the model unchanged.
+        """Return the next model, and the mean figures unless the round is lost.
 
         Raises Refusal after more than `max_lost_rounds` consecutive lost rounds, with the reason of the last one.
         """
-        assert self.current is not None
-        refused, heads = take(replies, self.current, self._asked, self._settings.words, self.heads)
+        refused, heads = self._take(replies)
         return self._conclude(self.first_round - 1 + server_round, refused, heads, seconds=self.masked.last_seconds)
 
     def _conclude(
@@ -185,57 +213,117 @@ class MaskedStrategy(GuardedStrategy):
         seconds: float,
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Unmask the round's sum and move the model. Raises Refusal if the sum may have been revealed in part."""
-        present: tuple[int, ...] = ()
-        aggregated: dict[str, float] | None = None
-        lost: Refusal | None = None
-        try:
-            mean, present = self._mean(seconds)
-            aggregated = self._apply(number, mean)
-            if aggregated is None:
-                raise Refusal(protocol_reasons.MODEL_NOT_FINITE)
-        except Refusal as refusal:
-            # Hospitals that have revealed shares train this model no more: the sum must be finished after a resume.
-            if self.current is not None and self.current.may_be_revealed:
-                raise
-            lost = refusal
-        reason = lost.reason if lost else None
+        outcome = self._use_sum(number, refused, seconds)
+        lost = outcome.lost
+        assert self.current is not None and self._accepted is not None
         self.heads |= heads
-        self._count(lost=reason is not None)
+        self._count(lost=lost is not None, undone=len(outcome.undone))
+        epsilon = {node: self._epsilon.get(self.masked.names[node]) for node in outcome.present}
         report = RoundReport(
             round=number,
             sampled=self._sampled,
-            valid=present,
+            valid=outcome.present,
             refused=dict(refused),
-            metrics={},
+            metrics={node: {EPSILON: value} for node, value in epsilon.items() if value is not None},
             capped=(),
             clipped=(),
-            aggregated=aggregated or {},
-            lost_for=reason.code if reason else None,
+            aggregated=dict(outcome.figures),
+            lost_for=lost.code if lost else None,
             ledger=dict(heads),
             seconds=time.monotonic() - self._began_s,
+            votes=asdict(outcome.votes) if outcome.votes else {},
+            undone=outcome.undone,
+            unjudged=self._accepted.unjudged,
         )
         if self.on_round:
             self.on_round(report)
-        if reason is None:
-            assert self.current is not None
-            self.current.forget()  # `on_round` has saved the model
+        if lost is None or outcome.present or self.current.may_be_revealed:
+            self.current.forget()  # `on_round` has saved the model that comes next
         self.current = None
         if lost and self._lost_in_a_row > self.rules.max_lost_rounds:
             raise lost
-        return (None, None) if lost else (encode(self.arrays), MetricRecord(dict(report.aggregated)))
+        return encode(self.arrays), None if lost else MetricRecord(dict(report.aggregated))
 
-    def _mean(self, seconds: float) -> tuple[Mean, tuple[int, ...]]:
-        """Return the mean of the round's replies, or the median over groups, and the nodes in it.
-
-        Raises Refusal as `MaskedRound.unmask` and `MaskedGroups.mean` do.
-        """
+    def _take(self, replies: Iterable[Message]) -> tuple[dict[int, str], dict[int, LedgerHead]]:
+        """Add the masked replies to the sum; return the code of each other node, and ledger heads."""
         assert self.current is not None
-        if isinstance(self.current, MaskedGroups):
-            mean, present = self.current.mean(seconds)
-        else:
-            total, present = self.current.unmask(seconds)
-            mean = mean_of(total, self._settings, len(present))
-        return mean, tuple(sorted(node for node in self._sampled if self.masked.names[node] in present))
+        self._epsilon = {}
+        epsilon = self._epsilon if self.masked.is_private else None
+        taken = take(replies, self.current, self._asked, self._settings.words, self.heads, epsilon)
+        self.masked.note(epsilon=self._epsilon)
+        return taken
+
+    def _use_sum(self, number: int, refused: Mapping[int, str], seconds: float) -> _Outcome:
+        """Unmask the sum, and move the model on or back."""
+        assert self.current is not None and self._accepted is not None
+        try:
+            mean, total = None, np.zeros(0, np.uint32)
+            if isinstance(self.current, MaskedGroups):
+                mean, names = self.current.mean(seconds)
+            else:
+                total, names = self.current.unmask(seconds)
+        except Refusal as refusal:
+            # Hospitals that have revealed shares train this model no more: the sum must be finished after a resume.
+            if self.current.may_be_revealed:
+                raise
+            too_far = sum(code == gateway_reasons.MODEL_DRIFT.code for code in refused.values())
+            if 2 * too_far <= len(self._sampled) or not self._accepted.unjudged:
+                return _Outcome(lost=refusal)
+            return _Outcome(lost=Refusal(gateway_reasons.MODEL_DRIFT), undone=self._go_back())
+        present = tuple(sorted(node for node in self._sampled if self.masked.names[node] in names))
+        try:
+            mean = mean or mean_of(total, self._settings, len(names))
+        except Refusal as refusal:
+            self._shrink()
+            return _Outcome(present, lost=refusal)
+        if mean.votes.is_rejected:
+            voters = mean.votes.worse + mean.votes.not_worse
+            rejected = Refusal(reasons.MODEL_REJECTED, worse=mean.votes.worse, voters=voters)
+            return _Outcome(present, votes=mean.votes, lost=rejected, undone=self._go_back())
+        self._accept()
+        figures = self._apply(number, mean)
+        if figures is None:
+            self._shrink()
+            return _Outcome(present, votes=mean.votes, lost=Refusal(protocol_reasons.MODEL_NOT_FINITE))
+        return _Outcome(present, figures, mean.votes)
+
+    # --- the accepted model -------------------------------------------------------------------------------
+
+    def _keep(self, accepted: Accepted) -> None:
+        self._accepted, self.accepted = accepted, accepted.tensors()
+
+    def _accept(self) -> None:
+        """The hospitals accept the model that the round began with."""
+        assert self._accepted is not None
+        if self._accepted.unjudged:
+            self._lost_in_a_row = 0
+        self._keep(
+            Accepted(self.arrays, self.buffers, strategy_state(self.inner), self.masked.noted().get("length", 0.0))
+        )
+
+    def _shrink(self) -> None:
+        """Go on with almost the same model, because a sum of its updates was revealed and is not used."""
+        assert self._accepted is not None
+        self._keep(self._accepted.shrunk_once_more())
+        self.arrays = shrink(self.arrays, self.masked.fixed)
+        restore_strategy(self.inner, strategy_state(self.inner))  # it may hold the weights
+
+    def _go_back(self) -> tuple[int, ...]:
+        """Go back to almost the accepted model; return the rounds whose steps are taken back."""
+        assert self._accepted is not None
+        undone, accepted = self._accepted.unjudged, replace(self._accepted.shrunk_once_more(), unjudged=())
+        self._keep(accepted)
+        self.arrays = shrink(accepted.arrays, self.masked.fixed, accepted.shrunk)
+        self.buffers = dict(accepted.buffers)
+        restore_strategy(self.inner, accepted.memory)
+        self.masked.note(length=accepted.length)
+        return undone
+
+    def _count(self, *, lost: bool, undone: int = 0) -> None:
+        """Count a round. One that was taken back counts as lost, and only an accepted step ends a row of lost ones."""
+        self.lost_rounds += lost + undone
+        self.aggregated_rounds += (not lost) - undone
+        self._lost_in_a_row += lost + undone
 
     def _apply(self, number: int, mean: Mean) -> dict[str, float] | None:
         """Move the model by the strategy's step; return the mean figures, or None and change nothing if it is not
@@ -253,6 +341,8 @@ class MaskedStrategy(GuardedStrategy):
             return None
         self.arrays = {WEIGHTS: new}
         self.buffers = {name: self._buffer(name, array, mean) for name, array in self.buffers.items()}
+        assert self._accepted is not None
+        self._keep(replace(self._accepted, unjudged=(number,)))
         self.masked.note(length=mean.length)
         return dict(mean.figures)
 
@@ -264,6 +354,11 @@ class MaskedStrategy(GuardedStrategy):
         return (mean.variances if name == BATCH_NORM + VARIANCE else mean.means).astype(before.dtype)
 
     def _longest(self) -> float:
-        """Return the length of the longest update that a hospital may send."""
+        """Return the length of the longest update that a hospital may send.
+
+        The noise of differential privacy has no common direction: the mean over n hospitals is shorter by a factor of
+        the root of n than their updates. Without regard to that they would be shortened more in every round.
+        """
         last = self.masked.noted().get("length", 0.0)
-        return LONGEST * last if last > 0 else LONGEST_FIRST * length(self.arrays)
+        factor = LONGEST * math.sqrt(len(self.masked.roster.members)) if self.masked.is_private else LONGEST
+        return factor * last if last > 0 else LONGEST_FIRST * length(self.arrays)

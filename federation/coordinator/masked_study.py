@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from flwr.app import ArrayRecord, Message
-from numpy.typing import NDArray
+from flwr.app import Message
 
+from federation.coordinator.masked_reply import read_reply
 from federation.coordinator.masked_round import LAST_STEPS_SECONDS
 from federation.protocol import reasons as protocol_reasons
 from federation.protocol.error_codes import code_in
-from federation.protocol.masked_replies import MASKED, WORDS
-from federation.protocol.reply_validation import LedgerHead, ledger_head, read_array
+from federation.protocol.reply_validation import LedgerHead, ledger_head
 from federation.secure_aggregation.masking import Words
 from federation.secure_aggregation.roster import Roster
 from models.refusal import Refusal
@@ -49,7 +47,8 @@ class MaskedStudy:
 
     `patients`: of all hospitals together. `names`: of the nodes. `round_seconds`: the time limit of a round.
     `last_seconds`: how long to wait for signatures, and then for shares. `groups`: how many groups of hospitals are
-    summed apart in a round; 0: one sum.
+    summed apart in a round; 0: one sum. `fixed`: ranges of the packed weights that training does not change.
+    `is_private`: whether hospitals train with differential privacy.
     """
 
     run: str
@@ -62,6 +61,8 @@ class MaskedStudy:
     server_folder: Path
     last_seconds: float = LAST_STEPS_SECONDS
     groups: int = 0
+    fixed: tuple[tuple[int, int], ...] = ()
+    is_private: bool = False
 
     def on_roster(self, nodes: Iterable[int]) -> list[int]:
         """Return the nodes of hospitals on the roster."""
@@ -96,10 +97,12 @@ def take(
     asked: Mapping[int, str],
     words: int,
     last_heads: Mapping[int, LedgerHead],
+    epsilon: dict[str, float] | None = None,
 ) -> tuple[dict[int, str], dict[int, LedgerHead]]:
     """Add masked replies to the sum as they arrive; return the code of each other node, and the new ledger heads.
 
-    `asked`: the names of the nodes that were asked. `words`: the length of a masked reply.
+    `asked`: the names of the nodes that were asked. `words`: the length of a masked reply. `epsilon`: where to put the
+    hospitals' ε; None if replies hold none.
     """
     refused = dict.fromkeys(asked, protocol_reasons.SITE_MISSING.code)
     heads: dict[int, LedgerHead] = {}
@@ -109,7 +112,10 @@ def take(
             continue
         last, head = last_heads.get(node), ledger_head(reply)
         try:
-            current.upload(asked[node], _words(reply, words))
+            read = read_reply(reply, words=words, is_private=epsilon is not None)
+            current.upload(asked[node], read.words)
+            if epsilon is not None and read.epsilon is not None:
+                epsilon[asked[node]] = read.epsilon
             if head is None or (last is not None and not head.follows(last)):
                 raise Refusal(protocol_reasons.REPLY_LEDGER_CUT)
         except Refusal as refusal:
@@ -122,20 +128,6 @@ def take(
         for record in reply.content.values() if reply.has_content() else ():
             record.clear()
     return refused, heads
-
-
-def _words(reply: Message, length: int) -> NDArray[np.uint32]:
-    """Return the masked words of a reply. Raises Refusal: E_SITE_FAILED, E_REPLY_RECORDS, E_REPLY_SHAPE."""
-    if reply.has_error() or not reply.has_content():
-        raise Refusal(protocol_reasons.SITE_FAILED)
-    content = reply.content
-    record = content.get(MASKED)
-    if set(content) != {MASKED, "ledger"} or type(record) is not ArrayRecord or set(record) != {WORDS}:
-        raise Refusal(protocol_reasons.REPLY_RECORDS)
-    words = read_array(record[WORDS], np.broadcast_to(np.uint32(0), (length,)))
-    if words is None:
-        raise Refusal(protocol_reasons.REPLY_SHAPE)
-    return words
 
 
 def watch(current: Summing, is_current: Callable[[], bool], asked: Mapping[int, str], nodes: Nodes) -> None:

@@ -18,6 +18,13 @@ SERVER_DISK = Reason(
     "a file of the run could not be written at the server",
     "Free space on the server's disk or correct its permissions, then resume the study.",
 )
+MODEL_REJECTED = Reason(
+    "E_MODEL_REJECTED",
+    "{worse} of {voters} hospitals that vote find the model much worse than the ones before",
+    "The study went back to the last model that they accepted. A hospital may spoil the model, or the learning rate is "
+    "too high. If this happens again, end the study, and run it with a list without one hospital at a time until it no "
+    "longer happens.",
+)
 SHORTCUT_TAGS = Reason(
     "W_SHORTCUT_TAGS",
     "acquisition tags alone predict {label} at {where}: AUROC {auroc}, 95 % interval from {low}",

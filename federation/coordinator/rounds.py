@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from flwr.serverapp import Grid
 
+from federation.coordinator.accepted_model import Accepted
 from federation.coordinator.connected_sites import MAX_EXAMPLES, Sites
 from federation.coordinator.masked_strategy import MaskedStrategy
 from federation.coordinator.masked_study import MaskedStudy
@@ -82,7 +83,13 @@ class Training:
 
     @property
     def model(self) -> Model:
-        """Return the model as sent to the sites (rounded), so that they evaluate what is released."""
+        """Return the model as sent to the sites (rounded), so that they evaluate what is released.
+
+        If the hospitals judge the models, it is the last one that they accepted.
+        """
+        accepted = Accepted.read(self.state.accepted)
+        if accepted is not None:
+            return Model(accepted.arrays, accepted.buffers)
         sent = rounded(self.state.arrays, self.study.wire.precision)
         arrays = {name: array.astype(self.state.arrays[name].dtype, copy=False) for name, array in sent.items()}
         return Model(arrays, self.state.buffers)
@@ -106,7 +113,12 @@ class Training:
         self._strategy = make(
             inner,
             rules,
-            StartState(buffers=self.state.buffers, first_round=self.state.round + 1, memory=self.state.memory),
+            StartState(
+                buffers=self.state.buffers,
+                first_round=self.state.round + 1,
+                memory=self.state.memory,
+                accepted=self.state.accepted,
+            ),
             heads=sites.heads,
             folder=self.folder,
             on_round=lambda report: self._keep(report, sites),
@@ -137,6 +149,7 @@ class Training:
             memory=strategy_state(strategy.inner),
             history=self.history,
             about={"study": self.study.study.name, "run": self.run},
+            accepted=strategy.accepted,
         )
         self.on_round(report, entry, checkpoint.save(self.folder, self.state))
         if self.stopped_early:
@@ -159,6 +172,9 @@ def _entry(report: RoundReport, sites: Sites) -> dict[str, Any]:
         "seconds": round(report.seconds, 1),
         "bytes_up": report.bytes_up,
         "bytes_down": report.bytes_down,
+        "votes": dict(report.votes),
+        "undone": list(report.undone),
+        "unjudged": list(report.unjudged),
     }
 
 

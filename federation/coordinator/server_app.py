@@ -36,10 +36,12 @@ from federation.coordinator.summed_evaluation import SummedExamination
 from federation.coordinator.summed_questions import PlainSums, Sums
 from federation.enrolment.peers import roster_of
 from federation.protocol.first_weights import begun_sites
+from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.handshake import SiteAbout, most_patients
 from federation.protocol.metric_allowlist import APPEARANCE_SIZE, LOSS
 from federation.protocol.release_files import BEGINS_FROM
 from federation.protocol.study_config import Study
+from federation.protocol.tensor_bounds import fixed_ranges, parts_of
 from federation.runs.listing import final_values
 from federation.runs.results import RESULTS, Results
 from federation.runs.submission import MARK
@@ -47,10 +49,10 @@ from federation.runs.tracking import Tracker, hand_over_rest
 from federation.secure_aggregation.reasons import SECAGG_ROSTER_SMALL
 from federation.secure_aggregation.roster import MIN_PEERS
 from federation.strategy.flower_strategies import build_strategy, is_robust
-from federation.strategy.round_report import RoundReport, by_code, flags
+from federation.strategy.round_report import RoundReport, by_code, flags, kept_rounds
 from federation.superlink.control import read_server_config
 from models.description import Description, Privacy
-from models.network import LABELS
+from models.network import LABELS, build_network
 from models.refusal import Refusal
 from models.release import Release, save_release
 from pipeline.system.atomic_files import write_durably
@@ -179,7 +181,16 @@ class ServerRun:
             round_seconds=self.study.study.round_timeout_s,
             server_folder=self.server_folder,
             groups=groups,
+            fixed=self._fixed(),
+            is_private=self.study.privacy is not None,
         )
+
+    def _fixed(self) -> tuple[tuple[int, int], ...]:
+        """Return the ranges of the packed weights that training does not change."""
+        study = self.study
+        network = build_network(study.network, seed=study.study.seed)
+        parts = parts_of(network, learning_rate=study.training.learning_rate, epochs=study.epochs_a_round)[WEIGHTS]
+        return tuple(fixed_ranges(parts, self.training.state.arrays[WEIGHTS].size))
 
     def _write_history(self) -> None:
         write_durably(self.folder / "history.json", json.dumps(self.history, indent=1).encode())
@@ -214,7 +225,7 @@ class ServerRun:
                 familiarity=calibrated.familiarity,
                 study=self.study.study.name,
                 run=self.name,
-                rounds=sum(not entry["lost"] for entry in rounds),
+                rounds=len(kept_rounds(rounds)),
                 sites=len(trained_at),
                 strategy=self.study.strategy.name,
                 software=f"fedthorax {version('fedthorax')}",

@@ -28,10 +28,11 @@ from federation.approval.peers import PeerApprovals, identity_file
 from federation.approval.studies import study_digest
 from federation.coordinator.connected_sites import Records
 from federation.coordinator.masked_study import MaskedStudy
-from federation.gateway.first_model import Heads, chunks_of, write_chunks
+from federation.gateway.first_model import Heads, chunks_of, model_digest, write_chunks
 from federation.gateway.flower_objects import Content, object_id
 from federation.gateway.masked_only import MASKED_KINDS
 from federation.gateway.masked_rounds import MaskedRounds
+from federation.gateway.model_votes import ModelVotes
 from federation.gateway.reply import REFUSED, compose_records
 from federation.gateway.reply_checks import pieces
 from federation.gateway.schema import ArraySpec, work_out
@@ -40,13 +41,15 @@ from federation.gateway.task_checks import task_kind
 from federation.gateway.task_intake import Run, Task
 from federation.gateway.upstream import Declined, Upstream
 from federation.ledger.chain import PASSED, Entry, Head, Ledger, ledger_file
+from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.masked_replies import MASKED, WORDS
-from federation.protocol.metric_allowlist import EXAMPLES, Kind
+from federation.protocol.metric_allowlist import EPSILON, EXAMPLES, Kind
 from federation.protocol.patient_counts import count_patients
 from federation.protocol.reply_validation import decode
 from federation.protocol.study_config import Study
 from federation.protocol.summed_answers import SUMMED, summands
 from federation.secure_aggregation import reasons
+from federation.secure_aggregation.ballots import NO_VOTE, Answer
 from federation.secure_aggregation.keys import Identity
 from federation.secure_aggregation.messages import Header
 from federation.secure_aggregation.roster import MIN_PEERS, Member, Roster
@@ -100,6 +103,8 @@ class SimulatedGateways:
             names=names,
             round_seconds=study.study.round_timeout_s,
             server_folder=server,
+            fixed=tuple(schema.fixed(WEIGHTS)),
+            is_private=study.privacy is not None,
         )
         witnesses = [witness_folder(site.folder) for site in stand_ins.values()]
         weakref.finalize(self, _end, self._loop, witnesses)
@@ -130,6 +135,7 @@ class _Gateway:
         PeerApprovals(site).approve(roster, by="the simulation")
         self._run, self._ledger, self._spool = run, Ledger(ledger_file(site)), Spool(site.folder / "gateway")
         self._masked = MaskedRounds(site, upstream, self._spool, self._note)
+        self._votes = ModelVotes(site.folder / "gateway" / "votes")
 
     async def answer(self, message: Message, reply: Message) -> Message:
         """Return the masked reply, or an error with the code of a refusal."""
@@ -137,7 +143,8 @@ class _Gateway:
         try:
             content = Content(arrays=_keep(reply.content, self._spool.going_out))
             metrics = _summands(task_kind(task.kind), reply.content.metric_records["metrics"])
-            sent = await self._masked.mask(task, content, {"metrics": metrics})
+            vote = self._vote(task, metrics)
+            sent = await self._masked.mask(task, content, {"metrics": metrics}, vote)
         except Refusal as refusal:
             return Message(Error(REFUSED, refusal.code), reply_to=message)
         head = self._record(task.round, "out", task.kind, compose_records(sent, {}).digest)
@@ -145,7 +152,15 @@ class _Gateway:
         self._spool.clear()
         self._masked.finish()
         records: Records = {MASKED: ArrayRecord({WORDS: Array(words)}), "ledger": _config_of(head)}
+        if EPSILON in metrics:
+            records["metrics"] = MetricRecord({EPSILON: metrics[EPSILON]})
         return Message(RecordDict(records), reply_to=message)
+
+    def _vote(self, task: Task, metrics: MetricRecord) -> Answer:
+        """Return what this gateway says of the model of a round."""
+        if task.kind != "train":
+            return NO_VOTE
+        return self._votes.cast(self._run.name, model_digest(task.content.arrays), metrics)
 
     def _task(self, message: Message) -> Task:
         """Return the task as the gateway has it after its checks."""

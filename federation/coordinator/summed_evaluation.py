@@ -42,8 +42,10 @@ class SummedExamination:
 
     def examine(self, model: Model, trained_at: list[str]) -> Examined:
         """Calibrate and test the federated model, and judge whether it may read the scanner instead of the lung."""
-        calibrated = self.calibrate(model, *self.embed(model))
-        audited = self.study.evaluation.shortcut_audit
+        # Embedding and audit also use training patients, which the noise of a private study does not cover.
+        is_private = self.study.privacy is not None
+        calibrated = self.calibrate(model, *((None, 0) if is_private else self.embed(model)))
+        audited = self.study.evaluation.shortcut_audit and not is_private
         found = self.judge(FEDERATED, "federated", model, trained_at, audit=audited)
         means = dict(found.means) if found else {}
         audit = shortcut_audit.judge_means(means) if audited else None

@@ -29,8 +29,8 @@ _BYTE_VALUES = 256
 def check_masked(kind: Kind, records: Records, read: ReadChunk, *, secure: bool, is_private: bool = False) -> None:
     """Require that a reply of this kind leaves only as masked words, whose bytes are as even as those of random words.
 
-    `is_private`: whether the site's ε, a single number, leaves beside them. `read` reads the chunks as they will be sent. Raises Refusal: E_REPLY_UNMASKED; E_REPLY_DAMAGED if a chunk is
-    missing.
+    `is_private`: whether the site's ε, a single number, leaves beside them. `read` reads the chunks as they will be
+    sent. Raises Refusal: E_REPLY_UNMASKED; E_REPLY_DAMAGED if a chunk is missing.
     """
     if not secure or kind not in MASKED_KINDS:
         return
@@ -39,7 +39,7 @@ def check_masked(kind: Kind, records: Records, read: ReadChunk, *, secure: bool,
     beside = {"metrics"} if is_private else set()
     is_alone = set(records.names) == {MASKED} | beside and set(content.arrays) == {MASKED} and set(heads) == {WORDS}
     figures = {name: set(record) for name, record in content.metrics.items()}
-    if not is_alone or figures != dict.fromkeys(beside, {EPSILON}) or content.configs:
+    if not is_alone or figures != {record: {EPSILON} for record in beside} or content.configs:
         raise Refusal(reasons.REPLY_UNMASKED, private="other records than the masked one")
     head = heads[WORDS]
     if head.dtype != "uint32" or len(head.shape) != 1:

@@ -84,9 +84,15 @@ def check_reply(content: Content, read: ReadChunk, rules: Rules) -> Values:
 
 def _checked_figures(metrics: Mapping[str, Any], rules: Rules) -> dict[str, float]:
     """Return the figures that may leave or, in a study with secure aggregation, what is added to the sum."""
+    withheld = withheld_figures(rules.kind, is_private=rules.schema.private_round is not None)
     if rules.schema.secure and rules.kind in SUMMED:
         return check_summands(
-            metrics, rules.kind, rules.patients, min_patients=rules.min_patients, embeddings=rules.embeddings
+            metrics,
+            rules.kind,
+            rules.patients,
+            min_patients=rules.min_patients,
+            embeddings=rules.embeddings,
+            withheld_figures=withheld,
         )
     return check_figures(
         metrics,
@@ -95,7 +101,7 @@ def _checked_figures(metrics: Mapping[str, Any], rules: Rules) -> dict[str, floa
         min_patients=rules.min_patients,
         histograms=rules.histograms,
         embeddings=rules.embeddings,
-        withheld_figures=withheld_figures(rules.kind, is_private=rules.schema.private_round is not None),
+        withheld_figures=withheld,
     )
 
 

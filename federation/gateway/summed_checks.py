@@ -4,7 +4,7 @@ Nothing of it leaves by itself: the gateway masks it (`masked_rounds`). A false 
 count can carry what an app hides in it, so the total of each class must be the class's size in the site's own cohort.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from federation.gateway import reasons
@@ -27,12 +27,18 @@ from models.refusal import Refusal
 
 
 def check_summands(
-    metrics: Mapping[str, Any], kind: Kind, patients: Patients, *, min_patients: int, embeddings: bool
+    metrics: Mapping[str, Any],
+    kind: Kind,
+    patients: Patients,
+    *,
+    min_patients: int,
+    embeddings: bool,
+    withheld_figures: Collection[str] = (),
 ) -> dict[str, float]:
     """Return what a site adds to the sum: all counts, and its rounded figures and their squares; and its patients.
 
     Either the counts of a label are whole numbers whose totals are the site's own class sizes, which reach
-    `min_patients`, or all of them are 0. `embeddings`: as in `check_figures`.
+    `min_patients`, or all of them are 0. `embeddings`, `withheld_figures`: as in `check_figures`.
 
     Raises Refusal: E_REPLY_METRICS, E_REPLY_PATIENTS, and those of `check_figures`.
     """
@@ -49,7 +55,7 @@ def check_summands(
         min_patients=min_patients,
         histograms=False,
         embeddings=embeddings,
-        withheld_figures=set(FIGURES[kind]) - reported(kind),
+        withheld_figures=(set(FIGURES[kind]) - reported(kind)).union(withheld_figures),
     )
     return {**summands({**counts, **figures}, kind), EXAMPLES: figures[EXAMPLES]}
 

@@ -14,6 +14,7 @@ from pipeline.training.train import Schedule, TrainSettings
 MAX_SEED = 2**31 - 1
 MEAN_STRATEGIES = ("FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedYogi", "FedAdagrad")
 LEAST_SECURE_SITES = 3  # in a sum
+LEAST_SECURE_ROUNDS = 2
 MAX_GROUPS = 33
 
 
@@ -212,8 +213,8 @@ class Study(BaseModel, extra="forbid"):
             raise ValueError(f"secure = true allows no {', '.join(single)}: these models reveal single sites' updates")
         if self.wire.precision != "float32":
             raise ValueError('secure = true needs precision = "float32" in [wire]: masked numbers have 32 bits')
-        if self.privacy is not None:
-            raise ValueError("secure = true and [privacy] cannot be combined yet: choose one of them")
+        if self.study.rounds < LEAST_SECURE_ROUNDS:
+            raise ValueError("secure = true needs at least 2 rounds: the last one only judges the model")
         return self
 
     def with_seed(self, seed: int) -> "Study":

@@ -86,6 +86,26 @@ def absences(results: Results) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda each: -each["times"])
 
 
+def judgements(results: Results) -> dict[str, Any] | None:
+    """Return what the hospitals of a masked study found about the models: rounds with votes, and those taken back.
+
+    None if no round has votes.
+    """
+    rounds = rounds_of(results)
+    judged = [entry for entry in rounds if entry.get("votes")]
+    if not judged:
+        return None
+    return {
+        "rounds": len(judged),
+        "some_worse": sum(entry["votes"]["worse"] > 0 for entry in judged),
+        "undone": [
+            {"round": entry["round"], **explained(entry["lost_for"]), "undone": entry["undone"]}
+            for entry in rounds
+            if entry.get("undone")
+        ],
+    }
+
+
 def doubted(results: Results) -> list[dict[str, str]]:
     """Return the reasons to doubt the model that a release must answer, beside the flags of the audit."""
     flagged = results.audit.flags if results.audit else []

@@ -46,6 +46,7 @@ def content(results: Results) -> dict[str, Any]:
         "subgroups": trust.subgroups(results),
         "groups_told": trust.has_groups(results),
         "audit": conduct.audit(results),
+        "judgements": conduct.judgements(results),
         "doubts": conduct.doubted(results),
         "audit_asked": results.study.evaluation.shortcut_audit,
         "costs": conduct.costs(results),

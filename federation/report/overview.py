@@ -6,6 +6,7 @@ from federation.protocol.metric_allowlist import EXAMPLES
 from federation.report.estimates import LABELS, estimate, federated, number, over_sites, sites
 from federation.runs.progress import asked_in
 from federation.runs.results import Results
+from federation.strategy.round_report import kept_rounds
 
 RANKED = ("auroc", "auprc", "sens_at_spec90", "sens_at_spec95", "spec_at_sens90", "spec_at_sens95")
 
@@ -31,7 +32,7 @@ def about(results: Results) -> dict[str, Any]:
         "rounds": {
             "planned": table.rounds,
             "held": len(rounds),
-            "counted": sum(not entry["lost"] for entry in rounds),
+            "counted": len(kept_rounds(rounds)),
             "lost": [{"round": entry["round"], "code": entry["lost_for"]} for entry in rounds if entry["lost"]],
             "stopped_early": results.stopped_early,
         },

@@ -127,6 +127,8 @@ class Tracker:
             "round_seconds": report.seconds,
             "round_sites": len(report.valid),
             "round_lost": float(report.lost),
+            **{f"votes_{answer}": float(count) for answer, count in report.votes.items()},
+            **({"rounds_undone": float(len(report.undone))} if report.undone else {}),
             "bytes_up": report.bytes_up,
             "bytes_down": report.bytes_down,
         }

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 KEEP = 3
 _NAME = re.compile(r"round-(\d{6})-([0-9a-f]{64})\.safetensors")
-_GROUPS = ("arrays", "buffers", "memory")
+_GROUPS = ("arrays", "buffers", "memory", "accepted")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class State:
 
     `arrays`: the trainable tensors. `buffers`: the batch-norm buffers. `memory`: the strategy's state (see
     `flower_strategies`). `history`: the report of each round so far. `about`: the study. Both are plain JSON.
+    `accepted`: the last model that the hospitals accepted, if they judge the models (`coordinator.accepted_model`).
     """
 
     round: int
@@ -43,6 +44,7 @@ class State:
     memory: Mapping[str, NDArray]
     history: Sequence[Mapping[str, Any]]
     about: Mapping[str, str]
+    accepted: Mapping[str, NDArray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

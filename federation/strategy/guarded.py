@@ -94,11 +94,13 @@ class StartState:
     """What training starts from, besides the weights: the model's batch-norm `buffers`, if any.
 
     To resume, give also the number of the next round and the saved memory of the optimiser (see `strategy_state`).
+    `accepted`: what `GuardedStrategy.accepted` was, for a study whose hospitals judge the models.
     """
 
     buffers: Mapping[str, NDArray] = field(default_factory=dict)
     first_round: int = 1
     memory: Mapping[str, NDArray] = field(default_factory=dict)
+    accepted: Mapping[str, NDArray] = field(default_factory=dict)
 
 
 class GuardedStrategy(Strategy):
@@ -138,6 +140,7 @@ class GuardedStrategy(Strategy):
         self.on_round = on_round
         self.arrays: dict[str, NDArray] = {}
         self.buffers: dict[str, NDArray] = dict(start.buffers)
+        self.accepted: Mapping[str, NDArray] = start.accepted  # the last accepted model; empty if nobody judges models
         self.aggregated_rounds = 0
         self.lost_rounds = 0
         self._lost_in_a_row = 0
@@ -164,10 +167,10 @@ class GuardedStrategy(Strategy):
         Raises `Refusal` E_QUORUM if too few nodes are connected within `wait_s`.
         """
         number = self.first_round - 1 + server_round
-        roster = cast(Grid, _Roster(self.rules.choose(number, self._wait_for_quorum(grid))))
+        nodes = self.rules.choose(number, self._wait_for_quorum(grid))
         self._began_s = time.monotonic()
         self.arrays = decode(arrays)
-        messages = list(self.inner.configure_train(number, encode(self.arrays), config, roster))
+        messages = self._messages(number, nodes, config)
         buffers = {"buffers": encode(self.buffers)} if self.buffers else {}
         for message in messages:
             head = self.heads.get(message.metadata.dst_node_id, NO_HEAD)
@@ -175,6 +178,10 @@ class GuardedStrategy(Strategy):
             message.content = RecordDict({"arrays": message.content["arrays"], **buffers, "config": config})
         self._sampled = tuple(sorted(message.metadata.dst_node_id for message in messages))
         return messages
+
+    def _messages(self, number: int, nodes: Sequence[int], config: ConfigRecord) -> list[Message]:
+        """Let the wrapped strategy begin a round with these nodes; return its messages."""
+        return list(self.inner.configure_train(number, encode(self.arrays), config, cast(Grid, _Roster(nodes))))
 
     def _wait_for_quorum(self, grid: Grid) -> list[int]:
         deadline_s = time.monotonic() + self.rules.wait_s

@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Queue
 from typing import Any, cast
@@ -17,15 +17,19 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
+from federation.coordinator.accepted_model import SHRINK, Accepted
 from federation.coordinator.masked_strategy import MaskedStrategy
 from federation.coordinator.masked_study import MaskedStudy
 from federation.gateway.first_model import model_digest, write_chunks
+from federation.gateway.reasons import MODEL_DRIFT
 from federation.protocol.batch_norm import combine
 from federation.protocol.flat_weights import BATCH_NORM, WEIGHTS
 from federation.protocol.masked_replies import FIGURES, MASKED, WORDS
 from federation.protocol.metric_allowlist import FIGURES as ALL
 from federation.protocol.reply_validation import decode, encode
+from federation.secure_aggregation.ballots import NO_VOTE, NOT_WORSE, SLOTS, WORSE, Answer, Ballot
 from federation.secure_aggregation.canonical import canonical
+from federation.secure_aggregation.fixed_point import WIDE_WORDS
 from federation.secure_aggregation.keys import Identity
 from federation.secure_aggregation.masking import masked
 from federation.secure_aggregation.messages import Advertised, Confirmations, Header, Sealed, Uploaded
@@ -33,7 +37,7 @@ from federation.secure_aggregation.reply_vector import Reply, Settings, vector
 from federation.secure_aggregation.roster import Member, Roster
 from federation.secure_aggregation.site_round import SiteRound
 from federation.secure_aggregation.store import Store
-from federation.strategy.flower_strategies import build_strategy
+from federation.strategy.flower_strategies import build_strategy, strategy_state
 from federation.strategy.guarded import RoundRules, StartState
 from federation.strategy.round_report import RoundReport
 from federation.superlink.masked_address import PATH, ROUND_HEADER, SITE_HEADER, WORD_HEADER, read_address
@@ -43,6 +47,7 @@ NAMES = {1: "north", 2: "south", 3: "west", 4: "east"}
 PATIENTS = {1: 30, 2: 50, 3: 20, 4: 25}
 APP, STUDY, RUN = "a" * 64, "b" * 64, "covid-1"
 RNG = np.random.default_rng(3)
+ALL_WORSE: Mapping[int, Answer] = dict.fromkeys(range(1, 5), WORSE)
 MODEL = {WEIGHTS: RNG.standard_normal(300).astype(np.float32)}
 BUFFERS = {
     BATCH_NORM + "running_mean": np.zeros(4, np.float32),
@@ -62,11 +67,21 @@ def moments(node: int) -> tuple[NDArray, NDArray]:
 
 @dataclass
 class Hospitals:
-    """The hospitals' gateways in threads. `silent`: nodes that fail to train, by round."""
+    """The hospitals' gateways in threads. `silent`: nodes that fail to train, by round.
+
+    `far`: nodes that refuse the model, by round. `answers`: of the nodes about the model, by round. `patched`: by round
+    a node, and what it adds to its words. `epsilon`: sent beside the words, if not 0.
+    """
 
     folder: Path
     count: int = 3
     silent: Mapping[int, set[int]] = field(default_factory=dict)
+    far: Mapping[int, set[int]] = field(default_factory=dict)
+    answers: Mapping[int, Mapping[int, Answer]] = field(default_factory=dict)
+    patched: Mapping[int, tuple[int, NDArray]] = field(default_factory=dict)  # by round: the node, and its words
+    epsilon: float = 0.0
+    seen: dict[int, NDArray] = field(default_factory=dict)  # the weights of each round
+    models: set[str] = field(default_factory=set)  # digests
     stop_before: Mapping[int, str] = field(default_factory=dict)  # a step that a node does not do
     problems: list[BaseException] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
@@ -114,6 +129,9 @@ class Hospitals:
                 "ledger": ConfigRecord({"head": f"{lines:064x}", "lines": lines}),
             }
         )
+        if self.epsilon:
+            number = int(str(message.content.config_records["config"]["server-round"]))
+            content["metrics"] = MetricRecord({"epsilon": self.epsilon * number})
         replies.put(_sent(Message(content, reply_to=message), node))
         try:
             finish()
@@ -126,15 +144,23 @@ class Hospitals:
         number = int(str(content.config_records["config"]["server-round"]))
         if node in self.silent.get(number, set()):
             raise RuntimeError("the training failed")
+        if node in self.far.get(number, set()):
+            raise Refusal(MODEL_DRIFT)
         arrays = {name: decode(content.array_records[name]) for name in ("arrays", "buffers")}
         header, told = self.begin(node, number)
         settings = Settings.model_validate(told)
         assert header.model == model_digest(write_chunks(arrays))
         assert header.settings == settings.digest and header.app == APP
+        self.seen[number] = arrays["arrays"][WEIGHTS]
+        self.models.add(header.model)
         means, variances = moments(node)
         figures = {name: 0.1 * node for name in FIGURES}
         reply = Reply(PATIENTS[node], figures, means, variances, [changes(node, arrays["arrays"][WEIGHTS])])
-        return self.mask(node, header, np.concatenate(list(vector(reply, settings))))
+        reply = replace(reply, ballot=Ballot.drawn(self.answers.get(number, {}).get(node, NOT_WORSE)))
+        words = np.concatenate(list(vector(reply, settings)))
+        if number in self.patched and self.patched[number][0] == node:
+            words = words + self.patched[number][1]
+        return self.mask(node, header, words)
 
     def begin(self, node: int, number: int) -> tuple[Header, Any]:
         """Return the header and the settings of a masked round."""
@@ -210,7 +236,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def strategy_of(
-    hospitals: Hospitals, reports: list[RoundReport], inner: FedAvg | None = None, **start: Any
+    hospitals: Hospitals,
+    reports: list[RoundReport],
+    inner: FedAvg | None = None,
+    *,
+    max_lost: int = 2,
+    is_private: bool = False,
+    **start: Any,
 ) -> MaskedStrategy:
     masked_study = MaskedStudy(
         run=RUN,
@@ -221,8 +253,10 @@ def strategy_of(
         names=NAMES,
         round_seconds=20.0,
         server_folder=hospitals.folder / "server",
+        fixed=((0, 3),),
+        is_private=is_private,
     )
-    rules = RoundRules(quorum=3, metrics=ALL["train"], max_examples=1000, wait_s=1)
+    rules = RoundRules(quorum=3, metrics=ALL["train"], max_examples=1000, wait_s=1, max_lost_rounds=max_lost)
     state = StartState(buffers=BUFFERS, **start)
     return MaskedStrategy(inner or FedAvg(), rules, state, masked=masked_study, on_round=reports.append)
 
@@ -296,13 +330,13 @@ def test_round_with_too_few_hospitals_is_lost_and_the_next_one_works(folder: Pat
 def test_sum_that_a_killed_server_left_is_finished(folder: Path) -> None:
     """The hospitals have signed, and may have revealed shares: they train this model no more."""
     hospitals = Hospitals(folder, stop_before=dict.fromkeys(NAMES, "reveal"))
-    strategy = strategy_of(hospitals, [])
+    strategy = strategy_of(hospitals, [], build_strategy("FedAdam", {}))
     strategy.masked.__dict__["last_seconds"] = 1.0
     with pytest.raises(Refusal, match="E_SECAGG_TOO_FEW"):
         run(strategy, hospitals, 1)
     hospitals.stop_before = {}
     reports: list[RoundReport] = []
-    again = strategy_of(hospitals, reports)
+    again = strategy_of(hospitals, reports, build_strategy("FedAdam", {}))
     with again.serving():
         threads = [
             threading.Thread(
@@ -315,8 +349,10 @@ def test_sum_that_a_killed_server_left_is_finished(folder: Path) -> None:
         again.finish_begun(MODEL)
         for thread in threads:
             thread.join(30)
-    expected = plain_round(FedAvg(), 1, MODEL[WEIGHTS], [1, 2, 3])
-    np.testing.assert_allclose(again.arrays[WEIGHTS], expected, atol=1e-6)
+    inner = build_strategy("FedAdam", {})
+    inner.configure_train(1, encode(MODEL), ConfigRecord(), cast(Grid, hospitals))
+    expected = plain_round(inner, 1, MODEL[WEIGHTS], [1, 2, 3])
+    np.testing.assert_allclose(again.arrays[WEIGHTS], expected, atol=2e-4)
     assert (again.first_round, reports[0].round, reports[0].lost) == (2, 1, False)
     later = strategy_of(hospitals, reports, first_round=2)
     later.finish_begun(again.arrays)
@@ -331,3 +367,172 @@ def test_callers_without_the_word_and_unknown_steps_are_refused(folder: Path) ->
         assert post(server, "north", "else", b"{}", "")[0] == 403
         assert post(server, "north", "begin", b"{}", "")[0] == 204  # no round yet
         assert post(server, "north", "advertise", b"x" * 200_000, "")[0] == 413
+
+
+# --- the vote ---------------------------------------------------------------------------------------------
+
+
+def shrunk(weights: NDArray, times: int = 1) -> NDArray:
+    """The weights after the study went back to them; the first three are never trained."""
+    return np.concatenate([weights[:3], (weights[3:] * SHRINK**times).astype(np.float32)])
+
+
+def plain_weights(rounds: int, nodes: list[int]) -> NDArray:
+    weights, inner = MODEL[WEIGHTS], FedAvg()
+    for number in range(1, rounds + 1):
+        weights = plain_round(inner, number, weights, nodes)
+    return weights
+
+
+def test_model_that_most_hospitals_find_worse_is_taken_back(folder: Path) -> None:
+    hospitals, reports = Hospitals(folder, answers={3: {1: WORSE, 2: WORSE}}), list[RoundReport]()
+    strategy = strategy_of(hospitals, reports, max_lost=5)
+    run(strategy, hospitals, 4)
+    assert [report.lost_for for report in reports] == [None, None, "E_MODEL_REJECTED", None]
+    assert [report.undone for report in reports] == [(), (), (2,), ()]
+    assert [report.unjudged for report in reports] == [(1,), (2,), (), (4,)]
+    assert reports[2].votes == {"worse": 2, "not_worse": 1, "no_vote": 0}
+    assert reports[2].aggregated == {} and reports[2].valid == (1, 2, 3)
+    np.testing.assert_allclose(hospitals.seen[2], plain_weights(1, [1, 2, 3]), atol=1e-6)
+    np.testing.assert_array_equal(hospitals.seen[4], shrunk(hospitals.seen[2]))
+    assert len(hospitals.models) == 4, "no sum was revealed twice"
+    assert hospitals.problems == []
+
+
+def test_the_last_step_is_not_released_because_nobody_judged_it(folder: Path) -> None:
+    hospitals = Hospitals(folder)
+    strategy = strategy_of(hospitals, [])
+    run(strategy, hospitals, 3)
+    accepted = Accepted.read(strategy.accepted)
+    assert accepted is not None and accepted.unjudged == (3,)
+    np.testing.assert_array_equal(accepted.arrays[WEIGHTS], hospitals.seen[3])
+    assert not np.array_equal(strategy.arrays[WEIGHTS], hospitals.seen[3])
+
+
+@pytest.mark.parametrize(
+    "answers", [{1: WORSE}, {1: WORSE, 2: NO_VOTE}, {1: NO_VOTE, 2: NO_VOTE, 3: NO_VOTE}], ids=["one", "half", "nobody"]
+)
+def test_hostile_minority_cannot_take_an_honest_round_back(folder: Path, answers: Mapping[int, Answer]) -> None:
+    hospitals, reports = Hospitals(folder, answers={2: answers}), list[RoundReport]()
+    run(strategy_of(hospitals, reports), hospitals, 2)
+    assert [report.lost for report in reports] == [False, False]
+    assert reports[1].votes["worse"] == sum(answer == WORSE for answer in answers.values())
+
+
+def patch(settings_words: int, at: int, values: Mapping[int, int]) -> NDArray[np.uint32]:
+    words = np.zeros(settings_words, np.uint32)
+    for place, value in values.items():
+        words[at + place] = value % 2**32
+    return words
+
+
+def vote_words() -> tuple[int, int]:
+    """The length of the vector, and where the ballots begin."""
+    settings = Settings(weights=300, channels=4, figures=FIGURES, patients=200, longest=1.0, sites=3)
+    return settings.words, WIDE_WORDS * settings.wide
+
+
+@pytest.mark.parametrize("values", [{0: 1, 1: 1}, {5: -1, SLOTS + 5: 1}], ids=["three ballots", "another's ballot"])
+def test_hospital_with_a_changed_gateway_has_no_second_vote(folder: Path, values: Mapping[int, int]) -> None:
+    """It can lose the round, as with noise. The model stays, and nothing of the round counts."""
+    hospitals = Hospitals(folder, patched={2: (3, patch(*vote_words(), values))})
+    reports: list[RoundReport] = []
+    run(strategy_of(hospitals, reports), hospitals, 3)
+    assert [report.lost_for for report in reports] == [None, "E_SECAGG_VOTES", None]
+    assert reports[1].votes == {}
+    np.testing.assert_array_equal(hospitals.seen[3], shrunk(hospitals.seen[2]))
+
+
+def test_mean_that_is_longer_than_any_update_may_be_is_discarded(folder: Path) -> None:
+    words, _ = vote_words()
+    long = np.zeros(words, np.uint32)
+    long[-300:] = 2**28
+    hospitals, reports = Hospitals(folder, patched={1: (3, long)}), list[RoundReport]()
+    run(strategy_of(hospitals, reports), hospitals, 2)
+    assert [report.lost_for for report in reports] == ["E_SECAGG_LONG", None]
+    np.testing.assert_array_equal(hospitals.seen[2], shrunk(MODEL[WEIGHTS]))
+
+
+def test_sum_that_is_noise_loses_the_round_and_not_the_study(folder: Path) -> None:
+    words, _ = vote_words()
+    noise = np.random.default_rng(1).integers(0, 2**32, words, dtype=np.uint32)
+    hospitals, reports = Hospitals(folder, patched={1: (3, noise)}), list[RoundReport]()
+    run(strategy_of(hospitals, reports), hospitals, 2)
+    assert [report.lost for report in reports] == [True, False]
+    assert len(hospitals.models) == 2
+
+
+def test_memory_of_the_optimiser_goes_back_too(folder: Path) -> None:
+    hospitals, memories = Hospitals(folder, answers={3: ALL_WORSE}), list[dict[str, NDArray]]()
+    inner = build_strategy("FedAdam", {})
+    strategy = strategy_of(hospitals, [], inner, max_lost=5)
+    strategy.on_round = lambda report: memories.append(strategy_state(inner))
+    run(strategy, hospitals, 3)
+    after_first, after_second, after_going_back = memories
+    assert after_going_back.keys() == after_first.keys()
+    for name, array in after_first.items():
+        np.testing.assert_array_equal(after_going_back[name], array)
+    assert any(not np.array_equal(after_second[name], array) for name, array in after_first.items())
+
+
+def test_study_that_is_spoiled_again_and_again_ends(folder: Path) -> None:
+    """Each rejected model costs two rounds: the one that made it, and the one that judged it."""
+    answers = {number: ALL_WORSE for number in (2, 4, 6, 8)}
+    hospitals, reports = Hospitals(folder, answers=answers), list[RoundReport]()
+    with pytest.raises(Refusal, match="E_MODEL_REJECTED: 3 of 3 hospitals"):
+        run(strategy_of(hospitals, reports), hospitals, 8)
+    assert [report.lost for report in reports] == [False, True, False, True]
+
+
+def test_single_spoiled_rounds_do_not_end_a_study(folder: Path) -> None:
+    answers = {number: ALL_WORSE for number in (3, 6)}
+    hospitals, reports = Hospitals(folder, answers=answers), list[RoundReport]()
+    run(strategy_of(hospitals, reports), hospitals, 7)
+    assert [report.round for report in reports if report.lost] == [3, 6]
+
+
+def test_model_that_all_gateways_refuse_as_too_far_is_taken_back(folder: Path) -> None:
+    hospitals, reports = Hospitals(folder, far={3: {1, 2, 3}}), list[RoundReport]()
+    run(strategy_of(hospitals, reports), hospitals, 4)
+    assert [report.lost_for for report in reports] == [None, None, "E_MODEL_DRIFT", None]
+    assert reports[2].undone == (2,)
+    np.testing.assert_array_equal(hospitals.seen[4], shrunk(hospitals.seen[2]))
+
+
+def test_minority_that_claims_that_a_model_is_too_far_takes_nothing_back(folder: Path) -> None:
+    hospitals, reports = Hospitals(folder, far={2: {3}}), list[RoundReport]()
+    strategy = strategy_of(hospitals, reports)
+    strategy.masked.__dict__["round_seconds"] = 2.0
+    run(strategy, hospitals, 3)
+    assert [report.lost_for for report in reports] == [None, "E_SECAGG_TOO_FEW", None]
+    assert reports[1].undone == ()
+
+
+def test_resumed_study_goes_back_to_the_model_that_was_accepted_before(folder: Path) -> None:
+    hospitals, reports = Hospitals(folder, answers={3: ALL_WORSE}), list[RoundReport]()
+    first = strategy_of(hospitals, reports)
+    run(first, hospitals, 2)
+    later = strategy_of(hospitals, reports, first_round=3, accepted=first.accepted)
+    later.buffers = first.buffers
+    with later.serving():
+        later.start(grid=cast(Grid, hospitals), initial_arrays=encode(first.arrays), num_rounds=2, timeout=60)
+        for thread in hospitals.threads:
+            thread.join(30)
+    assert [report.undone for report in reports] == [(), (), (2,), ()]
+    np.testing.assert_array_equal(hospitals.seen[4], shrunk(hospitals.seen[2]))
+
+
+def test_epsilon_of_each_hospital_travels_beside_the_sum(folder: Path) -> None:
+    hospitals, reports = Hospitals(folder, epsilon=0.75), list[RoundReport]()
+    run(strategy_of(hospitals, reports, is_private=True), hospitals, 2)
+    assert [report.metrics for report in reports] == [
+        {node: {"epsilon": 0.75} for node in (1, 2, 3)},
+        {node: {"epsilon": 1.5} for node in (1, 2, 3)},
+    ]
+
+
+def test_epsilon_in_a_study_that_is_not_private_is_refused(folder: Path) -> None:
+    hospitals, reports = Hospitals(folder, epsilon=0.75), list[RoundReport]()
+    with pytest.raises(Refusal, match="E_SECAGG_TOO_FEW"):
+        run(strategy_of(hospitals, reports, max_lost=0), hospitals, 1)
+    assert set(reports[0].refused.values()) == {"E_REPLY_RECORDS"}

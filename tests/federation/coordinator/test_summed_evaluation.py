@@ -30,6 +30,7 @@ from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS
 from pipeline.site.folder import Site, Split
+from pipeline.training.privacy_budget import spent_epsilon
 from pipeline.training.train import predict
 
 pytestmark = pytest.mark.slow
@@ -161,6 +162,29 @@ def test_familiarity_and_audit_come_from_sums(results: Results, run: Path) -> No
     assert "only sums" in results.audit.no_probe
     assert "auroc_severe_outside" in results.audit.means
     assert set(results.audit.means) <= set(FIGURES["evaluate.test"])
+
+
+def test_private_study_states_each_hospitals_epsilon_and_asks_nothing_of_training_patients(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    """ε of the card is what the hospitals' own budgets say, as without secure aggregation."""
+    tables = STUDY.model_dump(mode="json")
+    tables["network"]["norm"] = "group"
+    tables["privacy"] = {"noise_multiplier": 4.0, "sample_rate": 0.1, "max_grad_norm": 1.0, "delta": 1e-5}
+    stated = {}
+    for secure in (True, False):
+        own = [shutil.copytree(folder, tmp_path / str(secure) / folder.name) for folder in folders]
+        tables["aggregation"]["secure"] = secure
+        finished = rehearse(Study.model_validate(tables), tmp_path / f"server-{secure}", own)
+        description = load_release(finished / "release").description
+        assert description.privacy is not None
+        stated[secure] = description.privacy.epsilon
+        run_name = read_results(finished).run
+        assert stated[secure] == {
+            site.name: spent_epsilon(site, delta=1e-5, run=run_name) for site in map(Site.open, own)
+        }
+        assert description.familiarity is None and read_results(finished).audit is None
+    assert stated[True] == stated[False]
 
 
 # --- hospitals that are missing ---------------------------------------------------------------------------

@@ -183,11 +183,17 @@ class Study:
         confirmations = Confirmations.parse(ask("confirm", signed.content))
         ask("reveal", mine.reveal(confirmations).content)
 
-    def work(self, out: Model, leak: Callable[[Message], object] = lambda reply: None) -> Message:
-        """Let the node train, and return what the server receives. `leak`: changes what the app replies."""
+    def work(
+        self,
+        out: Model,
+        figures: Mapping[str, float] = FIGURE,
+        *,
+        leak: Callable[[Message], object] = lambda reply: None,
+    ) -> Message:
+        """Let the node train and report these figures, and return what the server receives.
 
-    def work(self, out: Model, figures: Mapping[str, float] = FIGURE) -> Message:
-        """Let the node train and report these figures, and return what the server receives."""
+        `leak`: changes what the app replies.
+        """
         settings = ConfigRecord({"server-round": 3, "ledger-head": "", "ledger-lines": 0})
         records = {name: record_of(arrays) for name, arrays in CAME_IN.items() if arrays}
         self.server.give(RecordDict({**records, "config": settings}))  # type: ignore[dict-item]
@@ -195,12 +201,10 @@ class Study:
             task = node.fetch()
             assert task is not None
             replied = {name: record_of(arrays) for name, arrays in out.items() if arrays}
-            metrics = MetricRecord({**FIGURE, "num-examples": 30})
+            metrics = MetricRecord({**figures, "num-examples": 30})
             reply = Message(RecordDict({**replied, "metrics": metrics}), reply_to=task)  # type: ignore[dict-item]
             leak(reply)
             node.push(reply)
-            metrics = MetricRecord({**figures, "num-examples": 30})
-            node.push(Message(RecordDict({**replied, "metrics": metrics}), reply_to=task))  # type: ignore[dict-item]
             return self.reply()
 
     def reply(self, count: int = 1) -> Message:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from federation.gateway.summed_checks import check_summands
-from federation.protocol.metric_allowlist import EXAMPLES, EXAMPLES_OF, FIGURES, LABELS, Kind
+from federation.protocol.metric_allowlist import EXAMPLES, EXAMPLES_OF, FIGURES, LABELS, Kind, withheld_figures
 from federation.protocol.summed_answers import SUMMED, load_counts, logit_counts, reported, sites_with
 from models.refusal import Refusal
 from tests.federation.gateway.test_figure_checks import ENOUGH, LEAST, having
@@ -55,6 +55,14 @@ def test_figures_are_rounded_and_the_gateway_squares_them_itself() -> None:
     assert found["distance_sd_squared"] == pytest.approx(0.2**2)
     assert "distance_sd" not in found
     assert set(found) <= {*SUMMED["evaluate.calibrate"].counts, *SUMMED["evaluate.calibrate"].means, EXAMPLES}
+
+
+def test_private_study_adds_no_figure_that_also_describes_training_patients() -> None:
+    withheld = withheld_figures(TEST, is_private=True)
+    assert "scanner_from_embedding" in withheld
+    reply = honest(scanner_from_embedding=0.8)
+    with pytest.raises(Refusal, match="E_REPLY_METRICS"):
+        check_summands(reply, TEST, PATIENTS, min_patients=LEAST, embeddings=True, withheld_figures=withheld)
 
 
 def test_only_the_lower_end_of_an_interval_is_summed() -> None:

@@ -185,6 +185,11 @@ def test_groups_that_cannot_outvote_one_are_refused(tmp_path, text, says):
     assert says in caught.value.says
 
 
+def test_masked_study_may_be_private(tmp_path):
+    private = '[network]\nnorm = "group"\n[privacy]\nnoise_multiplier = 1.5\nsample_rate = 0.1\n'
+    assert secure_study(tmp_path, SECURE + private).private_round is not None
+
+
 @pytest.mark.parametrize("name", ["CenteredClip", "FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan"])
 def test_strategies_that_compare_single_updates_are_refused_with_masks(tmp_path, name):
     with pytest.raises(Refusal, match=f"E_SETTINGS_KEY.*{name} compares single updates"):
@@ -201,11 +206,7 @@ def test_strategies_that_compare_single_updates_are_refused_with_masks(tmp_path,
         ("secure = true", "secure = true\n[evaluation]\nlocal_models = true", "local_models"),
         ("secure = true", "secure = true\n[evaluation]\nfine_tune = true", "fine_tune"),
         ("secure = true", 'secure = true\n[wire]\nprecision = "float16"', "float32"),
-        (
-            "secure = true",
-            'secure = true\n[network]\nnorm = "group"\n[privacy]\nnoise_multiplier = 1.5\nsample_rate = 0.1',
-            "privacy",
-        ),
+        ("rounds = 2", "rounds = 1", "at least 2 rounds"),
     ],
 )
 def test_settings_that_a_sum_cannot_serve_are_refused(tmp_path, right, wrong, says):
