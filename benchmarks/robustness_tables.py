@@ -87,14 +87,14 @@ def _small_task(found: Found) -> str:
         rows = [["nobody hostile", *row(None)], *([attack, *row(attack)] for attack in attacks)]
         for name, attack in (("backdoor: its success", "backdoor"), ("backdoor: without the attack", None)):
             rows.append([name, *(found.backdoor(each, sites, attack) for each in contenders)])
-        lines += _table(f"One hostile among {sites} sites", contenders, rows)
+        lines += table(f"One hostile among {sites} sites", contenders, rows)
     unlike = [kind for kind in found.values("kind") if kind != ALIKE]
     rows = [
         [f"{kind}, {sites} sites", *(found.lost(each, sites, kind=kind) for each in contenders)]
         for kind in unlike
         for sites in (3, 5, 7)
     ]
-    lines += _table("Honest hospitals that differ", contenders, rows)
+    lines += table("Honest hospitals that differ", contenders, rows)
     strongest = [attack for attack in attacks if found.job("CenteredClip", 5, attack, rounds=12)]
     some = [each for each in contenders if found.job(each, 5, strongest[0], kind="size")]
     rows = [
@@ -106,16 +106,16 @@ def _small_task(found: Found) -> str:
         [f"size, by the largest: {attack}", *(found.lost(each, 5, attack, kind="size", place=5) for each in some)]
         for attack in strongest
     ]
-    lines += _table("Five hospitals that differ, one of them hostile", some, rows)
+    lines += table("Five hospitals that differ, one of them hostile", some, rows)
     clip = ["CenteredClip"]
     rows = [[attack or "nobody hostile", found.lost(clip[0], 5, attack, rounds=12)] for attack in [None, *strongest]]
-    lines += _table("Five sites, 12 rounds in place of 4", clip, rows)
+    lines += table("Five sites, 12 rounds in place of 4", clip, rows)
     few = [BASE, "FedAvg, clipped", *clip]
     rows = [
         [attack or "nobody hostile", *(found.lost(each, 3, attack, rounds=8, silent_from=4) for each in few)]
         for attack in (None, "reversed update", "label flip, at the bound")
     ]
-    return "\n".join([*lines, *_table("Three sites, of which an honest one is missing from round 4 of 8", few, rows)])
+    return "\n".join([*lines, *table("Three sites, of which an honest one is missing from round 4 of 8", few, rows)])
 
 
 def _phantoms(outcomes: Sequence[Outcome]) -> str:
@@ -133,9 +133,9 @@ def _phantoms(outcomes: Sequence[Outcome]) -> str:
             rows.append([f"{kind}, {label}", *row])
     head = ["FedAvg, clipped: AUROC", *(f"{method}: change" for method in methods[1:])]
     title = f"Phantoms, {len(seeds)} seeds, three honest hospitals that differ, a 3D network; each seed in brackets"
-    return "\n".join(_table(title, head, rows))
+    return "\n".join(table(title, head, rows))
 
 
-def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [f"## {title}", "", f"| | {' | '.join(head)} |", f"| --- |{' --- |' * len(head)}"]
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]

@@ -314,7 +314,9 @@ class MaskedStrategy(GuardedStrategy):
         undone, accepted = self._accepted.unjudged, replace(self._accepted.shrunk_once_more(), unjudged=())
         self._keep(accepted)
         self.arrays = shrink(accepted.arrays, self.masked.fixed, accepted.shrunk)
-        self.buffers = dict(accepted.buffers)
+        # Counters never go down: gateways refuse a model whose counters do.
+        counters = {name: array for name, array in self.buffers.items() if is_counter(name)}
+        self.buffers = {**accepted.buffers, **counters}
         restore_strategy(self.inner, accepted.memory)
         self.masked.note(length=accepted.length)
         return undone

@@ -464,10 +464,17 @@ def test_sum_that_is_noise_loses_the_round_and_not_the_study(folder: Path) -> No
 
 def test_memory_of_the_optimiser_goes_back_too(folder: Path) -> None:
     hospitals, memories = Hospitals(folder, answers={3: ALL_WORSE}), list[dict[str, NDArray]]()
+    counters: list[int] = []
     inner = build_strategy("FedAdam", {})
     strategy = strategy_of(hospitals, [], inner, max_lost=5)
-    strategy.on_round = lambda report: memories.append(strategy_state(inner))
+
+    def remember(report: RoundReport) -> None:
+        memories.append(strategy_state(inner))
+        counters.append(int(strategy.buffers[BATCH_NORM + "num_batches_tracked"][0]))
+
+    strategy.on_round = remember
     run(strategy, hospitals, 3)
+    assert counters == [1, 2, 2], "gateways refuse a counter that goes down"
     after_first, after_second, after_going_back = memories
     assert after_going_back.keys() == after_first.keys()
     for name, array in after_first.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from federation.coordinator.accepted_model import shrink
 from federation.gateway.first_model import heads_as_json, write_chunks
 from federation.gateway.lineage import KEPT_RUNS, Lineage
 from federation.gateway.schema import Schema
@@ -51,12 +52,12 @@ class Site:
             return refusal.code
         return ""
 
-    def train(self, model: Model, number: int, **settings: object) -> None:
+    def train(self, model: Model, number: int, *, is_worse: bool = False, **settings: object) -> None:
         assert self.code(model, number, **settings) == ""
         chunks = self.folder / "chunks"
         chunks.mkdir(exist_ok=True)
         write_chunks(model, chunks)
-        self.lineage(**settings).accept(number, arrays_of(model), chunks)  # type: ignore[arg-type]
+        self.lineage(**settings).accept(number, arrays_of(model), chunks, is_worse=is_worse)  # type: ignore[arg-type]
 
 
 def moved(model: Model, start: int, end: int, rms: float) -> Model:
@@ -115,6 +116,34 @@ def test_movement_of_each_tensor_is_limited(site: Site, start: int, end: int, al
     assert site.code(moved(FIRST, start, end, 1.01 * allowed), 2) == "E_MODEL_DRIFT"
     assert site.code(moved(FIRST, start, end, 1.98 * allowed), 3) == ""  # one round was missed
     assert site.code(moved(FIRST, start, end, 2.02 * allowed), 3) == "E_MODEL_DRIFT"
+
+
+def gone_back(model: Model) -> Model:
+    """The model as a masked study sends it after the hospitals voted a later one back."""
+    return {**model, "arrays": shrink(model["arrays"], SCHEMA.fixed(WEIGHTS))}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_study_may_go_back_behind_a_model_that_this_site_found_much_worse(site: Site, times: int) -> None:
+    """Also from a model as far away as the bounds allow, and again if the next model is spoiled too."""
+    site.train(FIRST, 1)
+    accepted, number = moved(FIRST, 40_000, 69_000, 0.05), 2
+    site.train(accepted, number)
+    for _ in range(times):
+        spoiled = moved(accepted, 0, 40_000, 0.999 * SHARE * rms(accepted, 0, 40_000))
+        site.train(spoiled, number + 1, is_worse=True)
+        accepted, number = gone_back(accepted), number + 2
+        site.train(accepted, number)
+
+
+def test_server_that_goes_back_without_a_reason_is_bound_like_any_other(site: Site) -> None:
+    """It wants the hospitals to train near an old model again. How far that may be is what one round allows."""
+    site.train(FIRST, 1)
+    model = FIRST
+    for number in (2, 3, 4):
+        model = moved(model, 40_000, 69_000, 0.09)
+        site.train(model, number)
+    assert site.code(gone_back(FIRST), 5) == "E_MODEL_DRIFT"
 
 
 def test_tensor_that_training_does_not_change_must_stay_equal(site: Site) -> None:
