@@ -73,8 +73,9 @@ class SimulatedGateways:
 
     def __init__(self, study: Study, folders: Sequence[Path], run: str) -> None:
         """Raises Refusal E_SECAGG_ROSTER_SMALL."""
-        if len(folders) < MIN_PEERS:
-            raise Refusal(reasons.SECAGG_ROSTER_SMALL, needed=MIN_PEERS, present=len(folders))
+        needed = MIN_PEERS * max(study.aggregation.groups, 1)
+        if len(folders) < needed:
+            raise Refusal(reasons.SECAGG_ROSTER_SMALL, needed=needed, present=len(folders))
         self._temporary = TemporaryDirectory(prefix="fedthorax-masked-")
         root = Path(self._temporary.name)
         content = study.model_dump_json()
@@ -105,6 +106,7 @@ class SimulatedGateways:
             server_folder=server,
             fixed=tuple(schema.fixed(WEIGHTS)),
             is_private=study.privacy is not None,
+            groups=study.aggregation.groups,
         )
         witnesses = [witness_folder(site.folder) for site in stand_ins.values()]
         weakref.finalize(self, _end, self._loop, witnesses)

@@ -22,6 +22,7 @@ from federation.protocol.flat_weights import BATCH_NORM, WEIGHTS, Arrays, pack
 from federation.protocol.masked_replies import MASKED
 from federation.protocol.metric_allowlist import APPEARANCE_SIZE, Kind
 from federation.protocol.study_config import AggregationTable, Study
+from federation.secure_aggregation.groups import groups_of
 from federation.strategy.checkpoint import State
 from models.network import build_network
 from models.refusal import Refusal
@@ -37,20 +38,23 @@ FLOAT32 = 2.0**-24  # the rounding of a weight
 SCAN = Preprocessing(method=1, shape=(48, 48, 48), working_spacing_mm=8.0)
 
 
-def study_of(sites: int, *, secure: bool, strategy: str = "FedAvg") -> Study:
+def study_of(sites: int, *, secure: bool, strategy: str = "FedAvg", groups: int = 0) -> Study:
     plain = study(strategy)
     # With one epoch a round, the learning rate warms up in round 1, and the updates of round 2 are long and clipped.
     table = plain.study.model_copy(update={"sites": sites, "quorum": sites, "local_epochs": 2})
-    changed = {"study": table, "preprocessing": SCAN, "aggregation": AggregationTable(secure=secure)}
+    changed = {"study": table, "preprocessing": SCAN, "aggregation": AggregationTable(secure=secure, groups=groups)}
     return plain.model_copy(update=changed)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Five sites with cohorts of different sizes. Tests must not change them."""
-    root = tmp_path_factory.mktemp("sites")
+    return sites_in(tmp_path_factory.mktemp("sites"), 5)
+
+
+def sites_in(root: Path, count: int) -> list[Path]:
     made = []
-    for number in range(5):
+    for number in range(count):
         at, name = HOSPITALS[number % len(HOSPITALS)], f"site-{number}"
         site = synthetic_site(root / name, name, seed=number, min_patients=2, tables="[training]\nthreads = 1")
         patients = 12 + 2 * number
@@ -92,6 +96,24 @@ def test_each_masked_round_gives_the_model_of_plain_averaging(folders: list[Path
         for kind in (MEAN, VARIANCE):
             np.testing.assert_allclose(state.buffers[BATCH_NORM + kind], expected.buffers[BATCH_NORM + kind], atol=1e-6)
         before, longest = Model(state.arrays, state.buffers), 3 * moved
+
+
+@pytest.mark.slow
+def test_masked_round_in_groups_gives_the_median_of_the_groups_plain_averages(tmp_path: Path) -> None:
+    what, folders = study_of(9, secure=True, groups=3), sites_in(tmp_path, 9)
+    sites = sites_here(what, folders)
+    before = Model(*pack(build_network(what.network, seed=1)))
+    assert sites.masked is not None
+    training = Training(what.model_copy(update={"study": what.study.model_copy(update={"rounds": 1})}), tmp_path, "run")
+    training.execute(sites)
+    moved = []
+    for group in groups_of(sites.masked.roster, 3):
+        of_group = [folder for folder in folders if Site.open(folder).name in group.by_name]
+        average = average_of_a_round(what, of_group, 1, before.arrays, before.buffers)
+        moved.append(average.arrays[WEIGHTS] - before.arrays[WEIGHTS])
+    expected = before.arrays[WEIGHTS] + np.median(moved, axis=0)
+    length = np.linalg.norm(before.arrays[WEIGHTS])
+    assert np.linalg.norm(training.state.arrays[WEIGHTS] - expected) < (3e-6 + FLOAT32) * length
 
 
 @pytest.mark.slow
