@@ -35,7 +35,7 @@ from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.masked_replies import FIGURES, MASKED, WORDS
 from federation.protocol.metric_allowlist import Kind
 from federation.secure_aggregation.answer_vector import AnswerSettings
-from federation.secure_aggregation.ballots import Votes
+from federation.secure_aggregation.ballots import Answer, Votes
 from federation.secure_aggregation.keys import Identity
 from federation.secure_aggregation.masking import Masks, masked
 from federation.secure_aggregation.messages import NOTHING, TRAIN, Advertised, Confirmations, Header, Sealed, Uploaded
@@ -470,16 +470,20 @@ def test_masked_words_look_random_also_over_two_rounds_of_equal_plaintext(study:
     assert correlation(plain, update) > 0.99
 
 
-async def not_masked(self: object, task: object, content: Content, values: object) -> Content:
+async def not_masked(self: object, task: object, content: Content, values: object, vote: object) -> Content:
     return content
 
 
-async def not_masked_but_named_so(self: object, task: object, content: Content, values: object) -> Content:
+async def not_masked_but_named_so(
+    self: object, task: object, content: Content, values: object, vote: object
+) -> Content:
     return Content(arrays={MASKED: {WORDS: content.arrays["arrays"][WEIGHTS]}})
 
 
-async def masked_beside_others(self: MaskedRounds, task: Task, content: Content, values: Values) -> Content:
-    return Content(arrays={**content.arrays, **(await MASK(self, task, content, values)).arrays})
+async def masked_beside_others(
+    self: MaskedRounds, task: Task, content: Content, values: Values, vote: Answer
+) -> Content:
+    return Content(arrays={**content.arrays, **(await MASK(self, task, content, values, vote)).arrays})
 
 
 MASK = MaskedRounds.mask
