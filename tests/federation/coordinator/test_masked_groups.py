@@ -207,7 +207,7 @@ def test_sum_that_one_group_revealed_in_a_lost_round_is_used_in_the_next(folder:
     hospitals.stop_before = {node: "confirm" for group in rest for node in group}
     reports: list[RoundReport] = []
     strategy = strategy_of(hospitals, reports)
-    strategy.masked.__dict__["last_seconds"] = 2.0
+    strategy.masked.__dict__["last_seconds"] = 6.0
     run(strategy, hospitals, 1)
     assert [report.lost_for for report in reports] == ["E_SECAGG_GROUPS"]
     np.testing.assert_array_equal(strategy.arrays[WEIGHTS], MODEL[WEIGHTS])
@@ -244,7 +244,7 @@ def finish(hospitals: Nine, strategy: MaskedStrategy) -> None:
 def test_sums_that_a_killed_server_left_are_finished(folder: Path) -> None:
     hospitals = Nine(folder, stop_before=dict.fromkeys(NAMES, "reveal"))
     strategy = strategy_of(hospitals, [])
-    strategy.masked.__dict__["last_seconds"] = 2.0
+    strategy.masked.__dict__["last_seconds"] = 6.0
     with pytest.raises(Refusal, match="E_SECAGG_GROUPS"):
         run(strategy, hospitals, 1)
     hospitals.stop_before = {}
@@ -263,7 +263,7 @@ def test_sums_that_a_killed_server_left_are_finished(folder: Path) -> None:
 def test_stored_sum_over_another_model_is_removed(folder: Path) -> None:
     hospitals = Nine(folder, stop_before=dict.fromkeys(NAMES, "reveal"))
     strategy = strategy_of(hospitals, [])
-    strategy.masked.__dict__["last_seconds"] = 2.0
+    strategy.masked.__dict__["last_seconds"] = 6.0
     with pytest.raises(Refusal, match="E_SECAGG_GROUPS"):
         run(strategy, hospitals, 1)
     assert len(list((folder / "masked").glob("group-*/round.json"))) == 3
