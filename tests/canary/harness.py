@@ -66,6 +66,7 @@ class Trial:
     name: str
     masked: bool = False
     plaintext: list[int] = field(default_factory=list)
+    masked_rounds: int = 0
     in_plaintext: list[Hit] = field(default_factory=list)
     rounds: list[str] = field(default_factory=list)
     out: Outgoing = field(default_factory=Outgoing)
@@ -235,9 +236,10 @@ class Watched:
             for hit in self.scanner.scan(bytes(content))
         }
         trial.hits = sorted(found)
-        for copy in copies(self.site)[len(before) :]:
+        for copy in sorted(set(copies(self.site)) - set(before)):
             content = copy.read_bytes()
             trial.plaintext.append(len(content))
+            trial.masked_rounds += "-train-" in copy.name
             hits = self.scanner.scan(content)
             trial.in_plaintext += [replace(hit, disguise=f"{PLAINTEXT}: {hit.disguise}") for hit in hits]
 

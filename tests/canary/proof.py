@@ -78,10 +78,8 @@ def prove_masked(folder: Path, results: Results) -> None:
     for trial in (joining, clean, leaks):
         results.problems += not_clean(trial)
     for trial in (clean, leaks):
-        if len(trial.plaintext) != trial.rounds.count(""):
-            results.problems.append(
-                f"{trial.name}: {len(trial.plaintext)} replies were scanned before they were masked"
-            )
+        if trial.masked_rounds != trial.rounds.count(""):
+            results.problems.append(f"{trial.name}: {trial.masked_rounds} updates were scanned before they were masked")
     results.problems += [f"masked run: {code}" for code in clean.rounds if code]
     results.problems += [f"masked run: {hit.planted} was masked: {hit.disguise}" for hit in clean.in_plaintext]
     results.problems += surprises(results.masked, MASKED)

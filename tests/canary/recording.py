@@ -31,7 +31,7 @@ def recorded(mask: Mask, site: Path) -> Mask:
         composed = compose_records(content, values).objects.values()
         chunks = [(site / "gateway" / "out" / id).read_bytes() for id in content.chunks()]
         (site / COPIES).mkdir(exist_ok=True)
-        (site / COPIES / f"{task.run.name}-{task.round:03}").write_bytes(b"".join((*composed, *chunks)))
+        (site / COPIES / f"{task.run.name}-{task.kind}-{task.round:03}").write_bytes(b"".join((*composed, *chunks)))
         return await mask(self, task, content, values)
 
     return mask_and_keep
