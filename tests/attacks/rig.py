@@ -77,7 +77,9 @@ def released_study(
     scans of another size. `is_small`: False keeps the study's own network.
     """
     study = presets()[preset].model_dump()
-    study["study"] |= {"name": "trial", "seed": seed, "seeds": (), "sites": 1, "quorum": 1}
+    study["study"] |= {"name": "trial", "seed": seed, "seeds": ()}
+    if not study["aggregation"]["secure"]:  # masks need several sites
+        study["study"] |= {"sites": 1, "quorum": 1}
     network = {**study["network"], **(_SMALL if is_small else {})}
     return Study.model_validate({**study, "network": network, "preprocessing": preprocessing.model_dump()})
 
