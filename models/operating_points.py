@@ -92,7 +92,7 @@ class MissingPoint(BaseModel):
 def few_hospitals(sites: int) -> str:
     """Say that a sum has too few hospitals to be used, or that there is none."""
     if not sites:
-        return "there is no sum over hospitals with enough patients of both classes"
+        return "there is no sum over three hospitals with enough patients of both classes"
     return f"only {sites} of the hospitals had enough patients of both classes; sums over so few hospitals are not used"
 
 

@@ -10,9 +10,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from federation.coordinator.connected_sites import MAX_EXAMPLES, Records, Sites, ask_and_note, to_all
-from federation.protocol.metric_allowlist import APPEARANCE_SIZE, EXAMPLES, EXAMPLES_OF, FIGURES, Figure, Kind
+from federation.protocol.metric_allowlist import APPEARANCE_SIZE, EXAMPLES, EXAMPLES_OF, FIGURES, LABELS, Figure, Kind
 from federation.protocol.reply_validation import Expected, Sifted, decode
-from federation.protocol.summed_answers import LEAST_SITES, SUMMED, Summed, reported, summands
+from federation.protocol.summed_answers import (
+    LEAST_SITES,
+    SUMMED,
+    Summed,
+    label_of,
+    reported,
+    sites_with,
+    summands,
+)
 from models.familiarity import Moments, pool_moments
 
 SumsAndMoments = tuple[Summed, dict[str, Moments]]
@@ -77,21 +85,27 @@ class PlainSums:
 
 
 def summed_over(kind: Kind, sites: Sequence[Mapping[str, float]]) -> Summed:
-    """Return the sums over plain replies, given the figures of each site with its number of patients; at least one."""
+    """Return the sums over plain replies, given the figures of each site with its number of patients; at least one.
+
+    As the gateways do it in masked sums, figures and counts of a label that fewer than LEAST_SITES sites have are left
+    out.
+    """
     patients = [int(each[EXAMPLES]) for each in sites]
     parts = [summands(each, kind) for each in sites]
     table = SUMMED[kind]
+    counts = {name: sum(int(part.get(name, 0)) for part in parts) for name in table.counts}
+    covered = {label: counts.get(sites_with(label), 0) >= LEAST_SITES for label in LABELS}
     means, known = {}, {}
     for name in table.means:
         having = [(part[name], n) for part, n in zip(parts, patients, strict=True) if name in part]
-        if having:
+        if len(having) >= LEAST_SITES:
             total = sum(n for _, n in having)
             means[name] = sum(value * n for value, n in having) / total
             known[name] = total / sum(patients)
     return Summed(
         sites=len(sites),
         patients=sum(patients),
-        counts={name: sum(int(part.get(name, 0)) for part in parts) for name in table.counts},
+        counts={name: count if covered[label_of(name)] else 0 for name, count in counts.items()},
         means=means,
         known=known,
     )

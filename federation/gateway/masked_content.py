@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from flwr.app import MetricRecord
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -18,8 +19,8 @@ from federation.gateway.reply_checks import Values, pieces
 from federation.gateway.schema import ArraySpec, Schema
 from federation.protocol.batch_norm import MEAN, VARIANCE
 from federation.protocol.masked_replies import FIGURES, MOST_PATIENTS
-from federation.protocol.metric_allowlist import EXAMPLES, Kind
-from federation.protocol.summed_answers import SUMMED
+from federation.protocol.metric_allowlist import EXAMPLES, LABELS, Kind
+from federation.protocol.summed_answers import SUMMED, label_of, sites_with
 from federation.secure_aggregation import ballots
 from federation.secure_aggregation.answer_vector import Answer, AnswerSettings, answer_vector
 from federation.secure_aggregation.masking import Words
@@ -53,6 +54,32 @@ def _expected(kind: Kind, schema: Schema, sites: int) -> dict[str, Any]:
     table, gives = SUMMED[kind], schema.gives(kind)
     moments = {record: gives[record]["mean"].length for record in table.moments}
     return {"kind": kind, "counts": table.counts, "means": table.means, "moments": moments, "sites": sites}
+
+
+def brought_by(settings: SumSettings, values: Values) -> int:
+    """Return a bit for each part of a reply that the site has: each figure, then all counts of each label."""
+    figures = values["metrics"]
+    has = [name in figures for name in _figures(settings)]
+    has += [figures.get(sites_with(label)) == 1 for label in _counts(settings)]
+    return sum(1 << bit for bit, is_there in enumerate(has) if is_there)
+
+
+def without_parts(values: Values, settings: SumSettings, parts: int) -> Values:
+    """Return the values of a checked reply without these parts, numbered as by `brought_by`."""
+    names = [*((name,) for name in _figures(settings)), *_counts(settings).values()]
+    left_out = {name for bit, part in enumerate(names) if parts >> bit & 1 for name in part}
+    kept: dict[str, Any] = {name: value for name, value in values["metrics"].items() if name not in left_out}
+    return {**values, "metrics": MetricRecord(kept)}
+
+
+def _figures(settings: SumSettings) -> tuple[str, ...]:
+    return settings.means if isinstance(settings, AnswerSettings) else settings.figures
+
+
+def _counts(settings: SumSettings) -> dict[str, tuple[str, ...]]:
+    """Return the names of the counts by the label whose patients they cover."""
+    names = settings.counts if isinstance(settings, AnswerSettings) else ()
+    return {label: tuple(name for name in names if label_of(name) == label) for label in LABELS if names}
 
 
 def words_of(

@@ -21,7 +21,7 @@ from pathlib import Path
 from federation.approval.peers import PeerApprovals, identity_file
 from federation.gateway import reasons
 from federation.gateway.flower_objects import ArrayHead, Arrays, Content, object_id
-from federation.gateway.masked_content import SumSettings, checked_settings, words_of
+from federation.gateway.masked_content import SumSettings, brought_by, checked_settings, without_parts, words_of
 from federation.gateway.questions import Question
 from federation.gateway.reply_checks import Values
 from federation.gateway.schema import ArraySpec
@@ -83,7 +83,8 @@ class MaskedRounds:
         """Return the reply with only the masked words, whose chunks are in the spool.
 
         `content` and `values`: the checked reply. `vote`: what the site says of the received model. Replies to training
-        are summed over the hospital's group, answers to questions over all. Raises Refusal: those of `SiteRound`,
+        are summed over the hospital's group, answers to questions over all. Figures, and counts of a label, that fewer
+        than three hospitals have are left out by all of them. Raises Refusal: those of `SiteRound`,
         `words_of` and `own_group`, E_SECAGG_SETTINGS, E_SECAGG_ROSTER, E_RUN_OVER.
         """
         assert task.run is not None
@@ -97,13 +98,17 @@ class MaskedRounds:
         round_ = self._round(header, roster)
         if (before := self._last_steps.pop(header.run, None)) is not None:
             before.cancel()  # another round begins: nothing is answered about the one before
-        own = await asyncio.to_thread(round_.advertise)
+        brings = brought_by(settings, values)
+        own = await asyncio.to_thread(round_.advertise, brings)
         advertised = Advertised.parse(await self._ask("advertise", own.content, header, until, SILENT_SECONDS))
         sealed = await asyncio.to_thread(round_.share, advertised)
         received = Sealed.parse(await self._ask("share", sealed.content, header, until, SILENT_SECONDS))
         begun = canonical({"header": json.loads(header.content), "groups": groups})
         await asyncio.to_thread(write_durably, self._begun(header.run), begun)
         masks = await asyncio.to_thread(round_.mask, received)
+        if few := brings & ~round_.kept:
+            kept = without_parts(values, settings, few)
+            words = await asyncio.to_thread(words_of, settings, task.run.schema, came_in, content, kept, read, vote)
         head = await asyncio.to_thread(self._write, masked(words, masks), settings.words)
         return Content(arrays={MASKED: {WORDS: head}})
 

@@ -41,6 +41,11 @@ def sites_with(label: str) -> str:
     return f"sites_{label}"
 
 
+def label_of(count: str) -> str:
+    """Return the label whose patients a count of `Table.counts` covers."""
+    return next(label for label in LABELS if count == sites_with(label) or f"_{label}_" in count)
+
+
 @dataclass(frozen=True)
 class Table:
     """What is summed for one kind of question. `counts`: whole numbers. `means`: figures of `metric_allowlist`, and

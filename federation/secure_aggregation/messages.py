@@ -19,6 +19,7 @@ TRAIN = "train"  # the kind of a round of training
 _TOLD = ("kind", "model", "asked", "settings")  # what a server may tell hospitals differently in one attempt
 
 Kind = Annotated[str, StringConstraints(pattern=r"^[a-z.]{1,40}$")]
+Parts = Annotated[str, StringConstraints(pattern=r"^(0|[1-9a-f][0-9a-f]{0,63})$")]
 Names = Annotated[tuple[Name, ...], Field(strict=False, max_length=MAX_PEERS)]
 
 
@@ -81,7 +82,8 @@ class Advertisement(_Message):
 
     `sealing` and `masking`: X25519 keys, with which shares are sealed and pairs of masks made. `seed`: SHA-256 of the
     seed of its own mask, by which the server detects wrong shares. `told`: of the hospital's header, so that the others
-    can tell who was told something else.
+    can tell who was told something else. `brings`: which of the optional parts of a reply this hospital has, as bits in
+    hexadecimal digits; see `SiteRound.kept`.
     """
 
     name: Name
@@ -89,11 +91,12 @@ class Advertisement(_Message):
     masking: Key
     seed: Digest
     told: Digest
+    brings: Parts
     signature: Signature
 
     @classmethod
     def signed(
-        cls, header: Header, name: str, identity: Identity, *, sealing: bytes, masking: bytes, seed: str
+        cls, header: Header, name: str, identity: Identity, *, sealing: bytes, masking: bytes, seed: str, brings: int
     ) -> Self:
         unsigned = cls(
             name=name,
@@ -101,6 +104,7 @@ class Advertisement(_Message):
             masking=masking,
             seed=seed,
             told=header.told,
+            brings=f"{brings:x}",
             signature=bytes(64),
         )
         return unsigned.model_copy(update={"signature": identity.sign("advertise", unsigned.covered(header))})

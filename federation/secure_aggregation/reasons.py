@@ -82,6 +82,11 @@ SECAGG_LEFT_OUT = Reason(
     "the server does not count this hospital's reply",
     "If the reply was on time, the server holds it back; its mask stays. Tell the study's office if it happens again.",
 )
+SECAGG_FEW_BRING = Reason(
+    "E_SECAGG_FEW_BRING",
+    "a hospital dropped out, and the sum of one of the figures would now be that of fewer than three hospitals",
+    "The round is lost and the model stays as it was. In the next attempt the hospitals leave this figure out.",
+)
 SECAGG_CHANGES = Reason(
     "E_SECAGG_CHANGES",
     "the hospitals in the sum changed more than {allowed} times in this run",

@@ -14,7 +14,7 @@ A step that is asked again with the same content gets the same answer, so that a
 """
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,10 +95,11 @@ class SiteRound:
 
     # --- step 1: keys -------------------------------------------------------------------------------------
 
-    def advertise(self) -> Advertisement:
+    def advertise(self, brings: int = 0) -> Advertisement:
         """Begin the attempt with fresh keys. From now on, no earlier attempt of the run is answered.
 
-        Raises Refusal: E_SECAGG_MODEL_USED, E_SECAGG_ROUND_OLD, E_SECAGG_STEP, E_SECAGG_LOST.
+        `brings`: a bit for each optional part of the reply that this hospital has; see `kept`. Raises Refusal:
+        E_SECAGG_MODEL_USED, E_SECAGG_ROUND_OLD, E_SECAGG_STEP, E_SECAGG_LOST.
         """
         header = self._header
         last = self._store.last(header.run)
@@ -117,6 +118,7 @@ class SiteRound:
             sealing=public_key(keys["sealing"]),
             masking=public_key(keys["masking"]),
             seed=seed_digest(keys["seed"]),
+            brings=brings,
         )
         content: dict[str, Any] = {what: key.hex() for what, key in keys.items()}
         content |= {"header": header.digest, "advertisement": own.content.decode()}
@@ -204,8 +206,25 @@ class SiteRound:
         for name in sorted(received.shares):
             other = others[name].masking
             keys.append((pair_mask_key(masking, other, self._header, lists, self.name, name), sign_of(self.name, name)))
-        self._advance(current, MASKED, {"shares": shares, "lists": lists})  # before the first masked byte
+        own = {"shares": shares, "lists": lists, "kept": self._brought(others, shares)}
+        self._advance(current, MASKED, own)  # before the first masked byte
         return Masks(keys)
+
+    @property
+    def kept(self) -> int:
+        """The parts of the reply that may be in the sum: those that MIN_PEERS hospitals or more bring.
+
+        A sum of one or two hospitals' figures would nearly be theirs. All hospitals leave out the same parts, because
+        their masks cancel only if all were told the same. Known from the masked reply on.
+        """
+        return int(self._current(MASKED).secrets["kept"])
+
+    def _brought(self, advertised: Mapping[str, Advertisement], present: Iterable[str]) -> int:
+        """Return the parts that enough of the hospitals that are present bring."""
+        brings = [int(advertised[name].brings, 16) for name in present]
+        bits = max(each.bit_length() for each in brings)
+        enough = (bit for bit in range(bits) if sum(each >> bit & 1 for each in brings) >= MIN_PEERS)
+        return sum(1 << bit for bit in enough)
 
     # --- step 4: who is in the sum ------------------------------------------------------------------------
 
@@ -213,7 +232,7 @@ class SiteRound:
         """Sign the list of hospitals whose replies the server has (U3), one list in an attempt.
 
         Raises Refusal: E_SECAGG_UPLOADED_TWICE, E_SECAGG_LEFT_OUT, E_SECAGG_MEMBER, E_SECAGG_TOO_FEW,
-        E_SECAGG_CHANGES, E_SECAGG_STEP, E_SECAGG_LOST.
+        E_SECAGG_FEW_BRING, E_SECAGG_CHANGES, E_SECAGG_STEP, E_SECAGG_LOST.
         """
         current = self._current(MASKED)
         if current.step == MASKED:
@@ -221,6 +240,9 @@ class SiteRound:
             if self.name not in uploaded.hospitals:
                 raise Refusal(reasons.SECAGG_LEFT_OUT)
             self._check_number(len(uploaded.hospitals))
+            advertised = Advertised.parse(current.secrets["advertised"].encode()).by_name
+            if current.secrets["kept"] & ~self._brought(advertised, uploaded.hospitals):
+                raise Refusal(reasons.SECAGG_FEW_BRING)
             current = self._counted(current, uploaded)
             self._advance(current, CONFIRMED, {"uploaded": list(uploaded.hospitals)})
         elif current.secrets["uploaded"] != list(uploaded.hospitals):

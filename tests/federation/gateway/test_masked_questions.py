@@ -16,8 +16,8 @@ from federation.coordinator.masked_questions import question_of
 from federation.gateway import admission, masked_rounds, task_exchange, task_intake
 from federation.gateway.schema import Schema
 from federation.protocol.masked_replies import MASKED, MOST_PATIENTS, WORDS, round_of
-from federation.protocol.metric_allowlist import APPEARANCE_SIZE, Kind
-from federation.protocol.summed_answers import SUMMED, load_counts, logit_counts, sites_with
+from federation.protocol.metric_allowlist import APPEARANCE_SIZE, LABELS, Kind
+from federation.protocol.summed_answers import SUMMED, label_of, load_counts, logit_counts, sites_with
 from federation.secure_aggregation.answer_vector import Answer, AnswerSettings, AnswerSum, answer_vector, sum_of
 from federation.secure_aggregation.messages import Header
 from federation.secure_aggregation.reply_vector import Settings
@@ -25,6 +25,7 @@ from pipeline.site.folder import Site
 from tests.federation.gateway.fake_server import Bench
 from tests.federation.gateway.messages import EveryStudy, arrays_of, first_of, moments, record_of, trained
 from tests.federation.gateway.test_masked_rounds import (  # noqa: F401
+    ALL_PARTS,
     CAME_IN,
     RNG,
     SCHEMA,
@@ -167,6 +168,28 @@ def test_only_masked_words_leave_and_the_sum_has_the_answer(study: Questions, ki
     assert (
         kinds.index("masking") < kinds.index(kind, 1 + kinds.index(kind)) < kinds.index("masked: sum may be revealed")
     )
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_figures_that_fewer_than_three_hospitals_have_are_in_no_sum(study: Questions, others: int) -> None:
+    """`others`: how many of the two other hospitals have them."""
+    study.brings = {name: ALL_PARTS if at < others else 0 for at, name in enumerate(study.others)}
+    study.expect("evaluate.test")
+    found = study.sums("evaluate.test", study.ask("evaluate.test"))
+    assert found.patients == 130
+    assert not any(found.counts.values())
+    assert not found.means
+
+
+def test_only_the_label_that_fewer_than_three_hospitals_have_is_left_out(study: Questions) -> None:
+    table = SUMMED["evaluate.test"]
+    last = 1 << len(table.means) + len(LABELS) - 1
+    study.brings[next(iter(study.others))] = ALL_PARTS & ~last
+    study.expect("evaluate.test")
+    found = study.sums("evaluate.test", study.ask("evaluate.test"))
+    own = counts_of("evaluate.test")
+    assert found.counts == {name: 0 if label_of(name) == LABELS[-1] else own[name] for name in table.counts}
+    assert found.means["auroc_severe"] == pytest.approx(0.75, abs=1e-6)
 
 
 def test_questions_follow_in_their_order(study: Questions) -> None:

@@ -65,6 +65,7 @@ from tests.federation.gateway.messages import (
     trained,
 )
 
+ALL_PARTS = 2**200 - 1
 RNG = np.random.default_rng(1)
 SCHEMA = replace(schema_for(20_000, 8), secure=True)
 STEPS = steps_at(SCHEMA, 30)
@@ -120,6 +121,7 @@ class Study:
         self.stores = {name: Store(folder / f"{name}-state", folder / f"{name}-witness") for name in self.others}
         keys = {"north": Identity.kept(identity_file(self.site)).public}
         keys |= {name: key.public for name, key in self.others.items()}
+        self.brings = dict.fromkeys(self.others, ALL_PARTS)  # what the others say that they have
         self.roster = Roster(members=tuple(Member(name=name, key=keys[name]) for name in sorted(keys)))
         self.settings = Settings(
             weights=SCHEMA.arrays[WEIGHTS].length,
@@ -176,7 +178,7 @@ class Study:
             return answer
 
         mine = SiteRound(self.stores[name], self.others[name], self.roster, header)
-        sealed = mine.share(Advertised.parse(ask("advertise", mine.advertise().content)))
+        sealed = mine.share(Advertised.parse(ask("advertise", mine.advertise(self.brings[name]).content)))
         masks = mine.mask(Sealed.parse(ask("share", sealed.content)))
         round_.upload(name, np.concatenate(list(masked(iter([self.words(settings)]), masks))))
         signed = mine.confirm(Uploaded.parse(ask("uploaded")))

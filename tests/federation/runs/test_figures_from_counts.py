@@ -65,7 +65,7 @@ def test_label_of_two_hospitals_has_no_figure_and_a_reason(run: Results) -> None
     assert not [name for name in {**pooled_row(two), **means_row(two)} if "severe" in name]
     assert "auroc_pcr_positive" in pooled_row(two)
     none = make_secure_results(NAMES, of_sum={"counts": {}})
-    assert "no sum over hospitals with enough patients" in why_none(none, "severe")
+    assert "no sum over three hospitals with enough patients" in why_none(none, "severe")
     assert pooled_row(none) == {}
 
 
