@@ -169,7 +169,8 @@ def _cause(output: str, otherwise: Reason) -> Reason:
     if _NOT_ENROLLED in output:
         return reasons.NOT_ENROLLED
     codes = [code for code in _CODED.findall(output) if code in _OF_SERVER]
-    if not codes and _FORGOTTEN.search(output):
+    # E_NOT_FOR_NODE refuses one request, for example about a run that has just ended; it ends no node.
+    if set(codes) <= {superlink_reasons.NOT_FOR_NODE.code} and _FORGOTTEN.search(output):
         return reasons.NODE_FORGOTTEN
     found = REASONS.get(codes[-1]) if codes else None
     if found is not None and "{" in found.says:  # its text has values that only the server knows

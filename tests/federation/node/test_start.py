@@ -282,10 +282,13 @@ def test_old_log_line_is_not_reported_as_the_cause(run: Callable[..., list[str]]
 
 
 def test_node_restarts_when_a_moved_server_does_not_know_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower's SuperNode ends in this case. Our node restarts it, each time that it is needed."""
+    """Flower's SuperNode ends in this case. Our node restarts it, each time that it is needed.
+
+    A request that the server refused before, because its run was ending, is not the cause.
+    """
     forgotten = "2026-01-01 00:00:00,000 WARNING the server declined send-node-heartbeat: HTTP 401"
     scripts: list[list[str | int]] = [
-        [ONLINE, forgotten],
+        [ONLINE, "2026-01-01 00:00:00,000 WARNING the server refused: E_NOT_FOR_NODE", forgotten],
         [*["later"] * 30, ONLINE, forgotten],
         [*["later"] * 30, ONLINE, signal.SIGTERM],
     ]
