@@ -27,12 +27,12 @@ def recorded(mask: Mask, site: Path) -> Mask:
     """
     from federation.gateway.reply import compose_records
 
-    async def mask_and_keep(self: Any, task: Any, content: Any, values: Any) -> Any:
+    async def mask_and_keep(self: Any, task: Any, content: Any, values: Any, *rest: Any) -> Any:
         composed = compose_records(content, values).objects.values()
         chunks = [(site / "gateway" / "out" / id).read_bytes() for id in content.chunks()]
         (site / COPIES).mkdir(exist_ok=True)
         (site / COPIES / f"{task.run.name}-{task.kind}-{task.round:03}").write_bytes(b"".join((*composed, *chunks)))
-        return await mask(self, task, content, values)
+        return await mask(self, task, content, values, *rest)
 
     return mask_and_keep
 

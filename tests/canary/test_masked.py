@@ -61,7 +61,7 @@ def test_honest_update_shows_nothing_in_the_plaintext_and_on_the_wire(recording:
 def test_leak_is_found_in_the_plaintext_as_in_an_unmasked_study_and_not_on_the_wire(
     recording: Study, name: str
 ) -> None:
-    reply = recording.work(short(trained(CAME_IN, RNG, STEPS)), lambda out: LEAKS[name](loot(), out, out))
+    reply = recording.work(short(trained(CAME_IN, RNG, STEPS)), leak=lambda out: LEAKS[name](loot(), out, out))
     assert not reply.has_error()
     unmasked = exchange()[1]
     LEAKS[name](loot(), unmasked, unmasked)
@@ -73,7 +73,7 @@ def test_leak_is_found_in_the_plaintext_as_in_an_unmasked_study_and_not_on_the_w
 
 def test_leak_that_the_gateway_refuses_is_never_masked(recording: Study) -> None:
     name = "name as a metric"
-    reply = recording.work(short(trained(CAME_IN, RNG, STEPS)), lambda out: LEAKS[name](loot(), out, out))
+    reply = recording.work(short(trained(CAME_IN, RNG, STEPS)), leak=lambda out: LEAKS[name](loot(), out, out))
     assert reply.error.reason == "E_REPLY_METRICS"
     assert copies(recording.site.folder) == []
 

@@ -67,10 +67,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super()._run_once()  # type: ignore[misc]
 
 
-async def _at_once(function: Callable[..., T], *arguments: Any) -> T:
+async def _at_once(function: Callable[..., T], *arguments: Any, **named: Any) -> T:
     """Replaces asyncio.to_thread: other tasks run first, but no thread is started."""
     await asyncio.sleep(0)
-    return function(*arguments)
+    return function(*arguments, **named)
 
 
 Answer = bytes | Exception | Callable[[bytes], "bytes | Exception"]
