@@ -3,7 +3,6 @@
 import json
 import logging
 import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,8 +133,9 @@ def watch(current: Summing, is_current: Callable[[], bool], asked: Mapping[int, 
     """Tell a round, in a thread, which hospitals went offline, so that the others do not wait for them."""
 
     def look() -> None:
+        pause = threading.Event()
         while is_current():
-            time.sleep(WATCH_SECONDS)
+            pause.wait(WATCH_SECONDS)
             try:
                 online: Collection[int] = set(nodes.get_node_ids())
             except Exception:  # whatever Flower raises when the server is busy or ends

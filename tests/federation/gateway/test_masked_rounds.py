@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from federation.ledger.chain import PASSED, ledger_file, read_lines
 from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.masked_replies import FIGURES, MASKED, WORDS
 from federation.protocol.metric_allowlist import Kind
+from federation.secure_aggregation import reasons as secagg_reasons
 from federation.secure_aggregation.answer_vector import AnswerSettings
 from federation.secure_aggregation.ballots import Answer, Votes
 from federation.secure_aggregation.keys import Identity
@@ -169,12 +171,15 @@ class Study:
             self.play(name, header, settings)
 
     def play(self, name: str, header: Header, settings: Settings | AnswerSettings) -> None:
-        round_ = self.server.round
+        round_, pause = self.server.round, threading.Event()
         assert round_ is not None
 
         def ask(step: str, content: bytes = b"") -> bytes:
+            ends = monotonic() + 90
             while (answer := round_.answer(name, step, content, header.digest)) is None:
-                time.sleep(0.02)
+                if monotonic() > ends:  # the test has ended
+                    raise Refusal(secagg_reasons.SECAGG_STEP)
+                pause.wait(0.02)
             return answer
 
         mine = SiteRound(self.stores[name], self.others[name], self.roster, header)
