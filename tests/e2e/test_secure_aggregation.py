@@ -84,11 +84,16 @@ def broken(federation: Federation) -> Command:
 
 
 @pytest.fixture(scope="module")
-def questioned(federation: Federation, broken: Command) -> Command:
+def run(broken: Command) -> str:
+    return run_name(broken)
+
+
+@pytest.fixture(scope="module")
+def questioned(federation: Federation, broken: Command, run: str) -> Command:
     """The run, resumed. The server is killed after the sums of the calibration are known."""
     federation.start_server()
     federation.wait_online(4)
-    again = federation.start("study", "resume", run_name(broken), "--server", federation.server_folder)
+    again = federation.start("study", "resume", run, "--server", federation.server_folder)
     again.wait_for("calibration: sum over", seconds=400)
     federation.server.kill()
     assert again.wait(seconds=120) == 1
@@ -96,10 +101,10 @@ def questioned(federation: Federation, broken: Command) -> Command:
 
 
 @pytest.fixture(scope="module")
-def resumed(federation: Federation, questioned: Command) -> Command:
+def resumed(federation: Federation, questioned: Command, run: str) -> Command:
     federation.start_server()
     federation.wait_online(4)
-    again = federation.start("study", "resume", run_name(questioned), "--server", federation.server_folder)
+    again = federation.start("study", "resume", run, "--server", federation.server_folder)
     assert again.wait(seconds=400) == 0, again.text()
     return again
 
@@ -119,8 +124,8 @@ def test_killed_server_goes_on(questioned: Command, resumed: Command) -> None:
     assert "is complete" in resumed.text()
 
 
-def test_questions_after_the_rounds_are_known_as_sums_alone(federation: Federation, resumed: Command) -> None:
-    results = json.loads((federation.server_folder / "runs" / run_name(resumed) / "results.json").read_text())
+def test_questions_after_the_rounds_are_known_as_sums_alone(federation: Federation, resumed: Command, run: str) -> None:
+    results = json.loads((federation.server_folder / "runs" / run / "results.json").read_text())
     (model,) = results["models"]
     assert model["figures"] == {} and model["summed"]["sites"] == 4
     steps = [entry for entry in results["history"] if entry.get("step") in QUESTIONS]
@@ -128,8 +133,8 @@ def test_questions_after_the_rounds_are_known_as_sums_alone(federation: Federati
     assert all(entry["sites"] == list(NAMES) and entry["refused"] == {} for entry in steps)
 
 
-def test_server_has_the_mean_figures_and_no_single_ones(federation: Federation, resumed: Command) -> None:
-    folder = federation.server_folder / "runs" / run_name(resumed)
+def test_server_has_the_mean_figures_and_no_single_ones(federation: Federation, resumed: Command, run: str) -> None:
+    folder = federation.server_folder / "runs" / run
     history = json.loads((folder / "history.json").read_text())
     rounds = [entry for entry in history if "round" in entry and not entry["lost"]]
     assert len(rounds) == 4
@@ -138,8 +143,8 @@ def test_server_has_the_mean_figures_and_no_single_ones(federation: Federation, 
     assert load_release(folder / "release").description.rounds == 3  # the last round only judges the model
 
 
-def test_each_ledger_has_a_line_for_each_sum(federation: Federation, resumed: Command) -> None:
-    history = json.loads((federation.server_folder / "runs" / run_name(resumed) / "history.json").read_text())
+def test_each_ledger_has_a_line_for_each_sum(federation: Federation, resumed: Command, run: str) -> None:
+    history = json.loads((federation.server_folder / "runs" / run / "history.json").read_text())
     for name in NAMES:
         sums = [entry for entry in history if "round" in entry or entry["step"] in QUESTIONS]
         summed = sum(name in entry["sites"] for entry in sums)
