@@ -96,7 +96,15 @@ class Advertisement(_Message):
 
     @classmethod
     def signed(
-        cls, header: Header, name: str, identity: Identity, *, sealing: bytes, masking: bytes, seed: str, brings: int
+        cls,
+        header: Header,
+        name: str,
+        identity: Identity,
+        *,
+        sealing: bytes,
+        masking: bytes,
+        seed: str,
+        brings: int = 0,
     ) -> Self:
         unsigned = cls(
             name=name,

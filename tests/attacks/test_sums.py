@@ -17,7 +17,7 @@ from federation.coordinator.summed_questions import summed_over
 from federation.protocol.figure_rounding import rounded
 from federation.protocol.metric_allowlist import EXAMPLES
 from federation.protocol.patient_counts import Patients
-from federation.protocol.summed_answers import CLASSES, LOGIT_BINS, SUMMED, logit_counts
+from federation.protocol.summed_answers import CLASSES, LOGIT_BINS, SUMMED, logit_counts, sites_with
 from pipeline.evaluation import calibration, discrimination
 from pipeline.evaluation.histograms import exact_histograms
 from pipeline.evaluation.ladder import RUNGS
@@ -75,7 +75,12 @@ def part_of(table: Table) -> dict[str, float]:
     """What a hospital adds to the sum."""
     counts = exact_histograms(*patients_of(table), RUNGS)
     nothing = dict.fromkeys(SUMMED["evaluate.test"].counts, 0)
-    return {**nothing, **{name: int(counts[int(v), k]) for (v, k), name in NAMES.items()}, EXAMPLES: PATIENTS}
+    return {
+        **nothing,
+        sites_with("severe"): 1,
+        **{name: int(counts[int(v), k]) for (v, k), name in NAMES.items()},
+        EXAMPLES: PATIENTS,
+    }
 
 
 def federation(rng: np.random.Generator) -> Federation:
