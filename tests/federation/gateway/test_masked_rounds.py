@@ -123,7 +123,7 @@ class Study:
         self.stores = {name: Store(folder / f"{name}-state", folder / f"{name}-witness") for name in self.others}
         keys = {"north": Identity.kept(identity_file(self.site)).public}
         keys |= {name: key.public for name, key in self.others.items()}
-        self.brings = dict.fromkeys(self.others, ALL_PARTS)  # what the others say that they have
+        self.brings: dict[str, int] = {}  # what the others say that they have, if not all
         self.roster = Roster(members=tuple(Member(name=name, key=keys[name]) for name in sorted(keys)))
         self.settings = Settings(
             weights=SCHEMA.arrays[WEIGHTS].length,
@@ -183,7 +183,8 @@ class Study:
             return answer
 
         mine = SiteRound(self.stores[name], self.others[name], self.roster, header)
-        sealed = mine.share(Advertised.parse(ask("advertise", mine.advertise(self.brings[name]).content)))
+        own = mine.advertise(self.brings.get(name, ALL_PARTS))
+        sealed = mine.share(Advertised.parse(ask("advertise", own.content)))
         masks = mine.mask(Sealed.parse(ask("share", sealed.content)))
         round_.upload(name, np.concatenate(list(masked(iter([self.words(settings)]), masks))))
         signed = mine.confirm(Uploaded.parse(ask("uploaded")))
