@@ -11,19 +11,28 @@ NAME = logit_counts("severe")[True, 25]
 NOTHING = dict.fromkeys(SUMMED["evaluate.test"].counts, 0)
 
 
+def part(count: int, auroc: float, patients: int) -> dict[str, float]:
+    return {**NOTHING, NAME: count, sites_with("severe"): 1, "auroc_severe": auroc, EXAMPLES: patients}
+
+
 def test_counts_are_added_and_means_are_weighted_by_the_patients_of_those_that_have_them() -> None:
-    sites = [
-        {**NOTHING, NAME: 5, sites_with("severe"): 1, "auroc_severe": 0.8, EXAMPLES: 30},
-        {**NOTHING, NAME: 2, sites_with("severe"): 1, "auroc_severe": 0.6, EXAMPLES: 10},
-        {**NOTHING, EXAMPLES: 60},
-    ]
+    sites = [part(5, 0.8, 30), part(2, 0.6, 10), part(1, 0.7, 40), {**NOTHING, EXAMPLES: 20}]
     found = summed_over("evaluate.test", sites)
-    assert (found.sites, found.patients) == (3, 100)
-    assert (found.counts[NAME], found.counts[sites_with("severe")]) == (7, 2)
+    assert (found.sites, found.patients) == (4, 100)
+    assert (found.counts[NAME], found.counts[sites_with("severe")]) == (8, 3)
     assert set(found.counts) == set(NOTHING)
-    assert found.means == pytest.approx({"auroc_severe": 0.75, square_of("auroc_severe"): (3 * 0.64 + 0.36) / 4})
-    assert found.known == pytest.approx({"auroc_severe": 0.4, square_of("auroc_severe"): 0.4})
-    assert not found.covers("severe"), "fewer than three hospitals"
+    squares = (3 * 0.64 + 0.36 + 4 * 0.49) / 8
+    assert found.means == pytest.approx({"auroc_severe": 0.725, square_of("auroc_severe"): squares})
+    assert found.known == pytest.approx({"auroc_severe": 0.8, square_of("auroc_severe"): 0.8})
+    assert found.covers("severe")
+
+
+def test_what_fewer_than_three_hospitals_have_is_in_no_sum() -> None:
+    found = summed_over("evaluate.test", [part(5, 0.8, 30), part(2, 0.6, 10), {**NOTHING, EXAMPLES: 60}])
+    assert found.patients == 100
+    assert not any(found.counts.values())
+    assert not found.means and not found.known
+    assert not found.covers("severe")
 
 
 def test_spread_of_distances_over_all_patients_follows_from_means_and_squares() -> None:
