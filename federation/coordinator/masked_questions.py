@@ -22,7 +22,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from federation.coordinator.connected_sites import Records, Sites, to_all
 from federation.coordinator.masked_round import MaskedRound
 from federation.coordinator.masked_service import MaskedService
-from federation.coordinator.masked_study import NO_APP, TRAINING_SHARE, MaskedStudy, take, watch
+from federation.coordinator.masked_study import TRAINING_SHARE, MaskedStudy, take, watch
 from federation.coordinator.summed_questions import SumsAndMoments
 from federation.gateway import reasons as gateway_reasons
 from federation.gateway.first_model import write_chunks
@@ -35,7 +35,6 @@ from federation.protocol.reply_validation import LedgerHead, Sifted, decode
 from federation.protocol.summed_answers import SUMMED, Summed
 from federation.secure_aggregation import reasons
 from federation.secure_aggregation.answer_vector import AnswerSettings, AnswerSum, sum_of
-from federation.secure_aggregation.messages import Header
 from federation.secure_aggregation.server_round import ServerRound
 from federation.strategy.round_report import by_code
 from models.familiarity import Moments
@@ -163,17 +162,8 @@ class MaskedSums:
         asked, number = self._online(), round_of(kind, self.rounds)
         settings = self._settings(kind)
         self.masked.note(answers=settings.model_dump(mode="json"))
-        header = Header(
-            study=self.masked.study,
-            run=self.masked.run,
-            round=number,
-            attempt=self.masked.next_attempt(number),
-            roster=self.masked.roster.digest,
-            kind=kind,
-            model=question.model,
-            asked=question.asked,
-            settings=settings.digest,
-            app=NO_APP,
+        header = self.masked.next_header(
+            number, kind=kind, model=question.model, asked=question.asked, settings=settings.digest
         )
         current = self.current = MaskedRound(
             header,

@@ -24,7 +24,7 @@ from federation.coordinator.accepted_model import Accepted, shrink
 from federation.coordinator.masked_groups import MaskedGroups
 from federation.coordinator.masked_round import MaskedRound
 from federation.coordinator.masked_service import MaskedService
-from federation.coordinator.masked_study import NO_APP, TRAINING_SHARE, MaskedStudy, take, watch
+from federation.coordinator.masked_study import TRAINING_SHARE, MaskedStudy, take, watch
 from federation.gateway import reasons as gateway_reasons
 from federation.gateway.first_model import model_digest, write_chunks
 from federation.protocol import reasons as protocol_reasons
@@ -129,17 +129,8 @@ class MaskedStrategy(GuardedStrategy):
             longest=self._longest(),
             sites=len(self.masked.roster.members),
         )
-        header = Header(
-            study=self.masked.study,
-            run=self.masked.run,
-            round=number,
-            attempt=self.masked.next_attempt(number),
-            roster=self.masked.roster.digest,
-            kind=TRAIN,
-            model=self._model_digest(),
-            asked=NOTHING,
-            settings=settings.digest,
-            app=NO_APP,
+        header = self.masked.next_header(
+            number, kind=TRAIN, model=self._model_digest(), asked=NOTHING, settings=settings.digest
         )
         self._settings = settings
         self.masked.note(settings=settings.model_dump(mode="json"))

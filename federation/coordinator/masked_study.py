@@ -16,13 +16,14 @@ from federation.protocol import reasons as protocol_reasons
 from federation.protocol.error_codes import code_in
 from federation.protocol.reply_validation import LedgerHead, ledger_head
 from federation.secure_aggregation.masking import Words
+from federation.secure_aggregation.messages import Header
 from federation.secure_aggregation.roster import Roster
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
 
 TRAINING_SHARE = 0.8  # of a round's time limit: then the hospitals that are there mask without the others
 WATCH_SECONDS = 5.0
-NO_APP = "0" * 64  # until the first hospital names its app
+_NO_APP = "0" * 64  # until the first hospital names its app
 log = logging.getLogger(__name__)
 
 
@@ -82,7 +83,25 @@ class MaskedStudy:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_durably(self.folder / "notes.json", json.dumps({**self.noted(), **values}).encode())
 
-    def next_attempt(self, number: int) -> int:
+    def next_header(self, number: int, *, kind: str, model: str, asked: str, settings: str) -> Header:
+        """Return the header of the next attempt at a round; its app is not known yet.
+
+        `kind`, `model`, `asked` and `settings`: as in `Header`.
+        """
+        return Header(
+            study=self.study,
+            run=self.run,
+            round=number,
+            attempt=self._next_attempt(number),
+            roster=self.roster.digest,
+            kind=kind,
+            model=model,
+            asked=asked,
+            settings=settings,
+            app=_NO_APP,
+        )
+
+    def _next_attempt(self, number: int) -> int:
         """Return the number of the next attempt at a round: a killed server must not repeat one."""
         attempts: dict[str, int] = self.noted().get("attempts", {})
         attempt = attempts.get(str(number), 0) + 1
