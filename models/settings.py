@@ -1,5 +1,6 @@
-"""Loads a TOML settings file into a pydantic model, with errors that name file, key and remedy."""
+"""Loads a TOML settings file into a pydantic model, with errors that name file, key and remedy; edits its text."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import TypeVar
@@ -10,6 +11,8 @@ from models.reasons import SETTINGS_FILE, SETTINGS_KEY, SETTINGS_SYNTAX
 from models.refusal import Refusal
 
 Settings = TypeVar("Settings", bound=BaseModel)
+# A value on one line that is no array and no table, and the spaces after it, which align comments.
+_VALUE = r"""("(?:\\.|[^"\\])*"|'[^']*'|[^\s#"'\[{]+)(\s*)"""
 
 
 def load_settings(path: Path, model: type[Settings]) -> Settings:
@@ -46,3 +49,35 @@ def load_settings(path: Path, model: type[Settings]) -> Settings:
             for problem in error.errors(include_url=False, include_input=False)
         )
         raise Refusal(SETTINGS_KEY, file=path.name, problems=problems) from error
+
+
+def with_value(text: str, table: str, key: str, value: str) -> str:
+    """Return the text of a TOML settings file with another value of one key. Everything else stays, comments too.
+
+    A missing key is added at the head of its table, and a missing table at the end of the text.
+
+    Parameters
+    ----------
+    text : str
+        The file's text, valid TOML.
+    table : str
+        Name of the table, such as "study" for [study].
+    key : str
+        Name of the key. Its old value is on one line, and is neither an array nor a table.
+    value : str
+        The new value as TOML, such as 'true' or '"FedAvg"'.
+    """
+    lines = text.split("\n")
+    heads = [place for place, line in enumerate(lines) if line.startswith("[")]
+    head = next((place for place in heads if re.match(rf"\[{re.escape(table)}\]", lines[place])), None)
+    if head is None:
+        return f"{text.rstrip()}\n\n[{table}]\n{key} = {value}\n"
+    end = next((place for place in heads if place > head), len(lines))
+    for place in range(head + 1, end):
+        if found := re.match(rf"(\s*{re.escape(key)}\s*=\s*){_VALUE}", lines[place]):
+            before, old, spaces = found.groups()
+            rest = lines[place][found.end() :]
+            space = " " * max(1, len(old) + len(spaces) - len(value)) if rest else spaces
+            lines[place] = f"{before}{value}{space}{rest}"
+            return "\n".join(lines)
+    return "\n".join([*lines[: head + 1], f"{key} = {value}", *lines[head + 1 :]])

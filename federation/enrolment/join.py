@@ -35,6 +35,7 @@ from federation.enrolment.certificates import (
 from federation.secure_aggregation.roster import Roster
 from federation.system.process import without_proxy
 from models.refusal import Refusal
+from models.settings import with_value
 from pipeline.site.folder import Site
 from pipeline.system.atomic_files import write_atomically
 
@@ -158,12 +159,7 @@ def _write_address(site: Site, address: str) -> None:
 
 def with_server_address(settings: str, address: str) -> str:
     """Return the text of a site.toml with this `address` in its table [server]; everything else stays unchanged."""
-    line = f'address = "{address}"'
-    table = re.search(r"^\[server\][^\n]*\n((?:(?!\[)[^\n]*\n?)*)", settings, re.M)
-    if table is None:
-        return f"{settings.rstrip()}\n\n[server]\n{line}\n"
-    body, count = re.subn(r"^\s*address\s*=\s*(\"[^\"\n]*\"|'[^'\n]*')", line, table[1], count=1, flags=re.M)
-    return settings[: table.start(1)] + (body if count else f"{line}\n{body}") + settings[table.end(1) :]
+    return with_value(settings, "server", "address", f'"{address}"')
 
 
 def _fetch_authority(invitation: JoinCode) -> str:

@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.refusal import Refusal
-from models.settings import load_settings
+from models.settings import load_settings, with_value
 
 SECRET = "CANARY-4711"
 
@@ -88,3 +88,37 @@ def test_refusal_names_all_invalid_keys_at_once(path: Path) -> None:
 def test_refusal_names_a_missing_key(path: Path) -> None:
     path.write_text("")
     assert "name: Field required" in refusal(path).says
+
+
+TEXT = """# A file.
+[first]
+sites = 3          # how many
+# sites = 4
+name = 'a # b'  # "quoted"
+[second]
+sites = 7
+names = [
+    "x",
+]
+"""
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value", "before", "after"),
+    [
+        ("first", "sites", "12", "sites = 3          # how many", "sites = 12         # how many"),
+        ("first", "name", '"c"', "name = 'a # b'  # \"quoted\"", 'name = "c"      # "quoted"'),
+        ("second", "sites", "1", "[second]\nsites = 7", "[second]\nsites = 1"),
+        ("second", "secure", "true", "[second]\n", "[second]\nsecure = true\n"),
+    ],
+)
+def test_new_value_leaves_comments_and_all_other_lines_as_they_are(table, key, value, before, after) -> None:  # type: ignore[no-untyped-def]
+    assert with_value(TEXT, table, key, value) == TEXT.replace(before, after)
+
+
+def test_missing_table_is_added_at_the_end() -> None:
+    assert with_value(TEXT, "third", "sites", "1") == TEXT + "\n[third]\nsites = 1\n"
+
+
+def test_value_with_an_escaped_quote_is_replaced_whole() -> None:
+    assert with_value('[a]\nname = "x \\" y"\n', "a", "name", '"z"') == '[a]\nname = "z"\n'
