@@ -18,6 +18,7 @@ from typing import Any, Literal
 from federation.approval import reasons
 from federation.approval.decisions import Decision, Decisions
 from federation.ledger.chain import ledger_file
+from federation.secure_aggregation.roster import MAX_PEERS, MIN_PEERS
 from federation.system.digests import SHA256
 from models.refusal import Refusal
 from pipeline.site.folder import Site
@@ -130,7 +131,8 @@ class StudyApprovals:
 def as_study(settings: Mapping[str, Any]) -> str:
     """Return a study (JSON) with the settings that a digest covers, and placeholders for the others.
 
-    There are as many sites as any study needs; masked rounds need a quorum of three.
+    There are as many sites as any study needs, and as masks allow; masked rounds need a quorum of three.
     """
-    free = {"name": "a-study", "sites": 1000, "quorum": 3 if settings["aggregation"]["secure"] else 1}
+    sites, quorum = (MAX_PEERS, MIN_PEERS) if settings["aggregation"]["secure"] else (1000, 1)
+    free = {"name": "a-study", "sites": sites, "quorum": quorum}
     return json.dumps({**settings, "study": {**settings["study"], **free}})

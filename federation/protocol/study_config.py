@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from federation.secure_aggregation.roster import MAX_PEERS
 from models.network import NetworkSettings
 from models.settings import load_settings
 from pipeline.preprocessing.preprocess import Preprocessing
@@ -198,8 +199,6 @@ class Study(BaseModel, extra="forbid"):
     def a_sum_is_all_that_the_strategy_needs(self) -> Self:
         if not self.aggregation.secure:
             return self
-        asked = self.evaluation
-        single = [name for name in ("local_models", "leave_one_out", "fine_tune") if getattr(asked, name)]
         if self.strategy.name not in MEAN_STRATEGIES:
             raise ValueError(
                 f"secure = true shows the server only a sum, and {self.strategy.name} compares single updates: "
@@ -207,9 +206,11 @@ class Study(BaseModel, extra="forbid"):
             )
         if self.study.sites < LEAST_SECURE_SITES or self.study.quorum < LEAST_SECURE_SITES:
             raise ValueError(f"secure = true needs sites and quorum of at least {LEAST_SECURE_SITES}")
+        if self.study.sites > MAX_PEERS:
+            raise ValueError(f"secure = true allows at most {MAX_PEERS} sites")
         if self.study.sites_per_round:
             raise ValueError("secure = true allows no sites_per_round: sums that differ by a site reveal its update")
-        if single:
+        if single := self.single_models:
             raise ValueError(f"secure = true allows no {', '.join(single)}: these models reveal single sites' updates")
         if self.wire.precision != "float32":
             raise ValueError('secure = true needs precision = "float32" in [wire]: masked numbers have 32 bits')
@@ -220,6 +221,23 @@ class Study(BaseModel, extra="forbid"):
     def with_seed(self, seed: int) -> "Study":
         """Return the study of one run, with this seed."""
         return self.model_copy(update={"study": self.study.model_copy(update={"seed": seed, "seeds": ()})})
+
+    @property
+    def single_models(self) -> list[str]:
+        """The settings of [evaluation] that ask for models of single sites, or for models without a single site."""
+        return [name for name in ("local_models", "leave_one_out", "fine_tune") if getattr(self.evaluation, name)]
+
+    @property
+    def could_mask(self) -> bool:
+        """Whether the study has no masks, and could have them with a larger quorum and one more round."""
+        table = self.study
+        return (
+            not self.aggregation.secure
+            and self.strategy.name in MEAN_STRATEGIES
+            and LEAST_SECURE_SITES <= table.sites <= MAX_PEERS
+            and not (table.sites_per_round or self.single_models)
+            and self.wire.precision == "float32"
+        )
 
     @property
     def proximal_mu(self) -> float:

@@ -201,6 +201,7 @@ def test_strategies_that_compare_single_updates_are_refused_with_masks(tmp_path,
     [
         ("sites = 3\nquorum = 3", "sites = 2\nquorum = 2", "at least 3"),
         ("quorum = 3", "quorum = 2", "at least 3"),
+        ("sites = 3", "sites = 101", "at most 100 sites"),
         ("sites = 3", "sites = 5\nsites_per_round = 4", "sites_per_round"),
         ("secure = true", "secure = true\n[evaluation]\nleave_one_out = true", "leave_one_out"),
         ("secure = true", "secure = true\n[evaluation]\nlocal_models = true", "local_models"),
