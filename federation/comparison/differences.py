@@ -3,7 +3,8 @@
 No scores leave a hospital, so what two models have in common on the same patients is not known. Three intervals remain:
 
 patients          at these sites: as wide as any correlation of the two models allows, so never too narrow
-seeds             over runs of both columns with the same seed, by Student's t: other initial weights, these patients
+seeds             other initial weights, these patients: by Student's t over runs of both columns with the same seed; if
+                  no seed is in both, as in masked studies, by Welch's t over all runs
 sites and seeds   over the sites' own differences, by Student's t: at each site both models have the same patients, so
                   the differences are paired whatever the correlation. With several seeds, sites and seeds both count
 
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from federation.protocol.metric_allowlist import AUC, EXAMPLES, LABELS
 from federation.protocol.summed_answers import CLASSES, Summed, logit_counts
@@ -27,6 +29,7 @@ from pipeline.evaluation.combining import (
     LEAST_REPEATS,
     Interval,
     difference_at_site,
+    difference_of_repeats,
     mean_at_site,
     mean_of_repeats,
     mean_of_sites,
@@ -40,6 +43,7 @@ EQUAL = "all sites, equally"  # the mean of the sites' differences, each site co
 
 Ends = tuple[float, float]
 Figures = Mapping[str, Mapping[str, float]]
+Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Paired:
 class Difference:
     """The column `title` minus the first column, by metric and then by site or EQUAL; of a masked study by MEAN or ALL.
 
-    `seeds`: the seeds that both columns have once. Without any, the columns' means are subtracted.
+    `seeds`: the seeds that both columns have once. Without any, the columns' means over all runs are subtracted.
     """
 
     title: str
@@ -166,11 +170,10 @@ def _having(figures: Figures, name: str) -> set[str]:
 def _at_site(runs: list[list[Figures]], site: str, name: str, *, paired: bool) -> Paired:
     first, other = ([run[site][name] for run in column] for column in runs)
     over_patients = _of_patients(runs, site, name)
-    each = np.subtract(other, first) if paired else np.empty(0)
     return Paired(
         difference=math.fsum(other) / len(other) - math.fsum(first) / len(first),
         patients=_ends(over_patients),
-        seeds=_ends(mean_of_repeats(each, least=AUC.size)),
+        seeds=_ends(_of_seeds_alone(np.array(first), np.array(other), paired=paired)),
         sites_and_seeds=None,
     )
 
@@ -184,9 +187,16 @@ def _over_sites(runs: list[list[Figures]], sites: list[str], name: str, *, paire
     return Paired(
         difference=float(each.mean()),
         patients=_ends(mean_of_sites(over_patients)) if len(over_patients) == len(sites) else None,
-        seeds=_ends(mean_of_repeats(each.mean(axis=1), least=AUC.size)) if paired else None,
+        seeds=_ends(_of_seeds_alone(first.mean(axis=1), other.mean(axis=1), paired=paired)),
         sites_and_seeds=_ends(mean_of_repeats(draws, least=AUC.size)),
     )
+
+
+def _of_seeds_alone(first: Numbers, other: Numbers, *, paired: bool) -> Interval | None:
+    """Return `other` minus `first` over seeds; shape (runs,), of the same seeds in the same order if `paired`."""
+    if paired:
+        return mean_of_repeats(other - first, least=AUC.size)
+    return difference_of_repeats(other, first, least=AUC.size)
 
 
 def _of_patients(runs: list[list[Figures]], site: str, name: str) -> Interval | None:

@@ -66,7 +66,8 @@ RUNS_UNPAIRED = Reason(
 RUNS_MASKED = Reason(
     "W_RUNS_MASKED",
     "{runs}: the server knows only sums over the hospitals, so no difference is paired by hospital",
-    "Read the interval over patients, which holds for any likeness of the two models, or repeat both with three seeds.",
+    "Read the interval over patients, which holds for any likeness of the two models, or run both with three seeds. A "
+    "hospital takes part in one masked run of a seed only, so the two need different seeds.",
 )
 RUN_LEFT_OUT = Reason(
     "W_RUN_LEFT_OUT",

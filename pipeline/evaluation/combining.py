@@ -91,6 +91,26 @@ def mean_of_repeats(differences: NDArray[np.float64], *, least: float = 0.0) -> 
     return Interval(value, value - half, value + half)
 
 
+def difference_of_repeats(
+    one: NDArray[np.float64], other: NDArray[np.float64], *, least: float = 0.0
+) -> Interval | None:
+    """Return the mean of `one` minus that of `other`, of repeats with different seeds, with Welch's interval.
+
+    None with too few repeats of either. `least`: as in `mean_of_repeats`. Source: Welch, Biometrika 1947; 34:28.
+    """
+    from scipy.stats import t
+
+    if min(len(one), len(other)) < LEAST_REPEATS:
+        return None
+    value = float(one.mean() - other.mean())
+    parts = [float(np.var(each, ddof=1)) / len(each) for each in (one, other)]
+    half = least
+    if variance := sum(parts):
+        freedom = variance**2 / sum(part**2 / (len(each) - 1) for part, each in zip(parts, (one, other), strict=True))
+        half = max(float(t.ppf(0.975, freedom)) * math.sqrt(variance), least)
+    return Interval(value, value - half, value + half)
+
+
 def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
     weights = weights or [1.0] * count
     total = math.fsum(weights)

@@ -12,7 +12,13 @@ from federation.protocol.study_config import Study
 from federation.runs.figures_from_counts import ALL, pooled_row
 from federation.runs.listing import MEAN
 from federation.runs.results import ModelFigures, Results
-from pipeline.evaluation.combining import Interval, difference_at_site, mean_of_repeats, mean_of_sites
+from pipeline.evaluation.combining import (
+    Interval,
+    difference_at_site,
+    difference_of_repeats,
+    mean_of_repeats,
+    mean_of_sites,
+)
 from tests.helpers.results_factory import make_results
 from tests.helpers.run_files import write_run
 from tests.helpers.summed_results import make_secure_results
@@ -145,14 +151,24 @@ def test_masked_runs_differ_over_all_patients_and_are_not_paired_by_hospital(tmp
     json.dumps(comparison.to_json(), allow_nan=False)
 
 
-def test_masked_groups_have_an_interval_over_seeds(tmp_path: Path) -> None:
+def test_masked_groups_of_different_seeds_have_an_interval_over_seeds(tmp_path: Path) -> None:
+    """Hospitals take part in one masked run of a seed, so two masked groups share none."""
+    aurocs: dict[str, list[float]] = {}
     for number, group in enumerate(("one", "two")):
         for seed in (1, 2, 3):
-            masked_run(tmp_path, f"{group}-{seed}", seed=seed, group=group, model=10 * number + seed)
-    found = figures_of(compare(tmp_path, ["one", "two"]))
-    assert found[ALL].seeds
-    assert found[ALL].seeds[0] < found[ALL].difference < found[ALL].seeds[1]
+            results = masked_run(
+                tmp_path, f"{group}-{seed}", seed=seed + 3 * number, group=group, model=10 * number + seed
+            )
+            aurocs.setdefault(group, []).append(pooled_row(results)["auroc_severe"])
+    comparison = compare(tmp_path, ["one", "two"])
+    found = figures_of(comparison)
+    expected = difference_of_repeats(np.array(aurocs["two"]), np.array(aurocs["one"]), least=0.01)
+    assert expected is not None
+    assert found[ALL].seeds == pytest.approx(expected[1:])
+    assert found[ALL].difference == pytest.approx(expected.value)
     assert found[ALL].sites_and_seeds is None
+    assert [len(column.runs) for column in comparison.columns] == [3, 3]
+    assert comparison.differences()[0].seeds == ()
 
 
 def test_masked_runs_with_other_patients_have_no_difference(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_ind
 
 from pipeline.evaluation.combining import (
     Interval,
     difference_at_site,
+    difference_of_repeats,
     mean_at_site,
     mean_of_repeats,
     mean_of_sites,
@@ -52,6 +54,17 @@ def test_too_few_repeats_have_no_interval(shape: tuple[int, ...]) -> None:
 
 def test_rounded_figures_that_agree_keep_a_least_width() -> None:
     assert mean_of_repeats(np.full(4, 0.02), least=0.01) == pytest.approx((0.02, 0.01, 0.03))
+
+
+def test_repeats_with_different_seeds_have_the_interval_of_welch() -> None:
+    one, other = np.array([0.81, 0.84, 0.90]), np.array([0.70, 0.71, 0.75, 0.72])
+    found = difference_of_repeats(one, other)
+    assert found is not None
+    expected = ttest_ind(one, other, equal_var=False).confidence_interval()
+    assert found == pytest.approx((one.mean() - other.mean(), expected.low, expected.high))
+    assert difference_of_repeats(one[:2], other) is difference_of_repeats(one, other[:2]) is None
+    same = difference_of_repeats(np.full(3, 0.8), np.full(3, 0.7), least=0.01)
+    assert same == pytest.approx((0.1, 0.09, 0.11)), "figures that were rounded may agree by chance"
 
 
 def test_seeds_and_sites_together_cover_the_true_difference() -> None:
