@@ -14,6 +14,7 @@ from federation.approval.studies import study_digest
 from federation.protocol.first_weights import bring_release
 from federation.protocol.study_config import Study
 from federation.runs import reasons
+from federation.runs.first_models import check_first_models
 from federation.runs.run_folder import Ended, RunNote, find_run, read_note, read_study, write_note
 from federation.runs.submission import MARK, UNDER_WAY, simulation_server, state, stop, submit, wait
 from federation.runs.tracking import how_to_see
@@ -82,8 +83,10 @@ def launch_all(
 
     Several studies form a group, named `group` or else the first study's name with four digits. `began` is called
     with the name of each run.
-    Raises Refusal: those of `launch`.
+    Raises Refusal: those of `launch`, and E_SEED_USED.
     """
+    if not read_server_config(server).simulated_sites:
+        check_first_models(studies, server)
     if len(studies) > 1:
         group = group or f"{studies[0].study.name}-{secrets.token_hex(2)}"
         say(f"group {group}: {len(studies)} runs, one after the other")
@@ -115,8 +118,10 @@ def launch(study: Study, server: Path, say: Say, *, group: str = "", began: Say 
     write_note(folder, RunNote(begun=datetime.now(UTC), group=group))
     (folder / "study.json").write_text(study.model_dump_json(indent=1))
     say(f"run {name}: {study.strategy.name}, seed {study.study.seed}")
-    if not config.simulated_sites and (approve := _to_approve(study)):
-        say(approve)
+    if not config.simulated_sites:
+        for line in (_to_approve(study), _warning(study)):
+            if line:
+                say(line)
     return _submit(study, server, name, say, began)
 
 
@@ -128,6 +133,14 @@ def _to_approve(study: Study) -> str:
         return ""
     named = f"the study {names[0]!r}" if names else f"the study {digest[:12]} (`fedthorax node approve-study`)"
     return f"each hospital must have approved {named}"
+
+
+def _warning(study: Study) -> str:
+    """Return that the server will see each hospital's update, if it need not; "" if it must, or uses what it sees."""
+    if study.study.synthetic or not study.could_mask:
+        return ""
+    warning = Refusal(reasons.UPDATES_SEEN, strategy=study.strategy.name)
+    return f"{warning}. {warning.remedy}"
 
 
 def resume(name: str, server: Path, say: Say, *, began: Say = lambda name: None) -> Finished:

@@ -49,3 +49,14 @@ RUN_FAILED = Reason(
     "the run {run} ended as {status}",
     "Read the messages above and fix the cause, then continue with `fedthorax study resume`.",
 )
+UPDATES_SEEN = Reason(
+    "W_UPDATES_SEEN",
+    "{strategy} is a mean, and this study has no masks: the server sees each hospital's update",
+    'Set secure = true in [aggregation] (fedthorax study init FILE --preset masked), or name = "CenteredClip" in '
+    "[strategy], which uses what the server sees to stop a hostile hospital. See docs/choosing-protection.md.",
+)
+SEED_USED = Reason(
+    "E_SEED_USED",
+    "a masked run of seed {seed} would begin with the model of {other}, and hospitals sum updates of a model only once",
+    "Choose another seed, also for another strategy. A run that begins from a release needs a release of its own.",
+)

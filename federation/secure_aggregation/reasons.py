@@ -50,7 +50,7 @@ SECAGG_GROUPS = Reason(
 SECAGG_MODEL_USED = Reason(
     "E_SECAGG_MODEL_USED",
     "a sum of this kind for this model was already revealed, and a second one could reveal a single hospital's part",
-    "Resume the run that began it. For a new run of the same study, choose another seed.",
+    "Resume the run that began it. For a new run, of this study or of another one, choose another seed.",
 )
 SECAGG_ROUND_OLD = Reason(
     "E_SECAGG_ROUND_OLD",

@@ -10,7 +10,7 @@ from federation.runs.launch import follow, launch_all, plan, resume, stop_run
 from federation.runs.run_folder import read_note, run_names, write_note
 from federation.superlink import reasons
 from models.refusal import Refusal
-from tests.helpers.run_files import study, write_run
+from tests.helpers.run_files import entry, study, write_run
 
 STUDY = '[study]\nname = "trial"\nrounds = 2\nsites = 3\nquorum = 2\nseeds = [3, 4]\n[strategy]\nname = "FedProx"\n'
 
@@ -203,3 +203,86 @@ def test_only_a_running_run_can_be_stopped(tmp_path, server, monkeypatch):
     stop_run("trial-b", tmp_path)
     assert server.stopped == [5]
     assert read_note(tmp_path / "runs" / "trial-b").ended == "stopped"
+
+
+# --- on a server of hospitals -----------------------------------------------------------------------------
+
+MEAN = '[study]\nname = "trial"\nrounds = 3\nsites = 3\nquorum = 3\nseed = 5\n[strategy]\nname = "FedAvg"\n'
+MASKED = MEAN + "[aggregation]\nsecure = true\n"
+
+
+@pytest.fixture
+def hospitals(server) -> Server:
+    (server.folder / "server.toml").write_text("port = 1\n")
+    return server
+
+
+def warned(folder: Path, text: str) -> list[str]:
+    said: list[str] = []
+    launch_all(plan([study_file(folder, text)]), folder, said.append)
+    return [line for line in said if line.startswith("W_UPDATES_SEEN")]
+
+
+@pytest.mark.parametrize("name", ["FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedYogi", "FedAdagrad"])
+def test_mean_without_masks_brings_a_warning(tmp_path, hospitals, name):
+    (line,) = warned(tmp_path, MEAN.replace("FedAvg", name))
+    assert name in line and "the server sees each hospital's update" in line
+    assert "docs/choosing-protection.md" in line
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("FedAvg", "CenteredClip"),
+        ("FedAvg", "FedMedian"),
+        ("sites = 3\nquorum = 3", "sites = 2\nquorum = 2"),
+        ("sites = 3", "sites = 3\nsynthetic = true"),
+        ("sites = 3", "sites = 5\nsites_per_round = 3"),
+        ('"FedAvg"', '"FedAvg"\n[evaluation]\nlocal_models = true'),
+        ('"FedAvg"', '"FedAvg"\n[evaluation]\nleave_one_out = true'),
+        ('"FedAvg"', '"FedAvg"\n[evaluation]\nfine_tune = true'),
+        ('"FedAvg"', '"FedAvg"\n[wire]\nprecision = "float16"'),
+        ('"FedAvg"', '"FedAvg"\n[aggregation]\nsecure = true'),
+    ],
+)
+def test_study_that_cannot_mask_or_need_not_brings_no_warning(tmp_path, hospitals, right, wrong):
+    assert warned(tmp_path, MEAN.replace(right, wrong)) == []
+
+
+def test_simulation_brings_no_warning(tmp_path, server):
+    assert warned(tmp_path, MEAN) == []
+
+
+@pytest.mark.parametrize("change", [("FedAvg", "FedProx"), ("rounds = 3", "rounds = 9"), ("trial", "other")])
+def test_masked_runs_of_one_seed_are_refused_before_any_starts(tmp_path, hospitals, change):
+    files = [study_file(tmp_path, MASKED), study_file(tmp_path, MASKED.replace(*change), "other.toml")]
+    with pytest.raises(Refusal, match=r"E_SEED_USED: .*seed 5.*another run of this command"):
+        launch_all(plan(files), tmp_path, print)
+    assert hospitals.submitted == []
+    launch_all(
+        plan([files[0], study_file(tmp_path, MASKED.replace("seed = 5", "seed = 6"), "c.toml")]), tmp_path, print
+    )
+
+
+def test_seed_of_an_earlier_masked_run_is_refused(tmp_path, hospitals):
+    (masked,) = plan([study_file(tmp_path, MASKED)])
+    write_run(tmp_path, "lost", of=masked, history=[entry(1, lost=True, lost_for="E_SECAGG_TOO_FEW")], ended="failed")
+    (plain,) = plan([study_file(tmp_path, MEAN)])
+    write_run(tmp_path, "plain", of=plain, history=[entry(1)])
+    launch_all([masked], tmp_path, print)
+    write_run(tmp_path, "summed", of=masked, history=[entry(1)], ended="stopped")
+    with pytest.raises(Refusal, match=r"E_SEED_USED: .*the run summed"):
+        launch_all([masked], tmp_path, print)
+    wider = masked.model_copy(update={"network": masked.network.model_copy(update={"widen_factor": 0.5})})
+    launch_all([wider, plain], tmp_path, print)
+
+
+def test_release_is_the_first_model_of_one_masked_run_whatever_the_seed(tmp_path, hospitals):
+    text = MASKED.replace("seed = 5", f'seeds = [5, 6]\nbegin_from = "{"a" * 64}"')
+    with pytest.raises(Refusal, match="E_SEED_USED"):
+        launch_all(plan([study_file(tmp_path, text)]), tmp_path, print)
+
+
+def test_masked_runs_of_one_seed_can_be_simulated(tmp_path, server):
+    launch_all(plan([study_file(tmp_path, MASKED), study_file(tmp_path, MASKED, "b.toml")]), tmp_path, print)
+    assert len(server.submitted) == 2
