@@ -3,9 +3,9 @@
 from functools import cache
 from pathlib import Path
 
-# A new site does not approve these studies by default: `fedavg` also evaluates models of other hospitals on a
-# hospital's test patients, and `demo` is for synthetic hospitals.
-_ON_REQUEST = ("fedavg", "demo")
+# A new site does not approve these studies by default: `baselines` also evaluates models of other hospitals on
+# a hospital's test patients, and `demo` is for synthetic hospitals.
+_ON_REQUEST = ("baselines", "demo")
 
 
 @cache

@@ -237,7 +237,7 @@ def attacks() -> Iterator[Result]:
     """Try every carrier."""
     yield in_digests()
     for kind in EXAMPLES_OF:
-        if FIGURES[kind] and kind != "train.head":  # only the released study fedavg asks for it
+        if FIGURES[kind] and kind != "train.head":  # only the released study baselines asks for it
             yield in_figures(kind)
     yield in_arrays("train", "buffers", "batch_norm.running_mean", _any_size)
     yield in_arrays("train", "buffers", "batch_norm.running_var", _any_size)

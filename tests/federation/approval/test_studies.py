@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from configs import preset_files
+from configs import preset_files, usual_studies
 from federation.approval.presets import names_by_digest, names_of, presets
 from federation.approval.studies import FREE_KEYS, StudyApprovals, as_study, canonical, study_digest
 from federation.approval.study_review import weakenings
@@ -90,9 +90,22 @@ def test_new_site_allows_only_the_default_presets(site: Site) -> None:
     verdicts = {
         name: approvals.verdict(study_digest(study.model_dump_json()), (name,)) for name, study in presets().items()
     }
-    assert verdicts["study"] == verdicts["fedprox"] == "preset"
-    assert verdicts["fedavg"] == verdicts["demo"] == "unknown"
+    assert verdicts["study"] == verdicts["fedprox"] == verdicts["fedavg"] == "preset"
+    assert verdicts["baselines"] == verdicts["demo"] == "unknown"
     assert approvals.verdict(study_digest(TEXT), ()) == "unknown"
+
+
+def test_presets_that_differ_only_in_name_and_seed_share_a_digest() -> None:
+    digests = {name: study_digest(study.model_dump_json()) for name, study in presets().items()}
+    assert names_of(digests["fedavg"]) == names_of(digests["masked"]) == ("fedavg", "masked")
+    assert len(set(digests.values())) == len(digests) - 2, "study and robust are one study too"
+
+
+def test_usual_studies_show_no_hospitals_own_model() -> None:
+    """Each mean is masked; `baselines`, which needs single models, is allowed on request only."""
+    usual = [presets()[name] for name in usual_studies()]
+    assert not any(study.could_mask and not study.study.synthetic for study in usual)
+    assert not any(study.single_models for study in usual)
 
 
 def test_site_without_listed_studies_allows_none(site: Site) -> None:

@@ -38,8 +38,8 @@ def verdicts(site: Site) -> dict[str, str]:
 
 
 def test_studies_lists_the_presets(site: Site) -> None:
-    assert verdicts(site)["fedprox"] == "preset"
-    assert verdicts(site)["fedavg"] == "unknown"
+    assert verdicts(site)["fedprox"] == verdicts(site)["fedavg"] == "preset"
+    assert verdicts(site)["baselines"] == "unknown"
     assert "fedprox" in run("studies", site).stdout
 
 
@@ -52,6 +52,18 @@ def test_study_file_is_shown_approved_and_revoked(site: Site, study_file: Path) 
     (digest,) = [name for name, verdict in verdicts(site).items() if verdict == "approved"]
     assert run("revoke-study", site, digest[:10]).exit_code == 0
     assert verdicts(site)[digest] == "revoked"
+
+
+def test_presets_that_differ_only_in_name_and_seed_are_one_study(site: Site) -> None:
+    found = json.loads(run("studies", site, "--json").stdout)
+    assert ["fedavg", "masked"] in [each["presets"] for each in found]
+
+
+def test_study_that_shows_single_models_is_approved_on_request(site: Site) -> None:
+    shown = run("approve-study", site, "baselines", "--yes").stdout
+    assert "Local models" in shown and "Leave one out" in shown
+    assert verdicts(site)["baselines"] == "approved"
+    assert verdicts(site)["fedavg"] == "preset", "the masked study is another one"
 
 
 def test_preset_is_approved_by_name(site: Site) -> None:

@@ -31,11 +31,18 @@ def test_every_preset_is_a_valid_study(preset):
     assert preset.read_text().startswith("# "), "a preset starts with a comment that states its purpose"
 
 
-def test_presets_for_comparison_have_equal_study_tables():
-    fedavg, *others = (
-        load_settings(PRESETS[0].with_name(f"{name}.toml"), Study).study for name in ("fedavg", "fedprox", "fedavgm")
-    )
+def test_presets_for_comparison_differ_only_in_their_seeds_and_mask():
+    found = [load_settings(PRESETS[0].with_name(f"{name}.toml"), Study) for name in ("fedavg", "fedprox", "fedavgm")]
+    fedavg, *others = (study.with_seed(0).study for study in found)
     assert all(other == fedavg for other in others)
+    assert all(study.aggregation.secure and len(study.study.seeds) == 5 for study in found)
+
+
+def test_masked_presets_share_no_seed():
+    """A hospital sums the updates of a first model once, so two masked runs of one seed cannot both run there."""
+    masked = [study for study in plan(PRESETS) if study.aggregation.secure]
+    seeds = [study.study.seed for study in masked]
+    assert len(seeds) == len(set(seeds)) > 15
 
 
 def test_init_writes_a_preset_and_never_overwrites_a_file(tmp_path):
