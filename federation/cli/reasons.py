@@ -7,6 +7,17 @@ STUDY_EXISTS = Reason(
     "{file} exists already",
     "Choose another name or move the file away first: keep the file of a study that was run, with its results.",
 )
+FEW_HOSPITALS = Reason(
+    "E_FEW_HOSPITALS",
+    "no protection works with fewer than three hospitals: of two, each can compute the other's update, and nobody can "
+    "tell which of them is hostile",
+    "Find a third hospital. For a test with synthetic hospitals name a preset, such as `--preset quick`.",
+)
+STUDY_SITES = Reason(
+    "E_STUDY_SITES",
+    "{what} is not possible with {sites} hospitals: {problems}",
+    "Choose another number with --sites, or another preset with --preset. docs/choosing-protection.md says which fits.",
+)
 APP_UNKNOWN = Reason(
     "E_APP_UNKNOWN",
     "no app with this hash is known here, and no file or folder has this name",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from federation.cli.console import live, outliving_the_terminal, print_json, print_table, progress_bar, say
+from federation.cli.new_study import init
 from federation.cli.options import Json
 from federation.cli.release_run import release
 from federation.cli.report import report
@@ -28,24 +29,7 @@ Simulate = Annotated[
 ]
 
 
-@app.command()
-def init(
-    study_file: Annotated[Path, typer.Argument(help="The file to write.")],
-    preset: Annotated[str, typer.Option(help="The preset to start from. A wrong name lists the presets.")] = "study",
-) -> None:
-    """Write a new study file: the template that explains every key, or a preset for one purpose."""
-    import configs
-    from federation.cli.reasons import STUDY_EXISTS
-    from models.refusal import Refusal
-
-    folder = Path(configs.__file__).parent
-    known = {path.stem: path for path in [folder / "study.toml", *sorted((folder / "presets").glob("*.toml"))]}
-    if preset not in known:
-        raise typer.BadParameter(f"the presets are {', '.join(known)}", param_hint="--preset")
-    if study_file.exists():
-        raise Refusal(STUDY_EXISTS, file=study_file.name)
-    study_file.write_bytes(known[preset].read_bytes())
-    say(f"Wrote {study_file}. Review it, then run `fedthorax study run {study_file}`")
+app.command()(init)
 
 
 @app.command()

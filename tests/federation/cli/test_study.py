@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 import configs
+from federation.approval.studies import study_digest
 from federation.cli.study import app
 from federation.protocol.study_config import Study
 from federation.runs.launch import plan
@@ -56,6 +57,94 @@ def test_init_writes_a_preset_and_never_overwrites_a_file(tmp_path):
     wrong = CliRunner().invoke(app, ["init", str(tmp_path / "x.toml"), "--preset", "none"])
     assert wrong.exit_code == 2
     assert "fedavg" in wrong.output
+
+
+TEMPLATE = PRESETS[0].parents[1] / "study.toml"
+
+
+def told(*arguments: str | Path) -> str:
+    """Run a command and return what it says to people, in one line."""
+    done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("sites", "quorum", "groups", "says"),
+    [
+        (3, 2, None, "set quorum = 3 to lose such rounds"),
+        (4, 3, None, "CenteredClip without masks"),
+        (8, 6, None, "--preset masked --sites 8"),
+        (9, 7, 0, "one masked sum"),
+        (11, 8, 0, "set groups = 3"),
+        (12, 9, 3, "masked sums of 3 groups"),
+        (19, 13, 3, "--preset masked --sites 19"),
+        (20, 14, 5, "masked sums of 5 groups"),
+        (100, 67, 5, "no single update"),
+    ],
+)
+def test_init_for_a_number_of_hospitals_chooses_the_protection_of_the_page(tmp_path, sites, quorum, groups, says):
+    path = tmp_path / "study.toml"
+    text = told("init", path, "--sites", sites)
+    study = load_settings(path, Study)
+    assert (study.study.sites, study.study.quorum) == (sites, quorum)
+    if groups is None:
+        assert not study.aggregation.secure and study.strategy.name == "CenteredClip"
+    else:
+        assert study.aggregation.secure and (study.aggregation.groups, study.strategy.name) == (groups, "FedAvg")
+    assert study.study.rounds == 20 + study.aggregation.secure, "the last masked round only judges the model"
+    assert says in text and "docs/choosing-protection.md" in text
+    assert plan([path])
+
+
+def test_init_for_a_number_of_hospitals_keeps_the_comments(tmp_path):
+    told("init", tmp_path / "study.toml", "--sites", "12")
+    lines = (tmp_path / "study.toml").read_text().splitlines()
+    before = TEMPLATE.read_text().splitlines()
+    assert len(lines) == len(before) + 1, "a comment that says what was set"
+    comments = [line.partition("#")[2] for line in before]
+    assert [line.partition("#")[2] for line in lines if "--sites 12" not in line] == comments
+
+
+@pytest.mark.parametrize(("sites", "preset"), [(9, "masked"), (12, "masked-groups")])
+def test_recommended_masked_study_is_one_that_hospitals_approve_by_name(tmp_path, sites, preset):
+    told("init", tmp_path / "a.toml", "--sites", sites)
+    told("init", tmp_path / "b.toml", "--sites", sites, "--preset", preset)
+    one, other = (study_digest(load_settings(tmp_path / f, Study).model_dump_json()) for f in ("a.toml", "b.toml"))
+    assert one == other
+
+
+def test_init_with_a_preset_sets_only_sites_and_quorum(tmp_path):
+    told("init", tmp_path / "study.toml", "--sites", "7", "--preset", "fedprox")
+    preset = load_settings(TEMPLATE.parent / "presets" / "fedprox.toml", Study)
+    study = load_settings(tmp_path / "study.toml", Study)
+    assert (study.study.sites, study.study.quorum) == (7, 5)
+    table = study.study.model_copy(update={"sites": 3, "quorum": 3})
+    assert study.model_copy(update={"study": table}) == preset
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--sites", "2"], "E_FEW_HOSPITALS", "fewer than three"),
+        (["--sites", "1"], "E_FEW_HOSPITALS", "fewer than three"),
+        (["--sites", "101"], "E_STUDY_SITES", "at most 100 sites"),
+        (["--sites", "2", "--preset", "masked"], "E_STUDY_SITES", "the preset masked .* at least 3"),
+        (["--sites", "8", "--preset", "masked-groups"], "E_STUDY_SITES", "at least 9 sites"),
+        (["--sites", "200", "--preset", "fedavg"], "E_STUDY_SITES", "at most 100 sites"),
+    ],
+)
+def test_number_of_hospitals_that_a_protection_does_not_allow_is_refused(tmp_path, arguments, code, says):
+    with pytest.raises(Refusal, match=f"{code}: .*{says}"):
+        typed("init", tmp_path / "study.toml", *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sites", ["0", "-3", "three", "3.5", "", "1001", "9" * 30])
+def test_number_of_hospitals_that_is_none_is_a_usage_error(tmp_path, sites):
+    done = CliRunner().invoke(app, ["init", str(tmp_path / "study.toml"), "--sites", sites])
+    assert done.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_group_name_unsafe_for_files_and_tags_is_a_usage_error(tmp_path):

@@ -1,0 +1,147 @@
+"""`fedthorax study init`: write a study file from a preset, or for a number of hospitals."""
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from federation.cli import reasons
+from federation.cli.console import say
+from models.refusal import Refusal
+from pipeline.system.atomic_files import write_atomically
+
+if TYPE_CHECKING:
+    from federation.protocol.protection import Protection
+    from federation.protocol.study_config import Study
+
+TEMPLATE = "study"
+MAX_SITES = 1000
+PAGE = "docs/choosing-protection.md"
+_FIRST_TABLE = "[study]\n"
+
+
+def init(
+    study_file: Annotated[Path, typer.Argument(help="The file to write.")],
+    preset: Annotated[
+        str, typer.Option(help="The preset to start from. A wrong name lists the presets.", show_default=TEMPLATE)
+    ] = "",
+    sites: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_SITES,
+            help="The number of hospitals. Sets sites and quorum and, without --preset, the recommended protection.",
+        ),
+    ] = None,
+) -> None:
+    """Write a new study file: the template that explains every key, or a preset for one purpose."""
+    import configs
+
+    folder = Path(configs.__file__).parent
+    known = {path.stem: path for path in [folder / "study.toml", *sorted((folder / "presets").glob("*.toml"))]}
+    if preset and preset not in known:
+        raise typer.BadParameter(f"the presets are {', '.join(known)}", param_hint="--preset")
+    if study_file.exists():
+        raise Refusal(reasons.STUDY_EXISTS, file=study_file.name)
+    text = known[preset or TEMPLATE].read_text("utf-8")
+    says: list[str] = []
+    if sites is not None:
+        text, says = _for_sites(text, sites, preset) if preset else _protected(text, sites)
+    write_atomically(study_file, text.encode())
+    say(f"Wrote {study_file}. Review it, then run `fedthorax study run {study_file}`")
+    for line in says:
+        say(line)
+
+
+def _for_sites(text: str, sites: int, preset: str) -> tuple[str, list[str]]:
+    """Return a preset for this number of hospitals, and what to tell about it. Raises Refusal E_STUDY_SITES."""
+    from federation.protocol.protection import fitting_quorum
+
+    secure = tomllib.loads(text).get("aggregation", {}).get("secure", False)
+    text = _with_sites(text, sites, fitting_quorum(sites, secure=secure))
+    study = _checked(text, sites, f"the preset {preset}")
+    return text, [_counts(study), f"{PAGE} says which protection fits how many hospitals."]
+
+
+def _protected(text: str, sites: int) -> tuple[str, list[str]]:
+    """Return the template with the protection that is recommended for this number of hospitals, and why.
+
+    Raises Refusal: E_FEW_HOSPITALS, E_STUDY_SITES.
+    """
+    from federation.protocol.protection import fitting_quorum, recommended
+    from federation.protocol.study_config import LEAST_SECURE_SITES
+    from models.settings import with_value
+
+    if sites < LEAST_SECURE_SITES:
+        raise Refusal(reasons.FEW_HOSPITALS)
+    chosen = recommended(sites)
+    text = _with_sites(text, sites, fitting_quorum(sites, secure=chosen.secure))
+    if chosen.secure:
+        rounds = tomllib.loads(text)["study"]["rounds"] + 1  # the last one only judges the model
+        values = {
+            ("study", "rounds"): rounds,
+            ("strategy", "name"): f'"{chosen.strategy}"',
+            ("aggregation", "secure"): "true",
+            ("aggregation", "groups"): chosen.groups,
+        }
+        for (table, key), value in values.items():
+            text = with_value(text, table, key, str(value))
+        changed = "sites, quorum, rounds, the strategy and [aggregation]"
+    else:
+        changed = "sites and quorum"
+    note = f"# `study init --sites {sites}` set {changed}, as {PAGE} recommends.\n"
+    text = text.replace(_FIRST_TABLE, note + _FIRST_TABLE, 1)
+    study = _checked(text, sites, "the recommended protection")
+    return text, [_why(chosen, sites), _counts(study)]
+
+
+def _with_sites(text: str, sites: int, quorum: int) -> str:
+    from models.settings import with_value
+
+    return with_value(with_value(text, "study", "sites", str(sites)), "study", "quorum", str(quorum))
+
+
+def _checked(text: str, sites: int, what: str) -> "Study":
+    """Return the study. Raises Refusal E_STUDY_SITES if it cannot have so many hospitals."""
+    from pydantic import ValidationError
+
+    from federation.protocol.study_config import Study
+
+    try:
+        return Study.model_validate(tomllib.loads(text))
+    except ValidationError as error:
+        problems = "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors(include_url=False))
+        raise Refusal(reasons.STUDY_SITES, what=what, sites=sites, problems=problems) from error
+
+
+def _counts(study: "Study") -> str:
+    """Return in plain words when a round counts."""
+    table = study.study
+    says = f"sites = {table.sites}, quorum = {table.quorum}: a round with fewer valid replies is lost."
+    if table.quorum == 2:
+        says += " In a round of two nobody can tell which one is hostile"
+        says += "; set quorum = 3 to lose such rounds." if table.sites == 3 else "."
+    return says
+
+
+def _why(chosen: "Protection", sites: int) -> str:
+    """Return in plain words what was chosen, why, and what else there is."""
+    distrust = f"If the hospitals do not trust the server, use `--preset masked --sites {sites}`"
+    if not chosen.secure:
+        return (
+            f"Protection for {sites} hospitals: {chosen.strategy} without masks. The server sees each hospital's "
+            f"update, which it needs to stop a hostile or faulty hospital. {distrust}: it then learns only sums. "
+            f"See {PAGE}."
+        )
+    if not chosen.groups:
+        return (
+            f"Protection for {sites} hospitals: one masked sum. The server learns the sum of the updates and no single "
+            "one, even if it cheats, and one hostile hospital of so many costs little. If a hospital may have changed "
+            f"its gateway, set groups = 3 in the file. See {PAGE}."
+        )
+    return (
+        f"Protection for {sites} hospitals: masked sums of {chosen.groups} groups, and their median. The server learns "
+        f"no single update, and one hospital with a changed gateway cannot spoil the model. {distrust}: it then learns "
+        f"only one sum of all. See {PAGE}."
+    )
