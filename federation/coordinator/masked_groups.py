@@ -168,6 +168,17 @@ class MaskedGroups:
             raise Refusal(reasons.SECAGG_GROUPS, present=present, needed=needed)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The hospitals in the sums that were unmasked, also in those that cannot be used."""
+        return tuple(sorted(name for group in self._groups if group.sum is not None for name in group.sum.names))
+
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether enough groups have a sum, and too few of these can be used."""
+        sums, needed = [group.sum for group in self._groups if group.sum is not None], least_groups(self._count)
+        return len(sums) >= needed > sum(each.length is not None for each in sums)
+
+    @property
     def may_be_revealed(self) -> bool:
         """Whether a group may have revealed its sum in part, so that it must be finished."""
         return any(group.sum is None and group.round.may_be_revealed for group in self._groups)

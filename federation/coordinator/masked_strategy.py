@@ -9,7 +9,7 @@ the last model that they accepted (`accepted_model`).
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -257,11 +257,8 @@ class MaskedStrategy(GuardedStrategy):
             # Hospitals that have revealed shares train this model no more: the sum must be finished after a resume.
             if self.current.may_be_revealed:
                 raise
-            too_far = sum(code == gateway_reasons.MODEL_DRIFT.code for code in refused.values())
-            if 2 * too_far <= len(self._sampled) or not self._accepted.unjudged:
-                return _Outcome(lost=refusal)
-            return _Outcome(lost=Refusal(gateway_reasons.MODEL_DRIFT), undone=self._go_back())
-        present = tuple(sorted(node for node in self._sampled if self.masked.names[node] in names))
+            return self._without_sum(refusal, refused)
+        present = self._nodes_of(names)
         try:
             mean = mean or mean_of(total, self._settings, len(names))
         except Refusal as refusal:
@@ -277,6 +274,22 @@ class MaskedStrategy(GuardedStrategy):
             self._shrink()
             return _Outcome(present, votes=mean.votes, lost=Refusal(protocol_reasons.MODEL_NOT_FINITE))
         return _Outcome(present, figures, mean.votes)
+
+    def _without_sum(self, refusal: Refusal, refused: Mapping[int, str]) -> _Outcome:
+        """Go back if most hospitals refuse the model as too far, and on with almost the same one if the groups' sums
+        were revealed in vain.
+        """
+        assert self._accepted is not None
+        if isinstance(self.current, MaskedGroups) and self.current.is_spoilt:
+            self._shrink()
+            return _Outcome(self._nodes_of(self.current.names), lost=refusal)
+        too_far = sum(code == gateway_reasons.MODEL_DRIFT.code for code in refused.values())
+        if 2 * too_far <= len(self._sampled) or not self._accepted.unjudged:
+            return _Outcome(lost=refusal)
+        return _Outcome(lost=Refusal(gateway_reasons.MODEL_DRIFT), undone=self._go_back())
+
+    def _nodes_of(self, names: Collection[str]) -> tuple[int, ...]:
+        return tuple(sorted(node for node in self._sampled if self.masked.names[node] in names))
 
     # --- the accepted model -------------------------------------------------------------------------------
 

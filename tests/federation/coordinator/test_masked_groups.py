@@ -3,7 +3,7 @@
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from flwr.app import Message
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
+from federation.coordinator.accepted_model import SHRINK
 from federation.coordinator.masked_groups import MaskedGroups
 from federation.coordinator.masked_strategy import MaskedStrategy
 from federation.coordinator.masked_study import MaskedStudy
 from federation.protocol.flat_weights import BATCH_NORM, WEIGHTS
 from federation.protocol.masked_replies import FIGURES
 from federation.protocol.metric_allowlist import FIGURES as ALL
+from federation.secure_aggregation.ballots import WORSE
 from federation.secure_aggregation.fixed_point import WIDE_WORDS
 from federation.secure_aggregation.group_median import Moments
 from federation.secure_aggregation.groups import groups_of
@@ -60,10 +62,14 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @dataclass
 class Nine(Hospitals):
-    """Nine hospitals in three groups. `garbage`: nodes whose changed gateway spoils its reply, by what of it."""
+    """Nine hospitals in three groups. `garbage`: nodes whose changed gateway spoils its reply, by what of it.
+
+    `garbage_in`: the rounds in which it does so; none: in all.
+    """
 
     count: int = 9
     garbage: Mapping[int, str] = field(default_factory=dict)
+    garbage_in: Collection[int] = ()
 
     def __post_init__(self) -> None:
         self.identities = {node: Identity.kept(self.folder / f"key-{node}") for node in NAMES}
@@ -79,7 +85,8 @@ class Nine(Hospitals):
 
     def masked_reply(self, node: int, message: Message) -> tuple[NDArray, Callable[[], None]]:
         words, finish = super().masked_reply(node, message)
-        if node in self.garbage:
+        number = int(str(message.content.config_records["config"]["server-round"]))
+        if node in self.garbage and (not self.garbage_in or number in self.garbage_in):
             rng, start = np.random.default_rng(node), len(words) - MODEL[WEIGHTS].size
             start = 0 if self.garbage[node] == "all" else start
             added = rng.integers(0, 2**32, size=len(words) - start, dtype=np.uint32)
@@ -271,6 +278,55 @@ def test_stored_sum_over_another_model_is_removed(folder: Path) -> None:
     later = strategy_of(hospitals, reports, first_round=2)
     later.finish_begun({WEIGHTS: MODEL[WEIGHTS] + 1})
     assert not reports and not list((folder / "masked").glob("group-*/round.json"))
+
+
+def two_of_two_groups(hospitals: Nine) -> list[int]:
+    return [group[0] for group in hospitals.groups[:2]]
+
+
+@pytest.mark.slow
+def test_sums_of_which_too_few_can_be_used_lose_the_round_and_not_the_study(folder: Path) -> None:
+    """All hospitals train this model no more, so the next attempt needs another one."""
+    hospitals, reports = Nine(folder), list[RoundReport]()
+    hospitals.garbage, hospitals.garbage_in = dict.fromkeys(two_of_two_groups(hospitals), "all"), {1}
+    strategy = strategy_of(hospitals, reports)
+    run(strategy, hospitals, 2)
+    assert hospitals.problems == []
+    assert [report.lost_for for report in reports] == ["E_SECAGG_GROUPS", None]
+    assert reports[0].valid == tuple(NAMES)
+    before = MODEL[WEIGHTS] * np.float32(SHRINK)
+    expected = moved(before, group_means(hospitals.groups, before))
+    np.testing.assert_allclose(strategy.arrays[WEIGHTS], expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_votes_of_all_groups_are_added_and_take_a_spoilt_median_back(folder: Path) -> None:
+    hospitals, reports = Nine(folder), list[RoundReport]()
+    hostile = two_of_two_groups(hospitals)
+    hospitals.garbage, hospitals.garbage_in = dict.fromkeys(hostile, "shift"), {1}
+    hospitals.answers = {2: {node: WORSE for node in NAMES if node not in hostile}}
+    strategy = strategy_of(hospitals, reports)
+    run(strategy, hospitals, 2)
+    assert hospitals.problems == []
+    means = group_means(hospitals.groups, MODEL[WEIGHTS])
+    honest = moved(MODEL[WEIGHTS], means)
+    assert not np.allclose(hospitals.seen[2], honest, atol=1e-3), "the median was spoilt"
+    assert [report.lost_for for report in reports] == [None, "E_MODEL_REJECTED"]
+    assert reports[1].votes == {"worse": 7, "not_worse": 2, "no_vote": 0} and reports[1].undone == (1,)
+    np.testing.assert_array_equal(strategy.arrays[WEIGHTS], MODEL[WEIGHTS] * np.float32(SHRINK))
+
+
+@pytest.mark.slow
+def test_votes_in_a_sum_that_cannot_be_used_do_not_count(folder: Path) -> None:
+    """A hospital with a changed gateway can silence its group, and no other one."""
+    hospitals, reports = Nine(folder), list[RoundReport]()
+    silenced, *rest = hospitals.groups
+    hospitals.garbage, hospitals.garbage_in = {silenced[0]: "all"}, {2}
+    against = [*silenced[1:], *rest[0][:2], *rest[1][:2]]
+    hospitals.answers = {2: dict.fromkeys(against, WORSE)}
+    run(strategy_of(hospitals, reports), hospitals, 2)
+    assert reports[1].votes == {"worse": 4, "not_worse": 2, "no_vote": 0}
+    assert reports[1].lost_for == "E_MODEL_REJECTED" and reports[1].undone == (1,)
 
 
 def test_site_that_is_in_no_group_gets_no_answer() -> None:
