@@ -44,7 +44,7 @@ from federation.ledger.chain import PASSED, Entry, Head, Ledger, ledger_file
 from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.masked_replies import MASKED, WORDS
 from federation.protocol.metric_allowlist import EPSILON, EXAMPLES, Kind
-from federation.protocol.patient_counts import count_patients
+from federation.protocol.patient_counts import Patients, count_patients
 from federation.protocol.reply_validation import decode
 from federation.protocol.study_config import Study
 from federation.protocol.summed_answers import SUMMED, summands
@@ -87,9 +87,11 @@ class SimulatedGateways:
         keys = {names[node]: Identity.kept(identity_file(site)).public for node, site in stand_ins.items()}
         roster = Roster(members=tuple(Member(name=name, key=keys[name]) for name in sorted(keys)))
         app = _NO_DIGEST
+        patients = {node: count_patients(site) for node, site in real.items()}
         about = Run(GetRunResponse(), GetFabResponse(), app, run, schema, content, study_digest(content))
         self._gateways = {
-            node: _Gateway(site, roster, about, _Loopback(server, site.name)) for node, site in stand_ins.items()
+            node: _Gateway(site, roster, about, _Loopback(server, site.name), patients[node])
+            for node, site in stand_ins.items()
         }
         self._loop = asyncio.new_event_loop()
         # Each gateway waits for the others in a thread.
@@ -99,7 +101,7 @@ class SimulatedGateways:
             run=run,
             study=about.digest,
             roster=roster,
-            patients=sum(sum(count_patients(site).of_split.values()) for site in real.values()),
+            patients=sum(sum(each.of_split.values()) for each in patients.values()),
             folder=root / "masked",
             names=names,
             round_seconds=study.study.round_timeout_s,
@@ -131,13 +133,16 @@ def _end(loop: asyncio.AbstractEventLoop, witnesses: Iterable[Path]) -> None:
 
 
 class _Gateway:
-    """One gateway. `site`: a site of its own, which holds its key, its approval and its ledger, and no patient."""
+    """One gateway. `site`: a site of its own, which holds its key, its approval and its ledger, and no patient.
 
-    def __init__(self, site: Site, roster: Roster, run: Run, upstream: Upstream) -> None:
+    `patients`: of the real site.
+    """
+
+    def __init__(self, site: Site, roster: Roster, run: Run, upstream: Upstream, patients: Patients) -> None:
         PeerApprovals(site).approve(roster, by="the simulation")
         self._run, self._ledger, self._spool = run, Ledger(ledger_file(site)), Spool(site.folder / "gateway")
         self._masked = MaskedRounds(site, upstream, self._spool, self._note)
-        self._votes = ModelVotes(site.folder / "gateway" / "votes")
+        self._patients, self._votes = patients, ModelVotes(site.folder / "gateway" / "votes")
 
     async def answer(self, message: Message, reply: Message) -> Message:
         """Return the masked reply, or an error with the code of a refusal."""
@@ -162,7 +167,7 @@ class _Gateway:
         """Return what this gateway says of the model of a round."""
         if task.kind != "train":
             return NO_VOTE
-        return self._votes.cast(self._run.name, model_digest(task.content.arrays), metrics)
+        return self._votes.cast(self._run.name, model_digest(task.content.arrays), metrics, self._patients)
 
     def _task(self, message: Message) -> Task:
         """Return the task as the gateway has it after its checks."""

@@ -51,7 +51,7 @@ from federation.ledger.chain import PASSED, Entry, Head, Ledger
 from federation.protocol import reasons as protocol_reasons
 from federation.protocol.error_codes import OF_APPS, code_in
 from federation.protocol.metric_allowlist import EPSILON, HANDSHAKE
-from federation.protocol.patient_counts import count_patients
+from federation.protocol.patient_counts import Patients, count_patients
 from federation.secure_aggregation.ballots import NO_VOTE, WORSE, Answer
 from federation.secure_aggregation.messages import Header
 from models.refusal import Reason, Refusal
@@ -310,12 +310,13 @@ class Exchange:
         settings = self._site.settings
         assert task.run is not None
         asked, came_in, going_out = task.asked(), self._spool.came_in, self._spool.going_out
+        patients = await asyncio.to_thread(count_patients, self._site)
         await asyncio.to_thread(self._admission.check_model, asked, came_in.get)
         rules = Rules(
             kind=asked.kind,
             schema=task.run.schema,
             came_in=Arrays(task.content.arrays, came_in.get),
-            patients=await asyncio.to_thread(count_patients, self._site),
+            patients=patients,
             min_patients=settings.site.min_patients,
             max_update=settings.gateway.max_update,
             histograms=settings.gateway.histograms,
@@ -326,18 +327,18 @@ class Exchange:
         if task.epsilon is not None:
             values["metrics"][EPSILON] = task.epsilon
         figures = dict(values["metrics"]) if "metrics" in values else {}
-        vote = await self._vote(task, figures)
+        vote = await self._vote(task, figures, patients)
         remember = functools.partial(self._admission.remember, asked, came_in.folder, content, figures, going_out.get)
         await asyncio.to_thread(remember, is_worse=vote == WORSE)
         return await self._let_out(task, content, values, vote)
 
-    async def _vote(self, task: Task, figures: Mapping[str, Any]) -> Answer:
+    async def _vote(self, task: Task, figures: Mapping[str, Any], patients: Patients) -> Answer:
         """Return what this site says of the model of a masked round."""
         assert task.run is not None
         if not (task.run.schema.secure and task.kind == "train"):
             return NO_VOTE
         model = model_digest(task.content.arrays)
-        vote = await asyncio.to_thread(self._votes.cast, task.run.name, model, figures)
+        vote = await asyncio.to_thread(self._votes.cast, task.run.name, model, figures, patients)
         if vote == WORSE:
             await self._record(task, "here", "masked: model found much worse", 0, task.id, PASSED)
         return vote

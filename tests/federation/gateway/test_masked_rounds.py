@@ -35,6 +35,7 @@ from federation.ledger.chain import PASSED, ledger_file, read_lines
 from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.masked_replies import FIGURES, MASKED, WORDS
 from federation.protocol.metric_allowlist import Kind
+from federation.protocol.patient_counts import count_patients
 from federation.secure_aggregation import reasons as secagg_reasons
 from federation.secure_aggregation.answer_vector import AnswerSettings
 from federation.secure_aggregation.ballots import Answer, Votes
@@ -303,14 +304,19 @@ def test_hospital_without_a_loss_does_not_vote(study: Study) -> None:
     assert mean.votes == Votes(no_vote=3)
 
 
-def test_much_worse_model_gets_a_vote_and_is_not_what_the_next_one_is_compared_with(study: Study) -> None:
+@pytest.mark.parametrize("worse", [{"loss_severe": 2.5}, {"loss_severe": 0.4, "auroc_severe": 0.05}], ids=str)
+def test_much_worse_model_gets_a_vote_and_is_not_what_the_next_one_is_compared_with(
+    study: Study, worse: dict[str, float]
+) -> None:
     """The study may go back behind it; the ledger shows how the hospital voted."""
-    ModelVotes(study.site.folder / "gateway" / "votes").cast("trial-0123abcd", "e" * 64, {"loss_severe": 0.4})
+    good = {"loss_severe": 0.4, "auroc_severe": 0.95}
+    votes = ModelVotes(study.site.folder / "gateway" / "votes")
+    votes.cast("trial-0123abcd", "e" * 64, good, count_patients(study.site))
     chains = study.site.folder / "gateway" / "models" / "trial-0123abcd" / "state.json"
     before = json.loads(chains.read_text())
     study.approve()
     study.open()
-    figures = {**FIGURE, "loss_severe": 2.5}
+    figures = {**FIGURE, **worse}
     mean = mean_of(finish(study, study.work(short(trained(CAME_IN, RNG, STEPS)), figures)), study.settings, 3)
     assert mean.votes == Votes(worse=1, no_vote=2)
     assert "masked: model found much worse" in study.kinds()
