@@ -1,29 +1,35 @@
 """Trainings of a masked study in one process: the same model as without masks, and nothing but masked words up."""
 
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from flwr.app import Message
 
 from federation.client.site_tasks import train_site
-from federation.coordinator.connected_sites import Records
+from federation.coordinator.connected_sites import Records, Sites
 from federation.coordinator.eager_grid import EagerGrid
 from federation.coordinator.inprocess import InProcessGrid, sites_here
 from federation.coordinator.masked_questions import MaskedSums
 from federation.coordinator.rounds import Model, Training
 from federation.coordinator.summed_evaluation import SummedExamination
 from federation.coordinator.summed_questions import PlainSums, Sums, SumsAndMoments
+from federation.gateway.flower_objects import Content
 from federation.protocol.batch_norm import MEAN, VARIANCE, combine
 from federation.protocol.flat_weights import BATCH_NORM, WEIGHTS, Arrays, pack
 from federation.protocol.masked_replies import MASKED
 from federation.protocol.metric_allowlist import APPEARANCE_SIZE, Kind
 from federation.protocol.study_config import AggregationTable, Study
+from federation.secure_aggregation.fixed_point import narrow_scale
 from federation.secure_aggregation.groups import groups_of
+from federation.secure_aggregation.roster import Roster
 from federation.strategy.checkpoint import State
+from federation.strategy.round_report import RoundReport
 from models.network import build_network
 from models.refusal import Refusal
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
@@ -52,13 +58,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sites_in(tmp_path_factory.mktemp("sites"), 5)
 
 
-def sites_in(root: Path, count: int) -> list[Path]:
+def sites_in(root: Path, count: int, patients: int = 12) -> list[Path]:
     made = []
     for number in range(count):
         at, name = HOSPITALS[number % len(HOSPITALS)], f"site-{number}"
         site = synthetic_site(root / name, name, seed=number, min_patients=2, tables="[training]\nthreads = 1")
-        patients = 12 + 2 * number
-        write_cohort(site, coarse(at), patients=patients, seed=number, settings=SCAN, anatomy="template")
+        write_cohort(site, coarse(at), patients=patients + 2 * number, seed=number, settings=SCAN, anatomy="template")
         made.append(site.folder)
     return made
 
@@ -114,6 +119,52 @@ def test_masked_round_in_groups_gives_the_median_of_the_groups_plain_averages(tm
     expected = before.arrays[WEIGHTS] + np.median(moved, axis=0)
     length = np.linalg.norm(before.arrays[WEIGHTS])
     assert np.linalg.norm(training.state.arrays[WEIGHTS] - expected) < (3e-6 + FLOAT32) * length
+
+
+def spoil_round_1(sites: Sites, group: Roster, weights: int, longest: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change the first gateway of a group: in round 1 it adds the same number to each weight of the group's sum.
+
+    The sum's mean is then nearly as long as the server accepts, whatever the others send.
+    """
+    assert sites.masked is not None
+    gateways = cast(Any, sites.grid)._gateways._gateways
+    by_name = {name: gateways[node] for node, name in sites.masked.names.items()}
+    gateway = by_name[group.members[0].name]
+    patients = sum(by_name[member.name]._patients.of_split["train"] for member in group.members)
+    limit = longest * min(1.0, 128.0 / math.sqrt(weights))
+    one = patients / sites.masked.patients * narrow_scale(limit, len(group.members))
+    honest, rounds = gateway._words, itertools.count(1)
+
+    def words(sent: Content) -> np.ndarray:
+        made = honest(sent).copy()
+        if next(rounds) == 1:
+            made[-weights:] += np.uint32(0.7 * longest / math.sqrt(weights) * one)
+        return cast(np.ndarray, made)
+
+    monkeypatch.setattr(gateway, "_words", words)
+
+
+@pytest.mark.slow
+def test_nine_gateways_in_groups_take_back_what_two_changed_ones_spoil(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what, folders = study_of(9, secure=True, groups=3), sites_in(tmp_path, 9, patients=30)
+    sites = sites_here(what, folders)
+    assert sites.masked is not None
+    first = pack(build_network(what.network, seed=1))[0][WEIGHTS]
+    for group in groups_of(sites.masked.roster, 3)[:2]:
+        spoil_round_1(sites, group, first.size, float(np.linalg.norm(first)), monkeypatch)
+    reports: list[RoundReport] = []
+    training = Training(what, tmp_path, "run", lambda report, *_: reports.append(report))
+    training.execute(sites)
+    assert [(report.lost_for, report.undone) for report in reports] == [
+        (None, ()),
+        ("E_MODEL_REJECTED", (1,)),
+        (None, ()),
+    ]
+    assert all(report.valid == tuple(range(1, 10)) for report in reports)
+    votes = reports[1].votes
+    assert votes["worse"] > votes["not_worse"] and sum(votes.values()) == 9
 
 
 @pytest.mark.slow
