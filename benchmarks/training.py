@@ -120,11 +120,11 @@ def _ways_to_compute(batch: Batch) -> list[Figure]:
     contiguous = _stepper(plain)
 
     def in_bf16() -> None:
-        with patch("pipeline.training.train.use_bf16", lambda: True):
+        with patch("models.compute.use_bf16", lambda: True):
             usual(*batch)
 
     def in_float32() -> None:
-        with patch("pipeline.training.train.use_bf16", lambda: False):
+        with patch("models.compute.use_bf16", lambda: False):
             usual(*batch)
 
     bf16, float32, channels_first = processor_seconds(REPEATS, in_bf16, in_float32, lambda: contiguous(*batch))

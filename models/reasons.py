@@ -59,6 +59,39 @@ SIGNING_KEY = Reason(
     "the signing key cannot be used",
     "Give a private key on P-256, P-384 or P-521 as PEM without password, or omit --key.",
 )
+COMPUTE_DEVICE = Reason(
+    "E_COMPUTE_DEVICE",
+    "the processor {device} of [compute] is not there or does not work",
+    "Set device in [compute] to auto or cpu, or install NVIDIA's driver and a PyTorch with CUDA. `fedthorax node "
+    "check` shows what is found. With systemd's sandbox, its service must show the GPU: see docs/operations.md.",
+)
+COMPUTE_PRECISION = Reason(
+    "E_COMPUTE_PRECISION",
+    "{device} does not compute reliably in {precision}",
+    "Set precision in [compute] to auto or fp32.",
+)
+COMPUTE_MEMORY = Reason(
+    "E_COMPUTE_MEMORY",
+    "the memory of {device} is too small for the study's network and batch",
+    "End other programs that use this memory. Otherwise set checkpointing = true or a smaller micro_batch in "
+    "[compute], or device to cpu.",
+)
+COMPUTE_FAILED = Reason(
+    "E_COMPUTE_FAILED",
+    "{device} reported an error while it computed",
+    "Start the node or the command again. If the error returns, restart the driver, or set device in [compute] to cpu.",
+)
+COMPUTE_MICRO_BATCH = Reason(
+    "E_COMPUTE_MICRO_BATCH",
+    "micro_batch in [compute] would divide a batch of {batch_size} patients, over which the network's batch norm "
+    "computes its statistics",
+    "Set micro_batch to 0; checkpointing = true saves memory too. A study whose network has group norm allows it.",
+)
+COMPUTE_SCALE = Reason(
+    "E_COMPUTE_SCALE",
+    "the gradients do not fit into fp16, even with the smallest scale",
+    "Set precision in [compute] to auto, fp32 or bf16.",
+)
 SYSTEM = Reason(
     "E_SYSTEM",
     "the operating system reported an error: {problem}",

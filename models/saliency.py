@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
 
+from models.compute import PROCESSOR, Compute
 from models.network import SeverityNetwork
 
 METHOD = "integrated gradients from the same lungs without dense parts"
@@ -22,25 +23,32 @@ SMOOTHING_VOXELS = 1.0  # standard deviation; without smoothing, single voxels a
 AERATED = 0.1  # quantile of the values in the lungs; the preprocessing shifts HU by the same quantile
 
 
-def saliency(network: SeverityNetwork, scan: Tensor, tabular: Tensor, label_index: int) -> NDArray[np.float32]:
+def saliency(
+    network: SeverityNetwork, scan: Tensor, tabular: Tensor, label_index: int, *, compute: Compute = PROCESSOR
+) -> NDArray[np.float32]:
     """Map how much each part of the lungs raises the logit of a label, (slices, rows, columns), scaled to 0 to 1.
 
     `scan` (2, slices, rows, columns) and `tabular` (4): float32, the network's input; `label_index`: index in LABELS.
     The map is all zeros if nothing in the lungs raises the logit. It shows where, but not how much: show it only
     together with the probability.
 
-    The network must be in evaluation mode (else ValueError); its weights, gradients and mode do not change.
+    The network must be in evaluation mode (else ValueError); its weights, gradients and mode do not change. It and both
+    tensors are on the CPU; `compute` computes, in float32. Raises Refusal: those of `Compute.use`.
     """
-    shares = attributions(network, scan, tabular, label_index).numpy()
+    with compute.use(network):
+        shares = attributions(network, scan, tabular, label_index, compute=compute).numpy()
     smooth = ndimage.gaussian_filter(shares, SMOOTHING_VOXELS)
     rise = np.where(scan[1].numpy() > 0.5, np.maximum(smooth, 0), 0)
     return (rise / max(rise.max(), np.finfo(np.float32).tiny)).astype(np.float32)
 
 
-def attributions(network: SeverityNetwork, scan: Tensor, tabular: Tensor, label_index: int) -> Tensor:
+def attributions(
+    network: SeverityNetwork, scan: Tensor, tabular: Tensor, label_index: int, *, compute: Compute = PROCESSOR
+) -> Tensor:
     """Return each voxel's signed share of the logit's difference to the baseline, (slices, rows, columns).
 
-    Except for the error of STEPS steps, the shares add up to the difference of both logits. Arguments as in `saliency`.
+    Except for the error of STEPS steps, the shares add up to the difference of both logits. Arguments as in `saliency`,
+    but the network is on the device; the result is on the CPU.
     """
     if network.training:
         raise ValueError("the network must be in evaluation mode: in training a map would change its statistics")
@@ -49,20 +57,20 @@ def attributions(network: SeverityNetwork, scan: Tensor, tabular: Tensor, label_
         scan, tabular = scan.clone(), tabular.clone()
         dense = scan - baseline(scan)
         left_out = 1 - (torch.arange(STEPS) + 0.5) / STEPS
-        path = scan - left_out[:, None, None, None, None] * dense
+        path = compute.move(scan - left_out[:, None, None, None, None] * dense)
         # The backward pass through the first layer would take nearly all of the time. The layer is linear, so one
         # backward pass with the mean of all steps gives the same result, at any point of the path.
         first = next(layer for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.Conv3d)))
         seen: list[tuple[Tensor, Tensor]] = []
         with first.register_forward_hook(lambda _layer, given, made: seen.append((given[0], made))):
-            logits = network(path.requires_grad_(), tabular.expand(STEPS, -1))[:, label_index]
+            logits = network(path.requires_grad_(), compute.move(tabular).expand(STEPS, -1))[:, label_index]
         ((given, made),) = seen
         (gradients,) = torch.autograd.grad(logits.sum(), made)
         one = given.detach().unflatten(0, (STEPS, -1))[0].requires_grad_()
         (gradient,) = torch.autograd.grad(first(one), one, gradients.unflatten(0, (STEPS, -1)).mean(dim=0))
         # Convert from the input of the first layer, which may be slice by slice, to the scan.
         (gradient,) = torch.autograd.grad(given, path, gradient.repeat(STEPS, *[1] * (gradient.ndim - 1)))
-        return dense[0] * gradient[0, 0]
+        return dense[0] * gradient[0, 0].cpu()
 
 
 def baseline(scan: Tensor) -> Tensor:

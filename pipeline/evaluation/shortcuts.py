@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from scipy.special import logit
 from torch import Tensor
 
+from models.compute import PROCESSOR, Compute
 from models.familiarity import APPEARANCE_SIZE, Moments, appearance_features
 from models.network import LABELS, SeverityNetwork
-from models.precision import use_bf16
 from pipeline.cohort.dataset import Examples
 from pipeline.evaluation.discrimination import Auroc, auroc, classes_of, delong_variance, logit_interval
 from pipeline.preprocessing.measures import Measures
@@ -50,7 +50,7 @@ class ScannerAccuracy:
 
 
 def shortcut_figures(
-    network: SeverityNetwork, splits: Mapping[str, Examples], *, min_patients: int
+    network: SeverityNetwork, splits: Mapping[str, Examples], *, min_patients: int, compute: Compute = PROCESSOR
 ) -> dict[str, float]:
     """Return the metrics of the audit that may leave the site.
 
@@ -58,7 +58,7 @@ def shortcut_figures(
     did not use. A split of which one class has fewer than `min_patients` is left out of the metrics of that label: a
     metric of several splits, next to those of the others alone, would reveal the classes of the small one.
     Names: auroc_<label>_tags and auroc_severe_outside, each with _low and _high; scanner_from_embedding and
-    scanner_chance.
+    scanner_chance. Raises Refusal: those of `Compute.use`.
     """
     measured = [Examples([example for example in each.examples if example.measures]) for each in splits.values()]
     held_out = [each for name, each in splits.items() if name != "train"]
@@ -67,13 +67,14 @@ def shortcut_figures(
         for column, label in enumerate(LABELS)
     }
     severe = LABELS.index("severe")
-    found["auroc_severe_outside"] = outside_auroc(network, _large(held_out, severe, min_patients))
+    found["auroc_severe_outside"] = outside_auroc(network, _large(held_out, severe, min_patients), compute=compute)
     figures: dict[str, float] = {}
     for name, each in found.items():
         if math.isfinite(each.value):
             figures |= {name: each.value, f"{name}_low": each.low, f"{name}_high": each.high}
     everybody = Examples([example for each in splits.values() for example in each.examples])
-    if accuracy := scanner_accuracy(embed(network, everybody), everybody, min_patients=min_patients):
+    features = embed(network, everybody, compute=compute)
+    if accuracy := scanner_accuracy(features, everybody, min_patients=min_patients):
         figures |= {"scanner_from_embedding": accuracy.value, "scanner_chance": accuracy.chance}
     return figures
 
@@ -155,31 +156,36 @@ def _aurocs(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[n
 # --- blanked lungs ----------------------------------------------------------------------------------------
 
 
-def outside_auroc(network: SeverityNetwork, held_out: Examples) -> Auroc:
+def outside_auroc(network: SeverityNetwork, held_out: Examples, *, compute: Compute = PROCESSOR) -> Auroc:
     """Return the AUROC of the model's score for `severe` with equal lungs for all, and without age and sex.
 
     The lungs are those of the mean scan of these patients. With a constant instead, the input resembles no scan that
     the network knows, and in trials this hid a learned mark. The score as a function of the outside alone is a partial
     dependence (Friedman, Ann Stat 2001; 29:1189).
     """
-    indices = _indices(held_out)
+    indices = _indices(held_out, compute)
     if not indices:
         return Auroc.undefined(0)
     typical = torch.stack([held_out.batch(index, None)[0].sum(dim=0) for index in indices]).sum(dim=0) / len(held_out)
-    scores = [_score_outside(network, held_out, index, typical.numpy()) for index in indices]
+    with compute.use(network):
+        scores = [_score_outside(network, held_out, index, typical.numpy(), compute) for index in indices]
     return auroc(np.concatenate(scores), held_out.targets[:, LABELS.index("severe")])
 
 
 @torch.inference_mode()
 def _score_outside(
-    network: SeverityNetwork, examples: Examples, index: NDArray[np.int64], typical: NDArray[np.float32]
+    network: SeverityNetwork,
+    examples: Examples,
+    index: NDArray[np.int64],
+    typical: NDArray[np.float32],
+    compute: Compute,
 ) -> NDArray[np.float32]:
     scans, tabular, _ = examples.batch(index, None)
     blanked = torch.stack([torch.from_numpy(blank_lungs(scan.numpy(), typical)) for scan in scans])
     network.eval()
-    with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16()):
-        logits = network(blanked, torch.zeros_like(tabular))  # zeros: age and sex are missing
-    scores: NDArray[np.float32] = logits[:, LABELS.index("severe")].numpy()
+    with compute.autocast():
+        logits = network(compute.move(blanked), compute.move(torch.zeros_like(tabular)))  # age and sex are missing
+    scores: NDArray[np.float32] = logits[:, LABELS.index("severe")].cpu().numpy()
     return scores
 
 
@@ -216,19 +222,24 @@ def lung_hull(mask: NDArray[np.float32]) -> NDArray[np.bool_]:
 # --- features ---------------------------------------------------------------------------------------------
 
 
-def _indices(examples: Examples) -> list[NDArray[np.int64]]:
-    return np.array_split(np.arange(len(examples)), range(_BATCH, len(examples), _BATCH)) if len(examples) else []
+def _indices(examples: Examples, compute: Compute = PROCESSOR) -> list[NDArray[np.int64]]:
+    size = compute.at_most(_BATCH)
+    return np.array_split(np.arange(len(examples)), range(size, len(examples), size)) if len(examples) else []
 
 
 @torch.inference_mode()
-def embed(network: SeverityNetwork, examples: Examples) -> Features:
-    """Return the backbone's features, without age and sex; shape (patients, features)."""
+def embed(network: SeverityNetwork, examples: Examples, *, compute: Compute = PROCESSOR) -> Features:
+    """Return the backbone's features, without age and sex; shape (patients, features).
+
+    Raises Refusal: those of `Compute.use`.
+    """
     network.eval()
     found: list[Tensor] = []
-    for index in _indices(examples):
-        scans = examples.batch(index, None)[0].contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16()):
-            found.append(network.backbone(scans).float())
+    with compute.use(network):
+        for index in _indices(examples, compute):
+            scans = examples.batch(index, None)[0].contiguous(memory_format=torch.channels_last_3d)
+            with compute.autocast():
+                found.append(network.backbone(compute.move(scans)).float().cpu())
     return torch.cat(found).numpy() if found else np.zeros((0, network.head.in_features), dtype=np.float32)
 
 

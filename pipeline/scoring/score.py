@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from models.calibration import Platt
+from models.compute import PROCESSOR, Compute
 from models.description import Description
 from models.familiarity import appearance_features
 from models.network import LABELS, tabular
@@ -231,12 +232,13 @@ def score(
     return score_scan(read_one(source, series_uid, lungs=lungs), release)
 
 
-def score_scan(scan: OneScan, release: Release) -> Score:
-    """Score a scan that has been read.
+def score_scan(scan: OneScan, release: Release, *, compute: Compute = PROCESSOR) -> Score:
+    """Score a scan that has been read, in float32, on the CPU unless `compute` is another processor.
 
     Raises Refusal E_MODEL_FORMAT, E_LABELS_NOT_JUDGED, E_SLICES_MISSING, E_NO_PROBABILITY, E_UNFAMILIAR, and those of
-    `prepare` and `require_chest`.
+    `prepare`, `require_chest` and `Compute.use`.
     """
+    compute = compute.exact()
     require_whole(scan.stated, scan.volume.spacing_mm[0])
     settings = _settings(release.description)
     numbered = numbered_calibration(release.description)
@@ -253,12 +255,12 @@ def score_scan(scan: OneScan, release: Release) -> Score:
         regions = beside.submit(regions_of, prepared)
         clock.append(time.perf_counter())
         seen = network_input(prepared, scan.series)
-        logits = _ask(release, *seen)
+        logits = _ask(release, *seen, compute)
         probabilities = calibrated(numbered, logits)
         clock.append(time.perf_counter())
         intervals = _intervals(numbered, logits)
         label = explained_label(probabilities, release.description, intervals)
-        heat = saliency(release.network, *seen, LABELS.index(label)) if label else None
+        heat = saliency(release.network, *seen, LABELS.index(label), compute=compute) if label else None
         anatomy = looked_at.result()
         require_chest(anatomy)
         found = regions.result()
@@ -351,9 +353,12 @@ def _sha256(hu: NDArray[np.int16]) -> str:
 
 
 @torch.inference_mode()
-def _ask(release: Release, scan: torch.Tensor, known: torch.Tensor) -> NDArray[np.float32]:
+def _ask(release: Release, scan: torch.Tensor, known: torch.Tensor, compute: Compute) -> NDArray[np.float32]:
     """Return the logits in the order of LABELS."""
-    return release.network.eval()(scan[None], known[None])[0].numpy()
+    network = release.network.eval()
+    with compute.use(network):
+        logits: torch.Tensor = network(compute.move(scan[None]), compute.move(known[None]))[0]
+        return logits.cpu().numpy()
 
 
 def _intervals(calibration: Mapping[str, Platt], logits: NDArray[np.float32]) -> dict[str, Band]:

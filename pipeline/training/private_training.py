@@ -6,8 +6,8 @@ gradient, clips it to `max_grad_norm`, sums the gradients, and adds Gaussian noi
 
 The drawn patients and the noise must be secret. They must not depend on the study's seed, which the server knows, nor
 on torch's generator, whose 32-bit seed the server could find by trying all values. Opacus's own solution, torchcsprng,
-is not available for current torch versions, so the system's generator is used. All computations use float32, never
-bfloat16, in which a gradient may be longer than its measured norm.
+is not available for current torch versions, so the system's generator is used, and the noise is added on the CPU. All
+computations use float32, never bfloat16 or float16, in which a gradient may be longer than its measured norm.
 """
 
 import os
@@ -22,6 +22,7 @@ from opacus.optimizers import DPOptimizer
 from scipy.special import ndtri
 from torch import Tensor, nn
 
+from models.compute import PROCESSOR, Compute
 from models.network import SeverityNetwork
 from pipeline.cohort.dataset import Examples
 from pipeline.training.privacy_budget import PrivacySettings
@@ -36,28 +37,33 @@ def train_privately(
     schedule: Schedule,
     *,
     seed: int,
+    compute: Compute = PROCESSOR,
 ) -> None:
     """Train `network` (with group norm) in place for `schedule.epochs` epochs.
 
-    `settings.batch_size` is the number of scans computed at once; it does not change the result. No loss is returned:
-    it would be a metric of the training patients without noise.
+    `settings.batch_size` is the number of scans computed at once, or `micro_batch` of [compute] if that is less; it
+    does not change the result. Precision, checkpointing and prefetch of [compute] do not apply. No loss is returned: it
+    would be a metric of the training patients without noise. Raises Refusal: those of `Compute.use`.
     """
     network.train()
-    hooked = hook(network)
-    try:
-        optimiser = PatientOptimiser(network, settings, privacy, patients=len(examples))
-        for epoch in range(schedule.epochs):
-            rng = np.random.default_rng((seed, schedule.first_epoch + epoch))
-            augment = augmentation_of(settings, rng)
-            for number in range(privacy.steps_an_epoch):
-                rate = schedule.learning_rate(settings.learning_rate, epoch, number / privacy.steps_an_epoch)
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
-                drawn = draw(len(examples), privacy.sample_rate)
-                step(hooked, optimiser, examples, drawn, at_once=settings.batch_size, augment=augment)
-                network.hold_short()  # after the noise: it costs no privacy
-    finally:
-        hooked.to_standard_module()  # removes the hooks and the gradients of single patients
+    exact = compute.exact()
+    with exact.use(network):
+        hooked = hook(network)
+        try:
+            optimiser = PatientOptimiser(network, settings, privacy, patients=len(examples))
+            for epoch in range(schedule.epochs):
+                rng = np.random.default_rng((seed, schedule.first_epoch + epoch))
+                augment = augmentation_of(settings, rng)
+                for number in range(privacy.steps_an_epoch):
+                    rate = schedule.learning_rate(settings.learning_rate, epoch, number / privacy.steps_an_epoch)
+                    for group in optimiser.param_groups:
+                        group["lr"] = rate
+                    drawn = draw(len(examples), privacy.sample_rate)
+                    at_once = exact.at_most(settings.batch_size)
+                    step(hooked, optimiser, examples, drawn, at_once=at_once, augment=augment, compute=exact)
+                    network.hold_short()  # after the noise: it costs no privacy
+        finally:
+            hooked.to_standard_module()  # removes the hooks and the gradients of single patients
 
 
 def hook(network: SeverityNetwork) -> GradSampleModule:
@@ -105,8 +111,8 @@ class PatientOptimiser(DPOptimizer):
         """
         deviation = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
-            noise = torch.from_numpy(ndtri(uniform(parameter.numel()))).view_as(parameter)
-            parameter.grad = (parameter.summed_grad.double() + deviation * noise).to(parameter.dtype)
+            noise = torch.from_numpy(ndtri(uniform(parameter.numel()))).view(parameter.shape)
+            parameter.grad = (parameter.summed_grad.cpu().double() + deviation * noise).to(parameter)
 
 
 def step(
@@ -117,15 +123,16 @@ def step(
     *,
     at_once: int,
     augment: Callable[[Tensor], Tensor] | None,
+    compute: Compute = PROCESSOR,
 ) -> None:
     """Do one step on the patients `drawn`; without any, the step consists of noise only, as required.
 
-    `network`: with its hooks (`hook`).
+    `network`: with its hooks (`hook`), on the device.
     """
     parts = np.split(drawn, range(at_once, len(drawn), at_once))
     for number, part in enumerate(parts, start=1):
         if len(part):
-            scans, tabular, targets = examples.batch(part, augment)
+            scans, tabular, targets = map(compute.move, examples.batch(part, augment))
             patient_losses(network(scans, tabular), targets).sum().backward()
         else:
             for parameter in optimiser.params:

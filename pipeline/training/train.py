@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -12,12 +13,18 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from models.checkpointing import uncounted
+from models.compute import PROCESSOR, Compute
 from models.import_lean import import_lean
 from models.loss import masked_bce
 from models.network import SeverityNetwork
-from models.precision import use_bf16
-from pipeline.cohort.dataset import Examples
+from models.reasons import COMPUTE_SCALE
+from models.refusal import Refusal
+from pipeline.cohort.dataset import Batch, Examples
+from pipeline.cohort.prefetch import ahead
 from pipeline.training.appearance import appearance_changes
+
+_SCALES = 24  # of the loss in fp16, each half of the one before, until the gradients are finite
 
 
 class TrainSettings(BaseModel):
@@ -123,35 +130,45 @@ def train(
     *,
     seed: int,
     proximal_mu: float = 0.0,
+    compute: Compute = PROCESSOR,
 ) -> float:
     """Train `network` in place for `schedule.epochs` epochs; return the mean loss of the last one.
 
     The order of patients and the augmentation depend only on `seed` and the epoch's number, so an interrupted training
     continues with identical results. `proximal_mu` holds the weights near the initial ones
     (FedProx: Li et al., Federated optimization in heterogeneous networks, MLSys 2020).
+
+    Raises Refusal E_COMPUTE_MICRO_BATCH, E_COMPUTE_SCALE, and those of `Compute.use`.
     """
-    anchor = [weight.detach().clone() for weight in network.parameters()] if proximal_mu else []
-    optimiser = torch.optim.SGD(
-        network.parameters(),
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        nesterov=True,
-        weight_decay=settings.weight_decay,
-    )
+    at_once = compute.parts(network, settings.batch_size)
     network.train()
     loss = math.nan
-    for epoch in range(schedule.epochs):
-        epoch_seed = (seed, schedule.first_epoch + epoch)
-        rng = np.random.default_rng(epoch_seed)
-        augment = augmentation_of(settings, rng)
-        order = epoch_batches(len(examples), settings.batch_size, schedule.steps, rng)
-        losses = []
-        for number, index in enumerate(order):
-            rate = schedule.learning_rate(settings.learning_rate, epoch, number / len(order))
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            losses.append(step(network, optimiser, *examples.batch(index, augment), anchor, proximal_mu))
-        loss = float(np.mean(losses))
+    with compute.train(network):
+        anchor = [weight.detach().clone() for weight in network.parameters()] if proximal_mu else []
+        optimiser = torch.optim.SGD(
+            network.parameters(),
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            nesterov=True,
+            weight_decay=settings.weight_decay,
+        )
+        scaler = compute.scaler()
+        for epoch in range(schedule.epochs):
+            epoch_seed = (seed, schedule.first_epoch + epoch)
+            rng = np.random.default_rng(epoch_seed)
+            augment = augmentation_of(settings, rng)
+            order = epoch_batches(len(examples), settings.batch_size, schedule.steps, rng)
+            tasks = (partial(examples.batch, index, augment) for index in order)
+            losses = []
+            for number, batch in enumerate(ahead(tasks, compute.prefetch)):
+                rate = schedule.learning_rate(settings.learning_rate, epoch, number / len(order))
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                stepped = step(
+                    network, optimiser, *batch, anchor, proximal_mu, compute=compute, scaler=scaler, at_once=at_once
+                )
+                losses.append(stepped)
+            loss = float(np.mean(losses))
     return loss
 
 
@@ -163,29 +180,91 @@ def step(
     targets: Tensor,
     anchor: Sequence[Tensor] = (),
     proximal_mu: float = 0.0,
+    *,
+    compute: Compute = PROCESSOR,
+    scaler: torch.amp.GradScaler | None = None,
+    at_once: int = 0,
 ) -> float:
-    """Do one optimiser step; return the batch's loss without the proximal term towards the `anchor`."""
-    optimiser.zero_grad(set_to_none=True)
-    with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16()):
-        logits = network(scans, tabular)
-    loss = masked_bce(logits, targets)
-    loss.backward()
+    """Do one optimiser step; return the batch's loss without the proximal term towards the `anchor`.
+
+    The network and the `anchor` must be on the device (`Compute.train`). `scaler`: that of the whole training.
+    `at_once`: number of scans whose gradients are computed together and then added up; 0: all. However the batch is
+    computed, this is one step, and batch norm counts the batch once.
+
+    Raises Refusal E_COMPUTE_SCALE if fp16 cannot hold the gradients.
+    """
+    scaler = scaler or compute.scaler()
+    loss = _finite_gradients(network, optimiser, (scans, tabular, targets), compute, scaler, at_once)
     for weight, came_in in zip(network.parameters(), anchor, strict=False):
         if weight.grad is not None:  # gradient of mu / 2 times the squared distance
             weight.grad.add_(weight.detach() - came_in, alpha=proximal_mu)
     torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-    optimiser.step()
+    scaler.step(optimiser)
+    scaler.update()
     network.hold_short()
-    return float(loss.detach())
+    return float(loss)
+
+
+def _finite_gradients(
+    network: SeverityNetwork,
+    optimiser: torch.optim.Optimizer,
+    batch: Batch,
+    compute: Compute,
+    scaler: torch.amp.GradScaler,
+    at_once: int,
+) -> Tensor:
+    """Compute the gradients of a batch; in fp16, with smaller scales of the loss until all are finite.
+
+    torch's scaler would skip the step instead, and a round would have fewer steps than the gateway expects.
+    """
+    loss = _gradients(network, optimiser, batch, compute, scaler, at_once)
+    scaler.unscale_(optimiser)
+    if not scaler.is_enabled():
+        return loss
+    for _ in range(_SCALES):
+        if all(bool(torch.isfinite(weight.grad).all()) for weight in network.parameters() if weight.grad is not None):
+            return loss
+        scaler.update()  # halves the scale
+        with uncounted(network):
+            loss = _gradients(network, optimiser, batch, compute, scaler, at_once)
+        scaler.unscale_(optimiser)
+    raise Refusal(COMPUTE_SCALE)
+
+
+def _gradients(
+    network: SeverityNetwork,
+    optimiser: torch.optim.Optimizer,
+    batch: Batch,
+    compute: Compute,
+    scaler: torch.amp.GradScaler,
+    at_once: int,
+) -> Tensor:
+    """Compute the gradients of a batch's loss, multiplied by the scaler's scale; return the loss."""
+    optimiser.zero_grad(set_to_none=True)
+    scans, tabular, targets = batch
+    targets = compute.move(targets)
+    losses = []
+    for start in range(0, len(scans), at_once or len(scans)):
+        part = slice(start, start + (at_once or len(scans)))
+        with compute.autocast():
+            logits = network(compute.move(scans[part]), compute.move(tabular[part]))
+        loss = masked_bce(logits, targets[part], batch=targets)
+        scaler.scale(loss).backward()
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
 
 
 @torch.inference_mode()
-def predict(network: SeverityNetwork, examples: Examples, *, batch_size: int = 16) -> NDArray[np.float32]:
-    """Return the logits of all examples, shape (patients, labels)."""
+def predict(
+    network: SeverityNetwork, examples: Examples, *, batch_size: int = 16, compute: Compute = PROCESSOR
+) -> NDArray[np.float32]:
+    """Return the logits of all examples, shape (patients, labels). Raises Refusal: those of `Compute.use`."""
     network.eval()
     logits = []
-    for start in range(0, len(examples), batch_size):
-        scans, tabular, _ = examples.batch(np.arange(start, min(start + batch_size, len(examples))), None)
-        with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16()):
-            logits.append(network(scans, tabular))
+    at_once = compute.at_most(batch_size)
+    with compute.use(network):
+        for start in range(0, len(examples), at_once):
+            scans, tabular, _ = examples.batch(np.arange(start, min(start + at_once, len(examples))), None)
+            with compute.autocast():
+                logits.append(network(compute.move(scans), compute.move(tabular)).cpu())
     return torch.cat(logits).numpy() if logits else np.zeros((0, 2), dtype=np.float32)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from federation.protocol.figure_rounding import rounded
 from federation.protocol.metric_allowlist import FIGURES, SPLITS, Kind
 from federation.protocol.patient_counts import Patients
+from models.compute import Compute
 from models.network import LABELS, NetworkSettings, SeverityNetwork, build_network
 from pipeline.cohort.dataset import Example, Examples
 from pipeline.evaluation import discrimination, shortcuts
@@ -45,11 +46,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The audit needs no network here: its features and its scores without lungs are drawn."""
     monkeypatch.setattr(discrimination, "BOOTSTRAPS", 5)
     monkeypatch.setattr(shortcuts, "PERMUTATIONS", 5)
-    monkeypatch.setattr(shortcuts, "embed", lambda network, examples: np.zeros((len(examples), 4), np.float32))
+    monkeypatch.setattr(shortcuts, "embed", lambda network, examples, compute: np.zeros((len(examples), 4), np.float32))
     monkeypatch.setattr(shortcuts, "outside_auroc", _outside)
 
 
-def _outside(network: SeverityNetwork, examples: Examples) -> discrimination.Auroc:
+def _outside(network: SeverityNetwork, examples: Examples, *, compute: Compute) -> discrimination.Auroc:
     rng = np.random.default_rng(len(examples))
     return discrimination.auroc(rng.normal(0, 1, len(examples)), examples.targets[:, LABELS.index("severe")])
 

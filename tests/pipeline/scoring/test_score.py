@@ -1,5 +1,6 @@
 """Tests of scoring one scan: result, quality flags and refusals. All scans but those of `real_data` are synthetic."""
 
+import copy
 import gzip
 import json
 import shutil
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from models.calibration import Platt
+from models.compute import Compute
 from models.familiarity import APPEARANCE_SIZE, Familiarity
 from models.network import LABELS, NetworkSettings, build_network
 from models.refusal import Refusal
@@ -31,11 +33,13 @@ from pipeline.preprocessing.lungs import find_lungs
 from pipeline.preprocessing.preprocess import Preprocessing, prepare
 from pipeline.scoring import quality_checks
 from pipeline.scoring.html_report import write_report
-from pipeline.scoring.score import ALL_LOW, NOTHING_RAISES, Score, age_band, explained_label, score
+from pipeline.scoring.score import ALL_LOW, NOTHING_RAISES, Score, age_band, explained_label, score, score_scan
+from pipeline.scoring.single_scan import read_one
 from pipeline.training.train import predict
 from tests.helpers import descriptions, volume_images
 from tests.helpers.descriptions import description
 from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, ct_slice, save, write_series
+from tests.helpers.fake_gpu import GPU, fake_gpu
 
 SPACING_MM = (5.0, 4.0, 4.0)
 AS_IT_IS = dict.fromkeys(LABELS, descriptions.AS_IT_IS)
@@ -143,6 +147,23 @@ def test_probabilities_match_those_of_the_evaluation(
     expected = dict(zip(LABELS, 1 / (1 + np.exp(-logits[0])), strict=True))
     assert scored.probabilities == pytest.approx(expected, abs=5e-3)  # `predict` may compute in bfloat16
     assert scored.prepared.digest == prepared.digest
+
+
+def test_score_is_in_float32_whatever_the_precision(folder: Path, scored: Score, release: Release) -> None:
+    again = score_scan(read_one(folder), release, compute=Compute(precision="fp16"))
+    assert again.probabilities == scored.probabilities
+    np.testing.assert_array_equal(again.saliency, scored.saliency)
+
+
+def test_score_can_be_computed_on_a_gpu(folder: Path, release: Release) -> None:
+    """This GPU has no values and returns zeros: a logit of 0 is a probability of one half."""
+    moved = replace(release, network=copy.deepcopy(release.network))  # its weights return as zeros too
+    scan = read_one(folder)
+    with fake_gpu() as gpu:
+        found = score_scan(scan, moved, compute=GPU)
+    assert gpu.computed > 100
+    assert found.probabilities == pytest.approx(dict.fromkeys(LABELS, 0.5))
+    assert {weight.device.type for weight in moved.network.parameters()} == {"cpu"}
 
 
 def test_each_label_has_its_own_calibration(folder: Path, scored: Score, make_release: Callable[..., Release]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.compute import PROCESSOR, Compute
 from models.loss import masked_bce
 from models.network import NetworkSettings, SeverityNetwork, build_network
 from pipeline.cohort.dataset import Example, Examples
@@ -25,6 +26,7 @@ from pipeline.training.private_training import (
     uniform,
 )
 from pipeline.training.train import Schedule, TrainSettings, predict
+from tests.helpers.fake_gpu import GPU, fake_gpu
 
 pytestmark = pytest.mark.slow
 
@@ -222,3 +224,22 @@ def test_each_patient_is_one_example(small_site: Site) -> None:
         examples = cohort.examples("train", "validation", "test")
     assert len(examples) == len(patients) == len({p.pseudonym for p in patients}) > 5
     assert len({e.tensor for e in examples}) == len(examples)
+
+
+def test_noise_is_added_on_the_cpu_wherever_gradients_are_computed(examples: Examples) -> None:
+    """The GPU of this test has no values, and returns zeros: what is left of the step is the noise of the CPU."""
+    trained = network()
+    with fake_gpu() as gpu:
+        train_privately(trained, examples, PLAIN, privacy(noise=1, rate=0.5), Schedule(0, 1, 1), seed=1, compute=GPU)
+    assert gpu.computed > 1000
+    assert {tensor.device.type for tensor in trained.state_dict().values()} == {"cpu"}
+
+
+@pytest.mark.parametrize("at_once", [0, 1, 3])
+def test_parts_of_the_drawn_patients_are_one_private_step(examples: Examples, at_once: int) -> None:
+    compute = Compute(micro_batch=at_once, precision="fp16")  # the precision does not apply
+    trained, expected = network(), network()
+    for made, chosen in ((trained, compute), (expected, PROCESSOR)):
+        nearly_none = privacy(noise=1e-9)
+        train_privately(made, examples, PLAIN, nearly_none, Schedule(0, 1, 1), seed=1, compute=chosen)
+    torch.testing.assert_close(flat(trained), flat(expected), rtol=1e-3, atol=1e-5)

@@ -1,0 +1,77 @@
+"""Finds the GPUs of this machine by the files of NVIDIA's driver. Loads neither the driver nor torch.
+
+/dev/nvidia0, /dev/nvidia1, ...   one file for each GPU
+/dev/nvidiactl, /dev/nvidia-uvm   needed with any GPU
+/proc/driver/nvidia               the driver's version and the names of the GPUs
+
+A process can use the GPUs whose files it can open. In a sandbox with only /dev/nvidia1, this GPU is CUDA's device 0.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+FILES = Path("/dev")
+DRIVER = Path("/proc/driver/nvidia")
+_GPU = re.compile(r"nvidia(\d{1,2})")
+_COMMON = ("nvidiactl", "nvidia-uvm")
+_VERSION = re.compile(r"^NVRM version:.*?\s(\d{3,}\.\d+(?:\.\d+)?)\s", re.MULTILINE)
+_MODEL = re.compile(r"^Model:\s*(.+?)\s*$", re.MULTILINE)
+
+
+def gpu_numbers(files: Path | None = None) -> list[int]:
+    """Return the numbers of the GPUs with a device file, as `nvidia-smi` shows them."""
+    found = (_GPU.fullmatch(path.name) for path in (files or FILES).glob("nvidia*"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def device_files(device: str, files: Path | None = None) -> list[Path]:
+    """Return the existing device files that a process needs for the setting `device`; none for "cpu".
+
+    "auto" and "cuda" mean the first GPU.
+    """
+    folder, numbers = files or FILES, gpu_numbers(files)
+    wanted = wanted_gpu(device, numbers)
+    if wanted is None or wanted not in numbers:
+        return []
+    return [path for path in (folder / name for name in (*_COMMON, f"nvidia{wanted}")) if path.exists()]
+
+
+def wanted_gpu(device: str, numbers: Sequence[int]) -> int | None:
+    """Return the number of the GPU that the setting `device` means; None for "cpu", or without any GPU."""
+    if device == "cpu" or not numbers:
+        return None
+    _, colon, number = device.partition(":")
+    return int(number) if colon else numbers[0]
+
+
+def cuda_index(device: str, numbers: Sequence[int]) -> int:
+    """Return CUDA's index of the GPU that the setting `device` means, among the GPUs with these `numbers`.
+
+    Without device files (as in WSL), CUDA's index is the number itself. -1 if this GPU is not among them.
+    """
+    _, colon, number = device.partition(":")
+    if not colon:
+        return 0
+    if not numbers:
+        return int(number)
+    return list(numbers).index(int(number)) if int(number) in numbers else -1
+
+
+def driver_version(driver: Path | None = None) -> str:
+    """Return the version of NVIDIA's kernel driver; "" if it is not loaded."""
+    found = _VERSION.search(_read((driver or DRIVER) / "version"))
+    return found[1] if found else ""
+
+
+def gpu_names(driver: Path | None = None) -> list[str]:
+    """Return the model names of the GPUs that the driver serves, sorted by their place on the bus."""
+    files = sorted((driver or DRIVER).glob("gpus/*/information"))
+    return [match[1] for match in (_MODEL.search(_read(path)) for path in files) if match]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
