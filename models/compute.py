@@ -65,6 +65,10 @@ class Compute:
             return torch.bfloat16 if self.device.type == "cpu" and use_bf16() else None
         return _DTYPES[self.precision]
 
+    def memory_gb(self) -> float:
+        """The memory of a GPU, in GB."""
+        return torch.cuda.get_device_properties(self.device).total_memory / 1e9
+
     def exact(self) -> Self:
         """The same processor in float32."""
         return replace(self, precision="fp32")

@@ -19,6 +19,7 @@ from federation.client.site_tasks import (
     embed_site,
     fine_tune_site,
     judge_site,
+    processor,
     train_site,
 )
 from federation.protocol import reasons
@@ -30,7 +31,7 @@ from federation.protocol.handshake import answer as shake
 from federation.protocol.metric_allowlist import EXAMPLES
 from federation.protocol.reply_validation import decode, encode
 from federation.protocol.simulated_sites import simulated_folders
-from federation.protocol.study_config import Study
+from federation.protocol.study_config import ComputeNeed, Study
 from models.refusal import Refusal
 from pipeline.site.folder import Site
 
@@ -121,7 +122,10 @@ def _evaluated(message: Message, result: Evaluated) -> Message:
 def handshake(message: Message, context: Context) -> Message:
     """Describe this site, so that the study can check that all sites agree."""
     _log().info("task: handshake")
-    answer = ConfigRecord(dict(shake(_site(context), _study(context))))
+    site, study = _site(context), _study(context)
+    if study.compute != ComputeNeed():
+        processor(site, study)
+    answer = ConfigRecord(dict(shake(site, study)))
     return Message(RecordDict({"site": answer}), reply_to=message)
 
 

@@ -4,7 +4,6 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from federation.client.score_counts import score_counts
@@ -12,9 +11,10 @@ from federation.protocol.figure_rounding import rounded
 from federation.protocol.flat_weights import Arrays, pack, unpack
 from federation.protocol.metric_allowlist import Kind, withheld_figures
 from federation.protocol.patient_counts import count_patients
-from federation.protocol.reasons import EMBEDDINGS
+from federation.protocol.reasons import COMPUTE_NEED, EMBEDDINGS
 from federation.protocol.study_config import Study
 from federation.protocol.summed_answers import reported
+from models.compute import Compute
 from models.familiarity import Moments
 from models.network import SeverityNetwork, build_network
 from models.refusal import Refusal
@@ -99,17 +99,18 @@ def train_site(
     """Run one site's round: evaluate the received model on validation patients, then train for the local epochs.
 
     In a private study the round is first charged to the site's budget under the name `run`, unless the gateway has
-    already done so (`charged`). Raises Refusal: E_TOO_FEW_PATIENTS, E_PREPROCESSING, and those of `check_and_spend`.
+    already done so (`charged`). Raises Refusal: E_TOO_FEW_PATIENTS, E_PREPROCESSING, those of `check_and_spend`, of
+    `processor`, and of training and evaluation on it.
     """
-    network = _opened(site, study, arrays, buffers)
+    network, compute = _opened(site, study, arrays, buffers)
     examples = _enough(site, load_examples(site, study, "train"))
     validation = load_examples(site, study, "validation")
     least = site.settings.site.min_patients
-    metrics = round_figures(predict(network, validation), validation.targets, min_patients=least)
+    metrics = round_figures(predict(network, validation, compute=compute), validation.targets, min_patients=least)
     if study.private_round is not None and not charged:
         metrics["epsilon"] = check_and_spend(site, study.private_round, run=run)
     seed = order_seed(study.study.seed, examples, arrays)
-    loss = _train(network, examples, study, round_number, seed)
+    loss = _train(network, examples, study, round_number, seed, compute)
     if may_report_loss(examples.targets, min_patients=least):
         metrics |= loss
     trained, trained_buffers = pack(network)
@@ -117,16 +118,18 @@ def train_site(
 
 
 def _train(
-    network: SeverityNetwork, examples: Examples, study: Study, round_number: int, seed: int
+    network: SeverityNetwork, examples: Examples, study: Study, round_number: int, seed: int, compute: Compute
 ) -> dict[str, float]:
     """Run the local epochs of a round; return their loss, which a private study does not report."""
     schedule = study.schedule(round_number)
     if study.privacy is None:
-        loss = train(network, examples, study.training, schedule, seed=seed, proximal_mu=study.proximal_mu)
+        loss = train(
+            network, examples, study.training, schedule, seed=seed, proximal_mu=study.proximal_mu, compute=compute
+        )
         return {"train_loss": loss}
     from pipeline.training.private_training import train_privately  # importing Opacus takes a second
 
-    train_privately(network, examples, study.training, study.privacy, schedule, seed=seed)
+    train_privately(network, examples, study.training, study.privacy, schedule, seed=seed, compute=compute)
     return {}
 
 
@@ -148,11 +151,11 @@ def order_seed(seed: int, examples: Examples, arrays: Arrays) -> int:
 def fine_tune_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> Trained:
     """Fit the model's head again to this site's training patients.
 
-    Raises Refusal: E_TOO_FEW_PATIENTS, E_PREPROCESSING.
+    Raises Refusal: E_TOO_FEW_PATIENTS, E_PREPROCESSING, those of `processor` and `Compute.use`.
     """
-    network = _opened(site, study, arrays, buffers)
+    network, compute = _opened(site, study, arrays, buffers)
     examples = _enough(site, load_examples(site, study, "train"))
-    fit_head(network, examples)
+    fit_head(network, examples, compute=compute)
     weights, _ = pack(network)
     return Trained(weights, dict(buffers), {}, len(examples))
 
@@ -163,10 +166,10 @@ def calibrate_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays, ty
     `typical`: mean and variance of the appearance features over all sites. The distance is omitted if the variance is
     zero, or if the site does not allow such statistics to leave. Raises as `fine_tune_site` does.
     """
-    network = _opened(site, study, arrays, buffers)
+    network, compute = _opened(site, study, arrays, buffers)
     validation = _enough(site, load_examples(site, study, "validation"))
     least = site.settings.site.min_patients
-    logits = predict(network, validation)
+    logits = predict(network, validation, compute=compute)
     metrics: dict[str, float] = {}
     if study.aggregation.secure:
         metrics |= score_counts(logits, validation.targets, min_patients=least)
@@ -186,10 +189,10 @@ def judge_site(
 
     Raises as `fine_tune_site` does.
     """
-    network = _opened(site, study, arrays, buffers)
+    network, compute = _opened(site, study, arrays, buffers)
     test, train = _enough(site, load_examples(site, study, "test")), load_examples(site, study, "train")
     least = site.settings.site.min_patients
-    logits = predict(network, test)
+    logits = predict(network, test, compute=compute)
     metrics = test_figures(
         logits,
         test,
@@ -201,7 +204,7 @@ def judge_site(
     )
     if audit:
         splits = {"train": train, "validation": load_examples(site, study, "validation"), "test": test}
-        metrics |= shortcut_figures(network, splits, min_patients=least)
+        metrics |= shortcut_figures(network, splits, min_patients=least, compute=compute)
     if study.aggregation.secure:
         loads = lesion_loads(test, study.preprocessing.window_hu)
         metrics = {name: value for name, value in metrics.items() if name in reported("evaluate.test")}
@@ -218,9 +221,9 @@ def embed_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> tup
     """
     if not site.settings.gateway.embedding_statistics:
         raise Refusal(EMBEDDINGS)
-    network = _opened(site, study, arrays, buffers)
+    network, compute = _opened(site, study, arrays, buffers)
     examples = _enough(site, load_examples(site, study, "train"))
-    return moments(embed(network, examples)), moments(appearance(examples))
+    return moments(embed(network, examples, compute=compute)), moments(appearance(examples))
 
 
 def assign_site(
@@ -230,16 +233,25 @@ def assign_site(
 
     Raises as `fine_tune_site` does.
     """
-    network = _opened(site, study, arrays, buffers)
+    network, compute = _opened(site, study, arrays, buffers)
     test = _enough(site, load_examples(site, study, "test"))
-    shares = assigned_shares(embed(network, test), discriminants, probed)
+    shares = assigned_shares(embed(network, test, compute=compute), discriminants, probed)
     metrics = {f"assigned_{number:02d}": share for number, share in enumerate(shares)}
     return Evaluated(_rounded_figures(site, "evaluate.assign", metrics), len(test))
 
 
-def _opened(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> SeverityNetwork:
-    """Load the network, and use as many threads as the site allows."""
+def processor(site: Site, study: Study) -> Compute:
+    """Return the site's processor for a study.
+
+    Raises Refusal E_COMPUTE_NEED if the study needs another one, and those of `Compute.open`.
+    """
+    compute = Compute.open(site.settings.compute, threads=site.settings.training.threads)
+    if need := study.compute.unmet_by(compute):
+        raise Refusal(COMPUTE_NEED, need=need)
+    return compute
+
+
+def _opened(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> tuple[SeverityNetwork, Compute]:
+    """Load the network, and find the site's processor."""
     keep_memory()
-    if site.settings.training.threads:
-        torch.set_num_threads(site.settings.training.threads)
-    return load_network(study, arrays, buffers)
+    return load_network(study, arrays, buffers), processor(site, study)

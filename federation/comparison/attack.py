@@ -25,6 +25,7 @@ from federation.protocol.flat_weights import pack
 from federation.protocol.study_config import Study, StudyTable
 from models import inversion, membership
 from models.attacks import Attacks, Inversion
+from models.compute import Compute
 from models.description import Description
 from models.inversion import Seen, compare, invert, seen_gradient, seen_update
 from models.network import build_network
@@ -90,8 +91,8 @@ def measure(folder: Path, sites: Sequence[Site], study: Study, progress: Progres
     Raises Refusal: E_TOO_FEW_PATIENTS if a site has fewer training or test patients than its own minimum; those of
     `load_release` and `load_examples`.
     """
-    if threads := sites[0].settings.training.threads:
-        torch.set_num_threads(threads)
+    first = sites[0].settings
+    compute = Compute.open(first.compute, threads=first.training.threads)
     release = load_release(folder)
     members, others = ([_examples(site, study, split) for site in sites] for split in ("train", "test"))
     total, done = 3 + VIEWS * len(inversion.STARTS), 0
@@ -107,7 +108,9 @@ def measure(folder: Path, sites: Sequence[Site], study: Study, progress: Progres
     inversion_control = inversion.control()
     tick()
     least = max(site.settings.site.min_patients for site in sites)
-    inferred = membership.infer_membership(_answers(release, members), _answers(release, others), min_patients=least)
+    inferred = membership.infer_membership(
+        _answers(release, members, compute), _answers(release, others, compute), min_patients=least
+    )
     tick()
     typical = _mean_scan(others[0])
     drawn = [_invert(view, typical, steps, tick) for view in _views(sites[0], study, members[0])]
@@ -138,9 +141,9 @@ def _examples(site: Site, study: Study, split: Split) -> Examples:
     return examples
 
 
-def _answers(release: Release, sites: Sequence[Examples]) -> membership.Answers:
+def _answers(release: Release, sites: Sequence[Examples], compute: Compute) -> membership.Answers:
     """Return the release's logits and the targets for the patients of all sites."""
-    logits = [predict(release.network, examples) for examples in sites]
+    logits = [predict(release.network, examples, compute=compute) for examples in sites]
     return np.concatenate(logits), np.concatenate([examples.targets for examples in sites])
 
 

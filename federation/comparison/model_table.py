@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from federation.client.site_tasks import load_examples
 from federation.protocol.study_config import Study
 from federation.runs.results import FEDERATED
+from models.compute import Compute
 from models.network import LABELS
 from models.release import Release
 from pipeline.cohort.dataset import Examples
@@ -103,7 +104,8 @@ def compare(models: Mapping[str, Release], hospitals: Sequence[Hospital], study:
     targets: dict[str, NDArray[np.float32]] = {}
     for hospital in hospitals:
         examples: Examples = load_examples(hospital.site, study, *hospital.splits)
-        scores[hospital.name] = {name: predict(release.network, examples) for name, release in models.items()}
+        compute = Compute.open(hospital.site.settings.compute)
+        scores[hospital.name] = {n: predict(model.network, examples, compute=compute) for n, model in models.items()}
         scores[hospital.name][READER] = reader_scores(hospital)
         targets[hospital.name] = examples.targets
     rows = (*models, READER)

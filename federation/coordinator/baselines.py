@@ -14,6 +14,7 @@ import torch
 from federation.client.site_tasks import load_examples
 from federation.protocol.study_config import Study
 from models.calibration import fit_platt
+from models.compute import Compute
 from models.description import Description
 from models.network import LABELS, SeverityNetwork, build_network
 from models.release import Release, save_release
@@ -29,13 +30,17 @@ def pooled_examples(sites: Sequence[Site], study: Study, *splits: Split) -> Exam
 
 
 def train_together(study: Study, sites: Sequence[Site]) -> SeverityNetwork:
-    """Train a network on the patients of all given sites, for as many epochs (or steps) as in a federation."""
+    """Train a network on the patients of all given sites, for as many epochs (or steps) as in a federation.
+
+    The processor is that of the first site. Raises Refusal: those of `Compute.open` and `train`.
+    """
     keep_memory()
+    compute = Compute.open(sites[0].settings.compute)
     network = build_network(study.network, seed=study.study.seed)
     examples = pooled_examples(sites, study, "train")
     steps = study.study.local_steps * len(sites)  # the sum of the sites' steps
     schedule = Schedule(first_epoch=0, epochs=study.total_epochs, total_epochs=study.total_epochs, steps=steps)
-    train(network, examples, study.training, schedule, seed=study.study.seed)
+    train(network, examples, study.training, schedule, seed=study.study.seed, compute=compute)
     return network
 
 
@@ -44,7 +49,7 @@ def train_baseline(study: Study, sites: Sequence[Site], out: Path, *, threads: i
     torch.set_num_threads(threads)
     network = train_together(study, sites)
     validation = pooled_examples(sites, study, "validation")
-    logits = predict(network, validation)
+    logits = predict(network, validation, compute=Compute.open(sites[0].settings.compute))
     return save_release(
         out,
         network,

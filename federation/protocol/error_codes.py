@@ -7,7 +7,7 @@ the rest of the text is discarded.
 import re
 
 import models.reasons
-from federation.protocol.reasons import EMBEDDINGS, SITE_FAILED
+from federation.protocol.reasons import COMPUTE_NEED, EMBEDDINGS, SITE_FAILED
 from models.reason_tables import reasons_in, tables
 from pipeline.cohort.reasons import COHORT_FILE, PREPROCESSING
 from pipeline.doctor.reasons import TOO_FEW_PATIENTS
@@ -19,12 +19,17 @@ _CODE = re.compile(r"E_[A-Z_]{2,40}(?=\Z|[:\s])")
 FAILED = SITE_FAILED.code
 
 # The codes that this release's own app can raise at a site with a gateway. A private round's budget is not among them:
-# the gateway charges it before the app receives the task.
+# the gateway charges it before the app receives the task. Nor are the codes of wrong settings in [compute], to keep the
+# table short: the site's log has them.
 OF_APPS: frozenset[str] = frozenset(
     reason.code
     for reason in (
         SITE_FAILED,
         EMBEDDINGS,
+        COMPUTE_NEED,
+        models.reasons.COMPUTE_DEVICE,
+        models.reasons.COMPUTE_FAILED,
+        models.reasons.COMPUTE_MEMORY,
         models.reasons.SETTINGS_FILE,
         models.reasons.SETTINGS_KEY,
         models.reasons.SETTINGS_SYNTAX,

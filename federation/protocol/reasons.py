@@ -12,6 +12,12 @@ SITE_FAILED = Reason(
     "the site reported a failure",
     "The site's own log holds the details, which do not leave the site.",
 )
+COMPUTE_NEED = Reason(
+    "E_COMPUTE_NEED",
+    "the study needs {need}, and this site's processor does not offer it",
+    "Choose another processor or precision in [compute] of site.toml; `fedthorax node check` shows what works. "
+    "Otherwise this site cannot take part.",
+)
 REPLY_TWICE = Reason(
     "E_REPLY_TWICE",
     "the site answered more than once in one round",

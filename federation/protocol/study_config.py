@@ -1,11 +1,12 @@
 """The settings of a study: study.toml as one model, sent as JSON to the server's app and to every site's."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from federation.secure_aggregation.roster import MAX_PEERS
+from models.compute import Compute
 from models.network import NetworkSettings
 from models.settings import load_settings
 from pipeline.preprocessing.preprocess import Preprocessing
@@ -84,6 +85,24 @@ class AggregationTable(BaseModel, extra="forbid"):
     groups: int = Field(default=0, ge=0, le=MAX_GROUPS)  # a median over so many sums of groups; 0: one sum of all
 
 
+class ComputeNeed(BaseModel, extra="forbid"):
+    """[compute]: what every site's processor must offer. Each site chooses its own processor in its site.toml."""
+
+    device: Literal["any", "cuda"] = "any"  # cuda: a GPU, because a round would take too long on a CPU
+    precision: Literal["any", "fp32"] = "any"  # fp32: no site trains in 16 bits
+    gpu_memory_gb: float = Field(default=0, ge=0, le=1000)  # of a GPU, if the site computes with one
+
+    def unmet_by(self, compute: Compute) -> str:
+        """Return the first need that a processor does not meet, in words; "" if it meets all."""
+        if self.device == "cuda" and compute.device.type != "cuda":
+            return "a GPU"
+        if self.precision == "fp32" and compute.dtype is not None:
+            return "fp32"
+        if compute.device.type == "cuda" and compute.memory_gb() < self.gpu_memory_gb:
+            return f"a GPU with {self.gpu_memory_gb:g} GB"
+        return ""
+
+
 class StoppingTable(BaseModel, extra="forbid"):
     """[stopping]: end early when the sites' mean validation figure no longer rises."""
 
@@ -127,6 +146,8 @@ class Study(BaseModel, extra="forbid"):
         Whether the server sees only the sum of the updates.
     privacy : PrivacySettings or None
         Differential privacy; None for none.
+    compute : ComputeNeed
+        What every site's processor must offer.
     stopping : StoppingTable or None
         Early stopping; None for none.
     evaluation : EvaluationTable
@@ -141,8 +162,17 @@ class Study(BaseModel, extra="forbid"):
     wire: WireTable = WireTable()
     aggregation: AggregationTable = AggregationTable()
     privacy: PrivacySettings | None = None
+    compute: ComputeNeed = ComputeNeed()
     stopping: StoppingTable | None = None
     evaluation: EvaluationTable = EvaluationTable()
+
+    @model_serializer(mode="wrap")
+    def needs_are_written_only_if_there_are_any(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out [compute] at its defaults, so that the digests of studies without needs stay as they were."""
+        content: dict[str, Any] = write(self)
+        if self.compute == ComputeNeed():
+            content.pop("compute", None)
+        return content
 
     @model_validator(mode="after")
     def quorum_can_be_met(self) -> Self:

@@ -21,6 +21,7 @@ from zoneinfo import available_timezones
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from configs import preset_files
+from models.compute_settings import ComputeSettings
 from models.refusal import Refusal
 from models.settings import load_settings
 from pipeline.records.join import JoinRules
@@ -140,6 +141,7 @@ class SiteSettings(BaseModel):
     join: JoinRules = JoinRules()
     server: ServerTable = ServerTable()
     training: TrainingTable = TrainingTable()
+    compute: ComputeSettings = ComputeSettings()
     gateway: GatewayTable = GatewayTable()
     sandbox: SandboxTable = SandboxTable()
     privacy: PrivacyTable = PrivacyTable()

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import configs
 from configs import usual_studies
-from federation.protocol.study_config import Study
+from federation.approval.studies import study_digest
+from federation.protocol.study_config import ComputeNeed, Study
+from models.compute import PROCESSOR, Compute
 from models.refusal import Refusal
 from models.settings import load_settings
 from pipeline.site.folder import SiteSettings
@@ -215,3 +218,49 @@ def test_settings_that_a_sum_cannot_serve_are_refused(tmp_path, right, wrong, sa
         secure_study(tmp_path, SECURE.replace(right, wrong))
     assert caught.value.code == "E_SETTINGS_KEY"
     assert says in caught.value.says
+
+
+# --- what a study needs of a processor --------------------------------------------------------------------
+
+PLAIN = {"study": {"name": "x", "rounds": 1, "sites": 2, "quorum": 2}}
+
+
+def test_study_without_needs_keeps_its_digest():
+    """Hospitals approve a study by this digest, and benchmarks cache results by it."""
+    plain = Study.model_validate(PLAIN)
+    assert "compute" not in plain.model_dump() and "compute" not in plain.model_dump_json()
+    assert Study.model_validate({**PLAIN, "compute": {}}).model_dump_json() == plain.model_dump_json()
+    tables = set(plain.model_dump())
+    before = {"study", "strategy", "network", "preprocessing", "training", "wire", "aggregation", "privacy", "stopping"}
+    assert tables == before | {"evaluation"}, "the tables that existed before [compute]"
+
+
+@pytest.mark.parametrize("need", [{"device": "cuda"}, {"precision": "fp32"}, {"gpu_memory_gb": 16}])
+def test_need_is_sent_and_changes_the_digest(need):
+    study = Study.model_validate({**PLAIN, "compute": need})
+    assert Study.model_validate_json(study.model_dump_json()) == study
+    assert study.model_dump()["compute"] == {**ComputeNeed().model_dump(), **need}
+    plain = Study.model_validate(PLAIN)
+    assert study_digest(study.model_dump_json()) != study_digest(plain.model_dump_json())
+
+
+def test_study_template_shows_the_needs(tmp_path):
+    text = (FOLDER / "study.toml").read_text()
+    shown = text[text.index("# [compute]") :].partition("\n\n")[0].replace("# ", "", 1).replace("\n# ", "\n")
+    path = tmp_path / "study.toml"
+    path.write_text(PRIVATE.partition("[network]")[0] + shown)
+    assert load_settings(path, Study).compute == ComputeNeed()
+    assert all(f"{key} =" in shown for key in ComputeNeed.model_fields)
+
+
+def test_needs_are_compared_with_the_processor(monkeypatch):
+    gpu = Compute(torch.device("cuda", 0))
+    monkeypatch.setattr(Compute, "memory_gb", lambda self: 24.0)
+    exact = Compute(precision="fp32")
+    assert not ComputeNeed().unmet_by(PROCESSOR)
+    assert ComputeNeed(device="cuda").unmet_by(exact) == "a GPU"
+    assert not ComputeNeed(device="cuda", gpu_memory_gb=16).unmet_by(gpu)
+    assert ComputeNeed(gpu_memory_gb=40).unmet_by(gpu) == "a GPU with 40 GB"
+    assert not ComputeNeed(gpu_memory_gb=40).unmet_by(exact), "only of a GPU"
+    assert ComputeNeed(precision="fp32").unmet_by(Compute(precision="fp16")) == "fp32"
+    assert not ComputeNeed(precision="fp32").unmet_by(exact)
