@@ -50,7 +50,7 @@ SANDBOX_OPEN = Reason(
     "E_SANDBOX_OPEN",
     "the process that would run a study's code is not confined: it can reach {what}",
     "Start it through the node or as fedthorax-app@.service, as docs/operations.md says. Keep the hospital's files "
-    "out of folders with programs.",
+    "out of folders with programs, and let the service open only the GPU that [compute] names.",
 )
 SANDBOX_NONE = Reason(
     "W_SANDBOX_NONE",

@@ -5,7 +5,7 @@ processes can access only
 
 * network: their own loopback, with one port that a relay connects to the SuperNode (see socket_relay.py);
 * site: site.toml, cohort/ and sandbox/ for reading, logs/client.log for writing;
-* machine: programs and libraries for reading, an empty /tmp, their own processes;
+* machine: programs and libraries for reading, an empty /tmp, their own processes, the GPU that [compute] names;
 * kernel: the system calls that training needs (see confinement.py), and no keyring.
 
 Everything else is absent: keys, ledger, approvals, the hospital's files. [sandbox] kind in site.toml selects who builds
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from federation.node import confinement, reasons
+from federation.node import confinement, gpu_access, reasons
 from federation.system.process import LOOPBACK, QUIET, Process, flower_command
 from models.refusal import Reason, Refusal
 from pipeline.site.folder import Site
@@ -45,7 +45,7 @@ NETWORK = Path("/proc/net")
 TRY_SECONDS = 20.0
 APP_USER = "fedthorax-app"  # files of the service
 # The only inherited variables; others may contain proxies and passwords.
-PASSED_ON = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TZ")
+PASSED_ON = ("OMP_NUM_THREADS", "TZ")
 
 
 def _folder(site: Site) -> Path:
@@ -216,7 +216,7 @@ def confined(site: Site, *command: str) -> list[str]:
         *("--proc", "/proc", *_each("--ro-bind", [Path("/proc/sys")]), "--dev", "/dev"),
         *(word for path in confinement.KEY_LISTS if path.exists() for word in ("--ro-bind", "/dev/null", str(path))),
         *("--size", str(TMP_BYTES), "--tmpfs", TMP),
-        *_each("--dev-bind", sorted(Path("/dev").glob("nvidia*"))),
+        *gpu_access.gpu_binds(site.settings.compute.device),
         *_each("--ro-bind", seen),
         *_each("--bind", [_app_log(site)]),
         *("--remount-ro", "/", "--chdir", "/", "--", *command),
@@ -271,6 +271,7 @@ def reachable(site: Site) -> Iterator[tuple[str, str]]:
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     if int(status["CapEff"], 16) or status["NoNewPrivs"].strip() != "1":
         yield "privileges", "/proc/self/status"
+    yield from gpu_access.reachable(settings.compute.device)
     yield from confinement.reachable()
 
 
