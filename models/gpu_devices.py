@@ -13,6 +13,7 @@ from pathlib import Path
 
 FILES = Path("/dev")
 DRIVER = Path("/proc/driver/nvidia")
+WSL = Path("/dev/dxg")  # Windows' GPU in its Linux, without NVIDIA's files
 _GPU = re.compile(r"nvidia(\d{1,2})")
 _COMMON = ("nvidiactl", "nvidia-uvm")
 _VERSION = re.compile(r"^NVRM version:.*?\s(\d{3,}\.\d+(?:\.\d+)?)\s", re.MULTILINE)
@@ -23,6 +24,11 @@ def gpu_numbers(files: Path | None = None) -> list[int]:
     """Return the numbers of the GPUs with a device file, as `nvidia-smi` shows them."""
     found = (_GPU.fullmatch(path.name) for path in (files or FILES).glob("nvidia*"))
     return sorted(int(match[1]) for match in found if match)
+
+
+def may_have_gpu(device: str) -> bool:
+    """Whether the setting `device` may mean a GPU of this machine."""
+    return device.startswith("cuda") or (device == "auto" and bool(gpu_numbers() or WSL.exists()))
 
 
 def device_files(device: str, files: Path | None = None) -> list[Path]:

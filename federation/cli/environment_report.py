@@ -1,7 +1,7 @@
 """What a bug report needs to know of a machine: versions, processor, memory, tools. It holds nothing private.
 
 No path, host name, user name or setting is part of it, so it can be pasted in public. Only the metadata of packages is
-read; no library is imported.
+read; no library is imported. If there is a GPU, a separate process asks it.
 """
 
 import os
@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from models.gpu_devices import driver_version, gpu_names, may_have_gpu
 
 LIBRARIES = (
     *("torch", "monai", "flwr", "numpy", "scipy", "scikit-learn", "safetensors", "model-signing", "opacus"),
@@ -45,6 +47,9 @@ def environment_report() -> str:
         ("OS", _system()),
         ("processor", _processor()),
         ("memory", _memory()),
+        ("NVIDIA driver", driver_version()),
+        ("GPUs", ", ".join(gpu_names())),
+        ("networks", _networks()),
         *((f"libraries ({state})", names) for state, names in _packages(LIBRARIES)),
         *((f"codecs ({state})", names) for state, names in _packages(CODECS)),
         *_tools(),
@@ -78,6 +83,19 @@ def _memory() -> str:
         return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB"
     except (OSError, ValueError):
         return "unknown"
+
+
+def _networks() -> str:
+    """The processor that networks are computed on by default, and whether it works."""
+    if not may_have_gpu("auto"):
+        return "computed on the CPU"
+    from models.compute_settings import ComputeSettings
+    from models.processor_report import report
+
+    found = report(ComputeSettings())
+    problem = "; a GPU is there and cannot be used" if found.problem else ""
+    repeats = "" if found.repeats else "; a training step does not repeat to the bit"
+    return f"{found.says}{found.detail and f' ({found.detail})'}{problem}{repeats}"
 
 
 def _packages(names: Iterable[str]) -> list[tuple[str, str]]:

@@ -32,6 +32,7 @@ from federation.superlink import reasons as superlink_reasons
 from federation.system.process import LOOPBACK, Process, flower_command, flower_environment, free_port
 from federation.system.process_group import Together
 from federation.system.refusals_page import REASONS
+from models.processor_report import report
 from models.refusal import Reason, Refusal
 from pipeline.site.folder import Site
 from pipeline.system.locks import alone
@@ -278,7 +279,7 @@ def node_status(site: Site) -> dict[str, Any]:
     """
     from pipeline.cohort.store import Cohort
 
-    masked = list(peer_checks.lines(site))
+    masked, processor = list(peer_checks.lines(site)), report(site.settings.compute)
     state, is_running = NodeState.load(site.logs), _is_running(site)
     with Cohort(site) as cohort:
         patients = cohort.patients()
@@ -295,6 +296,7 @@ def node_status(site: Site) -> dict[str, Any]:
         "last_refusal": state.refused or None if state else None,
         "last_refusal_at": state.refused_at.isoformat() if state and state.refused_at else None,
         "masked_rounds": [line.exactly for number, line in enumerate(masked) if number == 0 or line.status != "ok"],
+        "processor": " ".join(filter(None, (processor.says, processor.detail and f"({processor.detail})"))),
         "patients": len(patients),
         "splits": dict(Counter(p.split for p in patients)),
         "pcr_positive": sum(p.pcr_positive is True for p in patients),

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from cryptography import x509
 
+import models.reasons
+from models.processor_report import report
+from models.reason_tables import reasons_in
 from models.refusal import Refusal
 from pipeline.preprocessing.preprocess import Preprocessing
 from pipeline.site.folder import Site
@@ -45,6 +48,7 @@ def machine(site: Site, settings: Preprocessing, new_series: int) -> Iterator[Li
     cores = len(os.sched_getaffinity(0))
     status: Status = "ok" if cores > 1 else "warn"
     yield Line(AREA, "processor", status, f"{cores} cores", "" if cores > 1 else "Give the node two cores or more.")
+    yield _compute(site)
 
 
 def _python() -> Line:
@@ -91,6 +95,21 @@ def _memory() -> Line:
     if available >= needed:
         return Line(AREA, "memory", "ok", says)
     return Line(AREA, "memory", "warn", says, "End other programs, or give the node fewer cores.")
+
+
+def _compute(site: Site) -> Line:
+    """Check the processor of [compute]: whether it is there, agrees with the CPU, and repeats its results."""
+    found, name = report(site.settings.compute), "compute"
+    if found.refused:
+        (reason,) = (reason for reason in reasons_in(models.reasons) if reason.code == found.refused)
+        return Line(AREA, name, "fail", found.says, reason.remedy, private=found.problem)
+    if found.problem:
+        says = f"{found.says}, because the GPU cannot be used"
+        return Line(AREA, name, "warn", says, models.reasons.COMPUTE_DEVICE.remedy, private=found.problem)
+    if not found.repeats:
+        says = f"{found.says}, but the same training step gives other bits each time"
+        return Line(AREA, name, "warn", says, "Set precision in [compute] to fp32, or device to cpu.", found.detail)
+    return Line(AREA, name, "ok", found.says, detail=found.detail)
 
 
 def available_gb() -> float:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from federation.cli import environment_report as report
 from federation.cli.main import app
+from models.processor_report import ProcessorReport
 from tests.federation.test_imports import imported
 
 
@@ -43,6 +44,25 @@ def test_report_contains_no_path_host_or_user_name(monkeypatch):
     assert "ward7" not in text
     words = set(re.findall(r"[\w.-]+", text))
     assert not {socket.gethostname(), getpass.getuser(), str(Path.home()), sys.prefix} & words
+
+
+def test_gpu_is_described_and_asked_whether_it_works(monkeypatch):
+    monkeypatch.setattr(report, "driver_version", lambda: "535.104.05")
+    monkeypatch.setattr(report, "gpu_names", lambda: ["NVIDIA L4", "NVIDIA L4"])
+    monkeypatch.setattr(report, "may_have_gpu", lambda _: True)
+    gpu = {"device": "cuda:0", "name": "NVIDIA L4", "precision": "fp32", "free_gb": 20, "total_gb": 24, "driver": "535"}
+    for found, says in (
+        (gpu, "networks are computed on the GPU NVIDIA L4, in fp32 (20.0 of 24.0 GB free, driver 535)"),
+        ({**gpu, "free_gb": None, "repeats": False}, "in fp32; a training step does not repeat to the bit"),
+        ({"device": "cpu", "problem": "at /opt/ward7"}, "on the CPU; a GPU is there and cannot be used"),
+        ({"refused": "E_COMPUTE_DEVICE", "problem": "at /opt/ward7"}, "E_COMPUTE_DEVICE: "),
+    ):
+        monkeypatch.setattr(
+            "models.processor_report.report", lambda _, found=found: ProcessorReport.model_validate(found)
+        )
+        text = report.environment_report()
+        assert "NVIDIA driver: 535.104.05\nGPUs: NVIDIA L4, NVIDIA L4\nnetworks: " in text
+        assert says in text and "ward7" not in text
 
 
 def test_missing_packages_and_tools_are_listed(monkeypatch):

@@ -255,6 +255,7 @@ def test_node_that_receives_a_stop_signal_ends_without_error(
     assert status["running"] is False
     assert status["connection"] == "ended"
     assert status["last_contact"] is not None
+    assert status["processor"].startswith("networks are computed on ")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from models.processor_report import ProcessorReport
 from pipeline.doctor import environment
 from pipeline.doctor.environment import TESTED, configuration, machine
 from pipeline.preprocessing.preprocess import Preprocessing
@@ -131,6 +132,46 @@ def test_unknown_available_memory_is_skipped(site: Site, monkeypatch: pytest.Mon
 def test_single_core_is_a_warning(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3})
     assert of_machine(site)["processor"].status == "warn"
+
+
+# --- processor of networks --------------------------------------------------------------------------------
+
+
+def compute_line(site: Site, monkeypatch: pytest.MonkeyPatch, **found: object) -> Line:
+    monkeypatch.setattr(environment, "report", lambda settings: ProcessorReport.model_validate(found))
+    return of_machine(site)["compute"]
+
+
+def test_processor_of_networks_is_shown(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = {
+        "device": "cuda:0",
+        "name": "NVIDIA L4",
+        "precision": "fp32",
+        "free_gb": 20,
+        "total_gb": 24,
+        "driver": "535.1",
+    }
+    line = compute_line(site, monkeypatch, **gpu)
+    assert (line.status, line.remedy) == ("ok", "")
+    assert line.exactly == ("networks are computed on the GPU NVIDIA L4, in fp32: 20.0 of 24.0 GB free, driver 535.1")
+    assert compute_line(site, monkeypatch, device="cpu").exactly == "networks are computed on the CPU"
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "says"),
+    [
+        ({"refused": "E_COMPUTE_DEVICE"}, "fail", "E_COMPUTE_DEVICE"),
+        ({"refused": "E_COMPUTE_PRECISION"}, "fail", "E_COMPUTE_PRECISION"),
+        ({"device": "cpu"}, "warn", "the GPU cannot be used"),
+        ({"device": "cuda:0", "repeats": False, "problem": ""}, "warn", "other bits"),
+    ],
+)
+def test_processor_that_does_not_work_has_a_remedy(
+    site: Site, monkeypatch: pytest.MonkeyPatch, found: dict[str, object], status: str, says: str
+) -> None:
+    line = compute_line(site, monkeypatch, **{"problem": "libcuda at /opt/secret", **found})
+    assert line.status == status and says in line.says and "[compute]" in line.remedy
+    assert "secret" not in str(line.to_json())
 
 
 def test_new_site_passes_the_configuration_checks(site: Site) -> None:
