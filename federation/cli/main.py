@@ -4,6 +4,7 @@ Each command imports the heavy libraries that it needs inside its own function.
 """
 
 import os
+import re
 import signal
 import sys
 from enum import StrEnum
@@ -130,14 +131,27 @@ def score(
         typer.Option(help="Your own lung mask of this scan: NIfTI (1 right, 2 left) or a DICOM segmentation."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the HTML page and the JSON to this folder.")] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, auto, cuda or cuda:N. Another device than the CPU may change the last digits.")
+    ] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Score one scan: probability of severe Covid-19, with quality checks. Research use, not a medical device."""
     from federation.cli.scoring import score_series
     from federation.cli.trust import trusted_keys
+    from models.compute_settings import DEVICE
 
-    trusted = trusted_keys(signed_by or [])
-    score_series(series, model=model or Path("demo/model"), trusted=trusted, lungs=lungs, out=out, as_json=as_json)
+    if not re.fullmatch(DEVICE, device):
+        raise typer.BadParameter(f"{device} is not cpu, auto, cuda or cuda:N", param_hint="--device")
+    score_series(
+        series,
+        model=model or Path("demo/model"),
+        trusted=trusted_keys(signed_by or []),
+        lungs=lungs,
+        out=out,
+        device=device,
+        as_json=as_json,
+    )
 
 
 app.command()(serve)

@@ -4,9 +4,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from federation.cli.console import print_json, print_table, say
+from models.compute import Compute
+from models.compute_settings import ComputeSettings
 from models.operating_points import POINTS
 from models.refusal import Refusal
 from models.release import load_release
@@ -26,6 +26,7 @@ def score_series(
     trusted: Sequence[Path] = (),
     lungs: Path | None = None,
     out: Path | None,
+    device: str = "cpu",
     as_json: bool,
 ) -> None:
     """Score one series and show the answer. With `out`, also write the files there.
@@ -35,15 +36,16 @@ def score_series(
     lungs.html.
 
     `trusted`: public keys, one of which must have signed the model. If it is empty, the signature is not checked.
-    `lungs`: the hospital's own lung mask of this scan.
+    `lungs`: the hospital's own lung mask of this scan. `device`: as in [compute] of site.toml.
 
-    Raises Refusal: those of `load_release`, `read_one` and `score_scan`.
+    Raises Refusal: those of `Compute.open`, `load_release`, `read_one` and `score_scan`.
     """
-    torch.set_num_threads(1)  # as in the clinic: the network is small, and more threads only wait for each other
+    # One thread, as in the clinic: the network is small, and more threads only wait for each other.
+    compute = Compute.open(ComputeSettings(device=device), threads=1)
     release = load_release(model, trusted)
     scan = read_one(series[0] if len(series) == 1 else series, lungs=lungs)
     try:
-        result = score_scan(scan, release)
+        result = score_scan(scan, release, compute=compute)
     except Refusal as refusal:
         if out is not None:
             _write_lungs(scan, refusal, out)

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from models.compute_settings import DEVICE
 from models.refusal import Refusal
 from models.settings import load_settings
 from pipeline.clinic.reasons import CLINIC_ADDRESS, CLINIC_EXISTS, NO_CLINIC
@@ -55,6 +56,12 @@ class LimitsTable(BaseModel, extra="forbid"):
     requests_per_minute: int = Field(default=600, ge=1)  # from one token or address
     scoring_seconds: int = Field(default=300, ge=1)  # for one scan, then its worker is ended
     worker_mb: int = Field(default=3000, ge=1000)  # of the worker's memory
+
+
+class ComputeTable(BaseModel, extra="forbid"):
+    """[compute]: the processor that scores; always in float32."""
+
+    device: str = Field(default="cpu", pattern=DEVICE)
 
 
 class KeepTable(BaseModel, extra="forbid"):
@@ -141,6 +148,7 @@ class ClinicSettings(BaseModel):
 
     server: ServerTable = ServerTable()
     limits: LimitsTable = LimitsTable()
+    compute: ComputeTable = ComputeTable()
     keep: KeepTable = KeepTable()
     node: NodeTable | None = None
     pacs: PacsTable | None = None

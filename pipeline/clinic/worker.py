@@ -24,10 +24,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from errno import EDQUOT, ENOSPC
+from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
-from models.reasons import MODEL_ALTERED, NO_MODEL
+from models.compute import Compute
+from models.compute_settings import ComputeSettings
+from models.reasons import COMPUTE_FAILED, MODEL_ALTERED, NO_MODEL
 from models.refusal import Refusal
 from models.release import Release, load_release
 from pipeline.clinic.laboratory import find_pcr
@@ -65,13 +68,18 @@ class Worker:
         self._loaded: dict[str, Release] = {}  # by SHA-256
         self._look_at = 0.0  # when missing PCR results are looked up again
 
+    @cached_property
+    def compute(self) -> Compute:
+        """The processor of clinic.toml. Raises Refusal E_COMPUTE_DEVICE."""
+        return Compute.open(ComputeSettings(device=self._clinic.settings.compute.device))
+
     def run(self) -> NoReturn:
         while True:
             try:
-                live = self.release("live")
+                live, _ = self.release("live"), self.compute
                 self._store.worker.set("ready")
             except Refusal as refusal:
-                log.warning("no model is available for scoring: %s", refusal.code)
+                log.warning("no model or no processor is available for scoring: %s", refusal.code)
                 self._store.worker.set("no_model", refusal.code)
                 time.sleep(NO_MODEL_SECONDS)
                 continue
@@ -100,6 +108,8 @@ class Worker:
                 answer = self._answer(job, scan, patient, live, "live")
         except Exception as error:
             refusal = _why_not(error)
+            if refusal.reason is COMPUTE_FAILED:
+                raise  # the driver serves only a new process, which tries the scan again
             if refusal.reason is not ALREADY_ANSWERED:
                 if scan:
                     with self._time_limit():
@@ -112,7 +122,7 @@ class Worker:
 
     def _answer(self, job: Job, scan: OneScan, patient: Patient | None, release: Release, role: Role) -> Answer:
         """Score a scan, write the answer's files, then store the answer. Raises Refusal, OSError."""
-        score = score_scan(scan, release)
+        score = score_scan(scan, release, compute=self.compute)
         answer_id = new_id()
         folder = self._clinic.work / answer_id
         folder.mkdir(mode=0o700)

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 from pydicom import Dataset
+from typer.testing import CliRunner
 
+from federation.cli.main import app
 from federation.cli.scoring import score_series
 from models.calibration import Platt
 from models.description import NOT_JUDGED
@@ -76,3 +78,10 @@ def test_label_that_was_not_judged_has_no_number_and_the_terminal_says_why(
     with pytest.raises(Refusal) as refused:
         score_series([tmp_path / "scan"], model=tmp_path / "none", out=None, as_json=False)
     assert refused.value.code == "E_LABELS_NOT_JUDGED"
+
+
+def test_device_must_be_one_that_exists(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="E_COMPUTE_DEVICE"):
+        score_series([tmp_path], model=tmp_path, out=None, device="cuda:31", as_json=False)
+    done = CliRunner().invoke(app, ["score", str(tmp_path), "--device", "gpu"])
+    assert done.exit_code == 2 and "cuda:N" in done.output

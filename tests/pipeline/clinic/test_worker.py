@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from pydicom import Dataset
 
+from models.compute import PROCESSOR
 from models.network import NetworkSettings, build_network
+from models.reasons import COMPUTE_FAILED
 from models.refusal import Refusal
 from models.release import save_release
 from pipeline.clinic import unscored as without_score_module
@@ -306,6 +308,31 @@ def test_full_disk_and_full_memory_have_their_own_codes(
 
     monkeypatch.setattr(worker, "write_pictures", fail)
     assert without_score(clinic, store, scan).code == code
+
+
+@pytest.mark.slow
+def test_clinic_scores_on_the_cpu_unless_it_says_otherwise(clinic: Clinic, store: Store, scan: Path) -> None:
+    ours = Worker(clinic, store)
+    assert ours.compute == PROCESSOR
+    assert answer_of(clinic, store, scan).score["probability"]
+    clinic.settings.compute.device = "cuda:31"
+    missing = Worker(clinic, store)
+    with pytest.raises(Refusal, match="E_COMPUTE_DEVICE"):
+        _ = missing.compute
+
+
+@pytest.mark.slow
+def test_error_of_the_device_ends_the_worker_and_keeps_the_scan(
+    clinic: Clinic, store: Store, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise Refusal(COMPUTE_FAILED, device="cuda")
+
+    monkeypatch.setattr(worker, "score_scan", fail)
+    job = queue(clinic, store, scan)
+    with pytest.raises(Refusal, match="E_COMPUTE_FAILED"):
+        work(clinic, store)
+    assert store.jobs.get(job.id).state == "working" and job.folder.exists()
 
 
 @pytest.mark.slow
