@@ -7,6 +7,7 @@ A driver may crash or hang, and a process that has loaded it should not fork. So
 
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ValidationError
 
@@ -53,16 +54,25 @@ class ProcessorReport(BaseModel):
         return f"{self.free_gb:.1f} of {self.total_gb:.1f} GB free, driver {self.driver or 'unknown'}"
 
 
-def report(settings: ComputeSettings, *, seconds: float = SECONDS) -> ProcessorReport:
+def report(
+    settings: ComputeSettings,
+    *,
+    seconds: float = SECONDS,
+    inside: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> ProcessorReport:
     """Examine the processor in a separate process, unless the settings can only mean the CPU.
 
-    In that case the precision is left out: torch decides it, and is not imported.
+    In that case the precision is left out: torch decides it, and is not imported. `inside`: the words before the
+    process's command, such as those of a sandbox; `environment`: all of its variables.
     """
     if not may_have_gpu(settings.device) and settings.precision == "auto":
         return ProcessorReport(device="cpu")
-    command = [sys.executable, "-P", "-m", "models.processor_report", settings.model_dump_json()]
+    command = [*inside, sys.executable, "-P", "-m", "models.processor_report", settings.model_dump_json()]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=seconds, check=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, timeout=seconds, check=True, stdin=subprocess.DEVNULL, env=environment
+        )
         return ProcessorReport.model_validate_json(done.stdout)
     except (OSError, subprocess.SubprocessError, ValidationError) as error:
         output = getattr(error, "stderr", None) or b""

@@ -113,7 +113,8 @@ def check(
 
     site = Site.open(site_dir)
     with progress_bar("examining series") as progress:
-        more = [sandbox.line(site), privacy_budget.line(site), *peer_checks.lines(site)]
+        gpu = sandbox.gpu_line(site)
+        more = [sandbox.line(site), *([gpu] if gpu else []), privacy_budget.line(site), *peer_checks.lines(site)]
         result = doctor.check(site, preprocessing_of(study), progress, truth=truth, more=more)
     page = page or site.folder / "check.html"
     write_page(result, page)

@@ -25,6 +25,9 @@ from pathlib import Path
 
 from federation.node import confinement, gpu_access, reasons
 from federation.system.process import LOOPBACK, QUIET, Process, flower_command
+from models.gpu_devices import may_have_gpu
+from models.processor_report import report
+from models.reasons import COMPUTE_DEVICE
 from models.refusal import Reason, Refusal
 from pipeline.site.folder import Site
 from pipeline.system.check_line import Line, refused
@@ -133,6 +136,22 @@ def line(site: Site) -> Line:
         warning = reasons.SANDBOX_NONE
         return Line(area, name, "warn", f"{warning.code}: {warning.says}", warning.remedy, private=sandbox.accepted_by)
     return Line(area, name, "ok", f"a study's code can be confined here ({sandbox.kind})")
+
+
+def gpu_line(site: Site) -> Line | None:
+    """Return the line about a GPU behind bubblewrap's sandbox, where the study's code uses it; None without a GPU."""
+    area, name, settings = "environment", "GPU in the sandbox", site.settings
+    if settings.sandbox.kind != "bwrap" or not may_have_gpu(settings.compute.device):
+        return None
+    try:
+        available(site)
+    except Refusal:
+        return None  # as the line about the sandbox says
+    found = report(settings.compute, inside=confined(site), environment=environment(site))
+    if found.device.startswith("cuda"):
+        return Line(area, name, "ok", "a study's code can use it")
+    private = found.problem or found.says
+    return Line(area, name, "warn", "a study's code cannot use it there", COMPUTE_DEVICE.remedy, private=private)
 
 
 def start_superexec(site: Site, *, runtime_port: int, secret_file: Path, log: Path) -> Process:

@@ -1,5 +1,6 @@
 """What will be used and whether it works, asked in a separate process. GPUs are imitated."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,8 @@ def test_separate_process_examines_the_processor() -> None:
     found = report(CPU)
     assert found == ProcessorReport(device="cpu", precision="fp32")
     assert found.says == "networks are computed on the CPU, in fp32" and not found.detail
+    environment = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    assert report(CPU, inside=("nice", "-n", "1"), environment=environment) == found
 
 
 def test_torch_is_not_needed_to_say_that_there_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

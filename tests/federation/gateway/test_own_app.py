@@ -3,8 +3,10 @@
 The tests use synthetic patients and a small network. App and gateway exchange only the message.
 """
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -159,6 +161,18 @@ def test_appearance_statistics_are_not_sent_if_the_site_forbids_them(site: Site)
 
 def test_reply_of_a_round_with_local_steps_passes(site: Site) -> None:
     assert let_out(site, "train", ask(site, IN_STEPS, "train", {}))["metrics"]["num-examples"] > 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compute", ['precision = "fp16"', "checkpointing = true\nprefetch = 2"])
+def test_reply_passes_however_it_was_computed(site: Site, tmp_path: Path, compute: str) -> None:
+    """The gateway compares batch norm's counts and statistics with those of a round of this length."""
+    folder = tmp_path / "north"
+    shutil.copytree(site.folder, folder)
+    with (folder / "site.toml").open("a") as settings:
+        settings.write(f'\n[compute]\ndevice = "cpu"\n{compute}\n')
+    other = Site.open(folder)
+    assert let_out(other, "train", ask(other, STUDY, "train", {}))["metrics"]["num-examples"] > 3
 
 
 @pytest.mark.parametrize("kind", ["train", "train.head", "evaluate.test"])

@@ -8,6 +8,7 @@ import pytest
 from federation.node import gpu_access, sandbox
 from federation.node.gpu_access import driver_libraries, gpu_binds, list_libraries, reachable
 from models import gpu_devices
+from models.processor_report import ProcessorReport
 from pipeline.site.folder import Site, init_site
 
 SETTINGS = '[site]\nname = "ward"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\n'
@@ -110,3 +111,46 @@ def test_choice_of_gpu_is_not_inherited(make: Callable[[str], Site], monkeypatch
     """CUDA_VISIBLE_DEVICES would count other devices than [compute] and the sandbox."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert "CUDA_VISIBLE_DEVICES" not in sandbox.environment(make("auto"))
+
+
+# --- node check -------------------------------------------------------------------------------------------
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, **found: object) -> list[dict[str, object]]:
+    """Let the process in the sandbox answer this; return what it is started with."""
+    started: list[dict[str, object]] = []
+
+    def report(settings: object, **options: object) -> ProcessorReport:
+        started.append(options)
+        return ProcessorReport.model_validate(found)
+
+    monkeypatch.setattr(sandbox, "report", report)
+    monkeypatch.setattr(sandbox, "available", lambda site: None)
+    return started
+
+
+def test_check_tries_the_gpu_inside_the_sandbox(
+    dev: Path, make: Callable[[str], Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make("cuda:1")
+    started = answering(monkeypatch, device="cuda:0", name="NVIDIA L4")
+    line = sandbox.gpu_line(site)
+    assert line is not None and line.status == "ok"
+    assert started == [{"inside": sandbox.confined(site), "environment": sandbox.environment(site)}]
+
+
+@pytest.mark.parametrize("found", [{"device": "cpu", "problem": "at /opt/secret"}, {"refused": "E_COMPUTE_DEVICE"}])
+def test_gpu_that_works_only_outside_the_sandbox_is_a_warning(
+    dev: Path, make: Callable[[str], Site], monkeypatch: pytest.MonkeyPatch, found: dict[str, object]
+) -> None:
+    answering(monkeypatch, **found)
+    line = sandbox.gpu_line(make("auto"))
+    assert line is not None and line.status == "warn" and line.remedy
+    assert "secret" not in str(line.to_json())
+
+
+def test_nothing_is_tried_without_a_gpu(
+    dev: Path, make: Callable[[str], Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = answering(monkeypatch, device="cpu")
+    assert sandbox.gpu_line(make("cpu")) is None and not started
