@@ -1,5 +1,6 @@
 """The sandbox shows exactly the GPU of [compute]. The device files of these tests are ordinary files."""
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from federation.node import gpu_access, sandbox
 from federation.node.gpu_access import driver_libraries, gpu_binds, list_libraries, reachable
 from models import gpu_devices
 from models.processor_report import ProcessorReport
+from models.refusal import Refusal
 from pipeline.site.folder import Site, init_site
 
 SETTINGS = '[site]\nname = "ward"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\n'
@@ -53,6 +55,16 @@ def test_sandbox_shows_the_device_files_of_one_gpu(
     dev: Path, make: Callable[[str], Site], device: str, files: list[str]
 ) -> None:
     assert shown(sandbox.confined(make(device), "true")) == files
+
+
+def test_no_other_gpu_exists_inside_a_real_sandbox(dev: Path, make: Callable[[str], Site]) -> None:
+    site = make("cuda:1")
+    try:
+        sandbox.available(site)
+    except Refusal as refusal:
+        pytest.skip(f"no sandbox here: {refusal.code}")
+    listed = subprocess.run(sandbox.confined(site, "ls", str(dev)), capture_output=True, text=True, check=True)
+    assert set(listed.stdout.split()) == {*COMMON, "nvidia1"}
 
 
 def test_nothing_is_shown_on_a_machine_without_gpu(tmp_path: Path) -> None:
