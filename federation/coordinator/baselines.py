@@ -39,7 +39,7 @@ def train_together(study: Study, sites: Sequence[Site]) -> SeverityNetwork:
     network = build_network(study.network, seed=study.study.seed)
     examples = pooled_examples(sites, study, "train")
     steps = study.study.local_steps * len(sites)  # the sum of the sites' steps
-    schedule = Schedule(first_epoch=0, epochs=study.total_epochs, total_epochs=study.total_epochs, steps=steps)
+    schedule = Schedule(first_epoch=0, epochs=study.kept_epochs, total_epochs=study.total_epochs, steps=steps)
     train(network, examples, study.training, schedule, seed=study.study.seed, compute=compute)
     return network
 

@@ -156,6 +156,13 @@ def secure_study(tmp_path, text=SECURE):
     return load_settings(tmp_path / "study.toml", Study)
 
 
+def test_last_round_of_a_masked_study_is_not_in_the_model(tmp_path):
+    masked = secure_study(tmp_path)
+    plain = secure_study(tmp_path, SECURE.partition("[aggregation]")[0])
+    assert masked.kept_epochs == (masked.study.rounds - 1) * masked.study.local_epochs
+    assert plain.kept_epochs == plain.total_epochs == masked.total_epochs
+
+
 def test_study_with_secure_aggregation_is_valid(tmp_path):
     assert secure_study(tmp_path).aggregation.secure
     assert not secure_study(tmp_path, SECURE.partition("[aggregation]")[0]).aggregation.secure
