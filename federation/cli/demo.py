@@ -1,8 +1,9 @@
 """The demo: the whole workflow on synthetic hospitals, on this machine, with the real components.
 
 Three hospitals train; a fourth only tests. Their files are written, checked and ingested. A SuperLink and three
-SuperNodes run a study over TLS while local and pooled baselines train. The results are a table, a figure, a scored
-scan and the experiment in MLflow. All files are in one folder. A second run keeps the hospitals and trains again.
+SuperNodes run a study over TLS, with secure aggregation, while local and pooled baselines train. The results are a
+table, a figure, a scored scan and the experiment in MLflow. All files are in one folder. A second run keeps the
+hospitals and trains again.
 """
 
 import hashlib
@@ -18,7 +19,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
+from configs import preset_files
+from federation.approval.peers import PeerApprovals
 from federation.cli.console import progress_bar, say
+from federation.cli.node_peers import fetched_roster
 from federation.comparison.model_table import ALL, Hospital, compare, markdown, write_results
 from federation.enrolment.invitations import invite
 from federation.enrolment.join import join, node_certificate
@@ -27,6 +31,7 @@ from federation.node.start import start_node, wait_online
 from federation.protocol.study_config import Study
 from federation.runs.launch import Finished, launch
 from federation.runs.results import FEDERATED
+from federation.secure_aggregation.reasons import SECAGG_ROSTER
 from federation.server.start import init_server, start_server
 from federation.superlink.control import read_server_config
 from federation.system.process import free_port
@@ -37,7 +42,7 @@ from models.settings import load_settings
 from pipeline.site.folder import Site, init_site, site_settings
 from pipeline.system.atomic_files import write_atomically
 
-SEED = 1
+SEED = 4  # of the hospitals: each has three test and validation patients of each outcome, which a sum needs
 TRAINING = ("north", "south", "west")
 UNSEEN = "east"
 UNSEEN_EXTRA = 100  # the unseen hospital has more patients: they cost no training, and make intervals narrower
@@ -67,11 +72,9 @@ class Folders:
 
 def run_demo(root: Path, *, patients: int) -> None:
     """Run the demo in `root`. Ctrl-C ends every process that it started."""
-    import configs
-
     began = time.monotonic()
     folders = Folders(root.resolve())
-    study = load_settings(Path(configs.__file__).with_name("demo.toml"), Study)
+    study = study_of_run(folders)
     step("1/6 Synthetic hospitals: CT series, laboratory and outcome files, with planted defects")
     _make_hospitals(folders, patients)
     step("2/6 Each hospital checks and ingests its own files")
@@ -88,6 +91,15 @@ def run_demo(root: Path, *, patients: int) -> None:
     step("6/6 One new scan is scored")
     _score(folders, sites[UNSEEN])
     _print_paths(folders, finished, time.monotonic() - began)
+
+
+def study_of_run(folders: Folders) -> Study:
+    """Return the demo's study, with another seed for each run in this folder: a gateway masks a first model once."""
+    study = load_settings(preset_files()["demo"], Study)
+    runs = folders.server / "runs"
+    earlier = sum(1 for _ in runs.iterdir()) if runs.is_dir() else 0
+    table = study.study.model_copy(update={"seed": study.study.seed + earlier})
+    return study.model_copy(update={"study": table})
 
 
 def step(text: str) -> None:
@@ -164,18 +176,31 @@ def _federate(study: Study, folders: Folders, sites: dict[str, Site]) -> Finishe
         say(f"  the server is up on port {read_server_config(folders.server).port} of this machine, TLS")
         nodes = []
         for name in TRAINING:
-            site = sites[name]
-            if not node_certificate(site).exists():
-                join(site, invite(folders.server, name))
-            site = _confined(Site.open(site.folder))  # joining wrote the server's address into site.toml
+            if not node_certificate(sites[name]).exists():
+                join(sites[name], invite(folders.server, name))
+            # Joining wrote the server's address into site.toml.
+            sites[name] = site = _confined(Site.open(sites[name].folder))
             nodes.append(stack.enter_context(start_node(site)))
         for node in nodes:
             wait_online(node)
         say(f"  the nodes of {', '.join(TRAINING)} are online; {sandbox.describe(site)}")
+        _approve_peers([sites[name] for name in TRAINING])
         finished = launch(study, folders.server, lambda line: say(f"  {line}"))
         for node in nodes:
             node.let_go()  # end all nodes at once; the stack would end them one after the other
         return finished
+
+
+def _approve_peers(sites: Sequence[Site]) -> None:
+    """Let each hospital approve the list of hospitals. Real ones compare its code by telephone first."""
+    for site in sites:
+        fetched_roster(site)  # presents the key of its gateway
+    lists = [fetched_roster(site) for site in sites]
+    if len({roster.code for roster in lists}) > 1:
+        raise Refusal(SECAGG_ROSTER)
+    for site, roster in zip(sites, lists, strict=True):
+        PeerApprovals(site).approve(roster, by="the demo")
+    say(f"  each hospital approves the list of hospitals, after they have compared its code, {lists[0].code}")
 
 
 def _confined(site: Site) -> Site:

@@ -20,7 +20,7 @@ def peers(site_dir: SiteDir, as_json: Json = False) -> None:
     from pipeline.site.folder import Site
 
     site = Site.open(site_dir)
-    found, approved = _fetched(site), PeerApprovals(site).current()
+    found, approved = fetched_roster(site), PeerApprovals(site).current()
     is_approved = approved == found
     if as_json:
         members = [{"name": member.name, "fingerprint": member.fingerprint} for member in found.members]
@@ -47,7 +47,7 @@ def approve_peers(
     from pipeline.site.folder import Site
 
     site = Site.open(site_dir)
-    found = _fetched(site)
+    found = fetched_roster(site)
     if "".join(code.split()) != "".join(found.code.split()):
         raise Refusal(reasons.SECAGG_ROSTER)
     if len(found.members) < MIN_PEERS:
@@ -68,7 +68,11 @@ def revoke_peers(site_dir: SiteDir, note: Note = "") -> None:
     say("This hospital takes part in no masked round.")
 
 
-def _fetched(site: "Site") -> "Roster":
+def fetched_roster(site: "Site") -> "Roster":
+    """Present the key of the site's gateway to the server, and return the list of hospitals with theirs.
+
+    Raises Refusal: those of `fetch_peers`, and of `Identity.kept`.
+    """
     from federation.approval.peers import identity_file
     from federation.enrolment.join import fetch_peers
     from federation.secure_aggregation.keys import Identity
