@@ -1,6 +1,6 @@
 """What hostile hospitals cost a masked study, with one sum or with groups, and what the hospitals' vote changes.
 
-    python benchmarks/vote.py [--seeds 3] [--honest-seeds 4]
+    python benchmarks/vote.py [--seeds 3] [--honest-seeds 10]
 
 Writes results/vote.json and results/vote.md, and goes on with what the JSON file has: remove it after a change. Not in
 `make bench`. The small task is that of robustness.py; tests/helpers/masked_task.py has the attacks. About three minutes
@@ -243,7 +243,7 @@ def write(outcomes: Sequence[Outcome], *, is_whole: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--honest-seeds", type=int, default=4)
+    parser.add_argument("--honest-seeds", type=int, default=10)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     chosen = parser.parse_args()
     found, begun = read(), time.monotonic()
