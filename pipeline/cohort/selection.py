@@ -91,5 +91,5 @@ def _choose(accepted: Iterable[Series], selection: Selection) -> None:
         if len(same_study) > 1:
             folder = first.files[0].parent.name
             selection.findings.append(Finding(reasons.SEVERAL_SERIES, patient_id, folder, first.fingerprint[:12]))
-        selection.used.append(max(same_study, key=lambda s: (len(s.files), s.series_uid)))
+        selection.used.append(max(same_study, key=lambda s: (s.slices, s.series_uid)))
         selection.fates += Counter({USED: 1, OTHER_SERIES: len(same_study) - 1, LATER: len(owned) - len(same_study)})

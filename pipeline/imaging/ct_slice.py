@@ -1,8 +1,11 @@
-"""Reads one file with one slice: checks its header and converts its pixels to Hounsfield units.
+"""Reads the slices of one file: checks their headers and converts their pixels to Hounsfield units.
+
+A file has one slice, or the frames of a multi-frame image, which become slices like all others.
 
 The attributes are defined in DICOM PS3.3, C.7.6.3 (pixels), C.7.5.1.1.2 (padding), C.8.2.1 (CT image).
 """
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,21 +15,32 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, uid
+from pydicom.encaps import encapsulate
 from pydicom.filereader import read_dataset
 from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 
 from models.refusal import Reason, Refusal
-from pipeline.imaging import codecs, reasons
+from pipeline.imaging import codecs, image_type, reasons
 from pipeline.imaging.codecs import Form
 from pipeline.imaging.discovery import PIXEL_DATA, BoundedFile, read_header, tags, text
 from pipeline.imaging.fast_header import head_tags, read_head
+from pipeline.imaging.functional_groups import CT_CLASSES, is_multi_frame
+from pipeline.imaging.geometry import MAX_OBLIQUE_DEGREES
+from pipeline.imaging.multiframe import Frame, Span, read_frames
 from pipeline.imaging.volume import HU_ENDS, whole_hu
 
 AIR_HU = -1024
 BRIGHTEST_HU = 3071  # end of the 12-bit range of CT scanners, which begins at -1024
 _DARKEST_TISSUE_HU = -950.0
 _MAX_SLOPE = 100.0
+_LEAST_AXIAL = math.cos(math.radians(MAX_OBLIQUE_DEGREES))
+# Attributes of frames, and their values in slices with HU; single-frame images have none of them.
+_OF_MULTI_FRAME = {
+    "PixelPresentation": ("", "MONOCHROME"),
+    "VolumetricProperties": ("", "VOLUME"),
+    "VolumeBasedCalculationTechnique": ("", "NONE"),
+}
 _MAX_INTERCEPT = 2.0**16
 
 _KEYWORDS = (
@@ -42,9 +56,6 @@ _POSITION = int(Tag("ImagePositionPatient"))
 _DECIMAL = rb" *([-+]?[0-9]+\.?[0-9]*(?:[eE][-+]?[0-9]+)?) *"
 # The whole element: tag, VR and length (or only a length of four bytes), and three Decimal Strings in simple form.
 _PLAIN_POSITION = re.compile(rb".{4}(?:DS..|..\0\0)" + rb"\\".join([_DECIMAL] * 3), re.DOTALL)
-_ENHANCED_CT = {uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage}
-# Words that vendors write after ORIGINAL\PRIMARY\AXIAL in images that are nevertheless not single slices.
-REFORMATTED = {"AVERAGE", "DOSE_INFO", "MINIP", "MIP", "MPR", "REFORMATTED", "SCREEN", "VRT"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,7 @@ class Slice:
     `position_mm`, `orientation`, `pixel_spacing_mm` (between rows, between columns): as in DICOM, LPS.
     `thickness_mm`: NaN if absent. `padding`: first and last stored value that mean 'outside the scan'.
     `pixels_at`, `native`: location of the pixels in the file (see `fast_header.Head`); None if unknown.
+    `spans`: of the fragments of an encapsulated frame of a multi-frame image.
     """
 
     path: Path
@@ -68,24 +80,29 @@ class Slice:
     flags: tuple[str, ...]
     pixels_at: int | None = None
     native: tuple[int, int] | None = None
+    spans: tuple[Span, ...] = ()
 
 
 def inspect_slices(paths: Iterable[Path]) -> list[Slice]:
     """Read and check the headers of a series; headers that differ only in the position are checked once.
 
-    Raises `Refusal` for the first file that `inspect_slice` refuses.
+    Raises `Refusal` for the first file that `inspect_file` refuses.
     """
-    slices = []
+    slices: list[Slice] = []
     checked: dict[bytes, Slice] = {}
     for path in paths:
         head = read_head(path, _IN_HEAD)
         plain = head and _PLAIN_POSITION.fullmatch(head.elements.pop(_POSITION, b""))
         if not head or not plain:
-            slices.append(inspect_slice(path))
+            slices += inspect_file(path)
             continue
         same = head.same
         if same not in checked:
-            checked[same] = inspect_slice(path)
+            found = inspect_file(path)
+            if len(found) != 1 or found[0].native or found[0].spans:  # of a multi-frame image
+                slices += found
+                continue
+            (checked[same],) = found
         position_mm = [float(number) for number in plain.groups()]
         slices.append(
             replace(checked[same], path=path, position_mm=position_mm, pixels_at=head.pixels_at, native=head.native)
@@ -94,32 +111,48 @@ def inspect_slices(paths: Iterable[Path]) -> list[Slice]:
 
 
 def inspect_slice(path: Path) -> Slice:
-    """Read and check the header of one file.
+    """Read and check the header of one file, and return its only slice, or the first one of several.
 
-    Raises `Refusal`: E_NOT_DICOM, E_PARSE, E_MODALITY, E_MODALITY_MISMATCH, E_MULTIFRAME, E_LOCALIZER,
-    E_NOT_AXIAL, E_BURNED_IN, E_PIXEL, E_TRANSFER_SYNTAX, E_RESCALE, E_GEOMETRY.
-    Flags: W_MODALITY_EMPTY, W_LOSSY, W_CONTRAST.
+    Raises `Refusal` as `inspect_file` does.
+    """
+    return inspect_file(path)[0]
+
+
+def inspect_file(path: Path) -> list[Slice]:
+    """Read and check the headers of all slices of one file.
+
+    Raises `Refusal`: E_NOT_DICOM, E_PARSE, E_MODALITY, E_MODALITY_MISMATCH, E_MULTIFRAME, E_SEVERAL_VOLUMES,
+    E_LOCALIZER, E_NOT_AXIAL, E_BURNED_IN, E_PIXEL, E_TRANSFER_SYNTAX, E_RESCALE, E_GEOMETRY, E_TRUNCATED.
+    Flags: W_MODALITY_EMPTY, W_LOSSY, W_DERIVED, W_IMAGE_TYPE, W_CONTRAST.
     """
     header = read_header(path, _HEADER)
     try:
-        flags = _check_kind(header)
-        form, stored_range = _pixel_format(header)
-        slope, intercept = _rescale(header)
-        return Slice(
-            path=path,
-            form=form,
-            position_mm=_numbers(header, "ImagePositionPatient", 3, reasons.GEOMETRY),
-            orientation=_numbers(header, "ImageOrientationPatient", 6, reasons.GEOMETRY),
-            pixel_spacing_mm=_numbers(header, "PixelSpacing", 2, reasons.GEOMETRY),
-            thickness_mm=next(iter(_floats(header, "SliceThickness")), np.nan),
-            slope=slope,
-            intercept=intercept,
-            padding=_padding(header, stored_range, slope, intercept),
-            flags=flags,
-        )
+        frames = read_frames(path, [*_HEADER]) if is_multi_frame(header) else [Frame(header)]
+        return [_checked(path, frame) for frame in frames]
     except Refusal as refusal:
         refusal.private = f"{path} {refusal.private}"
         raise
+
+
+def _checked(path: Path, frame: Frame) -> Slice:
+    header = frame.header
+    flags = _check_kind(header)
+    form, stored_range = _pixel_format(header)
+    slope, intercept = _rescale(header)
+    return Slice(
+        path=path,
+        form=form,
+        position_mm=_numbers(header, "ImagePositionPatient", 3, reasons.GEOMETRY),
+        orientation=_numbers(header, "ImageOrientationPatient", 6, reasons.GEOMETRY),
+        pixel_spacing_mm=_numbers(header, "PixelSpacing", 2, reasons.GEOMETRY),
+        thickness_mm=next(iter(_floats(header, "SliceThickness")), np.nan),
+        slope=slope,
+        intercept=intercept,
+        padding=_padding(header, stored_range, slope, intercept),
+        flags=flags,
+        native=frame.native,
+        spans=frame.spans,
+    )
 
 
 def decode_slice(header: Slice, out: NDArray[np.int16] | None = None) -> NDArray[np.int16]:
@@ -159,6 +192,8 @@ def _pixel_data(header: Slice) -> tuple[bytes, Form, str]:
     form = header.form
     if header.native and not form.syntax.is_encapsulated:
         return _native_pixels(header.path, *header.native, form), form, "OW"
+    if header.spans:
+        return _encapsulated_pixels(header.path, header.spans), form, "OB"
     if header.pixels_at is None:
         element = read_header(header.path, [PIXEL_DATA]).get_item(PIXEL_DATA)
     else:
@@ -183,12 +218,25 @@ def _native_pixels(path: Path, begins: int, length: int, form: Form) -> bytes:
         raise Refusal(reasons.PARSE, private=str(error)) from None
 
 
+def _encapsulated_pixels(path: Path, spans: Iterable[Span]) -> bytes:
+    """Read the fragments of one frame, and return them as the value of PixelData of a single-frame image."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            fragments = []
+            for begins, length in spans:
+                file.seek(begins)
+                fragments.append(file.read(length))
+    except OSError as error:
+        raise Refusal(reasons.PARSE, private=str(error)) from None
+    return encapsulate([b"".join(fragments)])
+
+
 def _check_kind(header: Dataset) -> tuple[str, ...]:
-    """Refuse a file that is not an original axial CT slice, and return its flags."""
+    """Refuse a slice that is not an axial one of CT, and return its flags."""
     flags = []
     modality = text(header, "Modality")
     sop_class = text(header, "SOPClassUID") or text(header.file_meta, "MediaStorageSOPClassUID")
-    is_ct_class = sop_class == uid.CTImageStorage or sop_class in _ENHANCED_CT
+    is_ct_class = sop_class in CT_CLASSES
     is_capture = f"{sop_class}.".startswith(f"{uid.SecondaryCaptureImageStorage}.")
     if modality not in ("CT", "") or (not modality and not is_ct_class):
         raise Refusal(reasons.MODALITY_MISMATCH if is_ct_class else reasons.MODALITY)
@@ -198,25 +246,41 @@ def _check_kind(header: Dataset) -> tuple[str, ...]:
         raise Refusal(reasons.NOT_AXIAL)
     if sop_class and not is_ct_class:
         raise Refusal(reasons.MODALITY_MISMATCH)
-    if sop_class in _ENHANCED_CT or _floats(header, "NumberOfFrames") not in ([], [1.0]):
+    if _floats(header, "NumberOfFrames") not in ([], [1.0]):  # frames of multi-frame images have none
         raise Refusal(reasons.MULTIFRAME)
 
     lossy = text(header, "LossyImageCompression").strip()
     if lossy == "01" or (lossy != "00" and text(header.file_meta, "TransferSyntaxUID") in codecs.MAY_BE_LOSSY):
         flags.append(reasons.LOSSY.code)
-    kind = [word.strip().upper() for word in text(header, "ImageType").split("\\")]
-    if "LOCALIZER" in kind:
-        raise Refusal(reasons.LOCALIZER)
-    # Compression with loss turns ORIGINAL into DERIVED (PS3.3, C.7.6.1.1.5.1).
-    is_original = kind[0] == "ORIGINAL" or (kind[0] == "DERIVED" and lossy == "01")
-    is_reformatted = REFORMATTED.intersection(" ".join(kind[3:]).split())
-    if not is_original or kind[1:3] != ["PRIMARY", "AXIAL"] or is_reformatted:
-        raise Refusal(reasons.NOT_AXIAL)
+    if unusual := _image_type(header, is_lossy=lossy == "01"):
+        flags.append(unusual.code)
     if text(header, "BurnedInAnnotation").upper() == "YES":
         raise Refusal(reasons.BURNED_IN)
     if text(header, "ContrastBolusAgent").strip().upper() not in ("", "NO", "NONE"):
         flags.append(reasons.CONTRAST.code)
     return tuple(flags)
+
+
+def _image_type(header: Dataset, *, is_lossy: bool) -> Reason | None:
+    """Return the flag for an unusual ImageType. Raises `Refusal`: E_LOCALIZER, E_NOT_AXIAL."""
+    kind = image_type.judge(text(header, "ImageType"), is_lossy=is_lossy)
+    if kind and kind.refuses:
+        raise Refusal(kind)
+    if kind is reasons.IMAGE_TYPE and not _is_axial(header):
+        raise Refusal(reasons.NOT_AXIAL)
+    for keyword, usual in _OF_MULTI_FRAME.items():
+        if text(header, keyword).strip().upper() not in usual:
+            raise Refusal(reasons.NOT_AXIAL, private=keyword)
+    return kind
+
+
+def _is_axial(header: Dataset) -> bool:
+    """Whether the orientation of a slice says that it is axial: nothing else does if ImageType is absent."""
+    directions = _floats(header, "ImageOrientationPatient")
+    if len(directions) != 6:
+        return False
+    normal = np.cross(directions[:3], directions[3:])
+    return bool(abs(normal[2]) >= _LEAST_AXIAL * np.linalg.norm(normal) > 0)
 
 
 def _pixel_format(header: Dataset) -> tuple[Form, tuple[int, int]]:

@@ -22,6 +22,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from models.refusal import Refusal
 from pipeline.imaging import phantom_marker, reasons
 from pipeline.imaging.fast_header import Head, head_tags, read_head
+from pipeline.imaging.functional_groups import SHARED, first_frame, is_multi_frame
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.system.findings import Finding
 
@@ -43,10 +44,13 @@ _HEADER = tags(
     ),
     *("PatientID", "IssuerOfPatientID", "PatientAge", "PatientSex", "InstanceNumber"),
     *("AcquisitionDate", "AcquisitionTime", "SeriesDate", "SeriesTime", "StudyDate", "StudyTime"),
+    *("AcquisitionDateTime", "NumberOfFrames", SHARED),
 )
 _HEADER += phantom_marker.TAGS
 _NUMBER = int(Tag("InstanceNumber"))
-_IN_HEAD = head_tags("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber")
+_IN_HEAD = head_tags(
+    *("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber", "NumberOfFrames")
+)
 _IN_HEAD |= frozenset(map(int, phantom_marker.TAGS))
 VOLUME_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz")  # a whole scan in one file, see `pipeline/imaging/nifti_reader`
 # Other files that exports contain beside images. All remaining files are expected to be DICOM, whatever their name.
@@ -57,7 +61,9 @@ _COMPANIONS = (
     *VOLUME_SUFFIXES,
 )
 _COMPANION_NAMES = frozenset(("DICOMDIR", "LICENSE", "LICENCE", "README", "VERSION", "THUMBS.DB"))
-_MAX_READS = 100_000  # of one file; an ordinary header takes a few hundred, a radiotherapy plan about ten thousand
+# Reads of one file; an ordinary header takes a few hundred, a radiotherapy plan about ten thousand. The description of
+# a frame takes about a hundred, beside pixels of several kB.
+_MAX_READS, _BYTES_A_READ = 100_000, 256
 _MAX_INFLATED_BYTES = 2**26
 _FIRST_CT_YEAR = 1972  # earlier dates are placeholders of de-identification tools
 _OLDEST_YEARS = 120
@@ -74,6 +80,7 @@ class Series:
     the header gives only the day; `acquired` is then midnight.
     `fingerprint`: SHA-256 over relative path, size and modification time of all files.
     `numbers`: the InstanceNumbers of the files that have one, in no particular order.
+    `slices`: number of images: of files, or of frames in multi-frame images; 0 if unknown (a volume file).
     `is_phantom`: whether all of its files are DICOM with the mark of a synthetic phantom.
     `lung_masks`: the files in the site's folder of lung masks that belong to it; more than one is a fault.
     """
@@ -91,6 +98,7 @@ class Series:
     kernel: str
     fingerprint: str
     numbers: tuple[int, ...] = ()
+    slices: int = 0
     has_clock: bool = True
     is_phantom: bool = False
     lung_masks: tuple[Path, ...] = ()
@@ -105,8 +113,8 @@ class BoundedFile:
 
     def __init__(self, file: BinaryIO, most_reads: int = _MAX_READS) -> None:
         self.seek, self.tell = file.seek, file.tell
-        self._file, self._reads_left = file, most_reads
         self._size = file.seek(0, os.SEEK_END)
+        self._file, self._reads_left = file, most_reads + self._size // _BYTES_A_READ
         file.seek(0)
 
     def read(self, size: int = -1) -> bytes:
@@ -167,6 +175,7 @@ class _Group:
     header: Dataset  # of the first file
     files: list[tuple[str, Path]] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
+    slices: int = 0
     is_phantom: bool = True  # until a file without the mark is found
     series: Series | None = None  # made by `complete`; made again if more files are found later
 
@@ -174,7 +183,7 @@ class _Group:
         """Return the series with all files found so far. Raises Refusal or OSError if a file cannot be read."""
         if self.series is None or len(self.series.files) != len(self.files):
             series = _series(self.header, sorted(self.files), tuple(self.numbers))
-            self.series = replace(series, is_phantom=self.is_phantom)
+            self.series = replace(series, slices=self.slices, is_phantom=self.is_phantom)
         return self.series
 
 
@@ -183,8 +192,8 @@ class _Groups:
 
     def __init__(self) -> None:
         self._groups: dict[tuple[str, ...], _Group] = {}
-        # By head: the key, and whether it has the phantom's mark.
-        self._known: dict[bytes, tuple[tuple[str, ...], bool]] = {}
+        # By head: the key, the number of images, and whether it has the phantom's mark.
+        self._known: dict[bytes, tuple[tuple[str, ...], int, bool]] = {}
         self._unreported: list[_Group] = []
 
     def put(self, name: str, path: Path) -> None:
@@ -197,16 +206,17 @@ class _Groups:
             if text(header.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
                 return
             key = _key(header, path)
-            known = key, phantom_marker.is_marked(header)
+            known = key, _frames(header), phantom_marker.is_marked(header)
             if key not in self._groups:
                 self._groups[key] = _Group(header)
                 self._unreported.append(self._groups[key])
             if head and text(header, "SeriesInstanceUID"):
                 self._known[head.same] = known
             number = _number(None, header) if head is None else number
-        key, is_marked = known
+        key, frames, is_marked = known
         group = self._groups[key]
         group.files.append((name, path))
+        group.slices += frames
         group.is_phantom &= is_marked
         if number is not None:
             group.numbers.append(number)
@@ -298,6 +308,14 @@ def _key(header: Dataset, path: Path) -> tuple[str, ...]:
     return text(header, "PatientID"), text(header, "IssuerOfPatientID"), study, series or str(path.parent)
 
 
+def _frames(header: Dataset) -> int:
+    """Return the number of images in a file."""
+    try:
+        return max(1, int(text(header, "NumberOfFrames"))) if is_multi_frame(header) else 1
+    except (Refusal, ValueError):
+        return 1
+
+
 def _number(head: Head | None, header: Dataset | None = None) -> int | None:
     """Return InstanceNumber, None if absent or unreadable; it is removed from the head, because it differs per file."""
     try:
@@ -310,6 +328,7 @@ def _number(head: Head | None, header: Dataset | None = None) -> int | None:
 
 def _series(header: Dataset, files: list[tuple[str, Path]], numbers: tuple[int, ...]) -> Series:
     """Make a series from the `header` of one file and the sorted `files`: (relative name, path)."""
+    header = first_frame(header)
     sex = text(header, "PatientSex")
     acquired, has_clock = _acquired(header)
     return Series(
@@ -351,15 +370,19 @@ def _acquired(header: Dataset) -> tuple[datetime | None, bool]:
 
     Also return whether it has a time of its own.
     """
-    for event in ("Acquisition", "Series", "Study"):
-        day = re.fullmatch(r"\d{8}", text(header, f"{event}Date").strip(), flags=re.ASCII)
-        clock = re.match(r"\d{6}|\d{4}|\d{2}", text(header, f"{event}Time").strip(), flags=re.ASCII)
+    moment = text(header, "AcquisitionDateTime").strip()  # what multi-frame images have instead of two attributes
+    said = [
+        (text(header, f"{event}Date"), text(header, f"{event}Time")) for event in ("Acquisition", "Series", "Study")
+    ]
+    for date, time in (said[0], (moment[:8], moment[8:]), *said[1:]):
+        day = re.fullmatch(r"\d{8}", date.strip(), flags=re.ASCII)
+        clock = re.match(r"\d{6}|\d{4}|\d{2}", time.strip(), flags=re.ASCII)
         if day:
             try:
-                moment = datetime.strptime(day[0] + (clock[0] if clock else "").ljust(6, "0"), "%Y%m%d%H%M%S")
+                found = datetime.strptime(day[0] + (clock[0] if clock else "").ljust(6, "0"), "%Y%m%d%H%M%S")
             except ValueError:
                 continue
             # One day of tolerance: the scanner may be in another time zone than this machine.
-            if moment.year >= _FIRST_CT_YEAR and moment <= datetime.now() + timedelta(days=1):
-                return moment, clock is not None
+            if found.year >= _FIRST_CT_YEAR and found <= datetime.now() + timedelta(days=1):
+                return found, clock is not None
     return None, True

@@ -15,7 +15,8 @@ from pydicom import Dataset
 
 from models.refusal import Reason, Refusal
 from pipeline.imaging import reasons
-from pipeline.imaging.discovery import Series, read_header, tags, text
+from pipeline.imaging.discovery import Series, tags, text
+from pipeline.imaging.multiframe import read_first_header
 from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 
@@ -46,7 +47,7 @@ def stated(series: Series) -> Stated:
         return Stated()
     steps = {after - before for before, after in pairwise(sorted(set(series.numbers)))}
     try:
-        header = read_header(first, _HEADER)
+        header = read_first_header(first, _HEADER)
     except Refusal:
         header = Dataset()
     return Stated(

@@ -46,16 +46,31 @@ MODALITY_EMPTY = Reason(
 )
 MULTIFRAME = Reason(
     "E_MULTIFRAME",
-    "a file with several slices (enhanced CT) is not supported",
-    "Export the series with one file for each slice (CT Image Storage).",
+    "a file has several frames without a valid description of each (functional groups)",
+    "Export the series as Enhanced CT, or with one file for each slice (CT Image Storage).",
+)
+SEVERAL_VOLUMES = Reason(
+    "E_SEVERAL_VOLUMES",
+    "a multi-frame file contains more than one volume: {found}",
+    "Export one phase or reconstruction as a series of its own.",
 )
 LOCALIZER = Reason(
     "E_LOCALIZER", "the series contains a localizer (scout) image", "Choose the axial series of the examination."
 )
 NOT_AXIAL = Reason(
     "E_NOT_AXIAL",
-    "the images are not original axial slices but derived, reformatted, captured or unlabelled",
-    "Choose the original axial series. Its ImageType must be ORIGINAL, PRIMARY, AXIAL.",
+    "the images are not axial slices of a scan but reformatted, projected, captured, or of an unknown kind",
+    "Choose the original axial series. Its ImageType is usually ORIGINAL, PRIMARY, AXIAL.",
+)
+DERIVED = Reason(
+    "W_DERIVED",
+    "the axial slices were derived from others, for example by a filter",
+    "Prefer the original reconstruction, if there is one.",
+)
+IMAGE_TYPE = Reason(
+    "W_IMAGE_TYPE",
+    "ImageType is missing or does not call the slices original and axial; their geometry is that of axial slices",
+    "Check in the pictures that this is an original chest CT, not a projection or a filtered series.",
 )
 BURNED_IN = Reason(
     "E_BURNED_IN",

@@ -1,11 +1,12 @@
 """De-identify an image before it is stored: only attributes on an allow-list are copied.
 
-A new file is built from the allow-list below; nothing is deleted from the old file. Private attributes, sequences, free
-text, overlays, curves and future attributes of DICOM are therefore left out without being listed (the profiles of DICOM
-PS3.15, annex E, list what to remove). Allowed values must have a valid form: numbers are numbers, and words come from
-closed lists. No free text is copied. Pixels are copied only for axial CT images, on which no scanner writes text. For a
-screen capture, a dose report or an image with BurnedInAnnotation only the header is copied, and the reader refuses the
-image because of it.
+A new file is built from the allow-list below; nothing is deleted from the old file. Private attributes, free text,
+overlays, curves and future attributes of DICOM are therefore left out without being listed (the profiles of DICOM
+PS3.15, annex E, list what to remove), and so are sequences; the functional groups of multi-frame images are built again
+from the same list. Allowed values must have a valid form: numbers are numbers, and words come from closed lists. No
+free text is copied. Pixels are copied only for CT images that can be axial slices, on which no scanner writes text. For
+a screen capture, a dose report or an image with BurnedInAnnotation only the header is copied, and the reader refuses
+the image because of it.
 
 Days and times are kept, because they join the CT with the laboratory's results. Patient, study, series and image get
 keyed identifiers, which are constant at one site and differ between sites.
@@ -25,9 +26,10 @@ from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
 
 from models.refusal import Refusal
+from pipeline.imaging import image_type
 from pipeline.imaging import reasons as imaging_reasons
-from pipeline.imaging.ct_slice import REFORMATTED
 from pipeline.imaging.discovery import PIXEL_DATA, BoundedFile, tags, text
+from pipeline.imaging.functional_groups import CT_CLASSES, GROUPS, MULTI_FRAME_CT, PER_FRAME, SHARED
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.imaging.vendor_tags import known_kernel, known_manufacturer
 from pipeline.pacs import reasons
@@ -38,10 +40,7 @@ IMPLEMENTATION_UID = uid.UID("2.25.184716237519960213187036450927313064537")
 _UNSAID = b"OTHER"  # replaces a text that is not allowed; a missing value would have another meaning
 
 # The words of ImageType that the reader knows, and their separators.
-_IMAGE_TYPE = {
-    *(b"ORIGINAL", b"DERIVED", b"PRIMARY", b"SECONDARY", b"AXIAL", b"LOCALIZER", b"", b" ", b"\\"),
-    *(word.encode() for word in REFORMATTED),
-}
+_IMAGE_TYPE = {b"", b" ", b"/", b"\\", *(word.encode() for word in image_type.KNOWN)}
 
 Rule = Callable[[bytes], bytes | None]  # maps a value without padding to the allowed value; None: leave it out
 
@@ -59,7 +58,7 @@ def _one_of(*words: bytes) -> Rule:
 
 def _image_type(value: bytes) -> bytes:
     """Keep the words of ImageType that the reader uses (PS3.3, C.7.6.1.1.2); vendors add their own words."""
-    words = re.split(rb"([ \\\\])", value)
+    words = re.split(rb"([ /\\\\])", value)
     return b"".join(word if word.upper() in _IMAGE_TYPE else _UNSAID for word in words)
 
 
@@ -82,6 +81,7 @@ def _was_given(agent: bytes) -> bytes | None:
 
 _number = _form(rb" *[-+.eE0-9]{0,32} *(\\ *[-+.eE0-9]{0,32} *){0,5}")
 _two_bytes = _form(rb"(?s:..)")
+_counts = _form(rb"(?s:....){1,16}")
 _day = _form(rb"[0-9]{8}")
 _time = _form(rb"[0-9:.]{0,16}")
 
@@ -105,22 +105,36 @@ _ALLOWED: dict[int, tuple[str, Rule]] = {
         ("AS", _form(rb"[0-9]{1,3}[DWMY]"), "PatientAge"),
         ("CS", _form(rb"[FMO]"), "PatientSex"),
         ("DS", _number, "ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness KVP"),
-        ("DS", _number, "RescaleSlope RescaleIntercept"),
-        ("IS", _number, "NumberOfFrames"),
+        ("DS", _number, "RescaleSlope RescaleIntercept SpacingBetweenSlices SliceLocation"),
+        ("IS", _number, "NumberOfFrames InstanceNumber"),
+        ("DT", _form(rb"[0-9]{8,14}(\.[0-9]{1,6})?"), "AcquisitionDateTime"),
+        # Of multi-frame images, in functional groups or for all frames.
+        ("CS", _image_type, "FrameType"),
+        ("CS", _one_of(b"MONOCHROME"), "PixelPresentation"),
+        ("CS", _one_of(b"VOLUME"), "VolumetricProperties"),
+        ("CS", _one_of(b"NONE"), "VolumeBasedCalculationTechnique"),
+        ("CS", _one_of(b"YES", b"NO"), "ContrastBolusAgentAdministered"),
+        ("SH", _form(rb"[0-9]{1,8}"), "StackID"),
+        ("UL", _counts, "InStackPositionNumber TemporalPositionIndex DimensionIndexValues"),
+        ("AT", _form(rb"(?s:....)"), "DimensionIndexPointer"),
         ("US", _two_bytes, "Rows Columns SamplesPerPixel BitsAllocated BitsStored HighBit PixelRepresentation"),
         ("US", _two_bytes, "PixelPaddingValue PixelPaddingRangeLimit"),
     )
     for keyword in keywords.split()
 }
-_BINARY = {"US", "SS"}
+_BINARY = {"US", "SS", "UL", "AT"}
 _UIDS = tags("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _CLASS, _PATIENT_ID, _ISSUER = tags("SOPClassUID", "PatientID", "IssuerOfPatientID")
-_KIND, _BURNED_IN = tags("ImageType", "BurnedInAnnotation")
+_KIND, _BURNED_IN, _ORIENTATION = tags("ImageType", "BurnedInAnnotation", "ImageOrientationPatient")
 _SYNTAX, _CLASS_OF_FILE = tags("TransferSyntaxUID", "MediaStorageSOPClassUID")
 _REMOVED, _METHOD = tags("PatientIdentityRemoved", "DeidentificationMethod")
-_WANTED = [*_ALLOWED, *_UIDS, _PATIENT_ID, _ISSUER, PIXEL_DATA]
+_FRAME_OF_REFERENCE, _AGENT, _AGENTS = tags("FrameOfReferenceUID", "ContrastBolusAgent", "ContrastBolusAgentSequence")
+_SEQUENCES = tags(SHARED, PER_FRAME, "DimensionIndexSequence")
+_GROUPS = tags(*GROUPS)
+_WANTED = [*_ALLOWED, *_UIDS, _PATIENT_ID, _ISSUER, _FRAME_OF_REFERENCE, _AGENTS, *_SEQUENCES, PIXEL_DATA]
 _UNDEFINED = 0xFFFFFFFF  # the length of compressed pixels, which end with a delimiter
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
+_ITEM = 0xFFFEE000
 
 
 @quiet_pydicom()
@@ -144,8 +158,13 @@ def strip(part10: bytes, site: Site, *, patient_id: str | None = None) -> tuple[
     passing[_PATIENT_ID] = "LO", site.pseudonym(owner).encode()
     passing[_REMOVED] = "CS", b"YES"
     passing[_METHOD] = "LO", b"fedthorax allow-list"
+    if frame := _text(source, _FRAME_OF_REFERENCE):
+        passing[_FRAME_OF_REFERENCE] = "UI", keyed_uid(site, frame).encode()
+    syntax = _text(meta, _SYNTAX)
+    if passing[_CLASS][1].decode("latin-1") in MULTI_FRAME_CT:
+        _pass_groups(source, syntax, passing)
     pixels = _raw(source, PIXEL_DATA) if _is_axial_ct(passing) else None
-    return image_file(site, image), _file(_text(meta, _SYNTAX), passing, pixels)
+    return image_file(site, image), _file(syntax, passing, pixels)
 
 
 def keyed_uid(site: Site, original: str) -> str:
@@ -245,10 +264,37 @@ def _passing(source: Dataset) -> dict[int, tuple[str, bytes]]:
     return passing
 
 
+def _pass_groups(source: Dataset, syntax: str, passing: dict[int, tuple[str, bytes]]) -> None:
+    """Add the functional groups of a multi-frame image, built again. Raises `Refusal` E_PARSE."""
+    try:
+        for tag in _SEQUENCES:
+            if tag in source:
+                items = (_item(item, syntax) for item in source[tag].value)
+                passing[tag] = "SQ", b"".join(items)
+        if _AGENTS in source and source[_AGENTS].value:
+            passing[_AGENT] = "LO", b"YES"
+    except Exception as error:  # pydicom converts sequences only on access
+        raise Refusal(imaging_reasons.PARSE, private=str(error)) from None
+
+
+def _item(item: Dataset, syntax: str) -> bytes:
+    """Return an item of a sequence with its allowed attributes, and its functional groups built in the same way."""
+    passing = _passing(item)
+    for tag in _GROUPS:
+        if tag in item:
+            passing[tag] = "SQ", b"".join(_item(group, syntax) for group in item[tag].value)
+    encoding = _encoding(syntax)
+    content = b"".join(_element(tag, *passing[tag], *encoding) for tag in sorted(passing))
+    return struct.pack(f"{encoding[1]}HHL", _ITEM >> 16, _ITEM & 0xFFFF, len(content)) + content
+
+
 def _is_axial_ct(passing: dict[int, tuple[str, bytes]]) -> bool:
-    kind, burned_in = (passing.get(tag, ("", b""))[1].upper() for tag in (_KIND, _BURNED_IN))
-    is_axial = [value.strip() for value in kind.split(b"\\")][1:3] == [b"PRIMARY", b"AXIAL"]
-    return is_axial and passing[_CLASS][1] == uid.CTImageStorage.encode() and burned_in != b"YES"
+    """Whether the image can be an axial slice: the reader refuses all others, whose pixels may show text."""
+    kind, burned_in = (passing.get(tag, ("", b""))[1] for tag in (_KIND, _BURNED_IN))
+    reason = image_type.judge(kind.decode("latin-1"), is_lossy=False)
+    is_described = _ORIENTATION in passing or passing[_CLASS][1].decode("latin-1") in MULTI_FRAME_CT
+    is_ct = passing[_CLASS][1].decode("latin-1") in CT_CLASSES and burned_in.upper() != b"YES"
+    return is_ct and (is_described if reason is imaging_reasons.IMAGE_TYPE else reason is None or not reason.refuses)
 
 
 # --- writing (PS3.5, 7.1 and PS3.10, 7.1); pydicom takes many times as long ------------------------------------
@@ -286,6 +332,6 @@ def _head(tag: int, vr: str, length: int, implicit: bool, order: str) -> bytes:
     group, element = tag >> 16, tag & 0xFFFF
     if implicit:
         return struct.pack(f"{order}HHL", group, element, length)
-    if vr in ("OB", "OW"):
+    if vr in ("OB", "OW", "SQ"):
         return struct.pack(f"{order}HH2sxxL", group, element, vr.encode(), length)
     return struct.pack(f"{order}HH2sH", group, element, vr.encode(), length)

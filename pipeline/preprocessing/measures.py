@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from models.refusal import Refusal
 from pipeline.imaging.ct_slice import AIR_HU
-from pipeline.imaging.discovery import Series, read_header, tags, text
+from pipeline.imaging.discovery import Series, tags, text
+from pipeline.imaging.multiframe import read_first_header
 from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.imaging.vendor_tags import Sharpness, known_kernel, known_manufacturer
 from pipeline.imaging.volume import Volume
@@ -120,7 +121,7 @@ def _header(series: Series) -> tuple[str, float | None]:
     if is_volume_file(first.name):
         return "", None
     try:
-        header = read_header(first, _HEADER)
+        header = read_first_header(first, _HEADER)
         position = text(header, "PatientPosition").strip().upper()
         thickness = float(text(header, "SliceThickness"))
     except (Refusal, ValueError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from models.refusal import Refusal
 from pipeline.imaging import reasons as imaging_reasons
 from pipeline.imaging.archive import open_images
-from pipeline.imaging.ct_slice import inspect_slice
+from pipeline.imaging.ct_slice import inspect_file
 from pipeline.imaging.discovery import Series
 from pipeline.imaging.lung_mask import LungMask
 from pipeline.imaging.mask_reader import read_lung_mask
@@ -90,7 +90,7 @@ def _choose(found: Sequence[Series], unread: Sequence[Finding], series_uid: str 
     if not scans:
         raise next(refusal for refusal in refusals if refusal)
     if len(scans) > 1:
-        choice = ", ".join(f"{s.series_uid} ({len(s.files)} files)" for s in scans)
+        choice = ", ".join(f"{s.series_uid} ({s.slices} images)" for s in scans)
         raise Refusal(reasons.MIXED_SERIES, series=len(scans), private=choice)
     return scans[0]
 
@@ -99,7 +99,7 @@ def _choose(found: Sequence[Series], unread: Sequence[Finding], series_uid: str 
 def _not_the_scan(series: Series) -> Refusal | None:
     """Return why a series is not an axial CT scan, from its first file; a damaged scan still counts as a scan."""
     try:
-        inspect_slice(series.files[0])
+        inspect_file(series.files[0])
     except Refusal as refusal:
         return refusal if refusal.reason in BESIDES_THE_SCAN else None
     return None

@@ -27,7 +27,8 @@ def series(patient: str = "p", study: str = "1", number: str = "1", **more: Any)
         "kernel": "",
         "fingerprint": f"{patient}-{study}-{number}",
     }
-    return Series(**{**values, **more})
+    values |= more
+    return Series(**{"slices": len(values["files"]), **values})
 
 
 def measures(**more: Any) -> Measures:

@@ -12,7 +12,7 @@ from pydicom import uid as uids
 
 from models.refusal import Refusal
 from pipeline.imaging import ct_slice as slices
-from pipeline.imaging.ct_slice import decode_slice, inspect_slice, inspect_slices
+from pipeline.imaging.ct_slice import decode_slice, inspect_file, inspect_slice, inspect_slices
 from pipeline.imaging.discovery import PIXEL_DATA, find_series, read_header
 from pipeline.imaging.fast_header import head_tags, read_head
 from pipeline.imaging.pydicom_silence import quiet_pydicom
@@ -35,7 +35,7 @@ def test_slices_inspected_together_equal_slices_inspected_one_by_one(tmp_path, s
     alone = [inspect_slice(path) for path in paths]
     pixels = [decode_slice(each) for each in alone]
     asked = []
-    monkeypatch.setattr(slices, "inspect_slice", lambda path: asked.append(path) or inspect_slice(path))
+    monkeypatch.setattr(slices, "inspect_file", lambda path: asked.append(path) or inspect_file(path))
     together = inspect_slices(paths)
     assert asked == paths[:1], "only the first slice is inspected in full"
     assert [replace(each, pixels_at=None, native=None) for each in together] == alone
