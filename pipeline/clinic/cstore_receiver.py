@@ -28,7 +28,6 @@ from typing import Any
 
 from pynetdicom.association import Association
 from pynetdicom.events import Event as StoreEvent
-from pynetdicom.sop_class import CTImageStorage  # type: ignore[attr-defined]
 
 from models.refusal import Refusal
 from pipeline.clinic.pacs_source import hold_back_libraries, image_file
@@ -37,8 +36,9 @@ from pipeline.clinic.records import Patient
 from pipeline.clinic.settings import Clinic, ReceiverTable
 from pipeline.clinic.store import Store
 from pipeline.imaging import reasons
-from pipeline.imaging.ct_slice import inspect_slice
+from pipeline.imaging.ct_slice import inspect_file
 from pipeline.imaging.discovery import age_in_years, read_header, tags, text
+from pipeline.imaging.functional_groups import CT_CLASSES
 from pipeline.pacs.receiver import OUT_OF_RESOURCES, SUCCESS, receiver
 from pipeline.pacs.tls import as_server
 from pipeline.scoring.single_scan import BESIDES_THE_SCAN
@@ -131,13 +131,13 @@ class Reception:
             return OUT_OF_RESOURCES
         event.assoc.network_timeout_response = "A-RELEASE"  # an association that is left open is not broken
         request: Any = event.request
-        if request.AffectedSOPClassUID != CTImageStorage:
+        if request.AffectedSOPClassUID not in CT_CLASSES:
             return self._count("set_aside", SUCCESS)
         part = self._folder / f".{os.urandom(16).hex()}.part"
         try:
             self._write(event.encoded_dataset(), part)
             try:
-                inspect_slice(part)
+                inspect_file(part)
             except Refusal as refusal:
                 if refusal.reason in BESIDES_THE_SCAN:
                     return self._count("set_aside", SUCCESS)

@@ -5,13 +5,13 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from pydicom import Dataset, uid
 from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    CTImageStorage,
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
@@ -19,6 +19,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from models.refusal import Refusal
+from pipeline.imaging.functional_groups import CT_CLASSES
 from pipeline.pacs import reasons
 from pipeline.pacs.receiver import PDU_BYTES, TRANSFER_SYNTAXES, Inbox, guard
 from pipeline.pacs.tls import as_client, as_server
@@ -27,7 +28,8 @@ from pipeline.site.pacs_settings import DimseTable
 FIND = StudyRootQueryRetrieveInformationModelFind
 GET = StudyRootQueryRetrieveInformationModelGet
 MOVE = StudyRootQueryRetrieveInformationModelMove
-_SERVICES = {Verification: "C-ECHO", FIND: "C-FIND", GET: "C-GET", MOVE: "C-MOVE", CTImageStorage: "C-GET of CT images"}
+_SERVICES = {Verification: "C-ECHO", FIND: "C-FIND", GET: "C-GET", MOVE: "C-MOVE"}
+_IMAGES = "C-GET of CT images"
 _QUERY_SYNTAXES = [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian]
 
 # Why an association is rejected (PS3.8, table 9-21): result; source and diagnostic.
@@ -78,8 +80,8 @@ def associate(
         entity.add_requested_context(service, _QUERY_SYNTAXES)
     handlers: list[evt.EventHandlerType] = [(evt.EVT_CONN_OPEN, guard(table.timeout_seconds))]
     if inbox:
-        for syntax in TRANSFER_SYNTAXES:
-            entity.add_requested_context(CTImageStorage, syntax)
+        for ct, syntax in product(sorted(CT_CLASSES), TRANSFER_SYNTAXES):  # at most 128 contexts (PS3.8, 9.3.2.2)
+            entity.add_requested_context(ct, syntax)
         handlers.append((evt.EVT_C_STORE, inbox.store))
     try:
         association = entity.associate(
@@ -87,7 +89,7 @@ def associate(
             table.port,
             ae_title=table.called_aet,
             max_pdu=PDU_BYTES,
-            ext_neg=[build_role(CTImageStorage, scp_role=True)] if inbox else None,
+            ext_neg=[build_role(ct, scp_role=True) for ct in CT_CLASSES] if inbox else None,
             tls_args=(tls.client, table.host) if tls else None,
             evt_handlers=handlers,
         )
@@ -123,7 +125,7 @@ def _check_services(association: Association, services: tuple[uid.UID, ...], inb
         if service not in accepted:
             raise Refusal(reasons.PACS_SERVICE, service=_name(service))
     if inbox and not any(context.as_scp for context in association.accepted_contexts):
-        raise Refusal(reasons.PACS_SERVICE, service=_SERVICES[CTImageStorage])
+        raise Refusal(reasons.PACS_SERVICE, service=_IMAGES)
 
 
 def _name(service: uid.UID) -> str:

@@ -8,13 +8,14 @@ from threading import Thread
 from typing import Self
 
 from pydicom import Dataset, dcmread
-from pydicom.uid import UID, CTImageStorage
+from pydicom.uid import UID
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.status import STATUS_PENDING, STATUS_SUCCESS, STATUS_WARNING, code_to_category
 
 from models.refusal import Refusal
 from pipeline.imaging.discovery import text
+from pipeline.imaging.functional_groups import CT_CLASSES
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.pacs import reasons
 from pipeline.pacs.association import FIND, GET, MOVE, NOT_AUTHORISED, OUT_OF_RESOURCES, Tls, associate, failure
@@ -84,10 +85,10 @@ class DimsePacs:
         return list(found.values())
 
     def images(self, series: RemoteSeries) -> set[str]:
-        """Send C-FIND at IMAGE level; return only CT Image Storage, because nothing else can be fetched."""
+        """Send C-FIND at IMAGE level; return only CT images, because nothing else can be fetched."""
         key = _key("IMAGE", series.study_uid, series.series_uid, SOPInstanceUID="", SOPClassUID="")
         with quiet_pydicom(), self._associate(FIND) as association:
-            images = [each for each in _answers(association, key) if _text(each, "SOPClassUID") in ("", CTImageStorage)]
+            images = [each for each in _answers(association, key) if _text(each, "SOPClassUID") in ("", *CT_CLASSES)]
             return {_uid(image, "SOPInstanceUID") for image in images} - {""}
 
     def fetch(self, series: RemoteSeries, wanted: set[str] | None) -> Iterator[bytes]:

@@ -13,12 +13,14 @@ from typing import Any, Protocol
 
 from pydicom import uid
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config, evt
+from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext
-from pynetdicom.sop_class import CTImageStorage, Verification  # type: ignore[attr-defined]
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
 
 from models.refusal import Refusal
+from pipeline.imaging.functional_groups import CT_CLASSES
 from pipeline.pacs import reasons
 from pipeline.pacs.places import Places
 
@@ -48,7 +50,8 @@ TRANSFER_SYNTAXES = (
 )
 PDU_BYTES = 2**17  # the maximum that we announce to peers
 _MAX_PDU_BYTES = 2**20  # hard limit for peers that ignore it; their first PDU may be longer
-MAX_MESSAGE_BYTES = 2**27  # a CT slice has 0.5 to 32 MB
+SLICE_BYTES = 2**27  # a CT slice has 0.5 to 32 MB
+MAX_MESSAGE_BYTES = 2**30  # an image with all slices of a series; only one association at a time may send such a one
 _QUEUED_IMAGES = 4
 _NO_LIMIT = 10**6
 _REQUEST_SECONDS = 10  # from the connection to the association request
@@ -91,7 +94,7 @@ class Inbox:
     def store(self, event: Event) -> int:
         """Handle a C-STORE request and return its status."""
         request: Any = event.request
-        if request.AffectedSOPClassUID != CTImageStorage:
+        if request.AffectedSOPClassUID not in CT_CLASSES:
             return SOP_CLASS_NOT_SUPPORTED
         instance = str(request.AffectedSOPInstanceUID)
         if self._wanted is not None and instance not in self._wanted:
@@ -143,6 +146,36 @@ class Inbox:
                 yield item
 
 
+class _LargeMessage:
+    """The one message of this process that may be larger than a slice: associations hold their messages in memory."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._owner: Association | None = None
+
+    def may_grow(self, association: Association) -> bool:
+        """Whether the message that an association receives may become larger than it is."""
+        held = _held(association)
+        if held > MAX_MESSAGE_BYTES:
+            return False
+        if held <= SLICE_BYTES:
+            return True
+        with self._lock:
+            owner = self._owner
+            if owner is None or not owner.is_alive() or _held(owner) <= SLICE_BYTES:
+                self._owner = association
+            return self._owner is association
+
+
+def _held(association: Association) -> int:
+    """Return the bytes of the message that an association is receiving."""
+    message = association.dimse.message
+    return message.data_set.tell() if message and message.data_set else 0
+
+
+_large_message = _LargeMessage()
+
+
 def guard(silence_seconds: float) -> Callable[[Event], None]:
     """Return a handler of EVT_CONN_OPEN that limits time and size of reads, and avoids network delays.
 
@@ -160,9 +193,7 @@ def guard(silence_seconds: float) -> Callable[[Event], None]:
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
         def recv(nr_bytes: int) -> bytearray:
-            message = association.dimse.message
-            held = message.data_set.tell() if message and message.data_set else 0
-            if nr_bytes > _MAX_PDU_BYTES or held > MAX_MESSAGE_BYTES:
+            if nr_bytes > _MAX_PDU_BYTES or not _large_message.may_grow(association):
                 raise OSError("too long")  # pynetdicom closes the connection
             if hasattr(socket, "TCP_QUICKACK"):  # Linux resets this option from time to time
                 stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
@@ -230,9 +261,10 @@ def receiver(
     entity.network_timeout = silence_seconds
     entity.maximum_associations = _NO_LIMIT  # `Places` counts them
     entity.add_supported_context(Verification)
-    entity.add_supported_context(CTImageStorage, list(TRANSFER_SYNTAXES))
+    for ct in CT_CLASSES:
+        entity.add_supported_context(ct, list(TRANSFER_SYNTAXES))
     if others_too:
-        for each in {context.abstract_syntax for context in AllStoragePresentationContexts} - {CTImageStorage, None}:
+        for each in {context.abstract_syntax for context in AllStoragePresentationContexts} - {*CT_CLASSES, None}:
             entity.add_supported_context(str(each), ALL_TRANSFER_SYNTAXES)
     places = Places((pacs_title, our_title))
 

@@ -26,7 +26,9 @@ from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
 from pipeline.pacs.association import keep_answers
 from pipeline.pacs.tls import as_client
-from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID
+from pipeline.scoring.single_scan import read_one
+from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, write_series
+from tests.helpers.enhanced import enhanced, legacy_converted, save_frames, single_frames
 from tests.pipeline.pacs.authority import Authority
 from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, free_port, images
 
@@ -225,6 +227,34 @@ def test_images_other_than_axial_ct_are_accepted_but_not_kept(clinic: Clinic, st
     assert store.jobs.newest() == []
     assert reception.counts["set_aside"] == 4
     assert list((clinic.folder / "received").iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [enhanced, legacy_converted])
+def test_multi_frame_ct_becomes_a_job(clinic: Clinic, store: Store, tmp_path: Path, make: Any) -> None:
+    image = make(single_frames(write_series(tmp_path / "single", body())))
+    save_frames(image, tmp_path / "1.dcm")
+    reception, sender = Reception(clinic), Sender()
+    content = (tmp_path / "1.dcm").read_bytes()
+    assert send(reception, sender, content, sop_class=image.SOPClassUID) == [SUCCESS]
+    sender.end()
+    reception.sweep(store)
+    (job,) = store.jobs.newest()
+    assert job.patient is not None and job.patient.id == PATIENT_ID
+    assert read_one(job.folder).volume.hu.shape == body().shape
+
+
+def test_multi_frame_ct_that_cannot_be_scored_becomes_a_job_too(clinic: Clinic, store: Store, tmp_path: Path) -> None:
+    """The worklist then shows why."""
+    image = enhanced(single_frames(write_series(tmp_path / "single", body())))
+    del image.PerFrameFunctionalGroupsSequence
+    save_frames(image, tmp_path / "1.dcm")
+    reception, sender = Reception(clinic), Sender()
+    send(reception, sender, (tmp_path / "1.dcm").read_bytes(), sop_class=image.SOPClassUID)
+    sender.end()
+    reception.sweep(store)
+    (job,) = store.jobs.newest()
+    with pytest.raises(Refusal, match="E_MULTIFRAME"):
+        read_one(job.folder)
 
 
 def test_other_faulty_slices_are_kept_for_the_scorer_to_judge(clinic: Clinic, store: Store) -> None:

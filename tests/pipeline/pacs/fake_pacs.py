@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
@@ -18,6 +18,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
+from pipeline.imaging.functional_groups import CT_CLASSES
 from pipeline.pacs.association import FIND, GET, MOVE, keep_answers
 from pipeline.pacs.receiver import TRANSFER_SYNTAXES, guard
 from tests.helpers.dicom_files import ct_slice
@@ -59,7 +60,7 @@ class FakePacs:
         entity.network_timeout = entity.dimse_timeout = entity.acse_timeout = 10
         for service in self.offers:
             entity.add_supported_context(service, self.query_syntax)
-        for image_class in (CTImageStorage, MRImageStorage):
+        for image_class in (*CT_CLASSES, MRImageStorage):
             for syntax in TRANSFER_SYNTAXES:
                 entity.add_requested_context(image_class, syntax)
                 entity.add_supported_context(image_class, syntax, scu_role=True, scp_role=self.sends_ct)

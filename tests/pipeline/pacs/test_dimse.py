@@ -19,7 +19,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from pydicom import Dataset, dcmread
-from pydicom.uid import ImplicitVRLittleEndian, JPEGLSLossless
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ImplicitVRLittleEndian,
+    JPEGLSLossless,
+    LegacyConvertedEnhancedCTImageStorage,
+)
 from pynetdicom import AE
 from pynetdicom.dimse_primitives import C_FIND, C_GET
 from pynetdicom.events import Event
@@ -479,6 +485,16 @@ def test_images_sent_after_the_final_response_are_received() -> None:
 
 
 @pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
+def test_multi_frame_ct_is_listed_and_fetched(retrieve: str) -> None:
+    single, enhanced, legacy = images(3)
+    enhanced.SOPClassUID, legacy.SOPClassUID = EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
+    with FakePacs(images=[single, enhanced, legacy]).running() as pacs:
+        asking = client(pacs, retrieve=retrieve)
+        assert len(asking.images(SERIES)) == 3
+        assert reading(asking.fetch(SERIES, None)) == by_uid([single, enhanced, legacy])
+
+
+@pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
 def test_series_without_ct_images_returns_none(retrieve: str) -> None:
     (report,) = images(1)
     report.SOPClassUID = MRImageStorage
@@ -516,7 +532,7 @@ def test_success_without_images_tells_what_the_administrator_needs() -> None:
 
         listener = AE(ae_title="ELSEWHERE")
         listener.add_supported_context(Verification)
-        for each in (dimse.CTImageStorage, MRImageStorage):
+        for each in (CTImageStorage, MRImageStorage):
             listener.add_supported_context(each)
         server = listener.start_server(("127.0.0.1", 0), block=False)
         elsewhere = server.server_address[1]

@@ -17,10 +17,13 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import CTImageStorage, JPEG2000Lossless
 from pynetdicom import AE
 from pynetdicom.association import Association
+from pynetdicom.dimse_messages import C_STORE_RQ
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import MRImageStorage, Verification  # type: ignore[attr-defined]
 
 from models.refusal import Refusal
 from pipeline.imaging.codecs import is_readable
+from pipeline.imaging.functional_groups import CT_CLASSES
 from pipeline.pacs.association import keep_answers
 from pipeline.pacs.places import MOST_WAITING
 from pipeline.pacs.receiver import TRANSFER_SYNTAXES, Inbox, receiver
@@ -106,6 +109,15 @@ def test_wrong_ae_title_is_rejected(title: dict[str, str], diagnostic: int) -> N
         assert association.is_rejected
         assert association.acceptor.primitive is not None
         assert association.acceptor.primitive.diagnostic == diagnostic
+
+
+@pytest.mark.parametrize("image_class", sorted(CT_CLASSES))
+def test_multi_frame_ct_is_received_like_single_frames(image_class: str) -> None:
+    (image,) = images(1, SOPClassUID=image_class)
+    desk = Desk([image])
+    with desk.open(), desk.association(classes=(image_class,)) as association:
+        assert association.send_c_store(image).Status == 0
+        assert read(desk.inbox) == [image]
 
 
 def test_other_sop_class_is_not_accepted() -> None:
@@ -218,6 +230,35 @@ def test_endless_message_closes_the_connection(monkeypatch: pytest.MonkeyPatch) 
         assert association.send_c_store(small).Status == 0
         assert "Status" not in association.send_c_store(large)
         assert read(desk.inbox) == [small]
+
+
+def test_only_one_association_at_a_time_may_send_a_message_larger_than_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, small = (images(number + 1, size=512)[number] for number in (0, 1, 2))
+    small.PixelData, small.Rows = small.PixelData[: 2 * 512 * 8], 8
+    desk = Desk([first, second, small], silence_seconds=30)
+    monkeypatch.setattr("pipeline.pacs.receiver.SLICE_BYTES", 2**17)
+    with desk.open(), desk.association() as one, desk.association() as other:
+        assert one.send_c_store(first).Status == 0
+        assert other.send_c_store(second).Status == 0  # the first message has ended
+        begun = begin_message(one, bytes(2**18))
+        assert eventually(begun)
+        assert other.send_c_store(small).Status == 0
+        assert "Status" not in other.send_c_store(second)
+
+
+def begin_message(association: Association, content: bytes) -> Callable[[], bool]:
+    """Send the beginning of a large message and no end; return a function that tells whether it has been sent."""
+    context = next(each for each in association.accepted_contexts if each.abstract_syntax == CTImageStorage)
+    request = C_STORE()
+    request.MessageID, request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = 9, CTImageStorage, "1.2.9"
+    request.Priority, request.DataSet = 2, BytesIO(content)
+    message = C_STORE_RQ()
+    message.primitive_to_message(request)
+    assert context.context_id is not None
+    parts = list(message.encode_msg(context.context_id, 2**14))
+    for part in parts[:-1]:
+        association.dul.send_pdu(part)
+    return association.dul.to_provider_queue.empty
 
 
 def test_incomplete_pdu_does_not_block_longer_than_the_timeout() -> None:
