@@ -46,11 +46,12 @@ def ours_all() -> Work:
         with tempfile.TemporaryDirectory() as home:
             site = init_site(Path(home, "site"), site_settings(None, name="bench"))
             with Cohort(site) as cohort, Examination(cohort, Preprocessing(), lambda done, total: None) as examination:
-                for each in find_series(folder, examination.add)[0]:
+                series, _ = find_series(folder, examination.add)
+                for each in series:
                     examination.add(each)
-                number = examination.finish()
+                examination.finish(len(series))
                 readers = cohort.scans(settings_digest(Preprocessing()))
-        assert [scan.code for scan in readers.values()] == [None] * number
+        assert [scan.code for scan in readers.values()] == [None] * len(series)
 
     return work
 

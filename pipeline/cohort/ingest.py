@@ -65,7 +65,8 @@ class Assessment:
 
     @property
     def series(self) -> int:
-        return len(self.material.series)
+        """Number of series found, those without a patient too: the first count of the waterfall."""
+        return self.waterfall.count
 
     @property
     def counts(self) -> list[tuple[Reason, int]]:
@@ -106,7 +107,8 @@ def assess_material(site: Site, cohort: Cohort, material: Material, examination:
     series, records = material.series, material.records
     for each in series:
         examination.add(each)
-    examined_now = examination.finish()
+    nobodys = Counter(f.reason.code for f in material.scan_findings if f.reason in _NOBODYS)
+    examination.finish(len(series) + nobodys.total())
     scans = cohort.scans(settings_digest(examination.settings))
     selection = select(series, scans, dated=records is None or records.labels is None)
     members = [] if records is None else _join(site, selection, scans, records)
@@ -115,7 +117,6 @@ def assess_material(site: Site, cohort: Cohort, material: Material, examination:
     if records is not None:
         without_ct = records.outcomes.keys() - {s.patient_id for s in series}
         findings += [Finding(reasons.OUTCOME_WITHOUT_CT, p) for p in sorted(without_ct)]
-    nobodys = Counter(f.reason.code for f in material.scan_findings if f.reason in _NOBODYS)
     return Assessment(
         material=material,
         accepted=[scan for s in series if (scan := scans[s.fingerprint]).code is None],
@@ -123,7 +124,7 @@ def assess_material(site: Site, cohort: Cohort, material: Material, examination:
         patients=[patient_row(site, m) for m in members if m.labels.reason is None],
         findings=findings,
         waterfall=waterfall(nobodys + selection.fates, [m.labels for m in members] if records else None),
-        examined_now=examined_now,
+        examined_now=sum(map(examination.is_new, series)),
     )
 
 
@@ -162,7 +163,7 @@ def ingest(site: Site, settings: Preprocessing, progress: Callable[[int, int], N
     settings : Preprocessing
         The settings with which scans are prepared, those of the study.
     progress : callable
-        Called with the number of series that are done and their total.
+        Called with the number of series that are done and their total; at the end, both are all series found.
 
     Returns
     -------

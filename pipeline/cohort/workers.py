@@ -134,7 +134,7 @@ class Examination:
     """Examines series in worker processes, one for each core that this process may use; known series are skipped.
 
     Each result is stored in the cohort as soon as it is done. `progress(done, total)` is called when a series is done
-    and when all have been added. `is_first`: no series was known before. This is a context manager: if an exception
+    and when all have been added; from then on its total is that of all series found. `is_first`: no series was known before. This is a context manager: if an exception
     leaves it, unfinished series are cancelled.
 
     Raises Refusal E_WORKER_DIED on exit, if the system ended a worker.
@@ -143,10 +143,12 @@ class Examination:
     def __init__(self, cohort: Cohort, settings: Preprocessing, progress: Callable[[int, int], None]) -> None:
         self.settings = settings
         self._cohort, self._progress = cohort, progress
-        self._known = set(cohort.scans(settings_digest(settings)))
-        self.is_first = not self._known
+        self._before = frozenset(cohort.scans(settings_digest(settings)))
+        self._known = set(self._before)
+        self.is_first = not self._before
         self._finished: SimpleQueue[Future[Scan]] = SimpleQueue()
         self._given = self._done = 0
+        self._found: int | None = None
         cores = len(os.sched_getaffinity(0))
         self._pool = ProcessPoolExecutor(cores, mp_context=_workers(), initializer=_begin)  # workers start when needed
 
@@ -169,14 +171,27 @@ class Examination:
         while not self._finished.empty():
             self._remember(self._finished.get())
 
-    def finish(self) -> int:
-        """Wait for all submitted series, and return how many were examined."""
-        self._progress(self._done, self._given)
+    def is_new(self, series: Series) -> bool:
+        """Whether a series was not known before. One with files in several folders is examined twice, and is one."""
+        return series.fingerprint not in self._before
+
+    def finish(self, found: int) -> None:
+        """Wait for all submitted series.
+
+        `found`: the number of all series, of which those that need no examination count as done.
+        """
+        self._found = found
+        self._report()
         while self._done < self._given:
             self._remember(self._finished.get())
-        return self._done
 
     def _remember(self, job: Future[Scan]) -> None:
         self._cohort.add_scan(job.result())
         self._done += 1
-        self._progress(self._done, self._given)
+        self._report()
+
+    def _report(self) -> None:
+        if self._found is None:  # the search continues
+            self._progress(self._done, self._given)
+        else:
+            self._progress(max(0, self._found - self._given + self._done), self._found)

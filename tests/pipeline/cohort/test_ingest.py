@@ -328,6 +328,21 @@ def test_tensors_of_unlabelled_patients_are_kept(own: Own) -> None:
     assert (again.examined_now, len(again.patients)) == (0, 1)
 
 
+def test_all_numbers_of_series_are_the_same(own: Own) -> None:
+    """One series has no patient and is not examined; the others are known from the first ingest."""
+    own.add(*CLEAN[:2])
+    own.ingest()
+    (own.folder / "ct" / "nobody").mkdir()
+    for path in (own.folder / "ct" / CLEAN[0]).glob("*.dcm"):
+        image = dcmread(path)
+        image.PatientID, image.SeriesInstanceUID = "", "2.25.7"
+        image.save_as(own.folder / "ct" / "nobody" / path.name)
+    shown: list[tuple[int, int]] = []
+    again = own.ingest(progress=lambda done, total: shown.append((done, total)))
+    counts = {again.series, again.waterfall.count, again.to_json()["series"], *shown[-1]}
+    assert (counts, again.examined_now) == ({3}, 0)
+
+
 def test_series_in_two_folders_is_one_scan_and_partial_results_are_discarded(
     own: Own, small_ingest: tuple[Site, Assessment]
 ) -> None:
@@ -335,8 +350,9 @@ def test_series_in_two_folders_is_one_scan_and_partial_results_are_discarded(
     (own.folder / "ct" / CLEAN[0] / "more").mkdir()
     for path in sorted((own.folder / "ct" / CLEAN[0]).glob("*.dcm"))[::2]:
         path.rename(path.parent / "more" / path.name)
-    ingested = own.ingest()
-    assert (ingested.series, ingested.examined_now) == (2, 3)
+    shown: list[tuple[int, int]] = []
+    ingested = own.ingest(progress=lambda done, total: shown.append((done, total)))
+    assert (ingested.series, ingested.examined_now, shown[-1]) == (2, 2, (2, 2))
     expected = expected_rows(small_ingest, CLEAN[:2])
     assert [patient.pseudonym for patient in ingested.patients] == [row.pseudonym for row in expected]
     assert len(tensors(own.site)) == 2
