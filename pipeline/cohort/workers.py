@@ -134,8 +134,8 @@ class Examination:
     """Examines series in worker processes, one for each core that this process may use; known series are skipped.
 
     Each result is stored in the cohort as soon as it is done. `progress(done, total)` is called when a series is done
-    and when all have been added; from then on its total is that of all series found. `is_first`: no series was known before. This is a context manager: if an exception
-    leaves it, unfinished series are cancelled.
+    and when all have been added; from then on its total is that of all series found. `is_first`: no series was known
+    before. This is a context manager: if an exception leaves it, unfinished series are cancelled.
 
     Raises Refusal E_WORKER_DIED on exit, if the system ended a worker.
     """

@@ -43,6 +43,11 @@ _OF_MULTI_FRAME = {
 }
 _MAX_INTERCEPT = 2.0**16
 
+# What is the same in all images of one series, by its definition (DICOM PS3.3, C.7.1 to C.7.5).
+OF_ONE_SCAN = (
+    *("PatientBirthDate", "PatientSex", "PatientAge", "StudyDate", "AccessionNumber", "PatientPosition"),
+    *("Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "FrameOfReferenceUID"),
+)
 _KEYWORDS = (
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
@@ -50,12 +55,15 @@ _KEYWORDS = (
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
     *("RescaleSlope", "RescaleIntercept", "RescaleType", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     "LossyImageCompression",
+    *OF_ONE_SCAN,
+    *("SpacingBetweenSlices", "SliceLocation"),
 )
 _HEADER, _IN_HEAD = tags(*_KEYWORDS), head_tags(*_KEYWORDS)
-_POSITION = int(Tag("ImagePositionPatient"))
+_POSITION, _LOCATION = int(Tag("ImagePositionPatient")), int(Tag("SliceLocation"))
 _DECIMAL = rb" *([-+]?[0-9]+\.?[0-9]*(?:[eE][-+]?[0-9]+)?) *"
 # The whole element: tag, VR and length (or only a length of four bytes), and three Decimal Strings in simple form.
 _PLAIN_POSITION = re.compile(rb".{4}(?:DS..|..\0\0)" + rb"\\".join([_DECIMAL] * 3), re.DOTALL)
+_PLAIN_LOCATION = re.compile(rb".{4}(?:DS..|..\0\0)" + _DECIMAL, re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,9 @@ class Slice:
     """The header of one CT slice, with the checks that need only one file.
 
     `position_mm`, `orientation`, `pixel_spacing_mm` (between rows, between columns): as in DICOM, LPS.
-    `thickness_mm`: NaN if absent. `padding`: first and last stored value that mean 'outside the scan'.
+    `thickness_mm`, `spacing_mm` (SpacingBetweenSlices), `location_mm` (SliceLocation): NaN if absent.
+    `scan`: the values of `OF_ONE_SCAN`, '' where absent. `padding`: first and last stored value that mean 'outside the
+    scan'.
     `pixels_at`, `native`: location of the pixels in the file (see `fast_header.Head`); None if unknown.
     `spans`: of the fragments of an encapsulated frame of a multi-frame image.
     """
@@ -78,6 +88,9 @@ class Slice:
     intercept: float
     padding: tuple[int, int] | None
     flags: tuple[str, ...]
+    spacing_mm: float = np.nan
+    location_mm: float = np.nan
+    scan: tuple[str, ...] = ()
     pixels_at: int | None = None
     native: tuple[int, int] | None = None
     spans: tuple[Span, ...] = ()
@@ -96,6 +109,7 @@ def inspect_slices(paths: Iterable[Path]) -> list[Slice]:
         if not head or not plain:
             slices += inspect_file(path)
             continue
+        location = _PLAIN_LOCATION.fullmatch(head.elements.pop(_LOCATION, b""))
         same = head.same
         if same not in checked:
             found = inspect_file(path)
@@ -103,9 +117,15 @@ def inspect_slices(paths: Iterable[Path]) -> list[Slice]:
                 slices += found
                 continue
             (checked[same],) = found
-        position_mm = [float(number) for number in plain.groups()]
         slices.append(
-            replace(checked[same], path=path, position_mm=position_mm, pixels_at=head.pixels_at, native=head.native)
+            replace(
+                checked[same],
+                path=path,
+                position_mm=[float(number) for number in plain.groups()],
+                location_mm=float(location[1]) if location else np.nan,
+                pixels_at=head.pixels_at,
+                native=head.native,
+            )
         )
     return slices
 
@@ -145,7 +165,10 @@ def _checked(path: Path, frame: Frame) -> Slice:
         position_mm=_numbers(header, "ImagePositionPatient", 3, reasons.GEOMETRY),
         orientation=_numbers(header, "ImageOrientationPatient", 6, reasons.GEOMETRY),
         pixel_spacing_mm=_numbers(header, "PixelSpacing", 2, reasons.GEOMETRY),
-        thickness_mm=next(iter(_floats(header, "SliceThickness")), np.nan),
+        thickness_mm=_first(header, "SliceThickness"),
+        spacing_mm=_first(header, "SpacingBetweenSlices"),
+        location_mm=_first(header, "SliceLocation"),
+        scan=tuple(_text_or_nothing(header, keyword) for keyword in OF_ONE_SCAN),
         slope=slope,
         intercept=intercept,
         padding=_padding(header, stored_range, slope, intercept),
@@ -336,6 +359,18 @@ def _floats(header: Dataset, keyword: str) -> list[float]:
         return [float(item) for item in (value if isinstance(value, MultiValue) else [value])]
     except Exception:  # pydicom converts values only on access
         return []
+
+
+def _first(header: Dataset, keyword: str) -> float:
+    return next(iter(_floats(header, keyword)), np.nan)
+
+
+def _text_or_nothing(header: Dataset, keyword: str) -> str:
+    """Return the value, '' if it cannot be read: an attribute that only tells scans apart makes no slice unusable."""
+    try:
+        return text(header, keyword).strip()
+    except Refusal:
+        return ""
 
 
 def _numbers(header: Dataset, keyword: str, count: int, reason: Reason) -> list[float]:

@@ -21,6 +21,7 @@ _MAX_SIDE_STEP_MM = 0.5
 _MIN_SPACING_MM, _MAX_SPACING_MM = 0.05, 10.0
 _MAX_POSITION_MM = 1e5  # far beyond any scanner's table
 _SAME_POSITION_MM = 0.01
+_MOST_PLACES = 5  # named in a refusal
 _UNEVEN_SHARE, _UNEVEN_MM = 0.05, 0.1 + 1e-6  # the larger one applies: positions may have only one decimal
 _SAME_DIRECTION = 1e-3  # difference of unit vectors: 0.06 degrees
 
@@ -60,6 +61,8 @@ def ras_affine(positions_mm: Floats, normal: Floats, orientation: Floats, pixel_
     """Return the affine from (slice, row, column, 1) to RAS millimetres, for sorted, distinct positions.
 
     `pixel_spacings_mm`, shape (slices, 2): distance between rows, distance between columns.
+    The first axis is not perpendicular to the others if the gantry was tilted; see `sideways_pixels`.
+
     Raises `Refusal`: E_TOO_FEW, E_SPACING, E_MIXED_GEOMETRY, E_SLICE_GAP, E_TILT.
     """
     if len(positions_mm) < 2:  # with two or more, gap and tilt are more informative than the number
@@ -72,7 +75,7 @@ def ras_affine(positions_mm: Floats, normal: Floats, orientation: Floats, pixel_
     if np.ptp(pixel_spacings_mm, axis=0).max() > 1e-3 * pixel_spacings_mm.max():
         raise Refusal(reasons.MIXED_GEOMETRY)
     _check_even(upward_mm, usual_mm)
-    _check_upright(steps_mm - np.outer(upward_mm, normal), usual_mm)
+    _check_sideways(steps_mm - np.outer(upward_mm, normal), usual_mm)
     if len(positions_mm) < MIN_SLICES:
         raise Refusal(reasons.TOO_FEW, slices=len(positions_mm), least=MIN_SLICES)
 
@@ -95,22 +98,40 @@ def check_spacing(spacing_mm: float) -> None:
         )
 
 
+def tilt_degrees(affine: Floats) -> float:
+    """Return the angle between the first axis of an affine and the perpendicular of the slices."""
+    normal = np.cross(affine[:3, 1], affine[:3, 2])
+    step = affine[:3, 0]
+    share = float(abs(step @ normal) / (np.linalg.norm(step) * np.linalg.norm(normal)))
+    return math.degrees(math.acos(min(1.0, share)))
+
+
+def sideways_pixels(affine: Floats) -> Floats:
+    """Return how far each slice lies beside the perpendicular through the one before: in rows and columns."""
+    lengths = np.linalg.norm(affine[:3, 1:3], axis=0)  # both axes are perpendicular to each other
+    return np.asarray(affine[:3, 0] @ affine[:3, 1:3] / lengths**2, np.float64)
+
+
 def _check_even(upward_mm: Floats, usual_mm: float) -> None:
+    """Refuse uneven distances; say how many slices are missing, and where."""
     uneven = np.abs(upward_mm - usual_mm) > max(_UNEVEN_SHARE * usual_mm, _UNEVEN_MM)
     if uneven.any():
+        after = (np.flatnonzero(uneven) + 1).tolist()
+        shown = ", ".join(map(str, after[:_MOST_PLACES])) + (", ..." if len(after) > _MOST_PLACES else "")
         raise Refusal(
             reasons.SLICE_GAP,
             gaps=int(uneven.sum()),
             usual_mm=round(usual_mm, 2),
             largest_mm=round(float(upward_mm.max()), 2),
+            missing=int(np.maximum(0, np.rint(upward_mm[uneven] / usual_mm) - 1).sum()),
+            after=shown,
         )
 
 
-def _check_upright(sideways_mm: Floats, usual_mm: float) -> None:
-    """Refuse sideways shifts: small between all slices (tilted gantry), or large once (moved reconstruction centre)."""
-    drift_mm = float(np.linalg.norm(sideways_mm.mean(axis=0)))
-    jump_mm = float(np.linalg.norm(sideways_mm, axis=1).max())
-    tilt_degrees = math.degrees(math.atan2(drift_mm, usual_mm))
-    if tilt_degrees > MAX_TILT_DEGREES or jump_mm > _MAX_SIDE_STEP_MM:
-        degrees = math.degrees(math.atan2(max(drift_mm, jump_mm), usual_mm))
-        raise Refusal(reasons.TILT, degrees=round(degrees, 1))
+def _check_sideways(sideways_mm: Floats, usual_mm: float) -> None:
+    """Refuse sideways shifts that differ between slices. A tilted gantry shifts all slices by the same distance."""
+    usual_sideways_mm = np.median(sideways_mm, axis=0)
+    jump_mm = float(np.linalg.norm(sideways_mm - usual_sideways_mm, axis=1).max())
+    degrees = math.degrees(math.atan2(float(np.linalg.norm(usual_sideways_mm)), usual_mm))
+    if jump_mm > _MAX_SIDE_STEP_MM or degrees > MAX_OBLIQUE_DEGREES:
+        raise Refusal(reasons.TILT, jump_mm=round(jump_mm, 1), degrees=round(degrees, 1))

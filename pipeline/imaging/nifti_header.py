@@ -20,7 +20,7 @@ import numpy as np
 from models.refusal import Refusal
 from pipeline.imaging import reasons
 from pipeline.imaging.archive import MAX_BYTES, MAX_RATIO
-from pipeline.imaging.series_reader import MAX_VOXELS
+from pipeline.imaging.volume import MAX_VOXELS
 
 _CHUNK_BYTES = 2**20
 _MAX_EXTRA_BYTES = 2**20  # of extensions between header and voxels, and of data after the voxels

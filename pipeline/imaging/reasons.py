@@ -124,8 +124,24 @@ DUPLICATE_SLICE_FLAGGED = Reason(
 )
 SLICE_GAP = Reason(
     "E_SLICE_GAP",
-    "{gaps} distances between slices differ from the usual {usual_mm} mm (up to {largest_mm} mm)",
+    "{gaps} distances between slices differ from the usual {usual_mm} mm (up to {largest_mm} mm); {missing} slices "
+    "seem to be missing, after slices {after} (counted from the feet)",
     "Slices are missing or unevenly spaced. Send the whole series again.",
+)
+POSITIONS = Reason(
+    "E_POSITIONS",
+    "the slices are {apart_mm} mm apart by position, but {stated_mm} mm by SpacingBetweenSlices and SliceLocation",
+    "The positions were changed, so volumes would be wrong. Export the original series again.",
+)
+POSITIONS_FLAGGED = Reason(
+    "W_POSITIONS",
+    "SpacingBetweenSlices or SliceLocation contradicts the positions of the slices",
+    "Check in the pictures that the proportions of the chest are right. If not, export the original series again.",
+)
+SEVERAL_SCANS = Reason(
+    "E_SEVERAL_SCANS",
+    "the series contains images of several scans or patients: they differ in {attributes}",
+    "Give the images of one scan only. Find out first why they were mixed.",
 )
 SLICES_MISSING = Reason(
     "E_SLICES_MISSING",
@@ -144,8 +160,13 @@ SLICES_APART = Reason(
 )
 TILT = Reason(
     "E_TILT",
-    "the slices are shifted sideways: the gantry is tilted by {degrees} degrees, or the centre of the images moves",
-    "Choose a series without gantry tilt.",
+    "the slices are shifted sideways by distances that differ (up to {jump_mm} mm), or too far ({degrees} degrees)",
+    "The centre of the images moves within the series. Export the original reconstruction.",
+)
+TILT_FLAGGED = Reason(
+    "W_TILT",
+    "the gantry was tilted: the slices were moved to their true places, with interpolation between pixels",
+    "Prefer a series without gantry tilt, if there is one.",
 )
 OBLIQUE = Reason(
     "E_OBLIQUE", "the slices are tilted {degrees} degrees from axial", "Choose the axial series of the examination."

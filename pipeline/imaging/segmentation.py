@@ -17,7 +17,7 @@ from models.refusal import Refusal
 from pipeline.imaging import reasons
 from pipeline.imaging.discovery import PIXEL_DATA, read_header, tags, text
 from pipeline.imaging.lung_mask import BOTH, LEFT, RIGHT
-from pipeline.imaging.series_reader import MAX_VOXELS
+from pipeline.imaging.volume import MAX_VOXELS
 
 # SNOMED CT, and the older code of the same concept that some programs still write.
 _ORGANS = {("SCT", "39607008"): BOTH, ("SRT", "T-28000"): BOTH, ("SCT", "3341006"): RIGHT, ("SCT", "44029006"): LEFT}

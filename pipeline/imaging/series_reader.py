@@ -7,11 +7,12 @@ from models.refusal import Refusal
 from pipeline.imaging import reasons
 from pipeline.imaging.ct_slice import AIR_HU, BRIGHTEST_HU, Slice, decode_slice, inspect_slices
 from pipeline.imaging.discovery import Series
-from pipeline.imaging.geometry import feet_to_head, headward_normal, ras_affine
+from pipeline.imaging.gantry_tilt import straightened
+from pipeline.imaging.geometry import MAX_TILT_DEGREES, feet_to_head, headward_normal, ras_affine, tilt_degrees
+from pipeline.imaging.one_scan import check_positions, require_one_scan
 from pipeline.imaging.pydicom_silence import quiet_pydicom
-from pipeline.imaging.volume import Volume
+from pipeline.imaging.volume import MAX_VOXELS, Volume
 
-MAX_VOXELS = 2**29  # 1024 x 1024 x 512: 1 GB
 LOWEST_HU, HIGHEST_HU = -2000, 10_000  # noise does not go lower, and no metal is denser
 THICK_MM = 5.0
 _NOT_AIR_HU = -500
@@ -26,10 +27,13 @@ def read_series(series: Series) -> Volume:
     Rows and columns keep their stored order; the affine gives their directions. HU are clipped to [-1024, 3071].
     Padding around the scan becomes -1024.
 
+    Slices of a tilted gantry are moved to their true places.
+
     Raises `Refusal` with a reason from `pipeline/imaging/reasons.py`. Flags: W_MODALITY_EMPTY, W_DUPLICATE_SLICE,
-    W_LOSSY, W_CONTRAST, W_THICK, W_PADDING.
+    W_LOSSY, W_DERIVED, W_IMAGE_TYPE, W_CONTRAST, W_THICK, W_POSITIONS, W_PADDING, W_TILT.
     """
     slices = inspect_slices(series.files)
+    require_one_scan(slices)
     flags = {flag for each in slices for flag in each.flags}
     shapes = {(each.form.rows, each.form.columns) for each in slices}
     if len(shapes) > 1:
@@ -54,6 +58,8 @@ def read_series(series: Series) -> Volume:
     if np.nanmax([np.linalg.norm(affine[:3, 0]), *(each.thickness_mm for each in slices)]) > THICK_MM:
         flags.add(reasons.THICK.code)
 
+    flags |= check_positions(slices, float(np.linalg.norm(affine[:3, 0])))
+
     hu = np.empty((len(slices), rows, columns), dtype=np.int16)
     for index, each in enumerate(slices):
         decode_slice(each, out=hu[index])
@@ -68,9 +74,9 @@ def _check_copies(slices: list[Slice], is_copy: NDArray[np.bool_]) -> None:
 
 
 def finish(hu: NDArray[np.int16], affine: NDArray[np.float64], flags: set[str]) -> Volume:
-    """Finish a volume in place, as the last step of every reader: turn padding into air, check and clip HU.
+    """Finish a volume, as the last step of every reader: turn padding into air, check and clip HU, undo a tilt.
 
-    Raises `Refusal`: E_HU_RANGE, E_EMPTY_VOLUME. Flags: W_PADDING.
+    `hu` is changed in place. Raises `Refusal`: E_HU_RANGE, E_EMPTY_VOLUME, E_DIMENSIONS. Flags: W_PADDING, W_TILT.
     """
     lowest, highest = _range(hu)
     if lowest < LOWEST_HU and _fill_undeclared_padding(hu, lowest):
@@ -82,7 +88,8 @@ def finish(hu: NDArray[np.int16], affine: NDArray[np.float64], flags: set[str]) 
         raise Refusal(reasons.EMPTY_VOLUME)
     if not AIR_HU <= lowest <= highest <= BRIGHTEST_HU:
         np.clip(hu, AIR_HU, BRIGHTEST_HU, out=hu)
-    return Volume(hu=hu, affine=affine, flags=tuple(sorted(flags)))
+    volume = Volume(hu=hu, affine=affine, flags=tuple(sorted(flags)))
+    return straightened(volume) if tilt_degrees(affine) > MAX_TILT_DEGREES else volume
 
 
 def _range(hu: NDArray[np.int16]) -> tuple[int, int]:

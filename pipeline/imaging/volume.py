@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_VOXELS = 2**29  # 1024 x 1024 x 512: 1 GB
 HU_ENDS = np.iinfo(np.int16)  # far outside the HU that are accepted in a scan
 LUNG_WINDOW_HU = (-1350.0, 150.0)  # width 1500, level -600: the window in which radiologists read lungs
 

@@ -96,8 +96,15 @@ def truncated_file(case: Case) -> None:
     path.write_bytes(content[: len(content) - 2000])
 
 
-def tilted_gantry(case: Case) -> None:
-    write_series(case.hu, case.hospital.scanner, case.patient, case.folder, tilt_degrees=15)
+def moving_centre(case: Case) -> None:
+    """Move the centre of the images by 3 mm from one slice on."""
+
+    def move(ds: Dataset) -> None:
+        x, y, z = ds.ImagePositionPatient
+        ds.ImagePositionPatient = [x + 3, y, z]
+
+    for path in case.files[len(case.files) // 2 :]:
+        _rewrite(path, move)
 
 
 def no_rescale(case: Case) -> None:
@@ -180,7 +187,7 @@ DEFECTS: dict[str, Callable[[Case], None]] = {
     "W_SEVERAL_SERIES": second_series,
     "E_MODALITY": mr_among_ct,
     "E_TRUNCATED": truncated_file,
-    "E_TILT": tilted_gantry,
+    "E_TILT": moving_centre,
     "E_RESCALE": no_rescale,
     "E_NO_LUNGS": not_a_chest,
     "E_DUPLICATE_SCAN": scan_under_two_identifiers,

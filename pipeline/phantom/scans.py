@@ -85,7 +85,6 @@ def write_series(
     *,
     number: int = 2,
     note: str = "",
-    tilt_degrees: float = 0.0,
 ) -> list[Path]:
     """Write one series to `folder`, one file per slice; `hu` has slice 0 lowest, LPS axes (z, y, x).
 
@@ -106,8 +105,6 @@ def write_series(
     if scanner.rotated:  # half a turn about the body's axis: both in-plane axes are reversed
         hu, cosines = hu[:, ::-1, ::-1], [-1.0, 0.0, 0.0, 0.0, -1.0, 0.0]
         x0, y0 = x0 + (columns - 1) * spacing[2], y0 + (rows - 1) * spacing[1]
-    tilt = np.radians(tilt_degrees)  # the gantry is tilted, the table still moves along z
-    cosines[4:] = [float(cosines[4] * np.cos(tilt)), float(np.sin(tilt))]
     stored = np.rint(hu - STORED_INTERCEPT_HU).clip(0, 4095).astype(np.uint16)
     ds = _common_tags(scanner, patient, uids, number, note)
     files = []

@@ -156,7 +156,7 @@ BAD_METAIMAGES = {
     "no origin": (replaced("Offset", "Away"), "E_GEOMETRY"),
     "axes that fall together": (replaced("= 1 0 0 0 1 0 0 0 1", "= 1 0 0 1 0 0 0 0 1"), "E_GEOMETRY"),
     "NaN axes": (replaced("= 1 0 0 0 1 0 0 0 1", "= nan 0 0 0 1 0 0 0 1"), "E_GEOMETRY"),
-    "a sheared stack": (replaced("= 1 0 0 0 1 0 0 0 1", "= 1 0 0 0 1 0 0 0.1 1"), "E_TILT"),
+    "a stack sheared too far": (replaced("= 1 0 0 0 1 0 0 0 1", "= 1 0 0 0 1 0 0 0.9 1"), "E_TILT"),
     "an origin on the moon": (replaced("Offset = -8 ", "Offset = 4e8 "), "E_GEOMETRY"),
     "negative spacing": (replaced("ElementSpacing = 1 ", "ElementSpacing = -1 "), "E_SPACING"),
     "zero spacing": (replaced("ElementSpacing = 1 ", "ElementSpacing = 0 "), "E_SPACING"),

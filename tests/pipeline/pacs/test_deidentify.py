@@ -163,7 +163,7 @@ def outcome(path: Path) -> tuple[object, ...]:
     try:
         header = inspect_slice(path)
         pixels = hashlib.sha256(decode_slice(header).tobytes()).hexdigest()
-        return (*(value for key, value in vars(header).items() if key not in ("path", "thickness_mm")), pixels)
+        return (*(value for key, value in vars(header).items() if key not in ("path", "thickness_mm", "scan")), pixels)
     except Refusal as refusal:
         return (refusal.code,)
 
