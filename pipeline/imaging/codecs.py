@@ -27,11 +27,14 @@ _PLUGINS = {
     uid.JPEGLSLossless: "pyjpegls",
     uid.JPEGLSNearLossless: "pyjpegls",
     uid.JPEGBaseline8Bit: "pillow",
+    uid.JPEGExtended12Bit: "pipeline.imaging.jpeg_extended",
     uid.JPEGLossless: "gdcm",
     uid.JPEGLosslessSV1: "gdcm",
 }
 get_decoder(uid.RLELossless).add_plugin("pipeline.imaging.rle", ("pipeline.imaging.rle", "decode_frame"))
-MAY_BE_LOSSY = {uid.JPEGBaseline8Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K}
+_EXTENDED = _PLUGINS[uid.JPEGExtended12Bit]
+get_decoder(uid.JPEGExtended12Bit).add_plugin(_EXTENDED, (_EXTENDED, "decode_frame"))
+MAY_BE_LOSSY = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K}
 
 # JPEG markers (ITU-T T.81, table B.1; JPEG-LS: T.87, annex C).
 _START_OF_SCAN = 0xDA
@@ -73,6 +76,12 @@ class Form:
         }
 
 
+def unsupported(syntax: uid.UID) -> Refusal:
+    """Return the refusal of a transfer syntax; a UID that is not in the dictionary may hold anything, and stays."""
+    known = syntax.is_transfer_syntax and not syntax.is_private
+    return Refusal(reasons.TRANSFER_SYNTAX, private=str(syntax), syntax=syntax.name if known else "unknown")
+
+
 def is_readable(syntax: uid.UID) -> bool:
     """Whether an installed library can decode this transfer syntax."""
     try:
@@ -104,7 +113,7 @@ def decode(pixels: bytes, form: Form, vr: str = "OW") -> NDArray[np.integer]:
     try:
         if plugin == "pylibjpeg":
             _check_jpeg2000(frame, rows, columns)
-        elif plugin in ("pyjpegls", "pillow", "gdcm"):
+        elif plugin in ("pyjpegls", "pillow", "gdcm", _EXTENDED):
             pixels = encapsulate([_checked_jpeg(frame, rows, columns)])
         stored, _ = get_decoder(syntax).as_array(pixels, raw=True, decoding_plugin=plugin, **form.options(vr))
     except Exception as error:  # each decoder has its own exceptions

@@ -320,7 +320,7 @@ def _pixel_format(header: Dataset) -> tuple[Form, tuple[int, int]]:
         raise Refusal(reasons.PIXEL)
     syntax = uid.UID(text(header.file_meta, "TransferSyntaxUID"))
     if not codecs.is_readable(syntax):
-        raise Refusal(reasons.TRANSFER_SYNTAX)
+        raise codecs.unsupported(syntax)
     lowest = -(2 ** (stored - 1)) if signed else 0
     return Form(syntax, rows, columns, allocated, stored, bool(signed)), (lowest, lowest + 2**stored - 1)
 

@@ -13,7 +13,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.tag import BaseTag
 
 from models.refusal import Refusal
-from pipeline.imaging import reasons
+from pipeline.imaging import codecs, reasons
 from pipeline.imaging.discovery import BoundedFile, read_header, tags, text
 from pipeline.imaging.functional_groups import PER_FRAME, SHARED, first_frame, frame_headers
 
@@ -60,7 +60,7 @@ def read_frames(path: Path, wanted: list[BaseTag]) -> list[Frame]:
             header = dcmread(bounded, specific_tags=[*wanted, *_OF_THE_IMAGE], stop_before_pixels=True)
             syntax = uid.UID(text(header.file_meta, "TransferSyntaxUID"))
             if syntax.is_deflated:  # frames of a deflated file cannot be read one by one
-                raise Refusal(reasons.TRANSFER_SYNTAX, syntax=syntax.name)
+                raise codecs.unsupported(syntax)
             headers = frame_headers(header)
             pixels = _Pixels(file, syntax, len(headers))
             return [pixels.frame(number, each, header) for number, each in enumerate(headers)]

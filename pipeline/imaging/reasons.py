@@ -84,7 +84,7 @@ PIXEL = Reason(
 )
 TRANSFER_SYNTAX = Reason(
     "E_TRANSFER_SYNTAX",
-    "the compression of the pixels is not supported",
+    "the compression of the pixels is not supported: {syntax}",
     "Export the series uncompressed or losslessly compressed (JPEG 2000, JPEG-LS, JPEG Lossless, RLE).",
 )
 RESCALE = Reason(

@@ -26,7 +26,7 @@ from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
 
 from models.refusal import Refusal
-from pipeline.imaging import image_type
+from pipeline.imaging import codecs, image_type
 from pipeline.imaging import reasons as imaging_reasons
 from pipeline.imaging.discovery import PIXEL_DATA, BoundedFile, tags, text
 from pipeline.imaging.functional_groups import CT_CLASSES, GROUPS, MULTI_FRAME_CT, PER_FRAME, SHARED
@@ -219,7 +219,7 @@ def _encoding(transfer_syntax: str) -> tuple[bool, str]:
     syntax = uid.UID(transfer_syntax)
     # Deflated files can expand to any size, and are very rare.
     if syntax.is_private or not syntax.is_transfer_syntax or syntax.is_deflated:
-        raise Refusal(imaging_reasons.TRANSFER_SYNTAX, private=transfer_syntax)
+        raise codecs.unsupported(syntax)
     return syntax.is_implicit_VR, "<" if syntax.is_little_endian else ">"
 
 

@@ -44,6 +44,7 @@ TRANSFER_SYNTAXES = (
     uid.HTJ2KLosslessRPCL,
     uid.RLELossless,
     uid.JPEGBaseline8Bit,
+    uid.JPEGExtended12Bit,
     uid.JPEGLSNearLossless,
     uid.JPEG2000,
     uid.HTJ2K,

@@ -683,7 +683,7 @@ def test_real_lossless_codecs_decode_bit_exactly(real_data):
         assert np.array_equal(decode_slice(inspect_slice(path)), expected), path.name
 
 
-@pytest.mark.parametrize("syntax", ["91", "81", "50"])
+@pytest.mark.parametrize("syntax", ["91", "81", "50", "51"])
 def test_real_lossy_codecs_are_close_and_flagged(real_data, syntax):
     folder = real_data / "awkward-dicom" / "cornerstone-chest-slice"
     expected = dcmread(folder / "CTImage.dcm").pixel_array.astype(np.float32) - 1024
@@ -693,13 +693,17 @@ def test_real_lossy_codecs_are_close_and_flagged(real_data, syntax):
     assert np.abs(decode_slice(header) - expected).mean() < 20  # .50 keeps 8 bits: steps of 32 HU
 
 
-@pytest.mark.parametrize("syntax", ["51", "53", "55"])
-def test_real_unsupported_codecs_are_refused(real_data, syntax):
+@pytest.mark.parametrize(
+    ("syntax", "name"),
+    [("53", "JPEG Spectral Selection, Non-Hierarchical"), ("55", "JPEG Full Progression, Non-Hierarchical")],
+)
+def test_real_unsupported_codecs_are_refused_with_their_names(real_data, syntax, name):
     folder = real_data / "awkward-dicom" / "cornerstone-chest-slice"
     (path,) = folder.glob(f"CTImage*.4.{syntax}.dcm")
     with pytest.raises(Refusal) as caught:
         inspect_slice(path)
     assert caught.value.code == "E_TRANSFER_SYNTAX"
+    assert name in caught.value.says
 
 
 @pytest.mark.parametrize(
