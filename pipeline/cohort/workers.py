@@ -20,6 +20,7 @@ from pipeline.cohort import reasons
 from pipeline.cohort.store import Cohort, Scan, save_tensor
 from pipeline.imaging.discovery import Series
 from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+from pipeline.preprocessing.reasons import LUNGS_FLAT
 from pipeline.scoring.reasons import LUNGS_UNSURE
 from pipeline.system.malloc import keep_memory
 
@@ -33,7 +34,7 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
     import torch
 
     from pipeline.imaging.readers import read_scan
-    from pipeline.preprocessing.measures import flags, measure
+    from pipeline.preprocessing.measures import flags, is_flat, measure
     from pipeline.preprocessing.preprocess import EXTERNAL, prepare
 
     torch.set_num_threads(1)  # there is one process for each core; more threads would only compete
@@ -48,6 +49,8 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
         digest = prepared.scan_digest
         measures = measure(series, volume, prepared)
         flagged.update(flags(measures, settings))
+        if is_flat(prepared):
+            flagged.add(LUNGS_FLAT.code)
         if is_external and _is_unsure(prepared):
             flagged.add(LUNGS_UNSURE.code)
         # The name contains the settings, so that the current cohort keeps its tensors until `replace`.

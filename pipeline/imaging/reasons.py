@@ -196,6 +196,11 @@ EMPTY_VOLUME = Reason(
     "the scan contains only air or only one value",
     "Choose the chest CT series of the examination.",
 )
+SEAM = Reason(
+    "W_SEAM",
+    "two neighbouring slices differ so much that the scan may consist of two",
+    "Check in the pictures from the side that the body is whole. If not, find out why scans were mixed.",
+)
 PADDING = Reason(
     "W_PADDING",
     "an impossible value, not declared as padding, was treated as air around the scan",

@@ -11,6 +11,7 @@ from pipeline.imaging.gantry_tilt import straightened
 from pipeline.imaging.geometry import MAX_TILT_DEGREES, feet_to_head, headward_normal, ras_affine, tilt_degrees
 from pipeline.imaging.one_scan import check_positions, require_one_scan
 from pipeline.imaging.pydicom_silence import quiet_pydicom
+from pipeline.imaging.seam import has_seam
 from pipeline.imaging.volume import MAX_VOXELS, Volume
 
 LOWEST_HU, HIGHEST_HU = -2000, 10_000  # noise does not go lower, and no metal is denser
@@ -30,7 +31,7 @@ def read_series(series: Series) -> Volume:
     Slices of a tilted gantry are moved to their true places.
 
     Raises `Refusal` with a reason from `pipeline/imaging/reasons.py`. Flags: W_MODALITY_EMPTY, W_DUPLICATE_SLICE,
-    W_LOSSY, W_DERIVED, W_IMAGE_TYPE, W_CONTRAST, W_THICK, W_POSITIONS, W_PADDING, W_TILT.
+    W_LOSSY, W_DERIVED, W_IMAGE_TYPE, W_CONTRAST, W_THICK, W_POSITIONS, W_PADDING, W_SEAM, W_TILT.
     """
     slices = inspect_slices(series.files)
     require_one_scan(slices)
@@ -76,7 +77,8 @@ def _check_copies(slices: list[Slice], is_copy: NDArray[np.bool_]) -> None:
 def finish(hu: NDArray[np.int16], affine: NDArray[np.float64], flags: set[str]) -> Volume:
     """Finish a volume, as the last step of every reader: turn padding into air, check and clip HU, undo a tilt.
 
-    `hu` is changed in place. Raises `Refusal`: E_HU_RANGE, E_EMPTY_VOLUME, E_DIMENSIONS. Flags: W_PADDING, W_TILT.
+    `hu` is changed in place. Raises `Refusal`: E_HU_RANGE, E_EMPTY_VOLUME, E_DIMENSIONS.
+    Flags: W_PADDING, W_SEAM, W_TILT.
     """
     lowest, highest = _range(hu)
     if lowest < LOWEST_HU and _fill_undeclared_padding(hu, lowest):
@@ -86,6 +88,8 @@ def finish(hu: NDArray[np.int16], affine: NDArray[np.float64], flags: set[str]) 
         raise Refusal(reasons.HU_RANGE, lowest_hu=lowest, highest_hu=highest)
     if lowest == highest or _is_all_air(hu):
         raise Refusal(reasons.EMPTY_VOLUME)
+    if has_seam(hu):
+        flags = {*flags, reasons.SEAM.code}
     if not AIR_HU <= lowest <= highest <= BRIGHTEST_HU:
         np.clip(hu, AIR_HU, BRIGHTEST_HU, out=hu)
     volume = Volume(hu=hu, affine=affine, flags=tuple(sorted(flags)))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from models.refusal import Refusal
-from pipeline.preprocessing.reasons import NO_LUNGS, NOT_A_WHOLE_CHEST
+from pipeline.preprocessing.reasons import NO_LUNGS, NOT_A_WHOLE_CHEST, PROPORTIONS
 
 # Between aerated lung and soft tissue; Hu et al., IEEE TMI 2001; 20:490-498, find a threshold near this value.
 AIR_BELOW_HU = -500
@@ -21,6 +21,9 @@ SMALLEST_LUNG_ML = 250
 SMALLER_LUNG = 0.2  # least share of the larger lung, or of both if they touch; a smaller region is stomach or colon
 LUNGS_ML = (900, 10_000)  # both lungs of an adult, from full expiration to emphysema
 SHORTEST_LUNGS_MM = 120
+TALLEST_LUNGS_MM = 450  # lungs with emphysema of tall people reach 350 mm
+# Height by width. Whole phantoms have 0.64 to 1.13 and a real thorax 1.1; with halved distances it has 0.56.
+LEAST_HEIGHT = 0.6
 LEAST_AERATED = 0.2  # share of the lungs; in severe ARDS a third still holds air
 LEAST_PLANE = 0.01  # share of the lungs' largest plane, from which on a plane belongs to the crop
 CLOSING_MM = 14
@@ -143,6 +146,27 @@ def require_lungs(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float
     length_mm = float(np.any(mask, axis=(1, 2)).sum() * spacing_mm[0])
     if not LUNGS_ML[0] <= lungs_ml <= LUNGS_ML[1] or length_mm < SHORTEST_LUNGS_MM:
         raise Refusal(NOT_A_WHOLE_CHEST, lungs_ml=round(lungs_ml), length_mm=round(length_mm))
+
+
+def lungs_size_mm(mask: NDArray[np.bool_], spacing_mm: float) -> tuple[float, float]:
+    """Return height and width of the lungs on a grid with axes as in `preprocess.AXES`."""
+    height, _, width = ((side.stop - side.start) * spacing_mm for side in bounding_box(mask, 0))
+    return height, width
+
+
+def are_flat(height_mm: float, width_mm: float) -> bool:
+    """Whether the lungs are lower than lungs are, as if the distances between slices were halved."""
+    return height_mm < LEAST_HEIGHT * width_mm
+
+
+def require_proportions(mask: NDArray[np.bool_], spacing_mm: float, *, is_doubtful: bool) -> None:
+    """Refuse lungs that are too tall, and flat ones if other signs make the positions doubtful.
+
+    Raises Refusal E_PROPORTIONS.
+    """
+    height_mm, width_mm = lungs_size_mm(mask, spacing_mm)
+    if height_mm > TALLEST_LUNGS_MM or (is_doubtful and are_flat(height_mm, width_mm)):
+        raise Refusal(PROPORTIONS, height_mm=round(height_mm), width_mm=round(width_mm))
 
 
 def crop_box(mask: NDArray[np.bool_], margin: int) -> tuple[slice, ...]:

@@ -18,6 +18,7 @@ from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.imaging.vendor_tags import Sharpness, known_kernel, known_manufacturer
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing import reasons
+from pipeline.preprocessing.lungs import are_flat, lungs_size_mm
 from pipeline.preprocessing.preprocess import Prepared, Preprocessing
 
 # An accredited scanner measures air between -1005 and -970 HU (American College of Radiology, CT phantom). Air around a
@@ -95,6 +96,11 @@ def measure(series: Series, volume: Volume, prepared: Prepared) -> Measures:
         kernel=kernel,
         sharpness=sharpness,
     )
+
+
+def is_flat(prepared: Prepared) -> bool:
+    """Whether the lungs are unusually low for their width (W_LUNGS_FLAT)."""
+    return are_flat(*lungs_size_mm(prepared.lungs, prepared.spacing_mm))
 
 
 def flags(measures: Measures, settings: Preprocessing) -> set[str]:

@@ -13,15 +13,25 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from models.refusal import Refusal
 from pipeline.imaging.lung_mask import LungMask
+from pipeline.imaging.reasons import POSITIONS_FLAGGED
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.area_resample import area_means
 from pipeline.preprocessing.external_lungs import sides_on_grid
 from pipeline.preprocessing.lung_regions import LungRegions, find_regions
-from pipeline.preprocessing.lungs import bounding_box, crop_box, find_lungs, require_aerated, require_lungs
-from pipeline.preprocessing.reasons import MASK_MISSING
+from pipeline.preprocessing.lungs import (
+    bounding_box,
+    crop_box,
+    find_lungs,
+    require_aerated,
+    require_lungs,
+    require_proportions,
+)
+from pipeline.preprocessing.reasons import FIELD_OF_VIEW, MASK_MISSING, NO_AIR
 
 AXES = ("S", "P", "L")  # slices towards the head, rows towards the back, columns towards the patient's left
 Size = Annotated[int, Field(ge=8, le=512)]
+DARKEST_HU = -300.0  # every chest contains air
+LEAST_WIDTH_MM = 150.0  # the lungs of a small adult are wider
 THRESHOLD: Final = 1
 SEGMENTER: Final = 2
 EXTERNAL: Final = 3
@@ -172,16 +182,22 @@ def prepare(volume: Volume, settings: Preprocessing, mask: LungMask | None = Non
     Raises
     ------
     Refusal
-        E_NO_LUNGS or E_NOT_A_WHOLE_CHEST for what is not a chest. With method 3 also E_MASK_MISSING, E_MASK_GRID and
-        E_MASK_SIDES.
+        E_FIELD_OF_VIEW, E_NO_AIR, E_NO_LUNGS, E_NOT_A_WHOLE_CHEST or E_PROPORTIONS for what is not a chest. With method
+        3 also E_MASK_MISSING, E_MASK_GRID and E_MASK_SIDES.
     """
     upright = orient(volume)
+    width_mm = max(upright.extent_mm[1:])
+    if width_mm < LEAST_WIDTH_MM:
+        raise Refusal(FIELD_OF_VIEW, width_mm=round(width_mm))
     step = settings.working_spacing_mm
     size = tuple(max(1, round(extent / step)) for extent in upright.extent_mm)
     image = resample(area_means(upright.hu, size), size)
     hu = image.numpy()
+    if hu.min() > DARKEST_HU:
+        raise Refusal(NO_AIR)
     affine = resampled_affine(upright.affine, upright.hu.shape, size)
     lungs, found = _lungs(hu, affine, settings, mask)
+    require_proportions(lungs, step, is_doubtful=POSITIONS_FLAGGED.code in volume.flags)
     shift = float(settings.aerated_lung_hu - np.percentile(hu[lungs], 10))
     shift = float(np.clip(shift, -settings.largest_shift_hu, settings.largest_shift_hu))
     margin = round(settings.margin_mm / step)

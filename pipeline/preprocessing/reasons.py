@@ -12,6 +12,26 @@ NOT_A_WHOLE_CHEST = Reason(
     "the scan does not show a whole adult chest: it holds {lungs_ml} mL of lung over a length of {length_mm} mm",
     "Choose the series that covers both lungs from apex to base.",
 )
+NO_AIR = Reason(
+    "E_NO_AIR",
+    "no voxel has the HU of lung or air: the values are not Hounsfield units",
+    "RescaleIntercept is probably wrong. Export the original series again.",
+)
+FIELD_OF_VIEW = Reason(
+    "E_FIELD_OF_VIEW",
+    "the images are {width_mm} mm wide, too small for a chest",
+    "The unit of PixelSpacing may be wrong: DICOM states millimetres. Otherwise choose the series of the whole chest.",
+)
+PROPORTIONS = Reason(
+    "E_PROPORTIONS",
+    "the lungs are {height_mm} mm tall and {width_mm} mm wide: slice positions are wrong, or scans were joined",
+    "Compare the positions of the slices with the PACS, and give the images of one patient only.",
+)
+LUNGS_FLAT = Reason(
+    "W_LUNGS_FLAT",
+    "the lungs are unusually low for their width",
+    "Check in the pictures that the proportions of the chest are right. Very small lungs look alike.",
+)
 AIR_HU_REFUSED = Reason(
     "E_AIR_HU",
     "the air around the patient has {air_hu} HU instead of -1000: the values are not Hounsfield units",

@@ -13,6 +13,7 @@ from pipeline.preprocessing import reasons as preprocessing_reasons
 from pipeline.preprocessing.external_lungs import agreement_with_threshold
 from pipeline.preprocessing.lesion_burden import unsure_share
 from pipeline.preprocessing.lung_regions import LungRegions, dice
+from pipeline.preprocessing.lungs import are_flat, lungs_size_mm
 from pipeline.preprocessing.measures import AIR_BETWEEN_HU
 from pipeline.preprocessing.plausibility import LEAST_SMALLER_LUNG, SOME_METAL_ML, Anatomy
 from pipeline.preprocessing.preprocess import Prepared, Preprocessing
@@ -92,8 +93,11 @@ def _of_lungs(prepared: Prepared, found: Anatomy, regions: LungRegions, mask: ND
     is_alone = found.smaller_lung < LEAST_SMALLER_LUNG
     agreed = _agreement(prepared, regions, mask)
     unsure = unsure_share(prepared.image_hu, regions) if mask is None else 0.0
+    height_mm, width_mm = lungs_size_mm(prepared.lungs, prepared.spacing_mm)
+    flat = preprocessing_reasons.LUNGS_FLAT if are_flat(height_mm, width_mm) else None
     return [
         Check("lungs", round(prepared.lungs_ml), "mL"),
+        Check("lungs_height", round(height_mm), "mm", flat),
         Check("smaller_lung", round(100 * found.smaller_lung), "%", reasons.ONE_LUNG if is_alone else None),
         Check("lungs_agree", round(100 * agreed), "%", reasons.LUNGS_UNSURE if agreed < LEAST_AGREEMENT else None),
         Check("unsure_border", round(100 * unsure, 1), "%", reasons.BORDER_UNSURE if unsure > MOST_UNSURE else None),

@@ -414,6 +414,21 @@ def test_slices_of_a_tilted_gantry_are_moved_to_their_true_places(tmp_path, degr
     assert (volume.hu <= expected + 1.01).all()
 
 
+def test_seam_between_two_bodies_is_flagged(tmp_path):
+    """Two scans with the same identifiers and positions that fit; the body of one is wider than that of the other."""
+    hu = body(30, 64, 64)
+    hu[15:, :, :20] = 40
+    write_series(tmp_path, hu)
+    assert read(tmp_path).flags == ("W_SEAM",)
+
+
+def test_slices_that_all_differ_have_no_seam(tmp_path):
+    hu = body(30, 64, 64)
+    hu[::2, :, :20] = 40
+    write_series(tmp_path, hu)
+    assert read(tmp_path).flags == ()
+
+
 def test_small_tilt_is_left_in_the_affine(tmp_path):
     write_series(tmp_path, body(), step_mm=(0, 0.02, 2))
     volume = read(tmp_path)

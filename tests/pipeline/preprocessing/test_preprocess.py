@@ -19,6 +19,7 @@ from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.hospitals import HOSPITALS
 from pipeline.phantom.scans import acquire
 from pipeline.preprocessing.lung_regions import dice
+from pipeline.preprocessing.measures import is_flat
 from pipeline.preprocessing.preprocess import AXES, Preprocessing, orient, prepare, resample, settings_digest
 from tests.helpers import phantoms
 
@@ -218,7 +219,8 @@ def test_volume_without_a_chest_is_refused(kind: str, method: Literal[1, 2]) -> 
     }[kind]
     with pytest.raises(Refusal) as caught:
         prepare(phantoms.volume(hu, Grid(shape, NORTH.grid.spacing_mm)), Preprocessing(method=method))
-    assert caught.value.code == "E_NO_LUNGS"
+    expected = {"tissue": "E_NO_AIR", "mr": "E_NO_AIR", "one voxel": "E_FIELD_OF_VIEW"}
+    assert caught.value.code == expected.get(kind, "E_NO_LUNGS")
 
 
 @pytest.mark.parametrize(
@@ -258,3 +260,43 @@ def test_method_2_finds_the_lungs_with_the_segmenter() -> None:
     assert segmenter.tensor.shape == threshold.tensor.shape
     assert segmenter.digest != threshold.digest
     assert settings_digest(Preprocessing(method=1)) != settings_digest(Preprocessing(method=2))
+
+
+def stretched(volume: Volume, times: float, flags: tuple[str, ...] = ()) -> Volume:
+    """The same slices with other distances between them."""
+    affine = volume.affine.copy()
+    affine[:3, 0] *= times
+    return Volume(volume.hu, affine, flags)
+
+
+def code_of(volume: Volume) -> str:
+    with pytest.raises(Refusal) as caught:
+        prepare(volume, SETTINGS)
+    return caught.value.code
+
+
+def test_lungs_that_are_too_tall_are_refused(chest: Volume) -> None:
+    assert code_of(stretched(chest, 2.5)) == "E_PROPORTIONS"
+
+
+def test_two_bodies_one_above_the_other_are_refused(chest: Volume) -> None:
+    assert code_of(Volume(np.concatenate([chest.hu, chest.hu]), chest.affine)) == "E_PROPORTIONS"
+
+
+def test_flat_lungs_are_refused_only_if_headers_contradict_the_positions_too(chest: Volume) -> None:
+    flat = stretched(chest, 0.6)
+    assert is_flat(prepare(flat, SETTINGS))
+    assert not is_flat(prepare(chest, SETTINGS))
+    assert code_of(stretched(chest, 0.6, ("W_POSITIONS",))) == "E_PROPORTIONS"
+    prepare(replace(chest, flags=("W_POSITIONS",)), SETTINGS)
+
+
+def test_values_without_air_are_refused_as_no_hu(chest: Volume) -> None:
+    """The stored values of a scanner, with RescaleIntercept 0."""
+    assert code_of(Volume(chest.hu.clip(-1024, 2000) + np.int16(1024), chest.affine)) == "E_NO_AIR"
+
+
+def test_pixel_spacing_in_centimetres_is_refused_as_too_small(chest: Volume) -> None:
+    affine = chest.affine.copy()
+    affine[:3, 1:3] /= 10
+    assert code_of(Volume(chest.hu, affine)) == "E_FIELD_OF_VIEW"

@@ -385,7 +385,7 @@ def test_another_modality_is_refused(tmp_path: Path, modality: str) -> None:
     assert refused(lambda: inspect_slice(tmp_path / "1")) == "E_MODALITY"
 
 
-def test_an_mr_that_calls_itself_ct_has_no_lungs(tmp_path: Path) -> None:
+def test_an_mr_that_calls_itself_ct_has_no_air(tmp_path: Path) -> None:
     """Every header says CT, but the values are those of a thorax MR: air near 0, tissue at several hundred."""
     rng = np.random.default_rng(0)
     hu = rng.rayleigh(15, (40, 64, 64))
@@ -394,7 +394,7 @@ def test_an_mr_that_calls_itself_ct_has_no_lungs(tmp_path: Path) -> None:
     write_series(tmp_path, hu, spacing_mm=(6.0, 6.0, 6.0))
     (series,), _ = find_series(tmp_path)
     volume = read_series(series)
-    assert refused(lambda: prepare(volume, Preprocessing())) == "E_NO_LUNGS"
+    assert refused(lambda: prepare(volume, Preprocessing())) == "E_NO_AIR"
 
 
 def test_signed_and_unsigned_slices_of_one_series_agree(tmp_path: Path) -> None:

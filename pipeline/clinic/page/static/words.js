@@ -31,6 +31,7 @@ export const CHECKS = {
   hu_shift: "Applied HU correction",
   lungs_agree: "Agreement of two methods of finding the lungs",
   unsure_border: "Dense tissue probably on the wrong side of the lungs' border, share of both lungs",
+  lungs_height: "Height of the lungs",
   smaller_lung: "Smaller lung, share of both lungs",
   metal: "Metal in the chest",
   air: "Density of the air around the patient",
