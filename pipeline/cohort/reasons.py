@@ -17,6 +17,11 @@ SEVERAL_SERIES = Reason(
     "the examination contains several usable series",
     "No action is needed. The series with the most slices was used.",
 )
+DUPLICATE_SERIES = Reason(
+    "W_DUPLICATE_SERIES",
+    "the same scan is stored several times for the patient, under different UIDs",
+    "No action is needed. One of the copies was used; check that all of them have the same date.",
+)
 OUTCOME_WITHOUT_CT = Reason(
     "W_OUTCOME_WITHOUT_CT",
     "there is an outcome for a patient without a CT",

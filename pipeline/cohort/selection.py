@@ -34,7 +34,8 @@ def select(series: Sequence[Series], scans: dict[str, Scan], *, dated: bool) -> 
     """Select among the examined series.
 
     `dated`: whether the labels depend on the day of the CT, so that a series without a date cannot be used.
-    Findings: the findings of the scans, E_CT_DATE, E_DUPLICATE_SCAN, E_SHARED_STUDY, W_SEVERAL_SERIES.
+    Findings: the findings of the scans, E_CT_DATE, E_DUPLICATE_SCAN, E_SHARED_STUDY, W_DUPLICATE_SERIES,
+    W_SEVERAL_SERIES.
     """
     selection = Selection()
     accepted = []
@@ -52,6 +53,9 @@ def select(series: Sequence[Series], scans: dict[str, Scan], *, dated: bool) -> 
         selection.findings += [Finding(reason, patient) for patient in sorted(shared)]
         selection.fates[reason.code] += sum(s.patient_id in shared for s in accepted)
         accepted = [s for s in accepted if s.patient_id not in shared]
+    digests = Counter((s.patient_id, digest) for s in accepted if (digest := scans[s.fingerprint].scan_digest))
+    twice = {patient for (patient, _), count in digests.items() if count > 1}
+    selection.findings += [Finding(reasons.DUPLICATE_SERIES, patient) for patient in sorted(twice)]
     _choose(accepted, selection)
     selection.fates += Counter()  # remove zero counts
     return selection

@@ -54,20 +54,28 @@ _AREAS: dict[str, tuple[Reason, ...]] = {
             imaging_reasons.OBLIQUE,
             imaging_reasons.TOO_FEW,
         ),
-        imaging_reasons.THICK,
+        *(imaging_reasons.SEVERAL_SCANS, imaging_reasons.POSITIONS, imaging_reasons.POSITIONS_FLAGGED),
+        *(imaging_reasons.TILT_FLAGGED, imaging_reasons.SEAM, imaging_reasons.THICK),
     ),
     "HU": (
         imaging_reasons.RESCALE,
         imaging_reasons.HU_RANGE,
         imaging_reasons.EMPTY_VOLUME,
         imaging_reasons.PADDING,
+        preprocessing_reasons.NO_AIR,
         preprocessing_reasons.AIR_HU,
         preprocessing_reasons.HU_SHIFT,
     ),
     "orientation": (preprocessing_reasons.TURNED,),
-    "lungs": (preprocessing_reasons.NO_LUNGS, preprocessing_reasons.NOT_A_WHOLE_CHEST, preprocessing_reasons.LUNGS_CUT),
+    "lungs": (
+        *(preprocessing_reasons.NO_LUNGS, preprocessing_reasons.NOT_A_WHOLE_CHEST, preprocessing_reasons.LUNGS_CUT),
+        *(preprocessing_reasons.PROPORTIONS, preprocessing_reasons.LUNGS_FLAT, preprocessing_reasons.FIELD_OF_VIEW),
+    ),
     "contrast": (imaging_reasons.CONTRAST,),
-    "duplicates": (cohort_reasons.DUPLICATE_SCAN, cohort_reasons.SHARED_STUDY, cohort_reasons.SEVERAL_SERIES),
+    "duplicates": (
+        *(cohort_reasons.DUPLICATE_SCAN, cohort_reasons.SHARED_STUDY),
+        *(cohort_reasons.DUPLICATE_SERIES, cohort_reasons.SEVERAL_SERIES),
+    ),
     "join": (
         *(
             records_reasons.NO_PCR,
@@ -79,13 +87,14 @@ _AREAS: dict[str, tuple[Reason, ...]] = {
     ),
     "records": (cohort_reasons.OUTCOME_WITHOUT_CT,),
 }
+_OF_PATIENTS = (cohort_reasons.SEVERAL_SERIES, cohort_reasons.DUPLICATE_SERIES)  # counted by patient, not by series
 _AREA_OF = {reason: area for area, found in _AREAS.items() for reason in found}
 _INFORM = {
     *(
         imaging_reasons.DUPLICATE_SLICE_FLAGGED,
         imaging_reasons.PADDING,
         imaging_reasons.CONTRAST,
-        cohort_reasons.SEVERAL_SERIES,
+        *_OF_PATIENTS,
         imaging_reasons.MODALITY_EMPTY,
     ),
     *(reasons.KERNEL_UNKNOWN, reasons.SCANNER_MIX, reasons.REPEATED, reasons.PRONE, reasons.FEET_FIRST),
@@ -181,7 +190,7 @@ def _findings(facts: Facts) -> Iterator[Result]:
             unit,
             count > 0,
             base,
-            of_waterfall=reason.code in in_waterfall or reason == cohort_reasons.SEVERAL_SERIES,
+            of_waterfall=reason.code in in_waterfall or reason in _OF_PATIENTS,
             private=_words(assessment.material.record_findings)
             if reason == records_reasons.PCR_UNMAPPED_FLAGGED
             else "",
@@ -191,7 +200,7 @@ def _findings(facts: Facts) -> Iterator[Result]:
 def _base(reason: Reason, area: str, facts: Facts) -> tuple[str, str]:
     """Return the waterfall's count that a finding belongs to ('' if none), and its unit."""
     flagged = {code for scan in facts.assessment.accepted for code in scan.flags.split(",")}
-    if area == "join" or reason == cohort_reasons.SEVERAL_SERIES:
+    if area == "join" or reason in _OF_PATIENTS:
         return "patients", "patients"
     if area == "records":
         return "", "patients" if reason == cohort_reasons.OUTCOME_WITHOUT_CT else "times"

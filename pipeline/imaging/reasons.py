@@ -124,8 +124,8 @@ DUPLICATE_SLICE_FLAGGED = Reason(
 )
 SLICE_GAP = Reason(
     "E_SLICE_GAP",
-    "{gaps} distances between slices differ from the usual {usual_mm} mm (up to {largest_mm} mm); {missing} slices "
-    "seem to be missing, after slices {after} (counted from the feet)",
+    "{gaps} distances between slices differ from the usual {usual_mm} mm (up to {largest_mm} mm; {missing} slices "
+    "seem to be missing, after slices {after} counted from the feet)",
     "Slices are missing or unevenly spaced. Send the whole series again.",
 )
 POSITIONS = Reason(

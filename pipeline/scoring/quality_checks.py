@@ -82,7 +82,7 @@ def _of_files(scan: OneScan, settings: Preprocessing) -> list[Check]:
         Check("slices", len(volume.hu)),
         Check("slice_distance", round(slice_mm, 2), "mm", remark(scan.stated, slice_mm)),
         Check("pixel_spacing", round(pixel_mm, 2), "mm", reasons.COARSE if is_coarse else None),
-        Check("other_series", scan.other_series),
+        Check("other_series", scan.other_series, "", reasons.SERIES_TWICE if scan.has_copy else None),
         Check("unreadable_files", scan.unread, "", reasons.FILES_UNREADABLE if scan.unread else None),
         *[Check("reader", reason.code, "", reason) for reason in read],
     ]

@@ -12,6 +12,11 @@ MIXED_SERIES = Reason(
     "there are {series} CT series, but exactly one is needed",
     "Give only one series, or select it by its SeriesInstanceUID.",
 )
+SERIES_TWICE = Reason(
+    "W_SERIES_TWICE",
+    "the same scan was given several times, under different UIDs",
+    "No action is needed. One of the copies was scored.",
+)
 UNKNOWN_SERIES = Reason(
     "E_UNKNOWN_SERIES",
     "no series has the given SeriesInstanceUID",

@@ -1,9 +1,12 @@
 """Finds, selects and reads the one scan in a folder, zip or files that is to be scored."""
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from models.refusal import Refusal
 from pipeline.imaging import reasons as imaging_reasons
@@ -26,7 +29,8 @@ BESIDES_THE_SCAN = {imaging_reasons.MODALITY, imaging_reasons.LOCALIZER, imaging
 class OneScan:
     """The one scan of a source. Stays at the site: `series` identifies the patient.
 
-    `other_series`: number of other series found, which are not used. `unread`: number of unreadable files.
+    `other_series`: number of other series found, which are not used; `has_copy`: one of them is the same scan.
+    `unread`: number of unreadable files.
     `seconds`: time to find and read it. `stated`: slice distances according to its headers. `mask`: external lungs.
     """
 
@@ -37,6 +41,7 @@ class OneScan:
     seconds: float
     stated: Stated = field(default_factory=Stated)
     mask: LungMask | None = None
+    has_copy: bool = False
 
 
 def read_one(source: Path | Sequence[Path], series_uid: str | None = None, *, lungs: Path | None = None) -> OneScan:
@@ -65,15 +70,18 @@ def read_one(source: Path | Sequence[Path], series_uid: str | None = None, *, lu
     began = time.perf_counter()
     with open_images(source) as images:
         found, unread = find_scans(images)
-        series = _choose(found, unread, series_uid)
+        series, *copies = _choose(found, unread, series_uid)
         volume = read_scan(series)
         said = stated(series)
         mask = None if lungs is None else read_lung_mask(lungs, series)
-    return OneScan(series, volume, len(found) - 1, len(unread), time.perf_counter() - began, said, mask)
+    return OneScan(series, volume, len(found) - 1, len(unread), time.perf_counter() - began, said, mask, bool(copies))
 
 
-def _choose(found: Sequence[Series], unread: Sequence[Finding], series_uid: str | None) -> Series:
-    """Select the series to score; scouts, reformatted and non-CT series are ignored, but a second scan is refused."""
+def _choose(found: Sequence[Series], unread: Sequence[Finding], series_uid: str | None) -> list[Series]:
+    """Select the series to score, followed by its copies under other UIDs.
+
+    Scouts, reformatted and non-CT series are ignored, but a second scan is refused.
+    """
     if not found:
         first = unread[0] if unread else Finding(imaging_reasons.NO_IMAGES)
         raise Refusal(first.reason, private=first.detail)
@@ -84,15 +92,30 @@ def _choose(found: Sequence[Series], unread: Sequence[Finding], series_uid: str 
     if len(patients) > 1:
         raise Refusal(reasons.MIXED_PATIENT, patients=len(patients))
     if len(asked) == 1:
-        return asked[0]  # if it cannot be used, `read_scan` gives the best reason
+        return asked  # if it cannot be used, `read_scan` gives the best reason
     refusals = [_not_the_scan(s) for s in asked]
     scans = [s for s, refusal in zip(asked, refusals, strict=True) if refusal is None]
     if not scans:
         raise next(refusal for refusal in refusals if refusal)
-    if len(scans) > 1:
+    if len(scans) > 1 and not _are_copies(scans):
         choice = ", ".join(f"{s.series_uid} ({s.slices} images)" for s in scans)
         raise Refusal(reasons.MIXED_SERIES, series=len(scans), private=choice)
-    return scans[0]
+    return scans
+
+
+def _are_copies(scans: Sequence[Series]) -> bool:
+    """Whether all series have the same voxels at the same places; only one of them is in memory at a time."""
+    if len({each.slices for each in scans}) > 1:
+        return False
+    digests = set()
+    for each in scans:
+        try:
+            volume = read_scan(each)
+        except Refusal:
+            return False
+        place = np.ascontiguousarray(volume.affine.round(3) + 0.0)  # no negative zero
+        digests.add(hashlib.sha256(volume.hu.tobytes() + place.tobytes()).digest())
+    return len(digests) == 1
 
 
 @quiet_pydicom()

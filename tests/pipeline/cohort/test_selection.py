@@ -34,6 +34,13 @@ def test_series_with_most_slices_of_an_examination_is_used() -> None:
     assert codes(selection) == {("W_SEVERAL_SERIES", "p"): 1}
 
 
+def test_copies_of_one_patient_under_other_uids_are_flagged() -> None:
+    first, copy, other = series("p", "1"), series("p", "2", acquired=DAY + timedelta(days=1)), series("q")
+    selection = chosen([first, copy, other], [replace(scan(each), scan_digest="same") for each in (first, copy)])
+    assert codes(selection) == {("W_DUPLICATE_SERIES", "p"): 1}
+    assert selection.used == [first, other]
+
+
 def test_first_of_several_examinations_is_used() -> None:
     later = series("p", "1", acquired=DAY + timedelta(hours=30))
     first = series("p", "2")

@@ -79,7 +79,7 @@ INPUTS = {
     ],
     "MR under the name of CT": [
         "imaging/test_series_reader: invalid_series_is_refused",
-        "here: an_mr_that_calls_itself_ct_has_no_lungs",
+        "here: an_mr_that_calls_itself_ct_has_no_air",
     ],
     "no position or orientation": [
         "imaging/test_series_reader: invalid_series_is_refused",

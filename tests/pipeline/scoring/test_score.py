@@ -39,6 +39,7 @@ from pipeline.training.train import predict
 from tests.helpers import descriptions, volume_images
 from tests.helpers.descriptions import description
 from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, ct_slice, save, write_series
+from tests.helpers.enhanced import enhanced, legacy_converted, save_frames, single_frames
 from tests.helpers.fake_gpu import GPU, fake_gpu
 
 SPACING_MM = (5.0, 4.0, 4.0)
@@ -46,9 +47,9 @@ AS_IT_IS = dict.fromkeys(LABELS, descriptions.AS_IT_IS)
 AWKWARD = {
     "cornerstone-chest-slice": "E_MIXED_PATIENT",
     "dcm_qa_ct": "E_MIXED_PATIENT",
-    "dcm_qa_ct/GE_gantry_tilt_variable_spacing": "E_TILT",
+    "dcm_qa_ct/GE_gantry_tilt_variable_spacing": "E_TOO_FEW",
     "dcm_qa_ct/Philips_localizer": "E_LOCALIZER",
-    "dicom2nifti-failing/gantrytilting": "E_TILT",
+    "dicom2nifti-failing/gantrytilting": "E_TOO_FEW",
     "dicom2nifti-failing/notavolume": "E_DUPLICATE_SLICE",
     "dicom2nifti-failing/sliceincrement": "E_SLICE_GAP",  # this folder also contains a series that is not axial
     "dicom2nifti-failing/sliceincrement/001": "E_NOT_AXIAL",
@@ -585,6 +586,27 @@ def test_of_two_series_one_must_be_chosen(folder: Path, scored: Score, release: 
     assert values(chosen)["other_series"] == 1
 
 
+def test_copies_under_other_uids_are_one_scan(folder: Path, scored: Score, release: Release, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "a")
+    write_series(tmp_path / "b", chest(), spacing_mm=SPACING_MM, edit=edited(SeriesInstanceUID="2.25.99"))
+    together = score(tmp_path, release)
+    assert together.hu_sha256 == scored.hu_sha256
+    assert {check.name: check.reason and check.reason.code for check in together.checks}["other_series"] == (
+        "W_SERIES_TWICE"
+    )
+
+
+def test_multi_frame_image_has_the_score_of_its_single_frames(
+    folder: Path, scored: Score, release: Release, tmp_path: Path
+) -> None:
+    images = single_frames(sorted(folder.glob("*.dcm")))
+    for name, image in (("legacy", legacy_converted(images)), ("enhanced", enhanced(images))):
+        save_frames(image, tmp_path / name / "1.dcm")
+        again = score(tmp_path / name / "1.dcm", release)
+        assert again.hu_sha256 == scored.hu_sha256
+        assert again.probabilities == scored.probabilities
+
+
 def test_a_scout_and_a_report_beside_the_scan_are_left_out(
     folder: Path, scored: Score, release: Release, tmp_path: Path
 ) -> None:
@@ -616,7 +638,7 @@ def test_what_is_no_scan_is_refused(release: Release, tmp_path: Path) -> None:
     )
     write_series(phantom, body())
     codes = [refused(source, release).code for source in (empty, torn, scout, phantom, tmp_path / "nowhere")]
-    assert codes == ["E_NO_IMAGES", "E_NOT_DICOM", "E_LOCALIZER", "E_NO_LUNGS", "E_NO_IMAGES"]
+    assert codes == ["E_NO_IMAGES", "E_NOT_DICOM", "E_LOCALIZER", "E_FIELD_OF_VIEW", "E_NO_IMAGES"]
 
 
 def test_release_with_an_invalid_description_is_refused(folder: Path, make_release: Callable[..., Release]) -> None:
