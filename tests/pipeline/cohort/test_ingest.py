@@ -4,12 +4,14 @@ import csv
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.uid import RLELossless
 
 from models.refusal import Refusal
 from pipeline.cohort.ingest import Assessment, ingest
@@ -18,6 +20,7 @@ from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
 from pipeline.site.folder import Site
 from pipeline.system.codes import BY_CODE
 from tests.conftest import OneThread
+from tests.helpers.enhanced import legacy_converted, save_frames, single_frames
 from tests.helpers.own import CLEAN, SETTINGS, Own, truth_of
 
 OTHER = Preprocessing(shape=(16, 24, 24))
@@ -326,6 +329,24 @@ def test_tensors_of_unlabelled_patients_are_kept(own: Own) -> None:
     own.laboratory(text)
     again = own.ingest()
     assert (again.examined_now, len(again.patients)) == (0, 1)
+
+
+def test_multi_frame_image_gives_the_row_and_tensor_of_its_single_frames(
+    own: Own, small_ingest: tuple[Site, Assessment]
+) -> None:
+    own.add(*CLEAN[:2])
+    folder = own.folder / "ct" / CLEAN[0]
+    files = sorted(folder.glob("*.dcm"))
+    image = legacy_converted(single_frames(files))
+    for path in files:
+        path.unlink()
+    save_frames(image, folder / "1.dcm", syntax=RLELossless)
+    own.ingest()
+    (expected,) = expected_rows(small_ingest, CLEAN[:1])
+    with Cohort(own.site) as cohort, Cohort(small_ingest[0]) as small:
+        (row,) = [each for each in cohort.patients() if each.pseudonym == expected.pseudonym]
+        assert replace(row, tensor=expected.tensor) == expected
+        assert np.array_equal(np.load(cohort.tensors / row.tensor), np.load(small.tensors / expected.tensor))
 
 
 def test_all_numbers_of_series_are_the_same(own: Own) -> None:

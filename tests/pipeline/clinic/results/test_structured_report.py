@@ -11,11 +11,13 @@ import pytest
 from highdicom.sr import srread
 from pydicom import Dataset, dcmread
 from pydicom.sr.coding import Code
+from pydicom.uid import EnhancedCTImageStorage
 
 from pipeline.clinic.records import Answer
 from pipeline.clinic.results import sr_codes
 from pipeline.clinic.results.write import PICTURE, REPORT, write_results
 from pipeline.scoring.score import Score
+from tests.helpers.enhanced import enhanced, save_frames, single_frames
 from tests.helpers.scored_answers import (
     BAND,
     DISTANCE,
@@ -279,3 +281,18 @@ def test_dsrdump_reads_the_report(answer: Answer) -> None:
     ):
         assert line in done.stdout
     assert done.stderr in {"", "W: The VR checker does not support this Specific Character Set: ISO_IR 192\n"}
+
+
+def test_multi_frame_image_is_referenced_once(scan: Path, score: Score, tmp_path: Path) -> None:
+    image = enhanced(single_frames(sorted(scan.iterdir())))
+    save_frames(image, tmp_path / "multi" / "1.dcm")
+    made = answer_to(score, series_of(tmp_path / "multi"), tmp_path / "answer")
+    assert write_results(made, made.folder) is None
+    report = dcmread(made.folder / REPORT)
+    (study,) = report.CurrentRequestedProcedureEvidenceSequence
+    (series,) = study.ReferencedSeriesSequence
+    (referenced,) = series.ReferencedSOPSequence
+    assert (referenced.ReferencedSOPClassUID, referenced.ReferencedSOPInstanceUID) == (
+        EnhancedCTImageStorage,
+        image.SOPInstanceUID,
+    )
