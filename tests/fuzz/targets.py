@@ -7,6 +7,7 @@ return.
 
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,10 +38,11 @@ class Target:
 
 
 def dicom_seeds(folder: Path, *, deflated: bool = True) -> list[bytes]:
-    """Return one small slice in every encoding that can be written here."""
+    """Return one small slice in every encoding that can be written here, and multi-frame images."""
     from pydicom import uid
 
-    from tests.helpers.dicom_files import body, ct_slice, save
+    from tests.helpers.dicom_files import body, ct_slice, save, write_series
+    from tests.helpers.enhanced import enhanced, legacy_converted, save_frames, single_frames
 
     seeds = []
     for syntax in (
@@ -52,6 +54,11 @@ def dicom_seeds(folder: Path, *, deflated: bool = True) -> list[bytes]:
         save(ct_slice(pixels, position_mm=(0, 0, 0), PixelPaddingValue=-2000), path, transfer_syntax=syntax)
         if deflated or not syntax.is_deflated:
             seeds.append(path.read_bytes())
+    images = single_frames(write_series(folder / "frames", body(slices=4)))
+    for make, syntax in ((enhanced, uid.RLELossless), (legacy_converted, uid.ImplicitVRLittleEndian)):
+        save_frames(make(images), path, syntax=syntax)
+        seeds.append(path.read_bytes())
+    shutil.rmtree(folder / "frames")
     return seeds
 
 
