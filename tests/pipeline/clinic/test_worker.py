@@ -203,7 +203,7 @@ def test_result_of_a_volume_file_is_never_sent(clinic: Clinic, store: Store, tmp
 def test_scan_without_a_chest_gets_a_reason_and_no_score(clinic: Clinic, store: Store, tmp_path: Path) -> None:
     write_series(tmp_path / "scan", body())
     job = without_score(clinic, store, tmp_path / "scan")
-    assert job.code == "E_NO_LUNGS"
+    assert job.code == "E_FIELD_OF_VIEW"
     assert planes(job.pictures)["axial"]["count"] == 24  # the pictures show the reader why there is no score
     assert job.patient and job.patient.key  # so that the job can be found in the worklist
     (record,) = store.audit.records(limit=1)
@@ -230,7 +230,7 @@ def test_failed_pictures_of_an_unscored_scan_do_not_change_its_reason(
 
     monkeypatch.setattr(without_score_module, "write_scan", fail)
     job = without_score(clinic, store, tmp_path / "scan")
-    assert (job.code, job.pictures.exists()) == ("E_NO_LUNGS", False)
+    assert (job.code, job.pictures.exists()) == ("E_FIELD_OF_VIEW", False)
     assert list(clinic.work.iterdir()) == []
 
 
