@@ -1,6 +1,7 @@
 """C-ECHO, C-FIND, C-GET and C-MOVE against a real PACS (Orthanc), and complete pulls over DIMSE."""
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
-from pydicom.uid import CTImageStorage, JPEG2000Lossless
+from pydicom.uid import CTImageStorage, JPEG2000Lossless, RLELossless
 from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.sop_class import MRImageStorage  # type: ignore[attr-defined]
@@ -28,6 +29,7 @@ from pipeline.site.folder import Site, init_site
 from pipeline.site.pacs_settings import DimseTable
 from tests.e2e.orthanc import AET, Orthanc, require_orthanc
 from tests.helpers.dicom_files import PATIENT_ID, body, write_series
+from tests.helpers.enhanced import enhanced, legacy_converted, save_frames, single_frames
 from tests.pipeline.pacs.authority import Authority
 from tests.pipeline.pacs.fake_pacs import OUR_TITLE, free_port, images
 
@@ -255,3 +257,20 @@ def test_pull_over_tls_with_the_hospitals_ca(tmp_path: Path, retrieve: str) -> N
                 hospital.client(ca_certificate=str(authority.path)).echo()
             with pytest.raises(Refusal, match="E_PACS_SILENT"):
                 hospital.client().echo()
+
+
+@pytest.mark.parametrize("retrieve", MODES)
+@pytest.mark.parametrize("make", [enhanced, legacy_converted])
+def test_multi_frame_image_is_pulled_like_its_single_frames(tmp_path: Path, retrieve: str, make: Any) -> None:
+    require_orthanc()
+    hospital = Hospital(tmp_path)
+    plain = hospital.volumes(hospital.source / "plain")
+    images = single_frames(sorted((hospital.source / "plain").iterdir()))
+    shutil.rmtree(hospital.source)
+    save_frames(make(images), hospital.source / "1.dcm", syntax=RLELossless)
+    with hospital.open():
+        site = hospital.site("node", retrieve=retrieve)
+        report = hospital.pull(site)
+    assert (report.series, report.fetched_now, report.images_now, report.findings) == (1, 1, 1, [])
+    (pulled,) = hospital.volumes(site.ct_folder)
+    assert np.array_equal(pulled, plain[0])
