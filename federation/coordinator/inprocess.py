@@ -50,7 +50,7 @@ class InProcessGrid:
         self, study: Study, folders: Sequence[Path], run: str, gateways: SimulatedGateways | None = None
     ) -> None:
         """`gateways`: of the sites, if their replies are masked."""
-        self._folders, self._gateways = list(folders), gateways
+        self._folders, self.gateways = list(folders), gateways
         config = {"study": study.model_dump_json(), "run": run}
         self._contexts = {
             node: Context(1, node, {"partition-id": node - 1}, RecordDict(), dict(config))
@@ -67,7 +67,7 @@ class InProcessGrid:
         messages = list(messages)
         with playing(self._folders):
             replies = [app(message, self._contexts[message.metadata.dst_node_id]) for message in messages]
-        return replies if self._gateways is None else self._gateways.masked(messages, replies)
+        return replies if self.gateways is None else self.gateways.masked(messages, replies)
 
 
 def sites_here(study: Study, folders: Sequence[Path], *, run: str = "in-process") -> Sites:

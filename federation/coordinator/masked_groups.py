@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Group:
+class Group:
     """A group's round. `is_kept`: whether its sum was revealed in an earlier attempt. `sum`: once it is unmasked."""
 
     roster: Roster
@@ -53,7 +53,7 @@ class MaskedGroups:
     """
 
     def __init__(
-        self, groups: Sequence[_Group], count: int, before: Moments, *, quorum: int = 0, number: int = 0
+        self, groups: Sequence[Group], count: int, before: Moments, *, quorum: int = 0, number: int = 0
     ) -> None:
         self._groups, self._count, self._before, self._quorum, self.number = groups, count, before, quorum, number
         self._by_site = {name: group for group in groups for name in group.roster.by_name}
@@ -75,18 +75,18 @@ class MaskedGroups:
         present = set(expected)
         groups = []
         for place, roster in enumerate(rosters):
-            own = _settings(settings, roster)
+            own = settings_of_group(settings, roster)
             its = Header.model_validate({**header.model_dump(), "roster": roster.digest, "settings": own.digest})
             begun = _begun(folder, place, its.model)
             if begun is not None and begun.can_unmask and begun.header.settings == own.digest:
-                groups.append(_Group(roster, own, _resumed(begun), is_kept=True))
+                groups.append(Group(roster, own, _resumed(begun), is_kept=True))
                 continue
 
             def make(header: Header, roster: Roster = roster, place: int = place) -> ServerRound:
                 return ServerRound(roster, header, _folder(folder, place), words=settings.words)
 
             here = present & set(roster.by_name)
-            groups.append(_Group(roster, own, MaskedRound(its, own, make, here, seconds=seconds)))
+            groups.append(Group(roster, own, MaskedRound(its, own, make, here, seconds=seconds)))
         return cls(groups, len(rosters), before, quorum=quorum, number=header.round)
 
     @classmethod
@@ -105,7 +105,8 @@ class MaskedGroups:
         if not under_way and len(done) < least_groups(len(rosters)):
             return None  # the next attempt uses what is there
         groups = [
-            _Group(rosters[place], _settings(settings, rosters[place]), _resumed(each)) for place, each in begun.items()
+            Group(rosters[place], settings_of_group(settings, rosters[place]), _resumed(each))
+            for place, each in begun.items()
         ]
         return cls(groups, len(rosters), before, number=max(each.header.round for each in begun.values()))
 
@@ -121,7 +122,7 @@ class MaskedGroups:
             raise Refusal(reasons.SECAGG_MODEL_USED)
         return group.round.answer(site, step, content, about)
 
-    def _of(self, site: str) -> _Group:
+    def _of(self, site: str) -> Group:
         if site not in self._by_site:
             raise Refusal(reasons.SECAGG_MEMBER)
         return self._by_site[site]
@@ -189,7 +190,7 @@ class MaskedGroups:
             group.round.forget()
 
 
-def _settings(settings: Settings, roster: Roster) -> Settings:
+def settings_of_group(settings: Settings, roster: Roster) -> Settings:
     """Return the settings of a group's sum. Shares stay those of the study's patients."""
     return settings.model_copy(update={"sites": len(roster.members)})
 

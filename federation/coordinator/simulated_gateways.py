@@ -89,7 +89,7 @@ class SimulatedGateways:
         app = _NO_DIGEST
         patients = {node: count_patients(site) for node, site in real.items()}
         about = Run(GetRunResponse(), GetFabResponse(), app, run, schema, content, study_digest(content))
-        self._gateways = {
+        self.gateways = {
             node: _Gateway(site, roster, about, _Loopback(server, site.name), patients[node])
             for node, site in stand_ins.items()
         }
@@ -120,7 +120,7 @@ class SimulatedGateways:
             if reply.has_error() or message.metadata.message_type not in MASKED_KINDS:
                 yield reply
                 continue
-            gateway = self._gateways[message.metadata.dst_node_id]
+            gateway = self.gateways[message.metadata.dst_node_id]
             waiting.append(asyncio.run_coroutine_threadsafe(gateway.answer(message, reply), self._loop))
         for done in as_completed(waiting):
             yield done.result()
@@ -142,7 +142,7 @@ class _Gateway:
         PeerApprovals(site).approve(roster, by="the simulation")
         self._run, self._ledger, self._spool = run, Ledger(ledger_file(site)), Spool(site.folder / "gateway")
         self._masked = MaskedRounds(site, upstream, self._spool, self._note)
-        self._patients, self._votes = patients, ModelVotes(site.folder / "gateway" / "votes")
+        self.patients, self._votes = patients, ModelVotes(site.folder / "gateway" / "votes")
 
     async def answer(self, message: Message, reply: Message) -> Message:
         """Return the masked reply, or an error with the code of a refusal."""
@@ -155,7 +155,7 @@ class _Gateway:
         except Refusal as refusal:
             return Message(Error(REFUSED, refusal.code), reply_to=message)
         head = self._record(task.round, "out", task.kind, compose_records(sent, {}).digest)
-        words = self._words(sent)
+        words = self.words(sent)
         self._spool.clear()
         self._masked.finish()
         records: Records = {MASKED: ArrayRecord({WORDS: Array(words)}), "ledger": _config_of(head)}
@@ -167,7 +167,7 @@ class _Gateway:
         """Return what this gateway says of the model of a round."""
         if task.kind != "train":
             return NO_VOTE
-        return self._votes.cast(self._run.name, model_digest(task.content.arrays), metrics, self._patients)
+        return self._votes.cast(self._run.name, model_digest(task.content.arrays), metrics, self.patients)
 
     def _task(self, message: Message) -> Task:
         """Return the task as the gateway has it after its checks."""
@@ -182,7 +182,7 @@ class _Gateway:
             content=Content(arrays=_keep(message.content, self._spool.came_in), configs=configs),
         )
 
-    def _words(self, sent: Content) -> np.ndarray:
+    def words(self, sent: Content) -> np.ndarray:
         head = sent.arrays[MASKED][WORDS]
         return np.concatenate(list(pieces(head, ArraySpec(head.dtype, *head.shape), self._spool.going_out.get)))
 

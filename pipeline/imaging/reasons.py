@@ -172,19 +172,13 @@ OBLIQUE = Reason(
     "E_OBLIQUE", "the slices are tilted {degrees} degrees from axial", "Choose the axial series of the examination."
 )
 TOO_FEW = Reason(
-    "E_TOO_FEW",
-    "{slices} slices are too few; a chest needs at least {least}",
-    "Send all slices of the chest CT series.",
+    "E_TOO_FEW", "{slices} slices are too few; a chest needs at least {least}", "Send all slices of the chest CT."
 )
 TRUNCATED = Reason(
-    "E_TRUNCATED",
-    "the pixels of a slice are missing or cut short",
-    "The transfer was interrupted. Send the series again.",
+    "E_TRUNCATED", "pixels of a slice are missing or cut short", "The transfer was interrupted. Send the series again."
 )
 DECODE = Reason(
-    "E_DECODE",
-    "the pixels of a slice cannot be decoded",
-    "The file is damaged. Export the series again, uncompressed.",
+    "E_DECODE", "the pixels of a slice cannot be decoded", "The file is damaged. Export the series again, uncompressed."
 )
 HU_RANGE = Reason(
     "E_HU_RANGE",
@@ -192,9 +186,7 @@ HU_RANGE = Reason(
     "Export the original series. This one was converted, or it is not CT.",
 )
 EMPTY_VOLUME = Reason(
-    "E_EMPTY_VOLUME",
-    "the scan contains only air or only one value",
-    "Choose the chest CT series of the examination.",
+    "E_EMPTY_VOLUME", "the scan contains only air or only one value", "Choose the chest CT series of the examination."
 )
 SEAM = Reason(
     "W_SEAM",
@@ -207,20 +199,14 @@ PADDING = Reason(
     "No action is needed. Many scanners fill the corners of the image with one value.",
 )
 LOSSY = Reason(
-    "W_LOSSY",
-    "the images were compressed with loss",
-    "Prefer the original images. Fine detail may be lost.",
+    "W_LOSSY", "the images were compressed with loss", "Prefer the original images. Fine detail may be lost."
 )
 CONTRAST = Reason(
     "W_CONTRAST",
     "a contrast agent was given",
     "No action is needed. Vessels are brighter than in a scan without contrast agent.",
 )
-THICK = Reason(
-    "W_THICK",
-    "the slices are thicker than 5 mm",
-    "Prefer a series with thinner slices, if there is one.",
-)
+THICK = Reason("W_THICK", "the slices are thicker than 5 mm", "Prefer a series with thinner slices, if there is one.")
 VOLUME_FILE = Reason(
     "E_VOLUME_FILE",
     "a NIfTI or MetaImage file cannot be read",
@@ -244,7 +230,7 @@ VOLUME_NAME = Reason(
 NOT_A_NUMBER = Reason(
     "E_NOT_A_NUMBER",
     "some voxels contain no number",
-    "Convert the original scan again, without masking or registration.",
+    "Convert the original scan again, without a mask or registration.",
 )
 MASK_FILE = Reason(
     "E_MASK_FILE",

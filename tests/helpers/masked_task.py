@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from federation.coordinator.accepted_model import Accepted
-from federation.coordinator.masked_groups import MaskedGroups, _Group, _settings
+from federation.coordinator.masked_groups import Group, MaskedGroups, settings_of_group
 from federation.coordinator.masked_strategy import MaskedStrategy
 from federation.coordinator.masked_study import MaskedStudy
 from federation.gateway.model_votes import ModelVotes
@@ -118,7 +118,7 @@ class SummedStrategy(MaskedStrategy):
         if not self.masked.groups:
             self.settings = dict.fromkeys(self.masked.names, settings)
             return SumRound()
-        groups = [_Group(roster, _settings(settings, roster), cast(Any, SumRound())) for roster in self._rosters]
+        groups = [Group(roster, settings_of_group(settings, roster), cast(Any, SumRound())) for roster in self._rosters]
         by_name = {name: group.settings for group in groups for name in group.roster.by_name}
         self.settings = {node: by_name[name] for node, name in self.masked.names.items()}
         return MaskedGroups(groups, len(groups), self._moments(), number=header.round)

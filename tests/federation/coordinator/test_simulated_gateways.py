@@ -127,13 +127,13 @@ def spoil_round_1(sites: Sites, group: Roster, weights: int, longest: float, mon
     The sum's mean is then nearly as long as the server accepts, whatever the others send.
     """
     assert sites.masked is not None
-    gateways = cast(Any, sites.grid)._gateways._gateways
+    gateways = cast(Any, sites.grid).gateways.gateways
     by_name = {name: gateways[node] for node, name in sites.masked.names.items()}
     gateway = by_name[group.members[0].name]
-    patients = sum(by_name[member.name]._patients.of_split["train"] for member in group.members)
+    patients = sum(by_name[member.name].patients.of_split["train"] for member in group.members)
     limit = longest * min(1.0, 128.0 / math.sqrt(weights))
     one = patients / sites.masked.patients * narrow_scale(limit, len(group.members))
-    honest, rounds = gateway._words, itertools.count(1)
+    honest, rounds = gateway.words, itertools.count(1)
 
     def words(sent: Content) -> np.ndarray:
         made = honest(sent).copy()
@@ -141,7 +141,7 @@ def spoil_round_1(sites: Sites, group: Roster, weights: int, longest: float, mon
             made[-weights:] += np.uint32(0.7 * longest / math.sqrt(weights) * one)
         return cast(np.ndarray, made)
 
-    monkeypatch.setattr(gateway, "_words", words)
+    monkeypatch.setattr(gateway, "words", words)
 
 
 @pytest.mark.slow
