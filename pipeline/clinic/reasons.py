@@ -81,6 +81,10 @@ CLINIC_BUSY = Reason(
     "Stop the other service first, or use it: one service serves all browsers of the hospital.",
 )
 
+CLINIC_NO_PACS = Reason(
+    "E_CLINIC_NO_PACS", "this page has no PACS", "Add the scan as files, or name a PACS in [pacs] of clinic.toml."
+)
+
 # --- the API: callers and permissions -------------------------------------------------------------------
 
 NO_TOKEN = Reason(
@@ -161,6 +165,9 @@ UPLOAD_BROKEN = Reason(
     "E_UPLOAD_BROKEN", "the upload is incomplete or malformed", "Send it again. Nothing of it was kept."
 )
 UPLOAD_EMPTY = Reason("E_UPLOAD_EMPTY", "the upload contains no file", "Send the files of one chest CT, or one zip.")
+UPLOAD_NO_SCAN = Reason(
+    "E_UPLOAD_NO_SCAN", "none of the files is an image of a scan", "Send the images of one chest CT, no documents."
+)
 UPLOAD_FILES = Reason(
     "E_UPLOAD_FILES", "the upload contains more than {files} files", "Send only one series, or send it as one zip."
 )

@@ -38,7 +38,7 @@ from pipeline.clinic.pictures import write_pictures
 from pipeline.clinic.reasons import ALREADY_ANSWERED, DISK_FULL, SCORING_FAILED, SCORING_MEMORY
 from pipeline.clinic.records import Answer, Job, Patient, Role
 from pipeline.clinic.results.source import keep_source, read_source
-from pipeline.clinic.results.write import RESULTS, write_results
+from pipeline.clinic.results.write import RESULTS, keep_why_not, write_results
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store, new_id, now
 from pipeline.clinic.unscored import keep_to_be_seen
@@ -127,27 +127,24 @@ class Worker:
         folder = self._clinic.work / answer_id
         folder.mkdir(mode=0o700)
         (folder / SCORE).write_text(json.dumps(score.to_json(), indent=1, allow_nan=False), encoding="utf-8")
-        source = None
+        source = why_not = None
         if role == "live":
             write_pictures(score, folder)
-            self._tell(keep_source(scan.series, folder))
+            why_not = keep_source(scan.series, folder)
             source = read_source(folder)
         accession = text(source.header, "AccessionNumber") if source else ""
         answer = self._made(job, scan.series, patient, accession, score, answer_id, role)
         if source:
             wanted = self._clinic.settings.results
-            self._tell(write_results(answer, folder, report=wanted.sr, picture=wanted.picture))
+            why_not = write_results(answer, folder, report=wanted.sr, picture=wanted.picture)
+        if why_not:  # the answer is valid without them
+            log.warning("no results for the PACS: %s", why_not.code)
+            keep_why_not(why_not, folder)
         move_durably(folder, answer.folder)
         is_sent = self._clinic.settings.results.send == "always" and any((answer.folder / f).exists() for f in RESULTS)
         self._store.answers.add(job, answer, deliver=is_sent)
         log.info("a scan was answered after %.1f s", score.seconds["total"])
         return answer
-
-    @staticmethod
-    def _tell(why_not: Refusal | None) -> None:
-        """Log why there are no results for the PACS: the answer is valid without them."""
-        if why_not:
-            log.warning("no results for the PACS: %s", why_not.code)
 
     def _made(
         self,

@@ -15,7 +15,7 @@ from models.refusal import Refusal
 from pipeline.clinic.database import now
 from pipeline.clinic.reasons import NO_RESULTS, NOT_FOR_PATIENTS
 from pipeline.clinic.records import Answer, Delivery
-from pipeline.clinic.results.write import RESULTS
+from pipeline.clinic.results.write import RESULTS, why_no_results
 from pipeline.clinic.settings import Clinic
 from pipeline.pacs.pacs import connect
 from pipeline.pacs.reasons import PACS_SERVICE, PACS_STORE
@@ -38,12 +38,15 @@ class Outbox:
     def put(self, answer: Answer) -> None:
         """Queue the answer's results for sending, also if they failed permanently or were sent before.
 
-        Raises Refusal E_NOT_FOR_PATIENTS, E_NO_RESULTS, E_CLINIC_FILE.
+        Raises Refusal E_NOT_FOR_PATIENTS, E_CLINIC_FILE; if there are no results, E_RESULT_IDENTITY, E_RESULT_NO_DICOM
+        or E_RESULT_WRITE where the cause is known, else E_NO_RESULTS.
         """
         if withheld(answer.score):
             raise Refusal(NOT_FOR_PATIENTS)
-        if not self._is_on or answer.role != "live" or not _files(answer):
+        if not self._is_on or answer.role != "live":
             raise Refusal(NO_RESULTS)
+        if not _files(answer):
+            raise Refusal(why_no_results(answer.folder) or NO_RESULTS)
         with self._clinic.store() as store:
             store.deliveries.set(Delivery(answer.id, "waiting", due_at=now()))
 

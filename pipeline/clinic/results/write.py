@@ -3,8 +3,8 @@
 import logging
 from pathlib import Path
 
-from models.refusal import Refusal
-from pipeline.clinic.reasons import NOT_FOR_PATIENTS, RESULT_NO_DICOM, RESULT_WRITE
+from models.refusal import Reason, Refusal
+from pipeline.clinic.reasons import NOT_FOR_PATIENTS, RESULT_IDENTITY, RESULT_NO_DICOM, RESULT_WRITE
 from pipeline.clinic.records import Answer
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.scoring.verdict import withheld
@@ -13,6 +13,8 @@ logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)  # its log lines n
 
 REPORT, PICTURE = "sr.dcm", "picture.dcm"
 RESULTS = (REPORT, PICTURE)
+WHY_NOT = "no_results.txt"  # the code of the reason
+_WHY_NOT = {reason.code: reason for reason in (NOT_FOR_PATIENTS, RESULT_IDENTITY, RESULT_NO_DICOM, RESULT_WRITE)}
 
 
 @quiet_pydicom()
@@ -48,3 +50,15 @@ def write_results(answer: Answer, folder: Path, *, report: bool = True, picture:
             (folder / name).unlink(missing_ok=True)
         return Refusal(RESULT_WRITE, private=f"{type(error).__name__}: {error}")
     return None
+
+
+def keep_why_not(refusal: Refusal, folder: Path) -> None:
+    """Write into an answer's folder why it has no results. Raises OSError if the disk is full."""
+    (folder / WHY_NOT).write_text(refusal.code, encoding="ascii")
+
+
+def why_no_results(folder: Path) -> Reason | None:
+    """Return why the answer in `folder` has no results; None if it has some, or if nothing was written."""
+    if not (folder / WHY_NOT).is_file():
+        return None
+    return _WHY_NOT.get((folder / WHY_NOT).read_text(encoding="ascii"))

@@ -11,7 +11,7 @@ from pipeline.clinic import pictures
 from pipeline.clinic.reasons import NO_SUCH_ANSWER, NO_SUCH_FILE, NOT_FOR_PATIENTS
 from pipeline.clinic.records import Answer
 from pipeline.clinic.results.outbox import Outbox
-from pipeline.clinic.results.write import PICTURE, REPORT, RESULTS
+from pipeline.clinic.results.write import PICTURE, REPORT, RESULTS, why_no_results
 from pipeline.clinic.store import Store
 from pipeline.clinic.web import schemas
 from pipeline.clinic.web.dependencies import Reader, Scorer, TheClinic, TheStore, TheViewAudit
@@ -195,4 +195,11 @@ def answer_json(answer: Answer) -> Any:
     """Return the answer as JSON of the API."""
     content = answer.to_json()
     hidden = RESULTS if withheld(answer.score) else ()
-    return inert({**content, "files": [name for name in content["files"] if name in _FILES and name not in hidden]})
+    why_not = NOT_FOR_PATIENTS if hidden else why_no_results(answer.folder)
+    return inert(
+        {
+            **content,
+            "files": [name for name in content["files"] if name in _FILES and name not in hidden],
+            "no_results": why_not and {"code": why_not.code, "says": why_not.says, "remedy": why_not.remedy},
+        }
+    )

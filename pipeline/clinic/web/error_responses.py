@@ -17,6 +17,7 @@ from pipeline.clinic import reasons
 _STATUS = {
     reasons.UPLOAD_BROKEN: 400,
     reasons.UPLOAD_EMPTY: 400,
+    reasons.UPLOAD_NO_SCAN: 400,
     reasons.HOST: 400,
     reasons.NO_TOKEN: 401,
     reasons.TOKEN: 401,

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Response
 
 from models.refusal import Refusal
 from pipeline.clinic.pacs_source import Listing, PacsSource
+from pipeline.clinic.reasons import CLINIC_NO_PACS
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
 from pipeline.clinic.web import schemas
@@ -14,7 +15,6 @@ from pipeline.clinic.web.error_responses import documented
 from pipeline.clinic.web.inert_text import inert
 from pipeline.clinic.web.middleware import API
 from pipeline.clinic.web.scans import show_job
-from pipeline.pacs.reasons import NO_PACS
 from pipeline.system.days import Day
 
 routes = APIRouter(tags=["PACS"])
@@ -84,8 +84,8 @@ def _on_record(store: Store, asked: dict[str, str], found: Listing) -> dict[str,
 
 
 def _source(clinic: Clinic) -> PacsSource:
-    """Return the clinic's PACS. Raises Refusal E_NO_PACS, and what opening the node's folder raises."""
+    """Return the clinic's PACS. Raises Refusal E_CLINIC_NO_PACS, and what opening the node's folder raises."""
     if clinic.pacs is None:
-        raise Refusal(NO_PACS)
+        raise Refusal(CLINIC_NO_PACS)
     table, folder = clinic.pacs
     return PacsSource(clinic.folder, table, folder)

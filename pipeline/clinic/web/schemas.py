@@ -90,8 +90,18 @@ class Delivery(BaseModel):
     sent_at: str | None
 
 
+class NoResults(BaseModel):
+    """Why an answer has no results for the PACS."""
+
+    code: str
+    says: str
+    remedy: str
+
+
 class Answer(BaseModel):
-    """The model's answer. `files`: names for download. `score`: as `fedthorax score --json` prints it.
+    """The model's answer. `files`: names for download. `no_results`: null, or why there are none for the PACS.
+
+    `score`: as `fedthorax score --json` prints it.
 
     `score.level`: by label, low, intermediate or high; uncertain where the 95 % band of the calibration (`interval`)
     crosses a threshold, and `met` of that threshold is null; null without thresholds. Each threshold has its `evidence`
@@ -110,6 +120,7 @@ class Answer(BaseModel):
     pcr: Pcr | None
     pacs: Delivery | None
     files: list[str]
+    no_results: NoResults | None
 
 
 class Answers(BaseModel):

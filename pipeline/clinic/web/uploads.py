@@ -15,7 +15,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
 from models.refusal import Refusal
-from pipeline.clinic.reasons import REQUEST_TYPE, UPLOAD_BROKEN, UPLOAD_EMPTY, UPLOAD_FILES
+from pipeline.clinic.reasons import REQUEST_TYPE, UPLOAD_BROKEN, UPLOAD_EMPTY, UPLOAD_FILES, UPLOAD_NO_SCAN
 from pipeline.imaging.archive import MAX_ENTRIES
 from pipeline.imaging.discovery import VOLUME_SUFFIXES, is_companion
 
@@ -28,7 +28,8 @@ _FORM = "multipart/form-data"
 async def receive(request: Request, folder: Path) -> None:
     """Write the files of a request (a form or one zip) into the new `folder`; remove it on any failure.
 
-    Raises Refusal E_REQUEST_TYPE, E_REQUEST_SIZE, E_UPLOAD_BROKEN, E_UPLOAD_EMPTY, E_UPLOAD_FILES; ClientDisconnect.
+    Raises Refusal E_REQUEST_TYPE, E_REQUEST_SIZE, E_UPLOAD_BROKEN, E_UPLOAD_EMPTY, E_UPLOAD_NO_SCAN, E_UPLOAD_FILES;
+    ClientDisconnect.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind.decode("latin-1") not in (_FORM, *_ZIP):
@@ -67,7 +68,7 @@ async def _receive_form(request: Request, boundary: bytes, folder: Path) -> None
     if not form.is_whole:
         raise Refusal(UPLOAD_BROKEN)
     if not form.files:
-        raise Refusal(UPLOAD_EMPTY)
+        raise Refusal(UPLOAD_NO_SCAN if form.skipped else UPLOAD_EMPTY)
 
 
 async def _pieces(request: Request) -> AsyncIterator[bytes]:
@@ -105,7 +106,7 @@ class _Form:
         )
         self._file: BinaryIO | None = None
         self._header, self._content, self._disposition = b"", b"", b""
-        self.files = 0
+        self.files = self.skipped = 0
         self.is_whole = False
 
     def write(self, piece: bytes) -> None:
@@ -133,7 +134,10 @@ class _Form:
         given = parse_options_header(self._disposition)[1].get(b"filename", b"").decode("latin-1").lower()
         name = given.replace("\\", "/").rpartition("/")[2]
         ending = next((known for known in (*VOLUME_SUFFIXES, ".zip") if name.endswith(known)), ".dcm")
-        if not name or (ending == ".dcm" and is_companion(name)):
+        if not name:
+            return
+        if ending == ".dcm" and is_companion(name):
+            self.skipped += 1
             return
         self.files += 1
         if self.files > MAX_ENTRIES:

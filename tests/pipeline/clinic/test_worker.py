@@ -22,7 +22,9 @@ from pipeline.clinic import unscored as without_score_module
 from pipeline.clinic import worker
 from pipeline.clinic.database import now, stamp
 from pipeline.clinic.pictures import planes
+from pipeline.clinic.reasons import RESULT_IDENTITY, RESULT_NO_DICOM
 from pipeline.clinic.records import Answer, Job
+from pipeline.clinic.results.write import why_no_results
 from pipeline.clinic.retention import clear_work, forget_old, tidy
 from pipeline.clinic.settings import SETTINGS, Clinic
 from pipeline.clinic.store import Store, new_id
@@ -136,6 +138,17 @@ def test_answer_has_all_its_files(clinic: Clinic, store: Store, scan: Path, rele
     assert PATIENT_ID not in str(record)
 
 
+def _without_a_study(image: Dataset, _: int) -> None:
+    del image.StudyInstanceUID
+
+
+def test_answer_names_why_it_has_no_results(clinic: Clinic, store: Store, scan: Path, tmp_path: Path) -> None:
+    assert why_no_results(answer_of(clinic, store, scan).folder) is None
+    unnamed = tmp_path / "unnamed"
+    write_series(unnamed, chest(), spacing_mm=SPACING_MM, edit=_without_a_study)
+    assert why_no_results(answer_of(clinic, store, unnamed).folder) is RESULT_IDENTITY
+
+
 @pytest.mark.slow
 def test_zip_and_volume_file_give_the_same_hu_values(clinic: Clinic, store: Store, scan: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "1.zip", "w") as packed:
@@ -197,7 +210,9 @@ def test_phantom_model_sends_no_result_of_a_patient_scan(
 def test_result_of_a_volume_file_is_never_sent(clinic: Clinic, store: Store, tmp_path: Path) -> None:
     (clinic.folder / SETTINGS).write_text('[results]\nsend = "always"\nurl = "http://127.0.0.1:9/none"\n')
     volume = volume_images.save(volume_images.image(chest(), spacing_mm=SPACING_MM), tmp_path / "1.nii.gz")
-    assert answer_of(Clinic.open(clinic.folder), store, volume).pacs is None
+    answer = answer_of(Clinic.open(clinic.folder), store, volume)
+    assert answer.pacs is None
+    assert why_no_results(answer.folder) is RESULT_NO_DICOM
 
 
 def test_scan_without_a_chest_gets_a_reason_and_no_score(clinic: Clinic, store: Store, tmp_path: Path) -> None:

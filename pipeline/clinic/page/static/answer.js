@@ -1,6 +1,6 @@
 // One scan: its answer, why it has none, or its state in the queue.
 
-import { address, ask } from "./api.js";
+import { Refused, address, ask } from "./api.js";
 import { briefly, byId, element, moment, outside, personName, say, show } from "./dom.js";
 import { showFacts } from "./facts.js";
 import { showHistory } from "./history.js";
@@ -148,9 +148,10 @@ function showResult() {
 // --- to the PACS --------------------------------------------------------------------------------
 
 function showDelivery() {
-  const { pacs } = answer;
+  const { pacs, no_results: none, score } = answer;
   const says = byId("pacs-state");
   clearTimeout(looking);
+  say(byId("no-results"), !pacs && maySend && none && !score.withheld ? new Refused(0, none).text : "");
   if (!pacs) {
     says.replaceChildren();
   } else if (pacs.state === "sent") {

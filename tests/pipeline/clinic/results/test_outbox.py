@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from models.refusal import Reason, Refusal
+from pipeline.clinic import reasons as clinic_reasons
 from pipeline.clinic.database import now
 from pipeline.clinic.records import Answer, Delivery
 from pipeline.clinic.results.outbox import Outbox
+from pipeline.clinic.results.write import keep_why_not
 from pipeline.clinic.settings import Clinic, ClinicSettings
 from pipeline.clinic.store import new_id
 from pipeline.pacs import reasons as pacs_reasons
@@ -188,6 +190,18 @@ def test_answer_that_cannot_be_sent_is_not_queued(why: str, clinic: Clinic, pacs
     outbox = Outbox(clinic_at(tmp_path, send="off") if why == "off" else clinic)
     with pytest.raises(Refusal, match="E_NO_RESULTS"):
         outbox.put(answer)
+    assert delivery(clinic, answer) is None
+
+
+@pytest.mark.parametrize(
+    "reason", [clinic_reasons.RESULT_IDENTITY, clinic_reasons.RESULT_NO_DICOM, clinic_reasons.RESULT_WRITE]
+)
+def test_answer_without_results_is_refused_with_the_cause(reason: Reason, clinic: Clinic, pacs: Pacs) -> None:
+    answer = answered(clinic, files=())
+    answer.folder.mkdir(exist_ok=True)
+    keep_why_not(Refusal(reason), answer.folder)
+    with pytest.raises(Refusal, match=reason.code):
+        Outbox(clinic).put(answer)
     assert delivery(clinic, answer) is None
 
 

@@ -21,8 +21,8 @@ def silent(clinic: Clinic) -> None:
 
 def test_clinic_without_a_pacs_refuses_with_a_code(client: Clients) -> None:
     listing = client("score").get("/api/v1/pacs/series", params={"patient_id": "SYNTHETIC-1"})
-    assert (listing.status_code, refused(listing)) == (409, "E_NO_PACS")
-    assert refused(client("score").post("/api/v1/pacs/scans", json=CHOICE)) == "E_NO_PACS"
+    assert (listing.status_code, refused(listing)) == (409, "E_CLINIC_NO_PACS")
+    assert refused(client("score").post("/api/v1/pacs/scans", json=CHOICE)) == "E_CLINIC_NO_PACS"
 
 
 def test_unreachable_pacs_gives_bad_gateway(silent: None, client: Clients) -> None:

@@ -88,6 +88,7 @@ PART = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r
         (b"--b--\r\n", FORM, "E_UPLOAD_EMPTY"),
         (PART.replace(b'; filename="a"', b"") + b"a\r\n--b--\r\n", FORM, "E_UPLOAD_EMPTY"),
         (b"", {"Content-Type": "application/zip"}, "E_UPLOAD_EMPTY"),
+        (PART.replace(b'"a"', b'"letter.pdf"') + b"a\r\n--b--\r\n", FORM, "E_UPLOAD_NO_SCAN"),
         (b"{}", {"Content-Type": "application/json"}, "E_REQUEST_TYPE"),
         (b"{}", {}, "E_REQUEST_TYPE"),
         (b"a", {"Content-Type": "multipart/mixed; boundary=b"}, "E_REQUEST_TYPE"),
