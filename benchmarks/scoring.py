@@ -24,6 +24,7 @@ from models.network import LABELS, NetworkSettings, build_network
 from models.release import Release, save_release
 from pipeline.clinic.pictures import planes, slice_png
 from pipeline.clinic.records import Answer
+from pipeline.clinic.results.write import REPORT
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store, new_id
 
@@ -200,6 +201,7 @@ def _one_answer(clinic: Clinic, store: Store, series: Path, worker: subprocess.P
     answered = time.perf_counter()
     answer = store.answers.get(store.jobs.get(job.id).answer_id or "")
     _draw_first(answer)
+    (answer.folder / REPORT).unlink()  # the next scan is the same: with its report it would get this answer
     return {
         **answer.score["timing_seconds"],
         "processor": _processor_s(worker.pid) - processor_s,

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from datetime import date, datetime
+from importlib.metadata import version
 from typing import Any
 
 from models.refusal import Refusal
@@ -12,7 +13,8 @@ from pipeline.clinic.deliveries import delivery_of
 from pipeline.clinic.patient_keys import PatientKeys
 from pipeline.clinic.queue import end_job, patient_of
 from pipeline.clinic.reasons import ALREADY_ANSWERED, NO_SUCH_ANSWER
-from pipeline.clinic.records import Answer, Job, Pcr, PcrResult, PcrSource, Role
+from pipeline.clinic.records import Answer, Job, Patient, Pcr, PcrResult, PcrSource, Role
+from pipeline.imaging.discovery import Series
 from pipeline.scoring.verdict import redecided
 from pipeline.system.days import check_day
 
@@ -20,6 +22,7 @@ _SELECT = """
     SELECT answers.*, result, collected_on, pcr.source, by, state, attempts, code, due_at, sent_at FROM answers
     LEFT JOIN pcr ON pcr.answer_id = answers.id LEFT JOIN deliveries ON deliveries.answer_id = answers.id
 """
+_QUEUE_DELIVERY = "INSERT OR IGNORE INTO deliveries (answer_id, state, attempts, due_at) VALUES (?, 'waiting', 0, ?)"
 _DAY_CHARACTERS = len("2021-03-04")
 
 
@@ -43,10 +46,7 @@ class Answers:
                 raise Refusal(ALREADY_ANSWERED)
             self._insert(db, job, answer)
             if deliver:
-                db.execute(
-                    "INSERT INTO deliveries (answer_id, state, attempts, due_at) VALUES (?, 'waiting', 0, ?)",
-                    (answer.id, stamp(now())),
-                )
+                db.execute(_QUEUE_DELIVERY, (answer.id, stamp(now())))
             write_record(
                 db,
                 job.asked_by,
@@ -80,6 +80,43 @@ class Answers:
         if not patient_key:
             return []
         return self._answers("patient_key = ? AND role = 'live' ORDER BY answers.number DESC", patient_key)
+
+    def of_same_scan(self, series: Series, patient: Patient | None, hu_sha256: str, model_sha256: str) -> Answer | None:
+        """Return the newest live answer to the same scan by the same model and version; None if there is none.
+
+        The headers that the answer depends on must be equal too: a corrected scan gets an answer of its own.
+        """
+        found = self._answers(
+            "role = 'live' AND series_uid = ? AND model_sha256 = ? AND answers.id IN"
+            " (SELECT answer_id FROM audit WHERE action = 'answer' AND version = ?) ORDER BY answers.number DESC",
+            *(series.series_uid, model_sha256, version("fedthorax")),
+        )
+        scan = (hu_sha256, series.is_phantom, series.study_uid, series.acquired, series.has_clock)
+        whose = self._keys.patient_text(patient)
+        for each in found:
+            known = each.score["input"]
+            theirs = (
+                known["hu_sha256"],
+                known.get("is_phantom", False),
+                each.study_uid,
+                each.acquired_at,
+                each.has_clock,
+            )
+            if theirs == scan and self._keys.patient_text(each.patient) == whose:
+                return each
+        return None
+
+    def repeat(self, job: Job, answer: Answer, *, deliver: bool = False) -> None:
+        """End a job with the answer that the same scan has already, and write an audit record.
+
+        `deliver`: also queue the answer for the PACS, if it never was. Raises Refusal E_ALREADY_ANSWERED.
+        """
+        with self._database.transaction() as db:
+            if deliver:
+                db.execute(_QUEUE_DELIVERY, (answer.id, stamp(now())))
+            end_job(db, job, "answered", answer_id=answer.id, patient=self._keys.patient_text(answer.patient))
+            known = {"input_sha256": answer.score["input"]["hu_sha256"], "model_sha256": answer.model_sha256}
+            write_record(db, job.asked_by, "repeat", job_id=job.id, answer_id=answer.id, **known)
 
     def set_pcr(
         self, answer_id: str, result: PcrResult, collected_on: date | None, source: PcrSource, by: str

@@ -189,9 +189,9 @@ class Model:
 class AuditRecord:
     """One audit record; it names no patient.
 
-    `action`: "answer", "no_score", "pcr", "send", "promote", "sign_in", a view ("look", "job", "worklist", "list",
-    "history", "search"), ... `input_sha256`: SHA-256 of the volume in Hounsfield units. `output`: the model's output,
-    what was shown, or other details. `code`: why there is no score. `version`: of fedthorax.
+    `action`: "answer", "repeat", "no_score", "pcr", "send", "promote", "sign_in", a view ("look", "job", "worklist",
+    "list", "history", "search"), ... `input_sha256`: SHA-256 of the volume in Hounsfield units. `output`: the model's
+    output, what was shown, or other details. `code`: why there is no score. `version`: of fedthorax.
     """
 
     number: int

@@ -68,7 +68,9 @@ class Store:
                 )
                 gone = [row["id"] for row in found.fetchall()]
                 db.execute(
-                    "DELETE FROM jobs WHERE ended_at < ? AND id NOT IN (SELECT job_id FROM answers)",
+                    "DELETE FROM jobs WHERE (ended_at < ?"
+                    " OR answer_id IS NOT NULL AND answer_id NOT IN (SELECT id FROM answers))"
+                    " AND id NOT IN (SELECT job_id FROM answers)",
                     (old,),
                 )
             if audit_before:

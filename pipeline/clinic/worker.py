@@ -35,10 +35,17 @@ from models.refusal import Refusal
 from models.release import Release, load_release
 from pipeline.clinic.laboratory import find_pcr
 from pipeline.clinic.pictures import write_pictures
-from pipeline.clinic.reasons import ALREADY_ANSWERED, DISK_FULL, SCORING_FAILED, SCORING_MEMORY
+from pipeline.clinic.reasons import (
+    ALREADY_ANSWERED,
+    DISK_FULL,
+    NOT_FOR_PATIENTS,
+    RESULT_NO_DICOM,
+    SCORING_FAILED,
+    SCORING_MEMORY,
+)
 from pipeline.clinic.records import Answer, Job, Patient, Role
 from pipeline.clinic.results.source import keep_source, read_source
-from pipeline.clinic.results.write import RESULTS, keep_why_not, write_results
+from pipeline.clinic.results.write import PICTURE, REPORT, RESULTS, keep_why_not, why_no_results, write_results
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store, new_id, now
 from pipeline.clinic.unscored import keep_to_be_seen
@@ -105,6 +112,10 @@ class Worker:
             with self._time_limit(), open_images(_source(job.folder)) as images:
                 scan = read_one(images, job.series_uid)
                 patient = self._patient(scan.series)
+                earlier = self._earlier(scan, patient, live)
+                if earlier:
+                    self._store.answers.repeat(job, earlier, deliver=self._is_sent(earlier.folder))
+                    return
                 answer = self._answer(job, scan, patient, live, "live")
         except Exception as error:
             refusal = _why_not(error)
@@ -119,6 +130,26 @@ class Worker:
             return
         self._ask_shadow(job, scan, patient)
         self._add_pcr(answer)
+
+    def _earlier(self, scan: OneScan, patient: Patient | None, live: Release) -> Answer | None:
+        """Return the answer that the scan has already; None if there is none, or if its results are not complete.
+
+        One scan sent twice would otherwise have two answers, two reports in the PACS, and a trend. While a shadow model
+        runs, each scan is scored anew, so that both models answer it.
+        """
+        if self._store.models.with_role("shadow"):
+            return None
+        found = self._store.answers.of_same_scan(scan.series, patient, _sha256_hu(scan), live.sha256)
+        if found is None:
+            return None
+        wanted = self._clinic.settings.results
+        missing = [
+            name
+            for name, is_wanted in ((REPORT, wanted.sr), (PICTURE, wanted.picture))
+            if is_wanted and not (found.folder / name).is_file()
+        ]
+        is_final = why_no_results(found.folder) in (NOT_FOR_PATIENTS, RESULT_NO_DICOM)
+        return found if is_final or not missing else None
 
     def _answer(self, job: Job, scan: OneScan, patient: Patient | None, release: Release, role: Role) -> Answer:
         """Score a scan, write the answer's files, then store the answer. Raises Refusal, OSError."""
@@ -141,10 +172,13 @@ class Worker:
             log.warning("no results for the PACS: %s", why_not.code)
             keep_why_not(why_not, folder)
         move_durably(folder, answer.folder)
-        is_sent = self._clinic.settings.results.send == "always" and any((answer.folder / f).exists() for f in RESULTS)
-        self._store.answers.add(job, answer, deliver=is_sent)
+        self._store.answers.add(job, answer, deliver=self._is_sent(answer.folder))
         log.info("a scan was answered after %.1f s", score.seconds["total"])
         return answer
+
+    def _is_sent(self, folder: Path) -> bool:
+        """Whether the results in an answer's folder are sent without a request."""
+        return self._clinic.settings.results.send == "always" and any((folder / name).exists() for name in RESULTS)
 
     def _made(
         self,
@@ -254,10 +288,14 @@ def _why_not(error: Exception) -> Refusal:
     return Refusal(SCORING_FAILED)
 
 
+def _sha256_hu(scan: OneScan) -> str:
+    return hashlib.sha256(scan.volume.hu.data).hexdigest()
+
+
 def _sha256(scan: OneScan | None, folder: Path) -> str:
     """Return the SHA-256 of the volume in HU, as in an answer; if there is no volume, of the files."""
     if scan:
-        return hashlib.sha256(scan.volume.hu.data).hexdigest()
+        return _sha256_hu(scan)
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:

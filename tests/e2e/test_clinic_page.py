@@ -286,6 +286,26 @@ def test_second_scan_of_a_patient_appears_in_the_history(page, clinic):
     page.wait_for_text("(this)", "#history tbody tr:nth-child(2)")
 
 
+def test_scan_sent_again_has_one_line_and_one_point_of_the_trend(page, clinic, answered):
+    page.wait_for("document.querySelectorAll('#history tbody tr').length")
+    lines, scores = (
+        page.js(f"document.querySelectorAll('{rows}').length") for rows in ("#scans li", "#history tbody tr")
+    )
+    page.drop([clinic.scans / "chest"], "#drop")
+    page.wait_for_text("the same scan, sent 2 times", "#scans li", seconds=60)
+    assert page.js("document.querySelectorAll('#scans li').length") == lines
+    assert page.js("document.querySelector('#scans a').getAttribute('aria-current')") == "true"
+    page.js("location.hash = document.querySelector('#scans a').getAttribute('href')")
+    page.wait_for(f"location.hash !== {json.dumps(answered)} && {SHOWN}")
+    page.wait_for(f"document.querySelectorAll('#history tbody tr').length === {scores}")
+    twice = [
+        {"study": {"series_uid": uid, "acquired_at": day}, "score": {"input": {}, "probability": {"severe": share}}}
+        for uid, day, share in (("1", "2020-03-04", 0.1), ("2", "2020-03-01", 0.3), ("1", "2020-03-04", 0.2))
+    ]
+    points = page.js(f"import('./static/history.js').then(({{ trend }}) => trend({json.dumps(twice)}))")
+    assert points == [0.3, 0.1]
+
+
 def test_scan_without_lungs_gets_a_reason_and_a_remedy_but_no_score(page, clinic):
     page.js("location.hash = '#/'")
     page.drop([clinic.scans / "none.zip"], "#drop")

@@ -3,6 +3,7 @@
 All scans are synthetic, and the model's weights are random.
 """
 
+import itertools
 import os
 import shutil
 import signal
@@ -27,13 +28,14 @@ from pipeline.clinic.store import Store, new_id
 from pipeline.clinic.web.auth import Tokens
 from tests.e2e.conftest import Command
 from tests.helpers.descriptions import description
-from tests.helpers.dicom_files import write_series
+from tests.helpers.dicom_files import of_other_patient, write_series
 from tests.pipeline.scoring.test_score import SPACING_MM, chest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 SECONDS = 120  # timeout of every wait
 SCANS, TORN = 12, 88  # sent in parallel: some can be scored, many are unreadable
+_numbers = itertools.count(1)  # of patients
 PARENT_MB = 300  # PyTorch alone takes more
 
 
@@ -102,7 +104,7 @@ def wait_for(what: Callable[[], object], command: Command, *, every: float = 0.1
 def queue(clinic: Clinic, store: Store, scan: Path) -> Job:
     job_id = new_id()
     (clinic.scans / job_id).mkdir()
-    shutil.copy(scan, clinic.scans / job_id)
+    (clinic.scans / job_id / "1.zip").write_bytes(of_other_patient(scan, next(_numbers)))
     return store.jobs.add(job_id, source="upload", asked_by="test")
 
 
@@ -187,6 +189,7 @@ def test_100_parallel_scans_are_answered_once_and_sigterm_ends_all(
     clinic: Clinic, store: Store, scan: Path, serve: Callable[[], Command]
 ) -> None:
     whole = scan.read_bytes()
+    wholes = [of_other_patient(scan, next(_numbers)) for _ in range(SCANS)]
     torn = whole[: len(whole) // 2] + bytes(1_000_000)
     token = Tokens(clinic.folder).make("night desk", "score", by="test")
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/zip"}
@@ -198,7 +201,7 @@ def test_100_parallel_scans_are_answered_once_and_sigterm_ends_all(
         job_id: str = answered.json()["id"]
         return job_id
 
-    contents = [whole] * SCANS + [torn] * TORN
+    contents = wholes + [torn] * TORN
     with ThreadPoolExecutor(len(contents)) as pool:
         jobs = list(pool.map(send, contents))
     assert len(set(jobs)) == len(contents)

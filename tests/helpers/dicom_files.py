@@ -1,6 +1,8 @@
 """Writes small synthetic CT series, valid or broken, for tests of code that reads DICOM."""
 
+import io
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,3 +113,13 @@ def body(slices: int = 24, rows: int = 16, columns: int = 12) -> np.ndarray:
     hu = np.full((slices, rows, columns), -1000.0)
     hu[:, 3:-3, 3:-3] = np.arange(slices)[:, None, None] + 40.0
     return hu
+
+
+def of_other_patient(archive: Path, number: int) -> bytes:
+    """Return a zip of the same scan of another patient: a scan that is sent again gets no second answer."""
+    made = io.BytesIO()
+    other = str(number).zfill(len(PATIENT_ID)).encode()
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(made, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name).replace(PATIENT_ID.encode(), other))
+    return made.getvalue()

@@ -138,6 +138,41 @@ def test_answer_has_all_its_files(clinic: Clinic, store: Store, scan: Path, rele
     assert PATIENT_ID not in str(record)
 
 
+@pytest.mark.slow
+def test_scan_sent_twice_has_one_answer(clinic: Clinic, store: Store, scan: Path) -> None:
+    first = answer_of(clinic, store, scan)
+    again = queue(clinic, store, scan)
+    work(clinic, store)
+    done = store.jobs.get(again.id)
+    assert (done.state, done.answer_id, done.patient) == ("answered", first.id, first.patient)
+    assert [answer.id for answer in store.answers.newest(role=None)] == [first.id]
+    (record,) = store.audit.records(limit=1)
+    assert (record.action, record.who, record.answer_id) == ("repeat", "night desk", first.id)
+    store.forget(now() + timedelta(days=1), None)
+    assert store.jobs.newest() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", ["patient", "model", "results"])
+def test_changed_scan_model_or_missing_results_give_a_new_answer(
+    changed: str, clinic: Clinic, store: Store, scan: Path, releases: dict[str, Path], tmp_path: Path
+) -> None:
+    first = answer_of(clinic, store, scan)
+    source = scan
+    if changed == "patient":
+        source = tmp_path / "corrected"
+        write_series(source, chest(), spacing_mm=SPACING_MM, edit=_older)
+    elif changed == "model":
+        store.models.set_live(list(releases)[1], by="test")
+    else:
+        (first.folder / "sr.dcm").unlink()
+    assert answer_of(clinic, store, source).id != first.id
+
+
+def _older(image: Dataset, _: int) -> None:
+    image.PatientAge = "064Y"
+
+
 def _without_a_study(image: Dataset, _: int) -> None:
     del image.StudyInstanceUID
 
@@ -394,13 +429,15 @@ def laboratory(clinic: Clinic, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_pcr_result_is_added_with_the_answer_or_later(
-    clinic: Clinic, store: Store, scan: Path, laboratory: Path
+    clinic: Clinic, store: Store, scan: Path, laboratory: Path, tmp_path: Path
 ) -> None:
     clinic = Clinic.open(clinic.folder)
     early = answer_of(clinic, store, scan)
     assert early.pcr is None
     laboratory.write_text(f"patient_id,collected,result\n{PATIENT_ID},2021-03-04T12:00,detected\n")
-    late = answer_of(clinic, store, scan)
+    other = tmp_path / "other"
+    write_series(other, chest(), spacing_mm=SPACING_MM, edit=_older)
+    late = answer_of(clinic, store, other)
     assert late.pcr and (late.pcr.result, late.pcr.source, late.pcr.by) == ("positive", "laboratory", "laboratory")
     Worker(clinic, store).look_for_pcr()
     assert store.answers.get(early.id).pcr == late.pcr

@@ -1,4 +1,4 @@
-// All scores of one patient, newest first, each with its model.
+// All scores of one patient, newest first, each with its model, and their trend.
 
 import { ask } from "./api.js";
 import { byId, element, moment, outside, percent, table } from "./dom.js";
@@ -41,6 +41,18 @@ function row(answer, isThis) {
   ];
 }
 
+/** The probabilities of a severe course, one for each scan (its newest answer), in the order of the scans. */
+export function trend(answers) {
+  const byScan = new Map();
+  for (const answer of answers) {
+    const scan = `${answer.study.series_uid} ${answer.score.input?.hu_sha256}`;
+    if (!byScan.has(scan) && answer.score.probability.severe !== undefined) byScan.set(scan, answer);
+  }
+  const when = ({ study, created_at }) => study.acquired_at ?? created_at;
+  const inOrder = [...byScan.values()].sort((a, b) => (when(a) < when(b) ? -1 : 1));
+  return inOrder.map(({ score }) => score.probability.severe);
+}
+
 export async function showHistory(answer, isCurrent) {
   const box = byId("history");
   box.replaceChildren();
@@ -52,7 +64,7 @@ export async function showHistory(answer, isCurrent) {
   if (!isCurrent()) return;
   const headings = ["Scan", "Severe course", "Positive PCR", "PCR", "Model"];
   box.replaceChildren(table("Scores of this patient", headings, answers.map((each) => row(each, each.id === answer.id))));
-  const shares = answers.map(({ score }) => score.probability.severe).filter((share) => share !== undefined).reverse();
+  const shares = trend(answers);
   if (shares.length > 1) {
     box.prepend(element("p", { className: "trend" }, "Severe course, oldest to newest ", sparkline(shares)));
   }

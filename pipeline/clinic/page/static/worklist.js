@@ -99,14 +99,15 @@ async function draw() {
   await learnAnswers().catch(() => {}); // the list is shown without them
   show(byId("worklist-empty"), jobs.size === 0);
   const scans = byId("scans");
+  const shown = new Set(shownJobs().map(({ id }) => id));
   for (const [id, item] of items) {
-    if (!jobs.has(id)) {
+    if (!shown.has(id)) {
       item.remove();
       items.delete(id);
     }
   }
   let place = scans.firstElementChild;
-  for (const job of jobs.values()) {
+  for (const job of shownJobs()) {
     const item = items.get(job.id) ?? newItem(job.id);
     write(item, job);
     if (item === place) place = place.nextElementSibling;
@@ -114,6 +115,20 @@ async function draw() {
   }
   choose(chosen);
 }
+
+/** The jobs with a line of their own: a scan that was sent again has one line, at its newest place. */
+function shownJobs() {
+  const seen = new Set();
+  return [...jobs.values()].filter(({ answer_id: id }) => !id || (!seen.has(id) && seen.add(id)));
+}
+
+/** Returns the id of the job whose line stands for this one. */
+function lineOf(id) {
+  const answer = jobs.get(id)?.answer_id;
+  return answer ? shownJobs().find((job) => job.answer_id === answer).id : id;
+}
+
+const timesSent = ({ answer_id: id }) => [...jobs.values()].filter((job) => id && job.answer_id === id).length;
 
 function newItem(id) {
   const link = element("a", { href: `#/scans/${id}` });
@@ -126,7 +141,8 @@ function write(item, job) {
   const { patient } = job;
   const link = item.firstElementChild;
   const answer = answers.get(job.answer_id);
-  const text = JSON.stringify([job, answer?.score.probability, answer?.pcr]);
+  const times = timesSent(job);
+  const text = JSON.stringify([job, times, answer?.score.probability, answer?.pcr]);
   if (item.dataset.text === text) return;
   item.dataset.text = text;
   item.dataset.state = job.state;
@@ -135,6 +151,7 @@ function write(item, job) {
     element("span", { className: "when" }, briefly(job.received_at)),
     element("span", { className: "id" }, outside(patient?.id)),
     element("span", { className: "outcome" }, ...outcome(job, answer)),
+    times > 1 ? element("span", { className: "id" }, `the same scan, sent ${times} times`) : "",
   );
 }
 
@@ -163,15 +180,15 @@ export function choose(id) {
   chosen = id;
   for (const [each, item] of items) {
     const link = item.firstElementChild;
-    if (each === id) link.setAttribute("aria-current", "true");
+    if (each === lineOf(id)) link.setAttribute("aria-current", "true");
     else link.removeAttribute("aria-current");
   }
 }
 
 /** Returns the id of the scan `step` places below the chosen one, or of the first scan. */
 export function neighbour(step) {
-  const ids = [...jobs.keys()];
-  const at = ids.indexOf(chosen);
+  const ids = shownJobs().map(({ id }) => id);
+  const at = ids.indexOf(lineOf(chosen));
   return ids[at < 0 ? 0 : Math.min(ids.length - 1, Math.max(0, at + step))];
 }
 
