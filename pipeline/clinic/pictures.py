@@ -24,6 +24,7 @@ from scipy import ndimage
 from models.refusal import Refusal
 from pipeline.clinic.reasons import NO_SUCH_PICTURE
 from pipeline.imaging.volume import LUNG_WINDOW_HU, Volume, whole_hu
+from pipeline.scoring.best_planes import best_planes
 from pipeline.scoring.colormap import CONTOUR_RGB, heat_rgba, opacity_rgba
 
 if TYPE_CHECKING:
@@ -75,8 +76,8 @@ def write_scan(volume: Volume, folder: Path) -> None:
 def planes(folder: Path) -> dict[Plane, dict[str, Any]]:
     """Describe each plane: count of slices, spacing_mm between them, rows and columns of a picture, letters, start.
 
-    `start` is the first slice to show: through the maximum of the saliency, else where the lungs are largest, else the
-    middle slice. Raises Refusal E_NO_SUCH_PICTURE.
+    `start` is the first slice to show: through the maximum of the saliency, else that with the most dense lung (with
+    the most lung, if hardly any is dense), else the middle slice. Raises Refusal E_NO_SUCH_PICTURE.
     """
     volume, affine = _read(folder / IMAGE)
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
@@ -176,7 +177,9 @@ def _start(folder: Path) -> list[int]:
         voxel = np.array(np.unravel_index(over.argmax(), over.shape))
     else:
         over, over_affine = _read(folder / LUNGS)
-        voxel = np.array([over.sum(axis=others).argmax() for others in ((1, 2), (0, 2), (0, 1))])
+        has_dense = (folder / OPACITIES).is_file()  # answers of earlier versions do not
+        dense = _read(folder / OPACITIES)[0] if has_dense else np.zeros_like(over)
+        voxel = np.array(best_planes(over, dense))
     found = np.rint(np.linalg.inv(affine) @ over_affine @ [*voxel, 1.0])[:3]
     return np.clip(found, 0, np.array(volume.shape) - 1).astype(int).tolist()
 

@@ -21,6 +21,7 @@ from pipeline.preprocessing.lesion_burden import EXTERNAL_MASK, PARTS, SIDES, Bu
 from pipeline.preprocessing.opacity import HEALTHY_DENSE
 from pipeline.preprocessing.preprocess import Prepared, resample
 from pipeline.scoring import reasons
+from pipeline.scoring.best_planes import best_planes, strongest_planes
 from pipeline.scoring.colormap import CONTOUR_RGB, OPACITY_RGB, heat_rgba, opacity_rgba
 from pipeline.scoring.lungs_alone import LungsAlone
 from pipeline.scoring.score import NOTICE, Score
@@ -29,7 +30,6 @@ from pipeline.system.templating import page_environment
 
 PAGE, UNSCORED_PAGE = "score.html", "lungs.html"
 AROUND_LUNGS_MM = 40.0
-LEAST_DENSE = 0.02  # share of the lungs that must be counted for planes to be chosen by it
 _ENLARGED = 8  # pixels of the picture for each voxel
 _CONTOUR_PIXELS = 2
 
@@ -143,9 +143,7 @@ def views(prepared: Prepared, found: Burden, saliency: NDArray[np.float32] | Non
     around = tuple(slice(max(0, s.start - margin), s.stop + margin) for s in box)
     hu, lungs, dense = prepared.image_hu[around], outline[around], found.opacities[around]
     heat = None if saliency is None else _on_working_grid(saliency, prepared)[around]
-    is_dense = np.count_nonzero(dense) > LEAST_DENSE * np.count_nonzero(lungs)
-    weight = heat if heat is not None else dense > 0 if is_dense else lungs
-    up, back, left = (int(weight.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1)))
+    up, back, left = best_planes(lungs, dense) if heat is None else strongest_planes(heat)
     side = "right" if left < middle_of_body(prepared) - around[2].start else "left"
     # The axes of the working grid point to the head, the back and the left; pictures begin at the top.
     planes = (

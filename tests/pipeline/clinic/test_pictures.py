@@ -13,7 +13,7 @@ from PIL import Image
 
 from models.refusal import Refusal
 from pipeline.clinic import pictures
-from pipeline.clinic.pictures import IMAGE, LUNGS, SALIENCY, planes, slice_png, write_pictures
+from pipeline.clinic.pictures import IMAGE, LUNGS, OPACITIES, SALIENCY, planes, slice_png, write_pictures
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.preprocess import Preprocessing, prepare
 from pipeline.scoring.colormap import CONTOUR_RGB
@@ -167,6 +167,19 @@ def test_start_slice_has_the_highest_saliency_or_the_most_lung(folder, tmp_path)
     with_map, without = ([planes(each)[p]["start"] for p in pictures.PLANES] for each in (folder, tmp_path))
     assert np.abs(np.array(with_map) - lesion[[2, 1, 0]]).max() <= 3
     assert abs(without[0] - SHAPE[0] / 2) <= 4  # the widest part of both lungs
+
+
+def test_start_slice_has_the_most_dense_lung_without_a_map(folder, tmp_path):
+    write_pictures(score(body(), has_saliency=False), tmp_path)
+    lungs = nib.load(tmp_path / LUNGS)
+    is_lung = np.asarray(lungs.dataobj) > 0
+    low = int(np.argwhere(is_lung)[:, 2].min())  # the bases, where the lungs are small
+    dense = np.where(np.arange(is_lung.shape[2]) < low + 8, 2 * is_lung, 0).astype(np.uint8)
+    nib.save(nib.Nifti1Image(dense, lungs.affine), tmp_path / OPACITIES)
+    to_image = np.linalg.inv(nib.load(tmp_path / IMAGE).affine) @ lungs.affine
+    bases = [(to_image @ [0, 0, z, 1])[2] for z in (low, low + 8)]
+    assert bases[0] - 1 <= planes(tmp_path)["axial"]["start"] <= bases[1] + 1
+    assert bases[1] + 5 < SHAPE[0] / 2  # far from the widest part
 
 
 def test_lung_contour_follows_the_lung_edge(folder):
