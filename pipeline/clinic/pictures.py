@@ -46,6 +46,13 @@ PLANES: dict[Plane, tuple[int, tuple[str, str, str, str]]] = {
     "sagittal": (0, ("A", "P", "H", "F")),
 }
 
+Window = Literal["lung", "soft", "bone"]
+WINDOWS_HU: dict[Window, tuple[float, float]] = {
+    "lung": LUNG_WINDOW_HU,
+    "soft": (-160.0, 240.0),
+    "bone": (-450.0, 1050.0),
+}
+
 _reading = Lock()
 
 
@@ -96,8 +103,8 @@ def planes(folder: Path) -> dict[Plane, dict[str, Any]]:
     return answer
 
 
-def slice_png(folder: Path, plane: Plane, index: int, overlay: Overlay = "none") -> bytes:
-    """Draw one slice in the lung window as PNG, with square pixels.
+def slice_png(folder: Path, plane: Plane, index: int, overlay: Overlay = "none", window: Window = "lung") -> bytes:
+    """Draw one slice as PNG, with square pixels.
 
     `index` counts from the feet, the front or the right. `overlay`: the contour of the lungs, the voxels that are
     counted as dense, or the saliency, in colours. To fade it, blend this picture over one without overlay.
@@ -106,11 +113,13 @@ def slice_png(folder: Path, plane: Plane, index: int, overlay: Overlay = "none")
     """
     file = io.BytesIO()
     overlays = () if overlay == "none" else (overlay,)
-    Image.fromarray(draw_slice(folder, plane, index, overlays)).save(file, format="PNG", compress_level=1)
+    Image.fromarray(draw_slice(folder, plane, index, overlays, window)).save(file, format="PNG", compress_level=1)
     return file.getvalue()
 
 
-def draw_slice(folder: Path, plane: Plane, index: int, overlays: Iterable[Overlay] = ()) -> NDArray[np.uint8]:
+def draw_slice(
+    folder: Path, plane: Plane, index: int, overlays: Iterable[Overlay] = (), window: Window = "lung"
+) -> NDArray[np.uint8]:
     """Draw the slice as RGB, shape (rows, columns, 3), with its overlays in the given order.
 
     Raises Refusal E_NO_SUCH_PICTURE.
@@ -120,7 +129,7 @@ def draw_slice(folder: Path, plane: Plane, index: int, overlays: Iterable[Overla
     if not 0 <= index < volume.shape[axis]:
         raise Refusal(NO_SUCH_PICTURE)
     size = _picture_size(volume.shape, np.linalg.norm(affine[:3, :3], axis=0), axis)
-    low, high = LUNG_WINDOW_HU
+    low, high = WINDOWS_HU[window]
     cut = np.moveaxis(volume, axis, 0)[index]  # `take` would copy the whole volume
     hu = _upright(cut.astype(np.float32), axis, size)
     picture = np.repeat(((hu - low) / (high - low) * 255).clip(0, 255)[..., None], 3, axis=2)

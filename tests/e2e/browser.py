@@ -130,6 +130,22 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def wheel(self, selector: str, pixels: float) -> None:
+        """Turn the mouse wheel over an element; a positive number scrolls down."""
+        x, y = self.middle(selector)
+        self.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=pixels)
+
+    def drag_right_button(self, selector: str, across: float, down: float) -> None:
+        """Move the mouse from the centre of an element while the right button is held."""
+        x, y = self.middle(selector)
+        held = {"button": "right", "buttons": 2}
+        self.call("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, clickCount=1, **held)
+        for share in (0.5, 1.0):
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + share * across, y=y + share * down, **held)
+        self.call(
+            "Input.dispatchMouseEvent", type="mouseReleased", x=x + across, y=y + down, button="right", clickCount=1
+        )
+
     def key(self, name: str, *, shift: bool = False) -> None:
         """Press and release a key: a character or a named key."""
         code, number = _KEYS.get(name, ("", ord(name[0].upper())))

@@ -120,6 +120,13 @@ def test_single_slices_show_the_right_lung_on_the_left(page):
         assert page.text("#place-axial") != before
         number = page.text("#place-axial").split()[0]
         page.wait_for(f"document.querySelector('#tiles img').src.includes('/axial/{int(number) - 1}.png')")
+        page.wheel("#tiles [data-plane=axial]", 300)
+        page.wait_for_text(f"{int(number) - 3} of", "#place-axial")
+        page.wait_for(f"document.querySelector('#tiles img').src.includes('/axial/{int(number) - 4}.png')")
+        page.js("document.activeElement.blur()")
+        page.key("w")
+        assert page.text("#window-says") == "-160 to 240 HU"
+        page.wait_for("document.querySelector('#tiles img').src.includes('window=soft')")
     finally:
         page.call("Network.setBlockedURLs", urls=[])
 
@@ -142,6 +149,34 @@ def test_full_viewer_shows_the_right_lung_on_the_left_and_fades_overlay(page):
     for fade in (20, 60, 100):
         page.js(f"(f => {{ f.value = {fade}; f.dispatchEvent(new Event('input')) }})(document.querySelector('#fade'))")
         (less,) = page.sees(lambda png, less=less: [more for more in [warmth(png)] if more > less], "#tiles")
+
+
+def test_right_button_changes_the_window_of_the_full_viewer(page):
+    if not NIIVUE.is_file():
+        pytest.skip("the full viewer is not there: run `make viewer`")
+    page.wait_for("document.querySelector('#tiles').classList.contains('live')", seconds=30)
+    page.click("#overlays [value=none]")
+    page.js("(w => { w.value = 'lung'; w.dispatchEvent(new Event('change')) })(document.querySelector('#window'))")
+    grey = page.sees(brightness, "#tiles")
+    page.drag_right_button("#tiles [data-plane=axial]", 0, -150)  # up: brighter
+    page.wait_for_text("-1650 to -150 HU", "#window-says")
+    assert page.js("document.querySelector('#window').value") == "own"
+    assert page.sees(lambda png: brightness(png) > grey + 5, "#tiles")
+
+
+def brightness(png: bytes) -> float:
+    return float(np.asarray(Image.open(io.BytesIO(png)).convert("L"), dtype=np.float32).mean())
+
+
+def test_outline_of_the_lungs_in_the_full_viewer_is_not_filled(page):
+    inside = "[at % 5, Math.floor(at / 5) % 5, Math.floor(at / 25)].every((x) => x > 0 && x < 4)"
+    mask = f"new Uint8Array(125).map((_, at) => {inside})"
+    kept = page.js(
+        f"import('./static/volumes.js').then(({{ keepShell }}) =>"
+        f" {{ const mask = {mask}; const before = mask.reduce((a, b) => a + b);"
+        f" keepShell(mask, [5, 5, 5]); return [before, mask.reduce((a, b) => a + b), mask[62]] }})"
+    )
+    assert kept == [27, 26, 0]  # a cube without its centre
 
 
 @pytest.mark.parametrize(
@@ -286,18 +321,18 @@ def test_second_scan_of_a_patient_appears_in_the_history(page, clinic):
     page.wait_for_text("(this)", "#history tbody tr:nth-child(2)")
 
 
-def test_scan_sent_again_has_one_line_and_one_point_of_the_trend(page, clinic, answered):
-    page.wait_for("document.querySelectorAll('#history tbody tr').length")
-    lines, scores = (
-        page.js(f"document.querySelectorAll('{rows}').length") for rows in ("#scans li", "#history tbody tr")
-    )
-    page.drop([clinic.scans / "chest"], "#drop")
-    page.wait_for_text("the same scan, sent 2 times", "#scans li", seconds=60)
-    assert page.js("document.querySelectorAll('#scans li').length") == lines
-    assert page.js("document.querySelector('#scans a').getAttribute('aria-current')") == "true"
+def test_scan_sent_again_has_one_line_and_one_point_of_the_trend(page, clinic):
+    lines = []
+    for _ in range(2):  # an earlier test may have sent it too
+        page.drop([clinic.scans / "later"], "#drop")
+        page.wait_for_text("Answered:", "#live", seconds=60)
+        page.js("document.querySelector('#live').textContent = ''")
+        lines.append(page.js("document.querySelectorAll('#scans li').length"))
+    assert lines[0] == lines[1]
+    assert re.search(r"the same scan, sent \d times", page.text("#scans li"))
     page.js("location.hash = document.querySelector('#scans a').getAttribute('href')")
-    page.wait_for(f"location.hash !== {json.dumps(answered)} && {SHOWN}")
-    page.wait_for(f"document.querySelectorAll('#history tbody tr').length === {scores}")
+    page.wait_for("document.querySelectorAll('#history tbody tr').length === 2")
+    assert page.js("document.querySelector('#scans a').getAttribute('aria-current')") == "true"
     twice = [
         {"study": {"series_uid": uid, "acquired_at": day}, "score": {"input": {}, "probability": {"severe": share}}}
         for uid, day, share in (("1", "2020-03-04", 0.1), ("2", "2020-03-01", 0.3), ("1", "2020-03-04", 0.2))
@@ -319,6 +354,18 @@ def test_scan_without_lungs_gets_a_reason_and_a_remedy_but_no_score(page, clinic
         "(s => { s.value = 9; s.dispatchEvent(new Event('input')) })(document.querySelector('#refused-sliders input'))"
     )
     page.wait_for("document.querySelector('#refused-tiles img').src.includes('/axial/9.png')")
+    page.wheel("#refused-tiles [data-plane=axial]", -200)
+    page.wait_for("document.querySelector('#refused-tiles img').src.includes('/axial/11.png')")
+    page.js("document.activeElement.blur()")
+    page.key("w")
+    page.wait_for("document.querySelector('#refused-tiles img').src.includes('window=soft')")
+    assert str(datetime.now().astimezone().year) in page.text("#state-times")
+    page.js("window.print = () => (window.printed = true)")
+    page.click("#state-print")
+    page.wait_for("window.printed")
+    content = page.pdf()
+    assert len(re.findall(rb"/Type /Page\b", content)) == 1
+    assert content.count(b"/Subtype /Image") >= 3
     page.js("location.hash = '#/'")
     page.wait_for("!document.querySelector('#refused-tiles img')")  # not shown with the next patient
 

@@ -136,9 +136,10 @@ def get_slice(
     plane: pictures.Plane,
     index: Annotated[int, PathParameter(ge=0, le=9999)],
     overlay: Literal["none", "lungs", "opacities"] = "none",
+    window: pictures.Window = "lung",
 ) -> Response:
-    """Draw a slice in the lung window, the patient's right on the left. Not for diagnosis: reduced resolution."""
-    return Response(pictures.slice_png(folder, plane, index, overlay), media_type="image/png")
+    """Draw a slice, the patient's right on the left. Not for diagnosis: reduced resolution."""
+    return Response(pictures.slice_png(folder, plane, index, overlay, window), media_type="image/png")
 
 
 @routes.get(

@@ -195,6 +195,16 @@ def test_lung_contour_follows_the_lung_edge(folder):
         assert np.ptp(near) > SMALLEST_WINDOW_GREY  # both lung and chest wall are near
 
 
+def test_each_window_shows_its_own_range(folder):
+    index = SHAPE[0] // 2
+    lung, soft, bone = (pixels(slice_png(folder, "axial", index, "none", window)) for window in pictures.WINDOWS_HU)
+    assert (soft == 0).mean() > 0.1  # lungs and air are black outside the lung window
+    assert (lung == 0).mean() < 0.01
+    tissue = soft > 0
+    assert np.median(lung[tissue]) > np.median(soft[tissue])
+    assert (bone[tissue] > 0).all()
+
+
 def test_missing_picture_is_refused(folder, tmp_path):
     write_pictures(score(body(), has_saliency=False), tmp_path)
     for asked in (("axial", -1, "none"), ("axial", SHAPE[0], "none"), ("coronal", SHAPE[1], "lungs")):

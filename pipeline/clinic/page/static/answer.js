@@ -91,13 +91,14 @@ export async function showJob(job) {
     remedy: job.remedy,
     code: job.code,
     isFinal: job.state === "no_score",
+    times: job.ended_at ? ["Sent ", moment(job.received_at), " · no score given ", moment(job.ended_at)] : [],
   });
   await showRefused(job, () => mine === opening).catch(() => {}); // the pictures are optional
 }
 
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
-function showState({ title, patient, says, remedy, code, isFinal = false }) {
+function showState({ title, patient, says, remedy, code, isFinal = false, times = [] }) {
   show(byId("answer"), false);
   show(byId("state"), true);
   byId("state").classList.toggle("no-score", isFinal);
@@ -106,6 +107,8 @@ function showState({ title, patient, says, remedy, code, isFinal = false }) {
   say(byId("state-says"), says);
   say(byId("state-remedy"), remedy ?? "");
   say(byId("state-code"), code ?? "");
+  byId("state-times").replaceChildren(...times);
+  show(byId("state-acts"), isFinal);
 }
 
 const naming = (patient) => [outside(personName(patient.name) || "No name"), " · ", outside(patient.id)];

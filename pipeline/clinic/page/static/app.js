@@ -6,6 +6,7 @@ import { byId, outside, say, show } from "./dom.js";
 import { startIncoming } from "./incoming.js";
 import { showKeys, startKeys } from "./keys.js";
 import { allowPacs, openPacs, startPacs } from "./pacs.js";
+import { nextRefusedWindow, startRefused } from "./refused.js";
 import { fade, nextOverlay, nextWindow, startViewer } from "./viewer.js";
 import { choose, neighbour, refresh, startWorklist, stopWorklist } from "./worklist.js";
 
@@ -96,6 +97,7 @@ function step(by) {
 onSignedOut(() => signedOut());
 startAnswer();
 startViewer();
+startRefused();
 startWorklist({ changed: showJob, ended: (jobs) => announce(announcement(jobs)) });
 startIncoming(arrived);
 startPacs(arrived);
@@ -109,7 +111,10 @@ startKeys({
   o: nextOverlay,
   "[": () => fade(-10),
   "]": () => fade(10),
-  w: nextWindow,
+  w: () => {
+    nextWindow();
+    nextRefusedWindow();
+  },
   p: () => byId("pcr-form").querySelector("input").focus(),
 });
 byId("sign-in-form").addEventListener("submit", (event) => {

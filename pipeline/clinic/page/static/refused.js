@@ -3,15 +3,18 @@
 import { ask } from "./api.js";
 import { byId, element, say, show } from "./dom.js";
 import { showMeasures } from "./facts.js";
-import { Slices, placeOf } from "./slices.js";
-import { OVERLAYS, PLANES } from "./words.js";
+import { Slices, onWheel, placeOf } from "./slices.js";
+import { OVERLAYS, PLANES, WINDOWS } from "./words.js";
 
 const OPACITY = 0.7; // of an overlay
 
+let shown = null; // the slices, sliders and window of the job that is shown
+
 /** Removes all images: they must never appear beside another patient's name. */
 export function closeRefused() {
+  shown = null;
   for (const figure of byId("refused-tiles").querySelectorAll("figure")) figure.replaceChildren();
-  for (const id of ["refused-sliders", "refused-overlays", "refused-measures"]) byId(id).replaceChildren();
+  for (const id of ["refused-sliders", "refused-controls", "refused-measures"]) byId(id).replaceChildren();
   show(byId("refused"), false);
 }
 
@@ -23,25 +26,47 @@ export async function showRefused(job, isCurrent) {
   if (!isCurrent()) return;
   show(byId("refused"), true);
   const slices = new Slices(byId("refused-tiles"), base, planes);
-  const choice = element("select", { ariaLabel: "Overlay" });
-  for (const kind of ["none", "lungs", "opacities"]) choice.append(new Option(OVERLAYS[kind], kind));
-  const sliders = Object.entries(planes).map(([plane, about]) => slider(slices, plane, about, () => choice.value));
-  byId("refused-sliders").replaceChildren(...sliders.map(({ label }) => label));
-  if (!lungs) return;
-  choice.addEventListener("change", () => sliders.forEach(({ move }) => move()));
-  byId("refused-overlays").replaceChildren(element("label", {}, "Overlay ", choice));
-  showMeasures(byId("refused-measures"), lungs);
+  const overlay = chooser("Overlay", ["none", "lungs", "opacities"], OVERLAYS);
+  const window = chooser("Window", Object.keys(WINDOWS), WINDOWS);
+  const draw = (plane, index) => slices.show(plane, index, overlay.value, OPACITY, window.value);
+  const sliders = Object.fromEntries(Object.entries(planes).map(([plane, about]) => [plane, slider(plane, about, draw)]));
+  shown = { slices, sliders, window };
+  byId("refused-sliders").replaceChildren(...Object.values(sliders).map(({ label }) => label));
+  const choices = lungs ? [overlay, window] : [window];
+  for (const choice of choices) choice.addEventListener("change", () => Object.values(sliders).forEach(({ move }) => move()));
+  byId("refused-controls").replaceChildren(...choices.map((choice) => element("label", {}, `${choice.ariaLabel} `, choice)));
+  if (lungs) showMeasures(byId("refused-measures"), lungs);
 }
 
-function slider(slices, plane, about, overlay) {
+function chooser(ariaLabel, values, words) {
+  return element("select", { ariaLabel }, ...values.map((value) => new Option(words[value], value)));
+}
+
+function slider(plane, about, draw) {
   const input = element("input", { type: "range", min: 0, max: about.count - 1, value: about.start });
   const place = element("output");
-  const move = () => {
-    const index = Number(input.value);
-    say(place, placeOf(index, about));
-    slices.show(plane, index, overlay(), OPACITY);
+  const move = (by = 0) => {
+    input.value = Number(input.value) + by; // the browser keeps it in its range
+    say(place, placeOf(Number(input.value), about));
+    draw(plane, Number(input.value));
   };
-  input.addEventListener("input", move);
+  input.addEventListener("input", () => move());
   move();
   return { label: element("label", {}, element("span", {}, PLANES[plane], " ", place), input), move };
+}
+
+export function startRefused() {
+  onWheel(byId("refused-tiles"), (plane, by) => shown?.sliders[plane].move(by));
+  byId("state-print").addEventListener("click", async () => {
+    await shown?.slices.settled();
+    print();
+  });
+}
+
+/** Selects the next window, for a keyboard shortcut. */
+export function nextRefusedWindow() {
+  if (!shown) return;
+  const { window } = shown;
+  window.selectedIndex = (window.selectedIndex + 1) % window.options.length;
+  window.dispatchEvent(new Event("change"));
 }

@@ -4,6 +4,26 @@ import { address } from "./api.js";
 import { element } from "./dom.js";
 import { PLANES } from "./words.js";
 
+const NOTCH = 100; // pixels of scrolling for one slice; a trackpad sends many small steps
+
+/** Moves through the slices with the mouse wheel; `move(plane, by)`: towards the head, the back or the left. */
+export function onWheel(tiles, move) {
+  let rest = 0;
+  tiles.addEventListener(
+    "wheel",
+    (event) => {
+      const plane = event.target.closest("[data-plane]")?.dataset.plane;
+      if (!plane || event.ctrlKey) return; // with Ctrl it is the browser's zoom
+      event.preventDefault();
+      rest -= event.deltaMode === 0 ? event.deltaY : Math.sign(event.deltaY) * NOTCH;
+      const steps = Math.trunc(rest / NOTCH);
+      rest -= steps * NOTCH;
+      if (steps) move(plane, steps);
+    },
+    { passive: false },
+  );
+}
+
 const LEAST_MS = 60; // between two requests of one plane while somebody drags a slider
 
 /** Describes the position of a slice in its plane. */
@@ -32,12 +52,12 @@ export class Slices {
     }
   }
 
-  /** Shows one slice; `overlay`: none, lungs or saliency; `opacity`: of the overlay, 0 to 1. */
-  show(plane, index, overlay, opacity) {
+  /** Shows one slice; `overlay`: none, lungs, opacities or saliency; `opacity`: of the overlay, 0 to 1. */
+  show(plane, index, overlay, opacity, window) {
     const drawn = this.drawn[plane];
     drawn.opacity = opacity;
     drawn.over.style.opacity = opacity;
-    drawn.wanted = JSON.stringify([plane, index, overlay]);
+    drawn.wanted = JSON.stringify([plane, index, overlay, window]);
     if (!drawn.isBusy) this.#load(drawn);
   }
 
@@ -46,8 +66,8 @@ export class Slices {
     drawn.isBusy = true;
     while (drawn.asked !== drawn.wanted) {
       drawn.asked = drawn.wanted;
-      const [plane, index, overlay] = JSON.parse(drawn.asked);
-      const picture = (kind) => decoded(address(`${this.base}/${plane}/${index}.png?overlay=${kind}`));
+      const [plane, index, overlay, window] = JSON.parse(drawn.asked);
+      const picture = (kind) => decoded(address(`${this.base}/${plane}/${index}.png?overlay=${kind}&window=${window}`));
       const [scan, over] = await Promise.all([picture("none"), overlay === "none" ? new Image() : picture(overlay)]);
       scan.alt = `${PLANES[plane]} slice ${index + 1}`;
       Object.assign(over, { alt: "", className: "over", hidden: overlay === "none" });

@@ -3,9 +3,9 @@
 import { ask } from "./api.js";
 import { byId, element, painted, say, show } from "./dom.js";
 import { saliencyText } from "./facts.js";
-import { Slices, placeOf } from "./slices.js";
-import { NoViewer, Volumes } from "./volumes.js";
-import { LABELS, OVERLAYS, PLANES } from "./words.js";
+import { Slices, onWheel, placeOf } from "./slices.js";
+import { NoViewer, Volumes, WINDOWS_HU } from "./volumes.js";
+import { LABELS, OVERLAYS, OWN_WINDOW, PLANES } from "./words.js";
 
 const PRINT_AFTER_MS = 500; // the slices for printing follow the viewer after this pause
 const NOT_FOR_DIAGNOSIS = "Reduced resolution, not for diagnosis: read the original scan in the PACS.";
@@ -17,8 +17,10 @@ let drawing = null;
 export function startViewer() {
   byId("fade").addEventListener("input", drawOverlaySoon);
   byId("overlays").addEventListener("change", drawOverlay);
-  byId("window").addEventListener("change", () => state?.volumes?.setWindow(byId("window").value));
+  byId("window").addEventListener("change", () => state && setWindow(WINDOWS_HU[byId("window").value]));
   byId("tiles").addEventListener("keydown", onKey);
+  onWheel(byId("tiles"), (plane, by) => state && move(plane, state.index[plane] + by));
+  startWindowing(byId("stage"));
   new ResizeObserver(() => state?.volumes?.arrange()).observe(byId("tiles"));
 }
 
@@ -38,7 +40,7 @@ export async function openViewer(answer, isCurrent) {
   const base = `answers/${answer.id}/slices`;
   const planes = await ask(base);
   if (!isCurrent()) return;
-  const mine = { answer, planes, index: {}, slices: new Slices(byId("tiles"), base, planes), volumes: null };
+  const mine = { answer, planes, index: {}, slices: new Slices(byId("tiles"), base, planes), volumes: null, preset: "lung", windowHu: WINDOWS_HU.lung };
   state = mine;
   drawControls();
   for (const plane of Object.keys(planes)) move(plane, planes[plane].start);
@@ -57,8 +59,7 @@ async function openVolumes(mine) {
     show(byId("stage"), true);
     mine.volumes = volumes;
     volumes.arrange();
-    byId("window").value = "lung";
-    show(byId("window-label"), true);
+    volumes.setWindow(mine.windowHu);
     volumes.move(shares());
     drawOverlay();
     await volumes.drawn();
@@ -99,7 +100,8 @@ function drawControls() {
       ),
     ),
   );
-  show(byId("window-label"), false); // the service's slices have only the lung window
+  byId("window").value = "lung";
+  sayWindow();
 }
 
 const overlay = () => byId("overlays").querySelector(":checked").value;
@@ -126,7 +128,7 @@ function drawOverlay() {
 }
 
 function drawSlices() {
-  for (const plane of Object.keys(state.planes)) state.slices.show(plane, state.index[plane], overlay(), opacity());
+  for (const plane of Object.keys(state.planes)) state.slices.show(plane, state.index[plane], overlay(), opacity(), state.preset);
 }
 
 /** Returns the centre of each plane's slice as a share of the volume. */
@@ -147,7 +149,7 @@ function move(plane, index) {
     state.volumes.move(shares());
     followLater();
   } else {
-    state.slices.show(plane, state.index[plane], overlay(), opacity());
+    state.slices.show(plane, state.index[plane], overlay(), opacity(), state.preset);
   }
 }
 
@@ -203,7 +205,50 @@ export function fade(by) {
 
 export function nextWindow() {
   const select = byId("window");
-  if (!state?.volumes) return;
-  select.selectedIndex = (select.selectedIndex + 1) % select.options.length;
-  state.volumes.setWindow(select.value);
+  if (!state) return;
+  const names = Object.keys(WINDOWS_HU);
+  select.value = names[(names.indexOf(select.value) + 1) % names.length];
+  setWindow(WINDOWS_HU[select.value]);
+}
+
+// --- the window -----------------------------------------------------------------------------------
+
+const HU_PER_PIXEL = 2;
+const LEAST_WIDTH_HU = 50;
+
+/** Sets the window, in HU. The service's slices, and so the print, know only the named windows. */
+function setWindow(windowHu) {
+  state.windowHu = windowHu;
+  const named = Object.keys(WINDOWS_HU).find((name) => WINDOWS_HU[name] === windowHu);
+  state.preset = named ?? state.preset;
+  byId("window").value = named ?? OWN_WINDOW;
+  sayWindow();
+  state.volumes?.setWindow(windowHu);
+  if (named) drawSlices();
+}
+
+function sayWindow() {
+  const [low, high] = state.windowHu.map(Math.round);
+  say(byId("window-says"), `${low} to ${high} HU`);
+}
+
+/** Changes the window while the right button is held: to the right for a wider one, up for a lower, brighter one. */
+function startWindowing(stage) {
+  let from = null;
+  const begin = (event) => {
+    if (event.button !== 2 || !state?.volumes) return;
+    event.stopPropagation(); // the viewer's library would draw a box
+    from = { x: event.clientX, y: event.clientY, windowHu: state.windowHu };
+  };
+  stage.addEventListener("mousedown", begin, true);
+  stage.addEventListener("contextmenu", (event) => event.preventDefault());
+  addEventListener("mousemove", (event) => {
+    if (!from || !state?.volumes) return;
+    const [low, high] = from.windowHu;
+    const width = Math.max(LEAST_WIDTH_HU, high - low + (event.clientX - from.x) * HU_PER_PIXEL);
+    const centre = (low + high) / 2 + (event.clientY - from.y) * HU_PER_PIXEL;
+    cancelAnimationFrame(drawing);
+    drawing = requestAnimationFrame(() => state && setWindow([centre - width / 2, centre + width / 2]));
+  });
+  addEventListener("mouseup", () => (from = null));
 }

@@ -8,13 +8,13 @@ const NIIVUE = "./niivue.js"; // created by `make viewer`
 const FILES = { image: "image.nii.gz", lungs: "lungs.nii.gz", saliency: "saliency.nii.gz", opacities: "opacities.nii.gz" };
 export const WINDOWS_HU = { lung: [-1350, 150], soft: [-160, 240], bone: [-450, 1050] };
 const COLOURS = { lungs: "lungs", saliency: "saliency", opacities: "opacities" };
-// The colours of the service's slices. Those fade the lowest quarter of the saliency; here it is left out.
+// The colours and the opacity of the service's slices; of the saliency, the lowest quarter is left out here.
 const LUNGS = { R: [0, 0], G: [0, 200], B: [0, 255], A: [0, 255], I: [0, 255] };
 const SALIENCY = {
   R: [90, 190, 245, 252],
   G: [15, 55, 130, 255],
   B: [110, 80, 20, 165],
-  A: [0, 255, 255, 255],
+  A: [0, 85, 135, 191],
   I: [0, 85, 170, 255],
 };
 const OPACITIES = { R: [0, 255, 214], G: [0, 200, 30], B: [0, 60, 120], A: [0, 140, 140], I: [0, 128, 255] };
@@ -23,8 +23,6 @@ const OVERLAYS = {
   saliency: { colormap: COLOURS.saliency, cal_min: 64, cal_max: 255 },
   opacities: { colormap: COLOURS.opacities, cal_min: 0, cal_max: 2 },
 };
-const TINT = 0.5; // factor of the lungs' opacity: a filled area hides more than a contour
-
 const NEARLY = 0.998; // adjacent views count as overlapping because of rounding
 
 let shared = null;
@@ -74,6 +72,16 @@ async function instance() {
   return shared;
 }
 
+/** Keeps only the voxels of a mask with a neighbour outside it: a contour, where the whole mask would hide the lungs. */
+export function keepShell(mask, [columns, rows, slices]) {
+  const inside = mask.slice();
+  const steps = [1, columns, columns * rows];
+  for (let k = 1; k < slices - 1; k++)
+    for (let j = 1; j < rows - 1; j++)
+      for (let i = 1, at = columns * (j + rows * k) + 1; i < columns - 1; i++, at++)
+        if (inside[at] && steps.every((step) => inside[at - step] && inside[at + step])) mask[at] = 0;
+}
+
 /** One answer's volumes on the canvas. Positions are shares from 0 to 1, towards left, back and head. */
 export class Volumes {
   static async open(answerId, files, moved) {
@@ -89,6 +97,11 @@ export class Volumes {
           : { ...OVERLAYS[kind], opacity: 0 }),
       })),
     );
+    const lungs = niivue.volumes[present.findIndex(([kind]) => kind === "lungs")];
+    if (lungs) {
+      keepShell(lungs.img, lungs.hdr.dims.slice(1, 4));
+      niivue.updateGLVolume();
+    }
     return new Volumes(niivue, SLICE_TYPE, present.map(([kind]) => kind), moved);
   }
 
@@ -125,7 +138,7 @@ export class Volumes {
 
   setOverlay(overlay, opacity) {
     this.kinds.forEach((kind, i) => {
-      if (i > 0) this.niivue.volumes[i].opacity = kind === overlay ? opacity * (kind === "lungs" ? TINT : 1) : 0;
+      if (i > 0) this.niivue.volumes[i].opacity = kind === overlay ? opacity : 0;
     });
     this.niivue.updateGLVolume();
   }
@@ -136,9 +149,9 @@ export class Volumes {
     await painted();
   }
 
-  setWindow(name) {
+  setWindow(windowHu) {
     const [image] = this.niivue.volumes;
-    [image.cal_min, image.cal_max] = WINDOWS_HU[name];
+    [image.cal_min, image.cal_max] = windowHu;
     this.niivue.updateGLVolume();
   }
 }

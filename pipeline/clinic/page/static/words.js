@@ -48,6 +48,9 @@ export const PLANES = { axial: "Axial", coronal: "Coronal", sagittal: "Sagittal"
 
 export const OVERLAYS = { none: "None", lungs: "Lungs", opacities: "Dense lung", saliency: "Where the model looked" };
 
+export const WINDOWS = { lung: "Lung", soft: "Soft tissue", bone: "Bone" };
+export const OWN_WINDOW = "own"; // set with the mouse
+
 export const KEYS = [
   ["?", "show these keys"],
   ["j, k", "next and previous scan of the worklist"],
@@ -57,6 +60,8 @@ export const KEYS = [
   ["↑ ↓", "in the images: axial slices; Page Up and Page Down move ten slices"],
   ["← →", "in the images: sagittal slices"],
   ["Shift ↑ ↓", "in the images: coronal slices"],
+  ["Mouse wheel", "over an image: its slices"],
+  ["Right button", "drag over an image of the full viewer: window; to the right wider, up brighter"],
   ["o", "next overlay"],
   ["[ ]", "fade the overlay"],
   ["w", "next window"],
