@@ -370,6 +370,47 @@ def test_scan_without_lungs_gets_a_reason_and_a_remedy_but_no_score(page, clinic
     page.wait_for("!document.querySelector('#refused-tiles img')")  # not shown with the next patient
 
 
+def test_worklist_is_searched_and_filtered_and_shows_all_again(page, clinic):
+    count = "document.querySelectorAll('#scans li').length"
+    page.wait_for(f"{count} >= 3")
+    everything = page.js(count)
+    page.js("document.activeElement.blur()")
+    page.key("s")
+    page.write("patient like")
+    page.wait_for(f"{count} === 1")
+    assert "LIKE, PATIENT" in page.text("#scans")
+    assert f"1 of {everything} scans shown." in page.text("#find-says")
+    choose = "(s => {{ s.value = '{}'; s.dispatchEvent(new Event('input', {{bubbles: true}})) }})({})"
+    page.js(choose.format("", "document.querySelector('#find-text')"))
+    page.js(choose.format("no_score", "document.querySelector('#find-shown')"))
+    page.wait_for(f"{count} < {everything}")
+    assert page.js("[...document.querySelectorAll('#scans li')].every((item) => item.dataset.state === 'no_score')")
+    page.js(choose.format("all", "document.querySelector('#find-shown')"))
+    page.js(choose.format("urgent", "document.querySelector('#find-order')"))
+    page.wait_for(f"{count} === {everything}")  # an order hides nothing
+    page.js(choose.format("newest", "document.querySelector('#find-order')"))
+
+
+def test_severe_and_certain_scans_come_first_if_ordered_by_urgency(page):
+    def line(name, level, share, **more):
+        score = {"probability": {"severe": share}, "level": {"severe": level}, "withheld": None, **more}
+        return [{"id": name}, {"pcr": None, "score": score}]
+
+    lines = [
+        line("low", "low", 0.1),
+        [{"id": "waiting"}, None],
+        line("withheld", None, 0.99, withheld="This model was trained on synthetic data."),
+        line("uncertain", "uncertain", 0.7),
+        line("intermediate", "intermediate", 0.4),
+        line("high", "high", 0.8),
+        line("higher", "high", 0.9),
+    ]
+    order = page.js(
+        f"import('./static/find.js').then(({{ byUrgency }}) => byUrgency({json.dumps(lines)}).map(([job]) => job.id))"
+    )
+    assert order == ["higher", "high", "intermediate", "uncertain", "waiting", "withheld", "low"]
+
+
 def test_scan_is_fetched_from_the_pacs_and_its_result_sent_back(page, clinic):
     if clinic.orthanc is None:
         pytest.skip("no real PACS here (Debian packages orthanc and orthanc-dicomweb)")

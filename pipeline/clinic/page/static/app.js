@@ -107,6 +107,7 @@ startKeys({
   k: () => step(-1),
   u: () => byId("choose-files").click(),
   "/": openPacs,
+  s: () => byId("find-text").focus(),
   i: () => byId("tiles").focus(),
   o: nextOverlay,
   "[": () => fade(-10),

@@ -55,6 +55,7 @@ export const KEYS = [
   ["?", "show these keys"],
   ["j, k", "next and previous scan of the worklist"],
   ["u", "add files"],
+  ["s", "search the worklist"],
   ["/", "choose a scan from the PACS"],
   ["i", "go to the images"],
   ["↑ ↓", "in the images: axial slices; Page Up and Page Down move ten slices"],

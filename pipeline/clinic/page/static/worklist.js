@@ -1,7 +1,8 @@
-// The queue of scans, newest first. It refreshes itself and updates only changed items, so that the focus stays.
+// The queue of scans, newest first or most urgent first. It refreshes itself and updates only changed items, so that the focus stays.
 
 import { ask } from "./api.js";
 import { briefly, byId, element, outside, percent, personName, say, show } from "./dom.js";
+import { byUrgency, clearFind, matches, startFind, wanted } from "./find.js";
 import { pcrMeaning } from "./probability.js";
 import { LEVELS, STATES, SYNTHETIC } from "./words.js";
 
@@ -27,6 +28,7 @@ export function startWorklist({ changed, ended }) {
   whenChanged = changed;
   whenEnded = ended;
   byId("more").addEventListener("click", loadOlder);
+  startFind(() => arrange());
   document.addEventListener("visibilitychange", () => isStarted && !document.hidden && refresh());
 }
 
@@ -37,6 +39,8 @@ export function stopWorklist() {
   chosen = null;
   for (const kept of [jobs, answers, items]) kept.clear();
   byId("scans").replaceChildren();
+  clearFind();
+  say(byId("find-says"), "");
 }
 
 /** Refreshes now and then periodically; a hidden page waits until it is visible. */
@@ -97,9 +101,17 @@ async function learnAnswers() {
 
 async function draw() {
   await learnAnswers().catch(() => {}); // the list is shown without them
+  arrange();
+}
+
+/** Draws the lines that are asked for, in the order that is asked for. */
+function arrange() {
   show(byId("worklist-empty"), jobs.size === 0);
   const scans = byId("scans");
-  const shown = new Set(shownJobs().map(({ id }) => id));
+  const lines = linesShown();
+  const shown = new Set(lines.map(({ id }) => id));
+  const [all, older] = [shownJobs().length, byId("more").hidden ? "" : " Older scans are searched when they are loaded."];
+  say(byId("find-says"), lines.length < all ? `${lines.length} of ${all} scans shown.${older}` : "");
   for (const [id, item] of items) {
     if (!shown.has(id)) {
       item.remove();
@@ -107,13 +119,20 @@ async function draw() {
     }
   }
   let place = scans.firstElementChild;
-  for (const job of shownJobs()) {
+  for (const job of lines) {
     const item = items.get(job.id) ?? newItem(job.id);
     write(item, job);
     if (item === place) place = place.nextElementSibling;
     else scans.insertBefore(item, place);
   }
   choose(chosen);
+}
+
+function linesShown() {
+  const { order, ...filter } = wanted();
+  const lines = shownJobs().map((job) => [job, answers.get(job.answer_id)]);
+  const found = lines.filter(([job, answer]) => matches(job, answer, filter));
+  return (order === "urgent" ? byUrgency(found) : found).map(([job]) => job);
 }
 
 /** The jobs with a line of their own: a scan that was sent again has one line, at its newest place. */
@@ -187,7 +206,7 @@ export function choose(id) {
 
 /** Returns the id of the scan `step` places below the chosen one, or of the first scan. */
 export function neighbour(step) {
-  const ids = shownJobs().map(({ id }) => id);
+  const ids = linesShown().map(({ id }) => id);
   const at = ids.indexOf(lineOf(chosen));
   return ids[at < 0 ? 0 : Math.min(ids.length - 1, Math.max(0, at + step))];
 }
