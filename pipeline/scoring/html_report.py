@@ -6,6 +6,7 @@ A scan without a score has a page too: the lungs and their dense parts need no m
 import base64
 import io
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ def render_unscored(lungs: LungsAlone, refusal: Refusal) -> str:
     """Return the page of a scan without a score as text."""
     shown = views(lungs.prepared, lungs.burden)
     spacing_mm = lungs.prepared.spacing_mm
-    return _rendered(UNSCORED_PAGE, lungs.burden, shown, refusal=refusal, spacing_mm=spacing_mm, flags=[])
+    about = {"refusal": refusal, "spacing_mm": spacing_mm, "made_at": datetime.now().astimezone()}
+    return _rendered(UNSCORED_PAGE, lungs.burden, shown, **about, flags=[])
 
 
 def _rendered(template: str, lungs: Burden, shown: list[View], **values: Any) -> str:

@@ -1,6 +1,7 @@
 """The files that `fedthorax score --out` writes, with a score and after a refusal."""
 
 import json
+from datetime import datetime
 from html import unescape
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def test_lungs_are_measured_even_if_the_score_is_refused(chest: Path, tmp_path: 
     page = (tmp_path / "out" / "lungs.html").read_text()
     assert "(E_UNFAMILIAR)" in page and refused.value.remedy in unescape(page)
     assert page.count("<figure") == 3 and "Upper third" in page
+    assert f"Made on {datetime.now().astimezone():%Y-}" in page
     assert str(chest) not in page and "http://" not in page and "https://" not in page
     regions = json.loads((tmp_path / "out" / "lungs.json").read_text())["regions"]
     assert regions["both"]["whole"]["ml"] > 1500
