@@ -9,7 +9,6 @@ before the code's secret leaves this machine.
 
 import base64
 import hmac
-import os
 import re
 import ssl
 from collections.abc import Iterator
@@ -33,10 +32,10 @@ from federation.enrolment.certificates import (
     valid_until,
 )
 from federation.secure_aggregation.roster import Roster
-from federation.system.process import without_proxy
 from models.refusal import Refusal
 from models.settings import with_value
 from pipeline.site.folder import Site
+from pipeline.site.study_server import server_proxy
 from pipeline.system.atomic_files import write_atomically
 
 if TYPE_CHECKING:
@@ -85,9 +84,11 @@ def join(site: Site, code: str) -> str:
     invitation = JoinCode.read(code)
     if not site.node_key.exists():
         create_node_key(site.node_key)
-    authority = _fetch_authority(invitation)
+    proxy = server_proxy(site, invitation.address)
+    authority = _fetch_authority(invitation, proxy)
     answer = _ask(
         trust(authority),
+        proxy,
         "POST",
         f"https://{invitation.address}/enrolment/join",
         json={"invitation": invitation.invitation, "secret": invitation.secret, "request": _request(site.node_key)},
@@ -125,7 +126,7 @@ def move(site: Site, address: str) -> None:
 
 def _renew_at(site: Site, address: str) -> datetime:
     tls = client_tls(site.ca_certificate, certificate=node_certificate(site), private_key=site.node_key)
-    answer = _ask(tls, "POST", f"https://{address}/enrolment/renew")
+    answer = _ask(tls, server_proxy(site, address), "POST", f"https://{address}/enrolment/renew")
     _keep(site, site.ca_certificate.read_text(encoding="ascii"), answer["certificate"])
     return valid_until(node_certificate(site))
 
@@ -139,7 +140,7 @@ def fetch_peers(site: Site, key: bytes) -> Roster:
     if not address:
         raise Refusal(reasons.NO_SERVER_SET)
     tls = client_tls(site.ca_certificate, certificate=node_certificate(site), private_key=site.node_key)
-    with _client(tls) as client:
+    with _client(tls, server_proxy(site, address)) as client:
         content = {"key": base64.b64encode(key).decode()}
         return Roster.parse(_bounded(client, "POST", f"https://{address}/v1/secagg/peers", json=content))
 
@@ -162,12 +163,12 @@ def with_server_address(settings: str, address: str) -> str:
     return with_value(settings, "server", "address", f'"{address}"')
 
 
-def _fetch_authority(invitation: JoinCode) -> str:
+def _fetch_authority(invitation: JoinCode, proxy: str) -> str:
     """Fetch the authority's certificate (PEM) from a still untrusted server, and compare it with the code."""
     unverified = ssl.create_default_context()
     unverified.check_hostname = False
     unverified.verify_mode = ssl.CERT_NONE
-    with _client(unverified) as client:
+    with _client(unverified, proxy) as client:
         pem = _bounded(client, "GET", f"https://{invitation.address}/enrolment/ca.crt")
     try:
         certificate = x509.load_pem_x509_certificate(pem)
@@ -198,13 +199,12 @@ def _keep(site: Site, authority: str, pem: str) -> None:
 
 
 @contextmanager
-def _client(tls: ssl.SSLContext) -> Iterator["httpx.Client"]:
-    """Open an HTTP client that uses the machine's proxy settings; transport errors become a Refusal."""
+def _client(tls: ssl.SSLContext, proxy: str) -> Iterator["httpx.Client"]:
+    """Open an HTTP client that goes through this proxy, if any; transport errors become a Refusal."""
     import httpx
 
-    os.environ["no_proxy"] = without_proxy()
     try:
-        with httpx.Client(verify=tls, timeout=TIMEOUT_SECONDS) as client:
+        with httpx.Client(verify=tls, timeout=TIMEOUT_SECONDS, proxy=proxy or None, trust_env=False) as client:
             yield client
     except httpx.InvalidURL as error:
         raise Refusal(reasons.SERVER_ADDRESS, private=str(error)) from error
@@ -213,11 +213,11 @@ def _client(tls: ssl.SSLContext) -> Iterator["httpx.Client"]:
         raise Refusal(reasons.SERVER_UNTRUSTED if untrusted else reasons.SERVER_SILENT, private=str(error)) from error
 
 
-def _ask(tls: ssl.SSLContext, method: str, url: str, **content: Any) -> dict[str, str]:
+def _ask(tls: ssl.SSLContext, proxy: str, method: str, url: str, **content: Any) -> dict[str, str]:
     """Return the server's answer {"site", "certificate"}. Raises Refusal; E_JOIN_REFUSED holds the server's code."""
     import json
 
-    with _client(tls) as client:
+    with _client(tls, proxy) as client:
         try:
             answer = json.loads(_bounded(client, method, url, **content))
             return {"site": str(answer["site"]), "certificate": str(answer["certificate"])}

@@ -96,7 +96,8 @@ SERVER_UNTRUSTED = Reason(
 SERVER_SILENT = Reason(
     "E_SERVER_SILENT",
     "the study's server does not answer the node",
-    "Check the server's address and port, that the server is running, and that the firewall lets the node connect.",
+    "Check the server's address and port, that the server is running, that the firewall lets the node connect, and the "
+    "proxy: `proxy` in [server] of site.toml, or HTTPS_PROXY.",
 )
 SERVER_ADDRESS = Reason(
     "E_SERVER_ADDRESS",

@@ -26,6 +26,7 @@ from federation.ledger.chain import Ledger, ledger_file
 from federation.system.process import LOOPBACK
 from models.refusal import Refusal
 from pipeline.site.folder import Site
+from pipeline.site.study_server import server_proxy
 
 DAY_SECONDS = 24 * 3600.0
 
@@ -35,7 +36,8 @@ log = logging.getLogger("fedthorax.gateway")
 def main(site: Site, port: int) -> None:
     """Serve until SIGTERM. Raises Refusal if the ledger cannot be written."""
     key = NodeKey(site)
-    upstream = Upstream(site.settings.server.address, key, node_tls(site))
+    address = site.settings.server.address
+    upstream = Upstream(address, key, node_tls(site), proxy=server_proxy(site, address))
     ledger, approvals, spool = Ledger(ledger_file(site)), Approvals(site), Spool(site.folder / "gateway")
     web.run_app(
         make_app(

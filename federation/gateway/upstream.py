@@ -64,11 +64,14 @@ class TooLong(Exception):
 
 
 class Upstream:
-    """The Fleet API of the study's server at `address` ("host:port"). Use it as an async context manager."""
+    """The Fleet API of the study's server at `address` ("host:port"). Use it as an async context manager.
 
-    def __init__(self, address: str, key: NodeKey, tls: ssl.SSLContext) -> None:
+    `proxy`: URL of the HTTP proxy to go through, '' for a direct connection.
+    """
+
+    def __init__(self, address: str, key: NodeKey, tls: ssl.SSLContext, *, proxy: str = "") -> None:
         self._origin = f"https://{address}"
-        self._key, self._tls = key, tls
+        self._key, self._tls, self._proxy = key, tls, proxy or None
 
     async def __aenter__(self) -> Self:
         self._session = self._connect(self._tls)
@@ -84,10 +87,9 @@ class Upstream:
         before, self._session = self._session, self._connect(tls)
         await before.close()
 
-    @staticmethod
-    def _connect(tls: ssl.SSLContext) -> aiohttp.ClientSession:
+    def _connect(self, tls: ssl.SSLContext) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(ssl=tls, limit=8)
-        return aiohttp.ClientSession(connector=connector, auto_decompress=False)
+        return aiohttp.ClientSession(connector=connector, auto_decompress=False, proxy=self._proxy)
 
     async def ask(
         self,

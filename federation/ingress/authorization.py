@@ -39,6 +39,7 @@ from federation.superlink.masked_address import (
 )
 from federation.system.process import LOOPBACK
 from models.refusal import Reason, Refusal
+from pipeline.site.study_server import MAX_AHEAD_SECONDS, MAX_BEHIND_SECONDS
 
 FLEET = frozenset(
     f"/v1/fleet/{name}"
@@ -64,8 +65,6 @@ FORM_SECONDS = 10.0
 MASKED_SECONDS = 15.0  # the coordinator holds a question for half of it
 MAX_REQUESTS_OF_SITE = 16
 MAX_TRIES_A_MINUTE = 10
-# Flower's limits for a signed time without its tolerance: a request that passes here also passes in Flower.
-MAX_AGE_SECONDS, MAX_AHEAD_SECONDS = 300.0, 5.0
 
 _STATUS: dict[Reason, int] = {
     reasons.NO_CERTIFICATE: 401,
@@ -313,5 +312,5 @@ def _check_signed_headers(request: web.BaseRequest, node: Holder) -> None:
         raise Refusal(reasons.NODE_KEY) from error
     if age is None or key != node.public_key:
         raise Refusal(reasons.NODE_KEY)
-    if not -MAX_AHEAD_SECONDS < age < MAX_AGE_SECONDS:
+    if not -MAX_AHEAD_SECONDS < age < MAX_BEHIND_SECONDS:
         raise Refusal(reasons.CLOCK, seconds=round(abs(age)), direction="before" if age > 0 else "after")

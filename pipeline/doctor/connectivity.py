@@ -1,5 +1,6 @@
 """Checks of the connections to the study's server and the PACS. Each check ends within seconds."""
 
+import base64
 import http.client
 import socket
 import ssl
@@ -10,24 +11,27 @@ from dataclasses import dataclass, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import unquote, urlsplit
 
 from models.refusal import Refusal
 from pipeline.site.folder import Site
+from pipeline.site.study_server import MAX_AHEAD_SECONDS, MAX_BEHIND_SECONDS, server_proxy
 from pipeline.system.check_line import Line, Status, refused
 
 AREA = "network"
 TIMEOUT_SECONDS = 5.0  # for each step; all steps together take at most three times as long
 PACS_TIMEOUT_SECONDS = 15.0  # without data; a large archive may respond slowly
-# The server rejects signatures older than 300 s or from the future (Flower's node authentication).
-LARGEST_SKEW_SECONDS = 300.0
-NOTED_SKEW_SECONDS = 60.0
+# Differences that are still accepted, and worth a warning.
+NOTED_BEHIND_SECONDS, NOTED_AHEAD_SECONDS = 60.0, 2.0
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An address to check. `ca`: the only trusted authority, None for the system's. `proxy`: "host:port" or ''."""
+    """An address to check.
+
+    `ca`: the only trusted authority, None for the system's. `proxy`: "host:port", with "user:password@" before it if
+    the proxy requires a login; '' for none.
+    """
 
     host: str
     port: int
@@ -47,12 +51,11 @@ class Answer:
 
 
 def server_endpoint(site: Site) -> Endpoint:
-    """Return the study's server, with the environment's proxy for https."""
-    host, _, port = site.settings.server.address.rpartition(":")
-    host = host.strip("[]")
-    proxy = "" if proxy_bypass(host) else getproxies().get("https", "")
-    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    return Endpoint(host, int(port), ca=site.ca_certificate, proxy=parts.netloc.rpartition("@")[2])
+    """Return the study's server, with the proxy that the node uses for it."""
+    address = site.settings.server.address
+    host, _, port = address.rpartition(":")
+    proxy = urlsplit(server_proxy(site, address)).netloc
+    return Endpoint(host.strip("[]"), int(port), ca=site.ca_certificate, proxy=proxy)
 
 
 def _dicomweb_endpoint(site: Site) -> Endpoint | None:
@@ -69,12 +72,14 @@ def network(site: Site) -> Iterator[Line]:
     """Connect to the server and compare the clocks, as far as a server or a PACS is configured."""
     answers = []
     if site.settings.server.address:
-        answer = probe(server_endpoint(site))
+        endpoint = server_endpoint(site)
+        answer = probe(endpoint)
         answers.append(answer)
         if answer.failed:
             yield Line(AREA, "study's server", "fail", answer.failed, answer.remedy, private=answer.private)
         else:
-            yield Line(AREA, "study's server", "ok", "reached over TLS, with the study's certificate")
+            through = " through the proxy" if endpoint.proxy else ""
+            yield Line(AREA, "study's server", "ok", f"reached over TLS{through}, with the study's certificate")
     else:
         yield Line(
             AREA,
@@ -83,8 +88,8 @@ def network(site: Site) -> Iterator[Line]:
             "no study's server is configured",
             "Fill in [server] of site.toml to take part.",
         )
-    if all(answer.ahead_seconds is None for answer in answers) and (endpoint := _dicomweb_endpoint(site)):
-        answers.append(probe(endpoint))
+    if all(answer.ahead_seconds is None for answer in answers) and (archive := _dicomweb_endpoint(site)):
+        answers.append(probe(archive))
     differences = [answer.ahead_seconds for answer in answers if answer.ahead_seconds is not None]
     yield _clock(differences[0] if differences else None)
 
@@ -92,13 +97,16 @@ def network(site: Site) -> Iterator[Line]:
 def _clock(ahead_seconds: float | None) -> Line:
     if ahead_seconds is None:
         return Line(AREA, "clock", "skip", "no other clock to compare with")
-    off = abs(ahead_seconds)
-    status: Status = "fail" if off > LARGEST_SKEW_SECONDS else "warn" if off >= NOTED_SKEW_SECONDS else "ok"
-    says = f"{off:.0f} s {'ahead of' if ahead_seconds > 0 else 'behind'} the other side's" if off >= 1 else "right"
+    off, is_ahead = abs(ahead_seconds), ahead_seconds > 0
+    most = MAX_AHEAD_SECONDS if is_ahead else MAX_BEHIND_SECONDS
+    noted = NOTED_AHEAD_SECONDS if is_ahead else NOTED_BEHIND_SECONDS
+    status: Status = "fail" if off > most else "warn" if off >= noted else "ok"
+    says = f"{off:.0f} s {'ahead of' if is_ahead else 'behind'} the other side's" if off >= 1 else "right"
     remedy = (
         ""
         if status == "ok"
-        else "Synchronise this machine's clock with NTP; the server rejects differences over 300 s."
+        else "Synchronise this machine's clock with NTP; the server refuses a node whose clock is more than "
+        f"{MAX_AHEAD_SECONDS:.0f} s ahead of its own or {MAX_BEHIND_SECONDS:.0f} s behind it (E_CLOCK)."
     )
     return Line(AREA, "clock", status, says, remedy)
 
@@ -120,11 +128,13 @@ _UNKNOWN = Answer("this machine cannot resolve the host name", "Check the name i
 _CLOSED = Answer("no service listens there", "Check host and port in site.toml, and ask the server's administrator.")
 _NO_PROXY = Answer(
     "the proxy cannot be reached",
-    "Check `https_proxy` of this machine for the study's server, `proxy` in [pacs.dicomweb] of site.toml for the PACS.",
+    "For the study's server, check `proxy` in [server] of site.toml or else `https_proxy` of this machine; for the "
+    "PACS, `proxy` in [pacs.dicomweb].",
 )
 _PROXY = Answer(
     "the proxy refuses the node's connection",
-    "Allow CONNECT to this host and port without a login in the proxy, or exclude the host with no_proxy.",
+    "Allow CONNECT to this host and port in the proxy, give its user and password in the proxy's address, or exclude "
+    "the host with no_proxy.",
 )
 _UNTRUSTED = Answer(
     "its certificate is not signed by the expected authority, is invalid, or is for another name",
@@ -179,7 +189,10 @@ def _connection(endpoint: Endpoint) -> http.client.HTTPConnection:
     else:
         connection = http.client.HTTPConnection(via_host, via_port, timeout=TIMEOUT_SECONDS)
     if endpoint.proxy:
-        connection.set_tunnel(endpoint.host, endpoint.port)
+        login, at, _ = endpoint.proxy.rpartition("@")
+        encoded = base64.b64encode(unquote(login).encode()).decode()
+        headers = {"Proxy-Authorization": f"Basic {encoded}"} if at else {}
+        connection.set_tunnel(endpoint.host, endpoint.port, headers)
     return connection
 
 

@@ -66,6 +66,7 @@ class ServerTable(BaseModel, extra="forbid"):
 
     address: str = Field(default="", pattern=r"^$|^[A-Za-z0-9.\-\[\]:]+:\d{1,5}$")
     ca_certificate: Path = Path("keys/ca.crt")
+    proxy: str = Field(default="", pattern=r"^$|^http://[^\s/@]+/?$")  # HTTP proxy; empty: HTTPS_PROXY decides
 
 
 class TrainingTable(BaseModel, extra="forbid"):

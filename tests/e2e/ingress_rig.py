@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -165,10 +165,12 @@ class _Lines(logging.Handler):
 
 
 @contextlib.contextmanager
-def open_rig(folder: Path, *, nginx: bool = False, authority: Authority | None = None) -> Iterator[Rig]:
+def open_rig(
+    folder: Path, *, nginx: bool = False, authority: Authority | None = None, hosts: Sequence[str] = ()
+) -> Iterator[Rig]:
     """Create a new server in `folder` behind its ingress, optionally also behind nginx."""
     port = free_port()
-    init_server(folder, port=port, authority=authority)
+    init_server(folder, port=port, authority=authority, hosts=hosts)
     settings = folder / "server.toml"
     (folder / "logs").mkdir()
     with contextlib.ExitStack() as stack:
