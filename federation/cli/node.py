@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from federation.cli.apps import approve, apps, ledger, revoke
+from federation.cli.backup import backup_site, restore_site
 from federation.cli.console import print_json, print_table, progress_bar, say
 from federation.cli.node_peers import approve_peers, peers, revoke_peers
 from federation.cli.node_releases import approve_release, releases, revoke_release
@@ -247,3 +248,5 @@ for command in (
     ledger,
 ):
     app.command()(command)
+app.command("backup")(backup_site)
+app.command("restore")(restore_site)

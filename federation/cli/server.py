@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from federation.cli.backup import backup_server, restore_server
 from federation.cli.console import print_json, print_table, progress_bar, say
 from federation.cli.options import Json
 from federation.migration.reasons import PASSPHRASE
@@ -133,6 +134,9 @@ def sites(folder: ServerDir, as_json: Json = False) -> None:
         ],
     )
 
+
+app.command("backup")(backup_server)
+app.command("restore")(restore_server)
 
 # --- migration --------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Reasons for which a process could not be started."""
+"""Reasons for which a process could not be started, or a backup not be made or restored."""
 
 from models.refusal import Reason
 
@@ -6,4 +6,20 @@ NOT_STARTED = Reason(
     "E_NOT_STARTED",
     "{process} did not start; the end of its log {log} shows the cause",
     "Read the log, remove the cause and start it again.",
+)
+BACKUP_EXISTS = Reason(
+    "E_BACKUP_EXISTS",
+    "a file with this name exists already",
+    "Choose another name for the backup, for example one with the date, or delete the old backup.",
+)
+BACKUP_FOLDER = Reason(
+    "E_BACKUP_FOLDER",
+    "the folder to restore to is not empty",
+    "Name a folder that does not exist yet. To go back to the backup, move the present folder away first.",
+)
+BACKUP_FORMAT = Reason(
+    "E_BACKUP_FORMAT",
+    "this is not a complete backup of a {kind}",
+    "Use a file that `fedthorax node backup` (a site) or `fedthorax server backup` (a server) wrote. If it is damaged, "
+    "copy it again.",
 )

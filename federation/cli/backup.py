@@ -1,0 +1,62 @@
+"""`fedthorax node backup`, `node restore`, `server backup` and `server restore`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from federation.cli.console import say
+
+SiteDir = Annotated[Path, typer.Argument(help="The site's folder.")]
+ServerDir = Annotated[Path, typer.Argument(help="The server's folder.")]
+NewFile = Annotated[Path, typer.Argument(dir_okay=False, help="The backup: a new file, outside the folder.")]
+BackupFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The file that `backup` wrote.")]
+EmptyDir = Annotated[Path, typer.Argument(file_okay=False, help="Folder to restore to: a new or an empty one.")]
+
+
+def backup_site(site_dir: SiteDir, file: NewFile) -> None:
+    """Back up keys, settings, ledger and approvals to one private file. The node may run."""
+    from federation.migration.backup import back_up_site
+
+    _outside(file, site_dir)
+    _tell(back_up_site(site_dir, file), file)
+    say("It holds the key of the pseudonyms: keep it as secret as the patients.")
+
+
+def restore_site(file: BackupFile, site_dir: EmptyDir) -> None:
+    """Restore a site from its backup. Every patient keeps the pseudonym and the split."""
+    from federation.system.backup import restore_backup
+    from pipeline.site.folder import Site
+
+    count = restore_backup("site", file, site_dir)
+    say(f"Restored the site {Site.open(site_dir).name} with {count} files. Never run two nodes with one key.")
+    say(f"Next: fedthorax node check {site_dir}, then fedthorax node ingest {site_dir}.")
+
+
+def backup_server(folder: ServerDir, file: NewFile) -> None:
+    """Back up keys, roster, runs, releases and MLflow's data to one private file. The server may run."""
+    from federation.migration.backup import back_up_server
+
+    _outside(file, folder)
+    _tell(back_up_server(folder, file), file)
+    say("It holds the key of the study's authority: whoever has it can issue certificates of the study.")
+
+
+def restore_server(file: BackupFile, folder: EmptyDir) -> None:
+    """Restore a server from its backup, on a machine with the same address. To move it, use export and import."""
+    from federation.system.backup import restore_backup
+
+    count = restore_backup("server", file, folder)
+    say(f"Restored {count} files. Never run two servers of one study.")
+    say(f"Next: fedthorax server start {folder}, then fedthorax study list --server {folder}.")
+
+
+def _outside(file: Path, folder: Path) -> None:
+    if file.resolve().is_relative_to(folder.resolve()):
+        raise typer.BadParameter("choose a file outside the folder that it backs up")
+    if not file.resolve().parent.is_dir():
+        raise typer.BadParameter("the folder of the backup does not exist")
+
+
+def _tell(count: int, file: Path) -> None:
+    say(f"Wrote {count} files to {file} ({file.stat().st_size / 1e6:.1f} MB), which only its owner may read.")

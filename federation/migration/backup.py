@@ -1,0 +1,55 @@
+"""What a backup of a site or of a study's server contains; federation.system.backup writes and restores it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from federation.protocol.release_files import BEGINS_FROM
+from federation.superlink.control import IMPORTING, read_server_config
+from federation.system.backup import write_backup
+from pipeline.site.folder import Site
+
+# Not the cohort, the fetched series and the logs: `node ingest` makes the first two again. Not gateway/ either: with an
+# older copy, a question could be asked twice.
+_SITE_FOLDERS = ("keys", "ledger", "apps", "studies", "peers", BEGINS_FROM, "privacy")
+_MADE_AGAIN = ("check.html",)
+_MAX_BESIDE_BYTES = 2**20  # passwords, tokens and certificates beside site.toml are short; exports are not
+# What Flower and the running processes make anew at the next start.
+_NOT_OF_SERVER = ("flower_home", "logs", "started", "state.db", "state.db-wal", "state.db-shm", IMPORTING)
+
+
+def back_up_site(folder: Path, file: Path) -> int:
+    """Back up what a site cannot make again to a new private file; return the number of files.
+
+    Raises Refusal: E_BACKUP_EXISTS, and those of `Site.open`; OSError.
+    """
+    site = Site.open(folder)
+    return write_backup("site", site.folder, _site_parts(site), file)
+
+
+def _site_parts(site: Site) -> Iterator[Path]:
+    yield from (site.folder / name for name in _SITE_FOLDERS if (site.folder / name).is_dir())
+    for path in site.folder.iterdir():
+        if path.is_file() and path.name not in _MADE_AGAIN and path.stat().st_size <= _MAX_BESIDE_BYTES:
+            yield path
+    yield from (path for path in _named_files(site) if path.is_relative_to(site.folder))
+
+
+def _named_files(site: Site) -> Iterator[Path]:
+    """Yield the files with passwords, tokens, keys and certificates that site.toml names."""
+    yield site.ca_certificate
+    pacs = site.settings.pacs
+    for table in (pacs.dicomweb, pacs.dimse) if pacs else ():
+        for value in table.model_dump().values() if table else ():
+            if isinstance(value, Path) and (path := (site.folder / value).resolve()).is_file():
+                yield path
+
+
+def back_up_server(folder: Path, file: Path) -> int:
+    """Back up a study's server, with its keys, runs and releases, to a new private file; return the number of files.
+
+    Left out: logs, and Flower's database, which is made again. Raises Refusal: E_BACKUP_EXISTS, E_NO_SERVER,
+    E_SERVER_MOVED, E_IMPORT_UNFINISHED; OSError.
+    """
+    read_server_config(folder)
+    parts = [path for path in folder.iterdir() if path.name not in _NOT_OF_SERVER]
+    return write_backup("server", folder, parts, file)

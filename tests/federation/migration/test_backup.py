@@ -1,0 +1,173 @@
+"""Backups of sites and servers: private files, restored completely or not at all."""
+
+import gzip
+import io
+import sqlite3
+import tarfile
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from federation.cli.main import app
+from federation.enrolment.certificates import create_node_key
+from federation.enrolment.invitations import invite
+from federation.enrolment.registry import registry
+from federation.ledger.chain import Entry, Ledger, ledger_file, verify
+from federation.migration.backup import back_up_server, back_up_site
+from federation.server.start import init_server
+from federation.system.backup import restore_backup
+from models.refusal import Refusal
+from pipeline.site.folder import Site, init_site, site_settings
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """A site with keys, a ledger, a password file, and data that a backup leaves out."""
+    site = init_site(tmp_path / "site", site_settings(None, name="north"))
+    create_node_key(site.node_key)
+    Ledger(ledger_file(site)).append(Entry("run", 1, "in", "train", 1, "", "", "", "passed"))
+    (site.folder / "pacs.password").write_text("secret\n")
+    (site.folder / "gateway").mkdir()
+    for name in ("cohort/cohort.sqlite", "logs/node.log", "gateway/questions", "check.html"):
+        (site.folder / name).parent.mkdir(exist_ok=True)
+        (site.folder / name).write_text("not in the backup")
+    (site.folder / "keys" / "link").symlink_to("/etc/hostname")
+    return site
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Path:
+    folder = tmp_path / "server"
+    init_server(folder)
+    invite(folder, "north", patients=240)
+    for name in ("release.key", "releases/run/model.json", "runs/run/study.json", "logs/door.log", "state.db"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def modes(folder: Path) -> set[tuple[bool, int]]:
+    return {(path.is_dir(), path.stat().st_mode & 0o777) for path in [folder, *folder.rglob("*")]}
+
+
+def test_restored_site_has_the_same_keys_pseudonyms_and_ledger(site: Site, tmp_path: Path) -> None:
+    back_up_site(site.folder, tmp_path / "backup")
+    restore_backup("site", tmp_path / "backup", tmp_path / "again")
+    again = Site.open(tmp_path / "again")
+    assert again.pseudonym("4711") == site.pseudonym("4711")
+    assert verify(ledger_file(again)) == verify(ledger_file(site))
+    assert set(files(again.folder)) == {
+        *("site.toml", "pacs.password", "ledger/ledger.jsonl"),
+        *("keys/pseudonym.key", "keys/node", "keys/node.pub"),
+    }
+    assert all(files(site.folder)[name] == content for name, content in files(again.folder).items())
+
+
+def test_backup_and_what_is_restored_from_it_are_private(site: Site, tmp_path: Path) -> None:
+    back_up_site(site.folder, tmp_path / "backup")
+    assert (tmp_path / "backup").stat().st_mode & 0o777 == 0o600
+    restore_backup("site", tmp_path / "backup", tmp_path / "again")
+    assert modes(tmp_path / "again") == {(True, 0o700), (False, 0o600)}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_restored_server_has_its_keys_releases_and_roster(server: Path, tmp_path: Path) -> None:
+    back_up_server(server, tmp_path / "backup")
+    restore_backup("server", tmp_path / "backup", tmp_path / "again")
+    before, after = files(server), files(tmp_path / "again")
+    assert {name for name in before if name not in after} == {"logs/door.log", "state.db"}
+    assert all(before[name] == content for name, content in after.items() if name != "sites.sqlite")
+    with registry(tmp_path / "again") as db:
+        assert db.execute("SELECT site, patients FROM invitations").fetchall() == [("north", 240)]
+    assert modes(tmp_path / "again") == {(True, 0o700), (False, 0o600)}
+
+
+def test_database_that_is_in_use_is_backed_up_whole(server: Path, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(server / "mlflow.db")) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("CREATE TABLE runs (name)")
+        db.execute("INSERT INTO runs VALUES ('one')")
+        db.commit()  # still in the write-ahead log only
+        back_up_server(server, tmp_path / "backup")
+    restore_backup("server", tmp_path / "backup", tmp_path / "again")
+    assert not list((tmp_path / "again").glob("mlflow.db-*"))
+    with closing(sqlite3.connect(tmp_path / "again" / "mlflow.db")) as db:
+        assert db.execute("SELECT name FROM runs").fetchall() == [("one",)]
+
+
+def test_existing_backup_is_not_replaced(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "backup").write_text("yesterday's")
+    with pytest.raises(Refusal, match="E_BACKUP_EXISTS"):
+        back_up_site(site.folder, tmp_path / "backup")
+    assert (tmp_path / "backup").read_text() == "yesterday's"
+
+
+def test_folder_with_files_is_not_restored_to(site: Site, tmp_path: Path) -> None:
+    back_up_site(site.folder, tmp_path / "backup")
+    before = files(site.folder)
+    with pytest.raises(Refusal, match="E_BACKUP_FOLDER"):
+        restore_backup("site", tmp_path / "backup", site.folder)
+    assert files(site.folder) == before
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flip(content: bytes) -> bytes:
+    return content[:-6] + bytes([content[-6] ^ 1]) + content[-5:]  # gzip's checksum
+
+
+def add(name: str, kind: bytes) -> Callable[[bytes], bytes]:
+    def change(content: bytes) -> bytes:
+        out = io.BytesIO()
+        with tarfile.open(fileobj=io.BytesIO(content)) as old, tarfile.open(fileobj=out, mode="w:gz") as new:
+            for member in old:
+                new.addfile(member, old.extractfile(member))
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            new.addfile(member)
+        return out.getvalue()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(cut, flip, lambda content: b"", lambda content: gzip.compress(b"no archive")),
+        *(add("../outside", tarfile.REGTYPE), add("/tmp/outside", tarfile.REGTYPE), add("link", tarfile.SYMTYPE)),
+        add("site.toml", tarfile.REGTYPE),  # twice
+    ],
+)
+def test_damaged_or_forged_backup_is_refused_and_leaves_nothing(
+    site: Site, tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    back_up_site(site.folder, tmp_path / "backup")
+    (tmp_path / "changed").write_bytes(change((tmp_path / "backup").read_bytes()))
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(Refusal, match="E_BACKUP_FORMAT"):
+        restore_backup("site", tmp_path / "changed", tmp_path / "again")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_backup_of_a_server_is_not_restored_as_a_site(server: Path, tmp_path: Path) -> None:
+    back_up_server(server, tmp_path / "backup")
+    with pytest.raises(Refusal, match="E_BACKUP_FORMAT"):
+        restore_backup("site", tmp_path / "backup", tmp_path / "again")
+
+
+def test_commands_back_up_and_restore(site: Site, server: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    for kind, folder in (("node", site.folder), ("server", server)):
+        file, again = tmp_path / f"{kind}.backup", tmp_path / f"{kind}-again"
+        assert runner.invoke(app, [kind, "backup", str(folder), str(file)]).exit_code == 0
+        assert runner.invoke(app, [kind, "restore", str(file), str(again)]).exit_code == 0
+        assert runner.invoke(app, [kind, "backup", str(again), str(again / "inside")]).exit_code == 2
