@@ -98,7 +98,7 @@ def measure(folder: Path) -> Part:
     figures.append(_servers(server, folder / "bare"))
     with start_server(server):
         site = _site(folder / "site")
-        join(site, invite(server, "joined"))
+        join(site, invite(server, "joined"), name="joined")
         figures.append(_nodes(Site.open(site.folder), server))
         figures.append(_messages(folder, server))
     notes = [

@@ -59,14 +59,21 @@ def init(
 
 @app.command()
 def join(
-    site_dir: SiteDir, code: Annotated[str, typer.Argument(help="The one-time code from the study's office.")]
+    site_dir: SiteDir,
+    code: Annotated[str, typer.Argument(help="The one-time code from the study's office.")],
+    name: Annotated[
+        str, typer.Option("--as", help="The site's name in the study, if it is not the name in site.toml.")
+    ] = "",
 ) -> None:
     """Join a study: verify its server with the code, and get the node's certificate."""
     from federation.enrolment.join import join as enter
     from pipeline.site.folder import Site
 
-    name = enter(Site.open(site_dir), code)
-    say(f"Joined; the study knows this site as {name}. Run its node: `fedthorax node start {site_dir}`.")
+    site = Site.open(site_dir)
+    known_as = enter(site, code, name=name)
+    if known_as != site.name:
+        say(f"Note: site.toml calls this site {site.name}. Tell the study's office if {known_as} is another hospital.")
+    say(f"Joined; the study knows this site as {known_as}. Run its node: `fedthorax node start {site_dir}`.")
 
 
 @app.command()

@@ -44,6 +44,7 @@ class JoinRequest(BaseModel):
     invitation: str = Field(pattern=r"^[0-9a-f]{16}$")
     secret: str = Field(max_length=64)
     request: str = Field(max_length=8192)
+    name: str = Field(default="", max_length=63)  # the site that the node takes itself for; not checked if empty
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def accept(folder: Path, join: JoinRequest) -> tuple[str, str]:
     The key is registered with the running SuperLink. The same node may repeat the request in case the answer was lost;
     for any other node the code is used up.
 
-    Raises Refusal: E_INVITATION, E_INVITATION_OVER, E_PUBLIC_KEY, E_KEY_REVOKED, E_ALREADY_ENROLLED,
+    Raises Refusal: E_INVITATION, E_INVITATION_OVER, E_JOIN_NAME, E_PUBLIC_KEY, E_KEY_REVOKED, E_ALREADY_ENROLLED,
     E_SERVER_UNREACHABLE.
     """
     with registry(folder) as db:
@@ -182,6 +183,8 @@ def accept(folder: Path, join: JoinRequest) -> tuple[str, str]:
             if row is None or row[2] not in (None, public_key):
                 raise Refusal(reasons.INVITATION_OVER)
             site, patients, used_by = row
+            if join.name not in ("", site):
+                raise Refusal(reasons.JOIN_NAME, site=join.name)
             if used_by is not None and (held := valid_certificates(db, site, valid_at=time.time())):
                 return site, held[0]
             if db.execute(

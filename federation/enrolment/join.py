@@ -34,7 +34,7 @@ from federation.enrolment.certificates import (
 from federation.secure_aggregation.roster import Roster
 from models.refusal import Refusal
 from models.settings import with_value
-from pipeline.site.folder import Site
+from pipeline.site.folder import UNNAMED, Site
 from pipeline.site.study_server import server_proxy
 from pipeline.system.atomic_files import write_atomically
 
@@ -73,26 +73,31 @@ def node_certificate(site: Site) -> Path:
     return site.node_key.with_name("node.crt")
 
 
-def join(site: Site, code: str) -> str:
+def join(site: Site, code: str, *, name: str = "") -> str:
     """Join the study of the code; return the name under which the study knows this site.
+
+    `name`: the name that the study must know it by; by default its name in site.toml, unless nobody has changed that.
+    With the code of another hospital, the server refuses and the code stays valid.
 
     Creates the node's key if there is none, writes the certificates, and sets the server's address in site.toml.
 
     Raises Refusal: E_JOIN_CODE, E_OTHER_AUTHORITY, E_SERVER_SILENT, E_SERVER_UNTRUSTED, E_NODE_FILE,
-    E_JOIN_REFUSED with the server's own code, E_NODE_CERTIFICATE.
+    E_JOIN_NAME, E_JOIN_REFUSED with the server's own code, E_NODE_CERTIFICATE.
     """
     invitation = JoinCode.read(code)
     if not site.node_key.exists():
         create_node_key(site.node_key)
+    expected = name or (site.name if site.name != UNNAMED else "")
     proxy = server_proxy(site, invitation.address)
     authority = _fetch_authority(invitation, proxy)
-    answer = _ask(
-        trust(authority),
-        proxy,
-        "POST",
-        f"https://{invitation.address}/enrolment/join",
-        json={"invitation": invitation.invitation, "secret": invitation.secret, "request": _request(site.node_key)},
-    )
+    form = {"invitation": invitation.invitation, "secret": invitation.secret, "request": _request(site.node_key)}
+    try:
+        url = f"https://{invitation.address}/enrolment/join"
+        answer = _ask(trust(authority), proxy, "POST", url, json=form | {"name": expected})
+    except Refusal as refusal:
+        if refusal.numbers.get("answer") == reasons.JOIN_NAME.code:
+            raise Refusal(reasons.JOIN_NAME, site=expected) from refusal
+        raise
     _keep(site, authority, answer["certificate"])
     _write_address(site, invitation.address)
     return str(answer["site"])

@@ -68,6 +68,12 @@ INVITATION_OVER = Reason(
     "the code is older than 7 days, or another node has used it",
     "The study's office creates another: fedthorax server enrol DIR NAME. If none of yours used it, tell the office.",
 )
+JOIN_NAME = Reason(
+    "E_JOIN_NAME",
+    "the code is for a site with another name than {site}; it was not used",
+    "Ask the study's office whether you have another hospital's code. If the office named this site otherwise, join "
+    "with `--as` and that name.",
+)
 JOIN_CODE = Reason(
     "E_JOIN_CODE",
     "this is not an enrolment code",

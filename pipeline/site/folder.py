@@ -35,6 +35,7 @@ Split = Literal["train", "validation", "test"]
 # Shares of patients for testing and for validation (calibration), by keyed hash; the others are for training.
 TEST_SHARE, VALIDATION_SHARE = 0.25, 0.15
 KEY_BYTES = 32
+UNNAMED = "my-hospital"  # the name of a new site, until hospital IT changes it
 
 
 class SiteTable(BaseModel, extra="forbid"):

@@ -214,7 +214,7 @@ class Watched:
 
     def _join(self, name: str) -> None:
         code = json.loads(self._ok("server", "enrol", self.server, name, "--json"))["code"]
-        self._ok("node", "join", self.folder / "sites" / name, code, end=name)
+        self._ok("node", "join", self.folder / "sites" / name, code, "--as", name, end=name)
 
     # --- trials -------------------------------------------------------------------------------------------
 

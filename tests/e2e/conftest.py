@@ -88,7 +88,7 @@ def ok(*arguments: str | Path) -> str:
 def enter(site: Path, server: Path, name: str) -> None:
     """Let a site join the study of the running server, with the commands of study office and hospital IT."""
     code = json.loads(ok("server", "enrol", server, name, "--json"))["code"]
-    ok("node", "join", site, code)
+    ok("node", "join", site, code, "--as", name)
     try:
         sandbox.available(Site.open(site))
     except Refusal:  # no bubblewrap on this machine: the sandbox tests report that they are skipped

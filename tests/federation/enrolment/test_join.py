@@ -179,3 +179,26 @@ def test_setting_the_address_changes_nothing_else(text: str) -> None:
     assert after == before
     if "# note" in text:
         assert "# note" in with_server_address(text, "study.example:8443")
+
+
+def named(tmp_path: Path, name: str) -> Site:
+    return init_site(tmp_path / name, site_settings(None, name=name))
+
+
+def test_code_of_another_hospital_is_refused_and_stays_valid(rig: Rig, tmp_path: Path) -> None:
+    south, west = named(tmp_path, "south"), named(tmp_path, "west")
+    create_node_key(south.node_key)
+    code, before = invite(rig.folder, "west"), files(south)
+    with pytest.raises(Refusal, match="E_JOIN_NAME") as refusal:
+        join.join(south, code)
+    assert "south" in refusal.value.says
+    assert files(south) == before
+    assert join.join(west, code) == "west"
+
+
+def test_site_may_have_another_name_in_the_study_if_it_says_so(rig: Rig, tmp_path: Path) -> None:
+    site = named(tmp_path, "south")
+    code = invite(rig.folder, "hospital-s")
+    with pytest.raises(Refusal, match="E_JOIN_NAME"):
+        join.join(site, code, name="hospital-t")
+    assert join.join(site, code, name="hospital-s") == "hospital-s"
