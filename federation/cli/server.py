@@ -183,6 +183,7 @@ def settle(
     """Create a server from another provider's export. It continues where the exported server stopped."""
     from federation.migration.common import is_sealed_archive
     from federation.migration.import_archive import import_server
+    from federation.runs.run_folder import unfinished
 
     passphrase = _passphrase(passphrase_file, ask=is_sealed_archive(archive) and sys.stdin.isatty(), confirm=False)
     moved = import_server(archive, folder, hosts=host or [], port=port, passphrase=passphrase, bar=progress_bar)
@@ -190,7 +191,7 @@ def settle(
     say("The import is complete and verified. Compare the SHA-256 and the table with the output of the export.")
     say(f"Then start it: fedthorax server start {folder}")
     say(f"At a site with another server address: fedthorax node move SITE_DIR {moved.address}, then restart its node.")
-    for run in moved.contents.runs:
+    for run in unfinished(folder):
         say(f"To continue an unfinished run: fedthorax study resume {run} --server {folder}")
 
 

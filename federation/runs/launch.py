@@ -146,11 +146,14 @@ def _warning(study: Study) -> str:
 def resume(name: str, server: Path, say: Say, *, began: Say = lambda name: None) -> Finished:
     """Resume a run from its last checkpoint.
 
-    Raises Refusal: E_RUN_UNKNOWN, E_RUN_UNDER_WAY, and those of `launch`.
+    Raises Refusal: E_RUN_UNKNOWN, E_RUN_UNDER_WAY, E_RUN_COMPLETE, and those of `launch`.
     """
     folder = find_run(server, name)
-    if state(server, folder) in UNDER_WAY:
+    stands = state(server, folder)
+    if stands in UNDER_WAY:
         raise Refusal(reasons.RUN_UNDER_WAY)
+    if stands == "completed":
+        raise Refusal(reasons.RUN_COMPLETE)
     return _submit(read_study(folder), server, name, say, began)
 
 

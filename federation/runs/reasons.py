@@ -23,6 +23,11 @@ RUN_UNDER_WAY = Reason(
     "the run is still active",
     "Follow it with `fedthorax study follow RUN`, or stop it with `fedthorax study stop RUN`.",
 )
+RUN_COMPLETE = Reason(
+    "E_RUN_COMPLETE",
+    "the run is complete; resuming it would ask every hospital the last questions again",
+    "Show its results with `fedthorax study show RUN`. To train again, start a run with another seed.",
+)
 RUN_ENDED = Reason(
     "E_RUN_ENDED",
     "the run is not active: it is {state}",

@@ -40,6 +40,11 @@ class RunNote(BaseModel, extra="forbid"):
     ended: Ended | None = None
 
 
+def unfinished(server: Path) -> list[str]:
+    """Return the names of the runs that are not recorded as complete, oldest first. Raises Refusal E_RUN_FILES."""
+    return [name for name in run_names(server) if read_note(server / "runs" / name).ended != "completed"]
+
+
 def run_names(server: Path) -> list[str]:
     """Return the names of the runs in a server's folder, oldest first."""
     folders = [file.parent for file in (server / "runs").glob("*/study.json")]

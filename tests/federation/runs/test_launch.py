@@ -7,7 +7,7 @@ import pytest
 
 from federation.runs import launch
 from federation.runs.launch import follow, launch_all, plan, resume, stop_run
-from federation.runs.run_folder import read_note, run_names, write_note
+from federation.runs.run_folder import read_note, run_names, unfinished, write_note
 from federation.superlink import reasons
 from models.refusal import Refusal
 from tests.helpers.run_files import entry, study, write_run
@@ -157,6 +157,20 @@ def test_running_run_is_not_resumed(tmp_path, server, monkeypatch):
     with pytest.raises(Refusal, match="E_RUN_UNDER_WAY"):
         resume("trial-a", tmp_path, print)
     assert server.submitted == []
+
+
+def test_complete_run_is_not_resumed(tmp_path, server):
+    """Its hospitals would answer the last questions again, and MLflow would get a second version of the same model."""
+    write_run(tmp_path, "trial-a", ended="completed", run_id=5)
+    with pytest.raises(Refusal, match="E_RUN_COMPLETE"):
+        resume("trial-a", tmp_path, print)
+    assert server.submitted == []
+
+
+def test_only_runs_that_are_not_complete_are_unfinished(tmp_path):
+    for name, ended in (("a", "completed"), ("b", None), ("c", "stopped"), ("d", "failed")):
+        write_run(tmp_path, name, ended=ended, run_id=5)
+    assert sorted(unfinished(tmp_path)) == ["b", "c", "d"]
 
 
 def test_follow_waits_for_the_end_or_reports_how_the_run_ended(tmp_path, server, monkeypatch):
