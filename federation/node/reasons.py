@@ -5,8 +5,9 @@ from models.refusal import Reason
 NOT_ENROLLED = Reason(
     "E_NOT_ENROLLED",
     "the study's server does not accept this node's key",
-    "Send the node's .pub file to the study's coordinator to be enrolled. If a node with this key was killed or runs "
-    "elsewhere, the server counts it as connected for one minute: start this node again after that.",
+    "If a node with this key runs elsewhere, stop it. If one was killed, the server counts it as connected for one "
+    "minute, and the node tries again by itself. If it lasts, ask the study's office whether this site was revoked; "
+    "with a new code from there, join again.",
 )
 NODE_RUNNING = Reason(
     "E_NODE_RUNNING",

@@ -39,6 +39,9 @@ from pipeline.system.locks import alone
 
 ONLINE_SECONDS = 60.0
 LOOK_SECONDS = 0.5  # between two looks at the processes and their logs
+# A node that was killed counts as connected at the server for a minute, and its key is not accepted meanwhile.
+STILL_CONNECTED_SECONDS = 90.0
+_AGAIN_SECONDS = 10.0
 _SAVE_SECONDS = 10.0
 _LAST_LINES = 30
 _LOCK = "node.lock"
@@ -185,7 +188,8 @@ def _cause(output: str, otherwise: Reason) -> Reason:
 def run_node(site: Site, say: Callable[[str], None]) -> None:
     """Run the site's node until SIGTERM or Ctrl-C; `say` gets one line with its time for each event.
 
-    The node retries until the server responds. If the server was moved, the node registers again. If systemd started
+    The node retries until the server responds, and for a minute and a half if the server still counts an earlier start
+    as connected. If the server was moved, the node registers again. If systemd started
     this process, it gets the same messages.
     Raises Refusal: E_NO_SERVER_SET, E_NODE_FILE, E_NODE_RUNNING, E_NOT_ENROLLED, E_SERVER_UNTRUSTED,
     E_CERTIFICATE_REFUSED, those of `start_node`, and E_NODE_ENDED or E_GATEWAY_FAILED for any other unexpected end.
@@ -209,19 +213,38 @@ def run_node(site: Site, say: Callable[[str], None]) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemd stops with SIGTERM: same as Ctrl-C
         state = NodeState.begin(site.logs)
         try:
-            while True:
-                try:
-                    _run_once(site, state, tell)
-                except Refusal as refusal:
-                    # With systemd's sandbox, systemd restarts node and sandbox together.
-                    if refusal.reason is not reasons.NODE_FORGOTTEN or site.settings.sandbox.kind == "systemd":
-                        raise
-                    tell(f"{refusal}; the node restarts")
+            _run_again(site, state, tell)
         except KeyboardInterrupt:
             tell("the node has ended, as requested")
         finally:
             state.connection, state.doing = "ended", ""
             state.save(site.logs)
+
+
+def _run_again(site: Site, state: NodeState, tell: Callable[[str], None]) -> None:
+    """Run the node; start it again if the server has forgotten it, or still counts an earlier start as connected.
+
+    Raises Refusal for any other end, and if the server has not accepted the key for STILL_CONNECTED_SECONDS.
+    """
+    until = math.inf
+    while True:
+        try:
+            _run_once(site, state, tell)
+        except Refusal as refusal:
+            # With systemd's sandbox, systemd restarts node and sandbox together.
+            if site.settings.sandbox.kind == "systemd":
+                raise
+            if refusal.reason is reasons.NODE_FORGOTTEN:
+                until = math.inf
+                tell(f"{refusal}; the node restarts")
+            elif refusal.reason is reasons.NOT_ENROLLED:
+                until = min(until, time.monotonic() + STILL_CONNECTED_SECONDS)
+                if time.monotonic() >= until:
+                    raise
+                tell(f"{refusal}, perhaps because it was killed a moment ago; it tries again")
+                time.sleep(_AGAIN_SECONDS)
+            else:
+                raise
 
 
 def _run_once(site: Site, state: NodeState, tell: Callable[[str], None]) -> None:

@@ -222,6 +222,7 @@ def site(tmp_path: Path) -> Site:
 def run(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
     """Run the site's node from a script. Returns the messages to the operator, without their times."""
     monkeypatch.setattr(node, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(node, "STILL_CONNECTED_SECONDS", 0.0)
 
     def run(*script: str | int) -> list[str]:
         scripted = ScriptedNode(site, list(script))
@@ -305,6 +306,24 @@ def test_node_restarts_when_a_moved_server_does_not_know_it(site: Site, monkeypa
         signal.signal(signal.SIGTERM, before)
     assert [line[21:37] for line in said if "E_NODE_FORGOTTEN" in line] == ["E_NODE_FORGOTTEN"] * 2
     assert sum("is online" in line for line in said) == 3
+    assert all(each.stopped for each in nodes)
+
+
+def test_node_that_counts_as_connected_after_a_kill_tries_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = "[code: 2004] Failed to activate SuperNode."
+    nodes = [ScriptedNode(site, script) for script in ([refused], [refused], [*["later"] * 30, ONLINE, signal.SIGTERM])]
+    waiting = iter(nodes)
+    monkeypatch.setattr(node, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(node, "_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(node, "start_node", lambda *_, **__: next(waiting))
+    before = signal.getsignal(signal.SIGTERM)
+    said: list[str] = []
+    try:
+        run_node(site, said.append)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert sum("E_NOT_ENROLLED" in line and "tries again" in line for line in said) == 2
+    assert sum("is online" in line for line in said) == 1
     assert all(each.stopped for each in nodes)
 
 
