@@ -180,7 +180,7 @@ def promote(
 def audit(
     folder: ClinicDir,
     since: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Show records from this day on.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1_000_000)] = 1000,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Most records to show.")] = 1000,
     as_json: Json = False,
 ) -> None:
     """Show the audit log: who did what and when, with the hashes of scans and models. It names no patient."""

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from federation.cli import clinic, importing, node, server, study
+from federation.cli.argument_help import show_argument_help
 from federation.cli.console import print_json, print_refusal, progress_bar, say
 from federation.cli.options import Json
 from federation.cli.serve import serve
@@ -22,10 +23,10 @@ from federation.system.process import QUIET
 from models.reasons import SYSTEM
 from models.refusal import Refusal
 
+show_argument_help()
 app = typer.Typer(
     help="Hospitals train a model of severe Covid-19 on chest CT and PCR together; no raw data leaves a hospital.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(node.app, name="node")

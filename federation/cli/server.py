@@ -32,7 +32,7 @@ def init(
         list[str] | None,
         typer.Option(help="Name or address that nodes can use. Nodes connect to the first. Default: this machine."),
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8443,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to which nodes connect.")] = 8443,
     ca_certificate: Annotated[
         Path | None, typer.Option(dir_okay=False, help="The hospital group's certificate authority, PEM.")
     ] = None,
