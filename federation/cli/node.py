@@ -112,6 +112,7 @@ def check(
     """Check this site: its problems and how to fix them. It fetches no scans and does not change the cohort."""
     from federation.approval import peer_checks
     from federation.cli.doctor_screen import show_checkup
+    from federation.enrolment import standing
     from federation.node import sandbox
     from federation.protocol.study_config import preprocessing_of
     from pipeline.doctor import checkup as doctor
@@ -122,7 +123,8 @@ def check(
     site = Site.open(site_dir)
     with progress_bar("examining series") as progress:
         gpu = sandbox.gpu_line(site)
-        more = [sandbox.line(site), *([gpu] if gpu else []), privacy_budget.line(site), *peer_checks.lines(site)]
+        of_sandbox = [sandbox.line(site), *([gpu] if gpu else [])]
+        more = [standing.line(site), *of_sandbox, privacy_budget.line(site), *peer_checks.lines(site)]
         result = doctor.check(site, preprocessing_of(study), progress, truth=truth, more=more)
     page = page or site.folder / "check.html"
     write_page(result, page)

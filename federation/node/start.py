@@ -15,6 +15,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from federation.approval import peer_checks
 from federation.approval import reasons as approval_reasons
 from federation.enrolment import reasons as enrolment_reasons
 from federation.enrolment.join import node_certificate
+from federation.enrolment.standing import standing
 from federation.gateway import reasons as gateway_reasons
 from federation.gateway.loopback import loopback_certificate
 from federation.gateway.process import start_gateway
@@ -295,6 +298,20 @@ def _notify_systemd(message: str) -> None:
             sender.sendto(message.encode(), address.replace("@", "\0", 1))
 
 
+def _of_site(site: Site) -> dict[str, str | None]:
+    """Return the installed version, the node's certificate, and when the cohort was last written."""
+    found, ingested = standing(site), None
+    with suppress(OSError):
+        written = (site.cohort_folder / "refusals.csv").stat().st_mtime  # by each ingest
+        ingested = datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds")
+    return {
+        "version": version("fedthorax"),
+        "name_in_study": found.name if found else None,
+        "certificate_until": found.until.isoformat() if found else None,
+        "last_ingest": ingested,
+    }
+
+
 def node_status(site: Site) -> dict[str, Any]:
     """Return whether the site's node runs, what it does and has done, and the size of the cohort, as counts only.
 
@@ -320,6 +337,7 @@ def node_status(site: Site) -> dict[str, Any]:
         "last_refusal_at": state.refused_at.isoformat() if state and state.refused_at else None,
         "masked_rounds": [line.exactly for number, line in enumerate(masked) if number == 0 or line.status != "ok"],
         "processor": " ".join(filter(None, (processor.says, processor.detail and f"({processor.detail})"))),
+        **_of_site(site),
         "patients": len(patients),
         "splits": dict(Counter(p.split for p in patients)),
         "pcr_positive": sum(p.pcr_positive is True for p in patients),
