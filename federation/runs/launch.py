@@ -1,5 +1,6 @@
 """Launch studies on a running server or in Flower's simulation, and follow them until they end."""
 
+import re
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from models.settings import load_settings
 
 Say = Callable[[str], None]
 LAST_LINES = 12  # lines of the server's own log that are shown after a failed run
+_CODE = re.compile(r"E_[A-Z_]+\b")  # at the begin of what the server says before a run ends with a refusal
 ENDS: dict[str, Ended] = {"finished:completed": "completed", "finished:stopped": "stopped"}
 
 
@@ -104,8 +106,8 @@ def launch_all(
 def launch(study: Study, server: Path, say: Say, *, group: str = "", began: Say = lambda name: None) -> Finished:
     """Run a study on the running server in `server`; `say` gets the progress, line by line.
 
-    Raises Refusal: those of `build_strategy` and `submit`; E_RUN_FAILED if the run does not complete; and those of
-    `bring_release` if the study starts from a release.
+    Raises Refusal: those of `build_strategy` and `submit`; E_RUN_STOPPED, E_RUN_FAILED if the run does not complete;
+    and those of `bring_release` if the study starts from a release.
     """
     build_strategy(study.strategy.name, study.strategy.options, sites=study.study.asked_a_round)
     config = read_server_config(server)  # first: without a server, nothing is written
@@ -160,7 +162,7 @@ def resume(name: str, server: Path, say: Say, *, began: Say = lambda name: None)
 def follow(name: str, server: Path, say: Say, *, began: Say = lambda name: None) -> Finished:
     """Follow an active run from its first line to its end. For a run that has ended, return its outcome.
 
-    Raises Refusal: E_RUN_UNKNOWN, E_RUN_FAILED if it is not complete, and those of `wait`.
+    Raises Refusal: E_RUN_UNKNOWN, E_RUN_STOPPED, E_RUN_FAILED if it is not complete, and those of `wait`.
     """
     folder = find_run(server, name)
     if state(server, folder) in UNDER_WAY:
@@ -172,6 +174,8 @@ def follow(name: str, server: Path, say: Say, *, began: Say = lambda name: None)
                 raise
             # A simulation's server ends with its last run, perhaps before it could be asked for the outcome.
     stands = state(server, folder)
+    if stands == "stopped":
+        raise Refusal(reasons.RUN_STOPPED, run=name)
     if stands != "completed":
         raise Refusal(reasons.RUN_FAILED, status=stands, run=name)
     return _finished(server, name)
@@ -206,11 +210,14 @@ def _submit(study: Study, server: Path, name: str, say: Say, began: Say) -> Fini
 
 def _follow(server: Path, name: str, say: Say) -> Finished:
     rest: deque[str] = deque(maxlen=LAST_LINES)
+    is_explained = False
 
     def pass_on(line: str) -> None:
+        nonlocal is_explained
         _, mark, text = line.partition(MARK)
         if mark:
             say(text)
+            is_explained = _CODE.match(text) is not None
         else:
             rest.append(line)
 
@@ -218,7 +225,10 @@ def _follow(server: Path, name: str, say: Say) -> Finished:
     status = wait(server, read_note(folder).run_id, pass_on)
     _note_end(folder, ENDS.get(status, "failed"))
     if status != "finished:completed":
-        why = "" if status == "finished:stopped" else "\n".join(["", *rest])
+        if status == "finished:stopped":
+            raise Refusal(reasons.RUN_STOPPED, run=name)
+        # After a refusal, Flower's log has only the stack trace of what was just said in words.
+        why = "" if is_explained else "\n".join(["", *rest])
         raise Refusal(reasons.RUN_FAILED, status=status, run=name, private=f"{server / 'logs'}{why}")
     return _finished(server, name)
 

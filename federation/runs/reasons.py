@@ -49,6 +49,11 @@ NO_SITES = Reason(
     "a simulation needs at least one site folder, and each must exist",
     "Give folders that fedthorax node init created.",
 )
+RUN_STOPPED = Reason(
+    "E_RUN_STOPPED",
+    "the run {run} was stopped",
+    "Somebody ran `fedthorax study stop`. Continue it with `fedthorax study resume`.",
+)
 RUN_FAILED = Reason(
     "E_RUN_FAILED",
     "the run {run} ended as {status}",

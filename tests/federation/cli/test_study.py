@@ -153,6 +153,12 @@ def test_group_name_unsafe_for_files_and_tags_is_a_usage_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_list_refuses_a_folder_without_a_server(tmp_path):
+    with pytest.raises(Refusal, match="E_NO_SERVER"):
+        typed("list", "--server", tmp_path / "typo")
+    assert not (tmp_path / "typo").exists()
+
+
 def test_list_prints_runs_as_text_and_json(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     name = "a-study-with-a-name-of-some-length-0a1b2c3d"
@@ -161,6 +167,7 @@ def test_list_prints_runs_as_text_and_json(tmp_path, monkeypatch):
     (run,) = json.loads(typed("list", "--server", tmp_path, "--json"))
     assert (run["run"], run["state"], run["round"], run["rounds"]) == (name, "stopped", 1, 4)
     assert run["means"]["auroc_severe"] == 0.65
+    (tmp_path / "empty" / "runs").mkdir(parents=True)
     assert json.loads(typed("list", "--server", tmp_path / "empty", "--json")) == []
 
 

@@ -133,6 +133,28 @@ def test_failed_run_ends_its_group(tmp_path, server):
     assert read_note(tmp_path / "runs" / name).ended == "failed"
 
 
+def test_refusal_of_a_run_is_shown_without_a_stack_trace(tmp_path, server, monkeypatch):
+    def wait(folder, run_id, on_line):
+        on_line("INFO :      fedthorax: E_SITES_UNLIKE: sites differ in version: north 0.1, south 0.2. Install one.")
+        on_line("Traceback (most recent call last):")
+        return "finished:failed"
+
+    monkeypatch.setattr(launch, "wait", wait)
+    said = []
+    with pytest.raises(Refusal, match="E_RUN_FAILED") as caught:
+        launch_all([study()], tmp_path, said.append)
+    assert any("E_SITES_UNLIKE" in line for line in said)
+    assert "Traceback" not in caught.value.private
+
+
+def test_run_that_a_colleague_stopped_did_not_fail(tmp_path, server):
+    server.ends = ["finished:stopped"]
+    with pytest.raises(Refusal, match="E_RUN_STOPPED"):
+        launch_all([study()], tmp_path, print)
+    (name,) = run_names(tmp_path)
+    assert read_note(tmp_path / "runs" / name).ended == "stopped"
+
+
 def test_ctrl_c_stops_the_run_and_shows_how_to_resume(tmp_path, server):
     server.ends, said = [KeyboardInterrupt()], []
     with pytest.raises(KeyboardInterrupt):
@@ -183,7 +205,7 @@ def test_follow_waits_for_the_end_or_reports_how_the_run_ended(tmp_path, server,
     assert follow("trial-a", tmp_path, said.append).run == "trial-a", "the run has already ended"
     assert len(said) == 1
     write_run(tmp_path, "trial-b", ended="stopped")
-    with pytest.raises(Refusal, match=r"E_RUN_FAILED: .*stopped"):
+    with pytest.raises(Refusal, match="E_RUN_STOPPED"):
         follow("trial-b", tmp_path, said.append)
 
 
