@@ -11,7 +11,7 @@ SETTINGS_SYNTAX = Reason(
 SETTINGS_KEY = Reason(
     "E_SETTINGS_KEY",
     "{file} contains invalid settings: {problems}",
-    "Correct the listed keys. The templates in configs/ explain each of them.",
+    "Correct the listed keys. `fedthorax explain site.toml` and `fedthorax explain study.toml` describe each of them.",
 )
 
 NO_MODEL = Reason(

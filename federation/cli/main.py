@@ -17,6 +17,7 @@ import typer
 from federation.cli import clinic, importing, node, server, study
 from federation.cli.argument_help import show_argument_help
 from federation.cli.console import print_json, print_refusal, progress_bar, say
+from federation.cli.explain import explain
 from federation.cli.options import Json
 from federation.cli.serve import serve
 from federation.system.process import QUIET
@@ -156,6 +157,7 @@ def score(
 
 
 app.command()(serve)
+app.command()(explain)
 
 
 def main() -> None:

@@ -113,5 +113,5 @@ SERVER_ADDRESS = Reason(
 NO_SERVER_SET = Reason(
     "E_NO_SERVER_SET",
     "this site has not joined a study yet",
-    "Set [server] address in site.toml and put the study's ca.crt where ca_certificate says.",
+    "Ask the study's office for a code, and join with it: fedthorax node join SITE_DIR CODE.",
 )

@@ -184,7 +184,7 @@ class NodeState(BaseModel, extra="ignore"):
     def _app_refused(self, found: re.Match[str]) -> str:
         reason = REASONS.get(found[1] or "", SITE_FAILED)
         self._refuse(reason)
-        what = reason.remedy if reason.code in _OF_DATA else "docs/refusals.md explains the code."
+        what = reason.remedy if reason.code in _OF_DATA else f"`fedthorax explain {reason.code}` says more."
         return f"the app says that it refused the task ({reason.code}); if this is true: {what}"
 
     def _raised(self, _: re.Match[str]) -> str:
