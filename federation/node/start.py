@@ -44,7 +44,7 @@ ONLINE_SECONDS = 60.0
 LOOK_SECONDS = 0.5  # between two looks at the processes and their logs
 # A node that was killed counts as connected at the server for a minute, and its key is not accepted meanwhile.
 STILL_CONNECTED_SECONDS = 90.0
-_AGAIN_SECONDS = 10.0
+AGAIN_SECONDS = 10.0
 _SAVE_SECONDS = 10.0
 _LAST_LINES = 30
 _LOCK = "node.lock"
@@ -245,7 +245,7 @@ def _run_again(site: Site, state: NodeState, tell: Callable[[str], None]) -> Non
                 if time.monotonic() >= until:
                     raise
                 tell(f"{refusal}, perhaps because it was killed a moment ago; it tries again")
-                time.sleep(_AGAIN_SECONDS)
+                time.sleep(AGAIN_SECONDS)
             else:
                 raise
 

@@ -118,7 +118,7 @@ def _unpack(kind: Kind, stream: IO[bytes], folder: Path) -> int:
     try:
         with tarfile.open(fileobj=stream, mode="r:gz") as archive:
             _check(kind, archive)
-            for member in archive:
+            while (member := archive.next()) is not None:
                 _write(archive, member, folder)
                 count += 1
             while archive.fileobj and archive.fileobj.read(_PIECE_BYTES):
@@ -146,8 +146,6 @@ def _check(kind: Kind, archive: tarfile.TarFile) -> None:
 def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
     """Write a plain file below `folder`. Raises ValueError for anything else."""
     path = PurePosixPath(member.name)
-    if member.name == _ABOUT:
-        return
     if not member.isreg() or path.is_absolute() or ".." in path.parts or "\x00" in member.name:
         raise ValueError(f"not a plain file of the folder: {member.name!r}")
     target = folder / path

@@ -58,8 +58,8 @@ def modes(folder: Path) -> set[tuple[bool, int]]:
 
 
 def test_restored_site_has_the_same_keys_pseudonyms_and_ledger(site: Site, tmp_path: Path) -> None:
-    back_up_site(site.folder, tmp_path / "backup")
-    restore_backup("site", tmp_path / "backup", tmp_path / "again")
+    count = back_up_site(site.folder, tmp_path / "backup")
+    assert restore_backup("site", tmp_path / "backup", tmp_path / "again") == count
     again = Site.open(tmp_path / "again")
     assert again.pseudonym("4711") == site.pseudonym("4711")
     assert verify(ledger_file(again)) == verify(ledger_file(site))

@@ -314,7 +314,7 @@ def test_node_that_counts_as_connected_after_a_kill_tries_again(site: Site, monk
     nodes = [ScriptedNode(site, script) for script in ([refused], [refused], [*["later"] * 30, ONLINE, signal.SIGTERM])]
     waiting = iter(nodes)
     monkeypatch.setattr(node, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(node, "_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(node, "AGAIN_SECONDS", 0.0)
     monkeypatch.setattr(node, "start_node", lambda *_, **__: next(waiting))
     before = signal.getsignal(signal.SIGTERM)
     said: list[str] = []
