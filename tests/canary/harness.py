@@ -130,7 +130,9 @@ class Watched:
     def _prepare(self) -> None:
         """Create the folders of hospitals, sites and server, the data that the leaks may take, and the scanner."""
         counts = [self._patients, *(8 for _ in self._others)]
-        north, *others = make_hospitals(self.folder / "hospitals", patients=counts, seed=5, defects=False)
+        north, *others = make_hospitals(
+            self.folder / "hospitals", patients=counts, seed=5, defects=False, anatomy="template"
+        )
         self.patients = rename(north, seed=5)
         for hospital in (north, *others):
             site = self.folder / "sites" / hospital.name
