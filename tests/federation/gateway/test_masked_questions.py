@@ -110,10 +110,12 @@ class Questions(Study):
 
     def sums(self, kind: Kind, reply: Message) -> AnswerSum:
         """Let the server unmask the sum."""
-        assert self.server.round is not None
+        shared = self.server.round
+        assert shared is not None
         assert set(reply.content) == {MASKED, "ledger"}
-        self.server.round.upload("north", reply.content.array_records[MASKED][WORDS].numpy())
-        total, present = self.server.round.unmask(60)
+        shared.upload("north", reply.content.array_records[MASKED][WORDS].numpy())
+        wait_for(lambda: shared.replies == 3)  # the other two reply in threads
+        total, present = shared.unmask(60)
         assert present == ("north", "south", "west")
         wait_for(lambda: not list((self.site.folder / "gateway" / "secagg").glob("*.begun")))
         return sum_of(total, settings_of(kind), 3)

@@ -197,7 +197,8 @@ def test_imported_sites_can_be_ingested(tmp_path: Path) -> None:
     for folder in sorted((tmp_path / "sites").iterdir()):
         site = Site.open(folder)
         assessment = ingest(site, Preprocessing(), lambda done, total: None)
-        assert assessment.findings == []
+        # The chests of this test are 180 mm high, and lower than a whole one.
+        assert {finding.reason.code for finding in assessment.findings} <= {"W_LUNGS_FLAT"}
         assert {p.pseudonym for p in assessment.patients} == {
             site.pseudonym(s.patient_id) for s in find_scans(site.ct_folder)[0]
         }
