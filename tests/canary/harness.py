@@ -138,7 +138,9 @@ class Watched:
             site = self.folder / "sites" / hospital.name
             self._run([FEDTHORAX, "node", "init", str(site), "--from", str(hospital)])
             _edit(site / "site.toml", "min_patients = 3\n", "min_patients = 2\n")
-            _edit(site / "site.toml", "[gateway]\n", "[gateway]\nmin_local_steps = 1\n")
+            # Most leaks are refused, so the watched hospital has no accepted round for long.
+            missed = len(self.leaks) + 1
+            _edit(site / "site.toml", "[gateway]\n", f"[gateway]\nmin_local_steps = 1\nmax_missed_rounds = {missed}\n")
             self._run([FEDTHORAX, "node", "ingest", str(site)])
         if not self._sandbox:
             path = self.site / "site.toml"
