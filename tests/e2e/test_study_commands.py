@@ -130,7 +130,7 @@ def test_runs_continue_after_their_terminal_is_closed(
     assert [(run["run"], run["state"]) for run in told] == [(first, "completed"), (second, "stopped")]
     over = run_command("study", "follow", second, "--server", server, "--json")
     assert over.returncode == 1
-    assert "ended as stopped" in json.loads(over.stdout)["refused"]["says"]
+    assert "was stopped" in json.loads(over.stdout)["refused"]["says"]
     assert_nested(server, first)
 
     again = terminal("study", "resume", second, "--server", server, *sites)
