@@ -52,6 +52,7 @@ class Form:
         usual = load_settings(CONFIGS / "study.toml", Study).model_dump()
         tables = {name: usual[name] | self.study.get(name, {}) for name in usual if usual[name] is not None}
         tables["study"] |= {"name": "learning", "seed": seed, "sites": sites, "quorum": sites, "synthetic": True}
+        tables["aggregation"].pop("summed_answers", None)  # which changes no weight, and needs three sites
         return Study.model_validate(tables)
 
     def changed(self, settings: Sequence[str]) -> "Form":

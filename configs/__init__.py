@@ -3,9 +3,10 @@
 from functools import cache
 from pathlib import Path
 
-# A new site does not approve these studies by default: `baselines` also evaluates models of other hospitals on
-# a hospital's test patients, and `demo` is for synthetic hospitals.
-_ON_REQUEST = ("baselines", "demo")
+# A new site does not approve these studies by default. In `baselines` and `quick` a hospital's figures and answers
+# leave on their own instead of in a sum; `baselines` also evaluates models of other hospitals on a hospital's test
+# patients. `demo` is for synthetic hospitals.
+_ON_REQUEST = ("baselines", "demo", "quick")
 
 
 @cache

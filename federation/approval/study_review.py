@@ -46,7 +46,7 @@ def _text(value: object) -> str:
 
 def weakenings(study: "Study") -> list[str]:
     """List in plain words each setting that lets a server learn more about a patient than the safest setting would."""
-    return [*_of_privacy(study), *_of_groups(study), *_of_training(study), *_of_evaluation(study)]
+    return [*_of_privacy(study), *_of_sums(study), *_of_training(study), *_of_evaluation(study)]
 
 
 def _of_privacy(study: "Study") -> list[str]:
@@ -63,7 +63,12 @@ def _of_privacy(study: "Study") -> list[str]:
     return []
 
 
-def _of_groups(study: "Study") -> list[str]:
+def _of_sums(study: "Study") -> list[str]:
+    if not study.sums_answers:
+        return [
+            "This hospital's figures and answers leave on their own instead of in a sum over the hospitals. A server "
+            "that chooses its models well learns age band, sex and outcome of some validation and test patients."
+        ]
     if not study.aggregation.groups:
         return []
     return [

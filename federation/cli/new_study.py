@@ -83,6 +83,7 @@ def _protected(text: str, sites: int) -> tuple[str, list[str]]:
             ("study", "rounds"): rounds,
             ("strategy", "name"): f'"{chosen.strategy}"',
             ("aggregation", "secure"): "true",
+            ("aggregation", "summed_answers"): "false",  # included
             ("aggregation", "groups"): chosen.groups,
         }
         for (table, key), value in values.items():
@@ -130,9 +131,9 @@ def _why(chosen: "Protection", sites: int) -> str:
     distrust = f"If the hospitals do not trust the server, use `--preset masked --sites {sites}`"
     if not chosen.secure:
         return (
-            f"Protection for {sites} hospitals: {chosen.strategy} without masks. The server sees each hospital's "
-            f"update, which it needs to stop a hostile or faulty hospital. {distrust}: it then learns only sums. "
-            f"See {PAGE}."
+            f"Protection for {sites} hospitals: {chosen.strategy}. The server sees each hospital's update, which it "
+            "needs to stop a hostile or faulty hospital, and of their figures and answers only sums. "
+            f"{distrust}: it then learns only sums of the updates as well. See {PAGE}."
         )
     if not chosen.groups:
         return (

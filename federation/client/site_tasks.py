@@ -171,7 +171,7 @@ def calibrate_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays, ty
     least = site.settings.site.min_patients
     logits = predict(network, validation, compute=compute)
     metrics: dict[str, float] = {}
-    if study.aggregation.secure:
+    if study.sums_answers:
         metrics |= score_counts(logits, validation.targets, min_patients=least)
     else:
         metrics |= calibration_figures(logits, validation.targets, min_patients=least)
@@ -185,7 +185,7 @@ def judge_site(
 ) -> Evaluated:
     """Compute figures on the site's test patients, with a calibration and thresholds; `audit`: also those of shortcuts.
 
-    In a study with secure aggregation: only what can be summed, which needs neither calibration nor thresholds.
+    In a study with summed answers: only what can be summed, which needs neither calibration nor thresholds.
 
     Raises as `fine_tune_site` does.
     """
@@ -205,7 +205,7 @@ def judge_site(
     if audit:
         splits = {"train": train, "validation": load_examples(site, study, "validation"), "test": test}
         metrics |= shortcut_figures(network, splits, min_patients=least, compute=compute)
-    if study.aggregation.secure:
+    if study.sums_answers:
         loads = lesion_loads(test, study.preprocessing.window_hu)
         metrics = {name: value for name, value in metrics.items() if name in reported("evaluate.test")}
         metrics |= score_counts(logits, test.targets, loads, min_patients=least)

@@ -76,6 +76,6 @@ def sites_here(study: Study, folders: Sequence[Path], *, run: str = "in-process"
     The sites of a study with secure aggregation mask. Raises Refusal E_SECAGG_ROSTER_SMALL.
     """
     names = {node: Site.open(folder).name for node, folder in enumerate(folders, start=1)}
-    gateways = SimulatedGateways(study, folders, run) if study.aggregation.secure else None
+    gateways = SimulatedGateways(study, folders, run) if study.sums_answers else None
     grid = cast(EagerGrid, InProcessGrid(study, folders, run, gateways))
     return Sites(grid, names, {}, {}, study.wire.precision, gateways.study if gateways else None)

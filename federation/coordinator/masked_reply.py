@@ -29,14 +29,20 @@ def read_reply(reply: Message, *, words: int, is_private: bool) -> MaskedReply:
     if reply.has_error() or not reply.has_content():
         raise Refusal(reasons.SITE_FAILED)
     content = reply.content
-    record = content.get(MASKED)
-    names = {MASKED, "ledger", *({"metrics"} if is_private else ())}
-    if set(content) != names or type(record) is not ArrayRecord or set(record) != {WORDS}:
+    if set(content) != {MASKED, "ledger", *({"metrics"} if is_private else ())}:
+        raise Refusal(reasons.REPLY_RECORDS)
+    found = words_in(content[MASKED], words)
+    return MaskedReply(found, _epsilon(content["metrics"]) if is_private else None)
+
+
+def words_in(record: object, words: int) -> NDArray[np.uint32]:
+    """Return the masked words of a record, shape (words,). Raises Refusal: E_REPLY_RECORDS, E_REPLY_SHAPE."""
+    if type(record) is not ArrayRecord or set(record) != {WORDS}:
         raise Refusal(reasons.REPLY_RECORDS)
     found = read_array(record[WORDS], np.broadcast_to(np.uint32(0), (words,)))
     if found is None:
         raise Refusal(reasons.REPLY_SHAPE)
-    return MaskedReply(found, _epsilon(content["metrics"]) if is_private else None)
+    return found
 
 
 def _epsilon(record: object) -> float:

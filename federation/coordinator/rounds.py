@@ -16,6 +16,7 @@ from federation.coordinator.accepted_model import Accepted
 from federation.coordinator.connected_sites import MAX_EXAMPLES, Sites
 from federation.coordinator.masked_strategy import MaskedStrategy
 from federation.coordinator.masked_study import MaskedStudy
+from federation.coordinator.summed_figures import SummedFigures
 from federation.protocol.first_weights import begin_network
 from federation.protocol.flat_weights import Arrays, pack
 from federation.protocol.half_precision import rounded
@@ -50,7 +51,7 @@ class Training:
 
     `on_round` is called after each round with its report, its history entry and the checkpoint's file.
     `begins_from`: the folder of the release that the study starts from, if any (see `first_weights.begin_network`).
-    `masked`: for a study whose replies are masked.
+    `masked`: for a study whose replies, or at least their figures, are masked.
     """
 
     study: Study
@@ -108,9 +109,7 @@ class Training:
             wait_s=table.wait_s,
             choose=lambda number, nodes: draw(nodes, sites.name, table.sites_per_round, seed=table.seed, what=number),
         )
-        masked = self.masked or sites.masked
-        make = GuardedStrategy if masked is None else partial(MaskedStrategy, masked=masked)
-        self._strategy = make(
+        self._strategy = self._make_strategy(self.masked or sites.masked)(
             inner,
             rules,
             StartState(
@@ -135,6 +134,11 @@ class Training:
                 timeout=table.round_timeout_s,
             )
         return self.model
+
+    def _make_strategy(self, masked: MaskedStudy | None) -> Callable[..., GuardedStrategy]:
+        if masked is None:
+            return GuardedStrategy
+        return partial(MaskedStrategy if self.study.aggregation.secure else SummedFigures, masked=masked)
 
     def _keep(self, report: RoundReport, sites: Sites) -> None:
         """Save a round and report it. Stop the training if the metrics no longer rise."""

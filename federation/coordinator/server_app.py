@@ -118,7 +118,7 @@ class ServerRun:
             self.sites = replace(sites, precision=self.study.wire.precision)
             say(f"{len(self.sites.nodes())} of {table.sites} sites are there")
             self.about = self._handshake()
-            if self.study.aggregation.secure:
+            if self.study.sums_answers:
                 self.training.masked = self._masked()
             model = self.training.execute(self.sites)
             if self.training.stopped_early:
@@ -160,7 +160,8 @@ class ServerRun:
         """Return what masked rounds need to know; None in a simulation. Raises Refusal E_SECAGG_ROSTER_SMALL."""
         if read_server_config(self.server_folder).simulated_sites:
             apart = ", and not in groups" if self.study.aggregation.groups else ""
-            say(f"one machine simulates all sites: their updates are summed without masks{apart}")
+            what = "updates" if self.study.aggregation.secure else "answers"
+            say(f"one machine simulates all sites: their {what} are summed without masks{apart}")
             return None
         roster = roster_of(self.server_folder)
         groups = self.study.aggregation.groups
@@ -170,7 +171,8 @@ class ServerRun:
         enrolled = {self.sites.names[node]: number for node, number in self.sites.enrolled.items()}
         patients = [max(most_patients(each.patients), enrolled.get(site) or 0) for site, each in self.about.items()]
         what = f"the sums of {groups} groups of" if groups else "their sum over"
-        say(f"updates are masked: the server learns {what} {len(roster.members)} hospitals")
+        masked = "updates are masked" if self.study.aggregation.secure else "figures and answers are masked"
+        say(f"{masked}: the server learns {what} {len(roster.members)} hospitals")
         return MaskedStudy(
             run=self.name,
             study=study_digest(self.study.model_dump_json()),
@@ -253,8 +255,8 @@ class ServerRun:
         self._register(results, release)
 
     def _examined(self, model: Model, features: int, trained_at: list[str]) -> Examined:
-        """Calibrate and test the model: from single sites' answers or, with secure aggregation, from sums alone."""
-        if self.study.aggregation.secure:
+        """Calibrate and test the model: from single sites' answers, or from sums alone."""
+        if self.study.sums_answers:
             with self._sums(features) as sums:
                 return SummedExamination(self.study, sums, say).examine(model, trained_at)
         examination = Examination(self.study, self.sites, self.folder, self.name, self.robust, say, self.history)

@@ -31,7 +31,7 @@ from federation.coordinator.masked_study import MaskedStudy
 from federation.gateway.first_model import Heads, chunks_of, model_digest, write_chunks
 from federation.gateway.flower_objects import Content, object_id
 from federation.gateway.masked_only import MASKED_KINDS
-from federation.gateway.masked_rounds import MaskedRounds
+from federation.gateway.masked_rounds import NO_LIST, MaskedRounds
 from federation.gateway.model_votes import ModelVotes
 from federation.gateway.reply import REFUSED, compose_records
 from federation.gateway.reply_checks import pieces
@@ -147,25 +147,33 @@ class _Gateway:
     async def answer(self, message: Message, reply: Message) -> Message:
         """Return the masked reply, or an error with the code of a refusal."""
         task = self._task(message)
+        is_whole = self._run.schema.masks(task_kind(task.kind))
+        metrics = _summands(task_kind(task.kind), reply.content.metric_records["metrics"])
+        records: Records = {} if is_whole else dict(reply.content.array_records)
         try:
-            content = Content(arrays=_keep(reply.content, self._spool.going_out))
-            metrics = _summands(task_kind(task.kind), reply.content.metric_records["metrics"])
-            vote = self._vote(task, metrics)
-            sent = await self._masked.mask(task, content, {"metrics": metrics}, vote)
+            sent = await self._masked_reply(task, reply, metrics)
         except Refusal as refusal:
-            return Message(Error(REFUSED, refusal.code), reply_to=message)
+            if is_whole or refusal.reason in NO_LIST:
+                return Message(Error(REFUSED, refusal.code), reply_to=message)
+            sent = Content()  # a round of training counts without its figures
+        else:
+            records[MASKED] = ArrayRecord({WORDS: Array(self.words(sent))})
         head = self._record(task.round, "out", task.kind, compose_records(sent, {}).digest)
-        words = self.words(sent)
         self._spool.clear()
         self._masked.finish()
-        records: Records = {MASKED: ArrayRecord({WORDS: Array(words)}), "ledger": _config_of(head)}
-        if EPSILON in metrics:
-            records["metrics"] = MetricRecord({EPSILON: metrics[EPSILON]})
-        return Message(RecordDict(records), reply_to=message)
+        beside = {EPSILON} if is_whole else {EPSILON, EXAMPLES}
+        if own := {name: metrics[name] for name in beside if name in metrics}:
+            records["metrics"] = MetricRecord(own)
+        return Message(RecordDict({**records, "ledger": _config_of(head)}), reply_to=message)
+
+    async def _masked_reply(self, task: Task, reply: Message, metrics: MetricRecord) -> Content:
+        """Return what is masked of a reply. Raises Refusal as `MaskedRounds.mask` does."""
+        content = Content(arrays=_keep(reply.content, self._spool.going_out))
+        return await self._masked.mask(task, content, {"metrics": metrics}, self._vote(task, metrics))
 
     def _vote(self, task: Task, metrics: MetricRecord) -> Answer:
         """Return what this gateway says of the model of a round."""
-        if task.kind != "train":
+        if not (self._run.schema.secure and task.kind == "train"):
             return NO_VOTE
         return self._votes.cast(self._run.name, model_digest(task.content.arrays), metrics, self.patients)
 

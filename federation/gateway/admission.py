@@ -108,7 +108,7 @@ class Admission:
 
 
 def _question(asked: Asked) -> Question:
-    return Question.of(asked.run, asked.kind, asked.content, masked=asked.schema.secure)
+    return Question.of(asked.run, asked.kind, asked.content, masked=asked.schema.summed)
 
 
 def _model(asked: Asked, read: ReadChunk) -> Arrays:

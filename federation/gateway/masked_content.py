@@ -18,9 +18,9 @@ from federation.gateway.flower_objects import Arrays, Content, ReadChunk
 from federation.gateway.reply_checks import Values, pieces
 from federation.gateway.schema import ArraySpec, Schema
 from federation.protocol.batch_norm import MEAN, VARIANCE
-from federation.protocol.masked_replies import FIGURES, MOST_PATIENTS
-from federation.protocol.metric_allowlist import EXAMPLES, LABELS, Kind
-from federation.protocol.summed_answers import SUMMED, label_of, sites_with
+from federation.protocol.masked_replies import FIGURES, MOST_PATIENTS, TABLES
+from federation.protocol.metric_allowlist import EXAMPLES, LABELS
+from federation.protocol.summed_answers import label_of, sites_with
 from federation.secure_aggregation import ballots
 from federation.secure_aggregation.answer_vector import Answer, AnswerSettings, answer_vector
 from federation.secure_aggregation.masking import Words
@@ -31,28 +31,28 @@ from models.refusal import Refusal
 SumSettings = Settings | AnswerSettings
 
 
-def checked_settings(told: Any, kind: Kind, schema: Schema, sites: int) -> SumSettings:
-    """Return the server's settings of the sum for a task of this kind. Raises Refusal E_SECAGG_SETTINGS."""
+def checked_settings(told: Any, kind: str, schema: Schema, sites: int) -> SumSettings:
+    """Return the server's settings of a sum of this kind (`summed_as`). Raises Refusal E_SECAGG_SETTINGS."""
     settings: SumSettings
     try:
-        settings = (AnswerSettings if kind in SUMMED else Settings).model_validate(told)
+        settings = (AnswerSettings if kind in TABLES else Settings).model_validate(told)
     except ValidationError as error:
         raise Refusal(reasons.SECAGG_SETTINGS, private=f"{error.error_count()} errors") from error
-    free = {"patients"} if kind in SUMMED else {"patients", "longest"}
+    free = {"patients"} if kind in TABLES else {"patients", "longest"}
     fits = settings.model_dump(exclude=free) == _expected(kind, schema, sites)
-    if not fits or (kind in SUMMED and settings.patients > MOST_PATIENTS * sites):
+    if not fits or (kind in TABLES and settings.patients > MOST_PATIENTS * sites):
         raise Refusal(reasons.SECAGG_SETTINGS, private="settings")
     return settings
 
 
-def _expected(kind: Kind, schema: Schema, sites: int) -> dict[str, Any]:
-    if kind not in SUMMED:
+def _expected(kind: str, schema: Schema, sites: int) -> dict[str, Any]:
+    if kind not in TABLES:
         means = _buffer(schema, MEAN)
         channels = schema.buffers[means].length if means else 0
         weights = schema.arrays[_weights(schema)].length
         return {"weights": weights, "channels": channels, "figures": FIGURES, "sites": sites}
-    table, gives = SUMMED[kind], schema.gives(kind)
-    moments = {record: gives[record]["mean"].length for record in table.moments}
+    table, embeds = TABLES[kind], schema.gives("evaluate.embed")
+    moments = {record: embeds[record]["mean"].length for record in table.moments}
     return {"kind": kind, "counts": table.counts, "means": table.means, "moments": moments, "sites": sites}
 
 

@@ -1,4 +1,6 @@
-"""The last check before a reply of a study with secure aggregation is sent: it holds masked words, and nothing else.
+"""The last check before a reply is sent of a study that masks: it holds masked words, and nothing else.
+
+In a study with summed answers a reply to training also holds the model, and the number of patients.
 
 It depends on none of the code that masks: it reads the composed objects and the chunks as they will be sent. A fault
 there, or a kind of reply that somebody forgot to mask, ends in a refusal.
@@ -9,16 +11,16 @@ from collections.abc import Mapping
 import numpy as np
 
 from federation.gateway import reasons
-from federation.gateway.flower_objects import Content, ReadChunk, compose_names, object_id, read_content
+from federation.gateway.flower_objects import ArrayHead, Content, ReadChunk, compose_names, object_id, read_content
 from federation.gateway.flower_objects import compose as compose_object
 from federation.gateway.reply import Records
 from federation.gateway.reply_checks import pieces
-from federation.gateway.schema import ArraySpec
+from federation.gateway.schema import ArraySpec, Schema
 from federation.protocol.masked_replies import MASKED, WORDS
-from federation.protocol.metric_allowlist import EPSILON, FIGURES, HANDSHAKE, Kind
+from federation.protocol.metric_allowlist import EPSILON, EXAMPLES, FIGURES, HANDSHAKE, Kind
 from models.refusal import Refusal
 
-# The kinds of tasks whose replies leave a site only masked, if the study is secure: all that describe patients.
+# The kinds of tasks whose replies describe patients.
 MASKED_KINDS = frozenset(FIGURES) - {HANDSHAKE}
 # Pearson's chi-squared of the bytes of random words is 255 on average; it exceeds this once in 10^40 replies. Words
 # whose masks were left out exceed it by far, because the changes of most weights are small.
@@ -26,21 +28,31 @@ _MOST_UNEVEN = 700.0
 _BYTE_VALUES = 256
 
 
-def check_masked(kind: Kind, records: Records, read: ReadChunk, *, secure: bool, is_private: bool = False) -> None:
-    """Require that a reply of this kind leaves only as masked words, whose bytes are as even as those of random words.
+def check_masked(kind: Kind, records: Records, read: ReadChunk, schema: Schema, *, is_private: bool = False) -> None:
+    """Require that a reply of this kind leaves only as masked words, if the study says so.
 
-    `is_private`: whether the site's ε, a single number, leaves beside them. `read` reads the chunks as they will be
-    sent. Raises Refusal: E_REPLY_UNMASKED; E_REPLY_DAMAGED if a chunk is missing.
+    Their bytes must be as even as those of random words. `is_private`: whether the site's ε, a single number, leaves
+    beside them. `read` reads the chunks as they will be sent. Raises Refusal: E_REPLY_UNMASKED; E_REPLY_DAMAGED if a
+    chunk is missing.
     """
-    if not secure or kind not in MASKED_KINDS:
+    if not schema.summed or kind not in MASKED_KINDS:
         return
-    content = _content(records)
-    heads = content.arrays.get(MASKED, {})
-    beside = {"metrics"} if is_private else set()
-    is_alone = set(records.names) == {MASKED} | beside and set(content.arrays) == {MASKED} and set(heads) == {WORDS}
-    figures = {name: set(record) for name, record in content.metrics.items()}
-    if not is_alone or figures != {record: {EPSILON} for record in beside} or content.configs:
+    content, beside = _content(records), {EPSILON} if is_private else set()
+    arrays, may_lack = {MASKED}, set()
+    if kind == "train" and not schema.secure:
+        beside, arrays = beside | {EXAMPLES}, {MASKED, *schema.model}
+        may_lack = {MASKED, *(name for name, specs in schema.model.items() if not specs)}
+    figures = {"metrics": beside} if beside else {}
+    is_alone = arrays - may_lack <= set(content.arrays) <= arrays and set(records.names) <= arrays | set(figures)
+    if not is_alone or {name: set(record) for name, record in content.metrics.items()} != figures or content.configs:
         raise Refusal(reasons.REPLY_UNMASKED, private="other records than the masked one")
+    if MASKED in content.arrays:
+        _check_words(content.arrays[MASKED], read)
+
+
+def _check_words(heads: Mapping[str, ArrayHead], read: ReadChunk) -> None:
+    if set(heads) != {WORDS}:
+        raise Refusal(reasons.REPLY_UNMASKED, private="other arrays than the masked words")
     head = heads[WORDS]
     if head.dtype != "uint32" or len(head.shape) != 1:
         raise Refusal(reasons.REPLY_UNMASKED, private="the masked record has another form")

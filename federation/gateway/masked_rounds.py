@@ -30,7 +30,7 @@ from federation.gateway.task_checks import task_kind
 from federation.gateway.task_intake import Task
 from federation.gateway.upstream import Declined, Unreachable, Upstream
 from federation.protocol.error_codes import code_in
-from federation.protocol.masked_replies import MASKED, WORDS, round_of
+from federation.protocol.masked_replies import MASKED, ROUND_FIGURES, WORDS, round_of, summed_as
 from federation.protocol.summed_answers import SUMMED
 from federation.secure_aggregation import reasons as secagg_reasons
 from federation.secure_aggregation.ballots import NO_VOTE, Answer
@@ -38,7 +38,7 @@ from federation.secure_aggregation.canonical import canonical
 from federation.secure_aggregation.groups import own_group
 from federation.secure_aggregation.keys import Identity
 from federation.secure_aggregation.masking import Words, masked
-from federation.secure_aggregation.messages import NOTHING, Advertised, Confirmations, Header, Sealed, Uploaded
+from federation.secure_aggregation.messages import NOTHING, TRAIN, Advertised, Confirmations, Header, Sealed, Uploaded
 from federation.secure_aggregation.roster import Roster
 from federation.secure_aggregation.site_round import MASKED as MASKED_STEP
 from federation.secure_aggregation.site_round import Limits, SiteRound
@@ -54,6 +54,9 @@ BEGIN_SECONDS = 6 * 3600.0  # as long as the slowest hospital may train
 SILENT_SECONDS = 60.0  # how long the server may not know the round before the reply is masked: then it has ended
 LAST_SECONDS = 7 * 24 * 3600.0  # a killed server is resumed within this time
 REGISTER_SECONDS = 300.0
+
+# This hospital has approved no list of hospitals that it can mask with.
+NO_LIST = (secagg_reasons.SECAGG_ROSTER, secagg_reasons.SECAGG_ROSTER_SMALL, secagg_reasons.SECAGG_MEMBER)
 
 Note = Callable[[Header, str], None]
 log = logging.getLogger("fedthorax.gateway")
@@ -82,13 +85,15 @@ class MaskedRounds:
     async def mask(self, task: Task, content: Content, values: Values, vote: Answer = NO_VOTE) -> Content:
         """Return the reply with only the masked words, whose chunks are in the spool.
 
-        `content` and `values`: the checked reply. `vote`: what the site says of the received model. Replies to training
-        are summed over the hospital's group, answers to questions over all. Figures, and counts of a label, that fewer
-        than three hospitals have are left out by all of them. Raises Refusal: those of `SiteRound`,
-        `words_of` and `own_group`, E_SECAGG_SETTINGS, E_SECAGG_ROSTER, E_RUN_OVER.
+        `content` and `values`: the checked reply; of one to training whose update is not masked, only the figures are
+        used. `vote`: what the site says of the received model. Updates are summed over the hospital's group, all else
+        over all hospitals. Figures, and counts of a label, that fewer than three hospitals have are left out by all of
+        them. Raises Refusal: those of `SiteRound`, `words_of` and `own_group`, E_SECAGG_SETTINGS, E_SECAGG_ROSTER,
+        E_RUN_OVER.
         """
         assert task.run is not None
-        groups = 0 if task_kind(task.kind) in SUMMED else task.run.schema.groups
+        kind = summed_as(task_kind(task.kind), secure=task.run.schema.secure)
+        groups = task.run.schema.groups if kind == TRAIN else 0
         roster = await asyncio.to_thread(self._approved, groups)
         until = min(task.expires, time.time() + BEGIN_SECONDS)
         header, settings = await self._begin(task, roster)
@@ -121,7 +126,9 @@ class MaskedRounds:
 
     def _round(self, header: Header, roster: Roster) -> SiteRound:
         table = self._site.settings.gateway
-        limits = Limits(min_peers=table.min_peers, max_changes=table.max_sum_changes)
+        # The hospitals of a round may change often. Half of the changes are kept for the answers after the last round.
+        changes = table.max_sum_changes // (2 if header.kind == ROUND_FIGURES else 1)
+        limits = Limits(min_peers=table.min_peers, max_changes=changes)
         return SiteRound(self._store, self._identity, roster, header, limits, lambda text: self._note(header, text))
 
     async def _begin(self, task: Task, roster: Roster) -> tuple[Header, SumSettings]:
@@ -137,7 +144,8 @@ class MaskedRounds:
             raise Refusal(reasons.SECAGG_SETTINGS, private=str(error)[:300]) from error
         if header.roster != roster.digest:
             raise Refusal(secagg_reasons.SECAGG_ROSTER)
-        settings = checked_settings(told, kind, schema, len(roster.members))
+        what = summed_as(kind, secure=schema.secure)
+        settings = checked_settings(told, what, schema, len(roster.members))
         question = Question.of(task.run.name, kind, task.content)
         own = Header(
             study=task.run.digest,
@@ -145,9 +153,9 @@ class MaskedRounds:
             round=number,
             attempt=header.attempt,
             roster=roster.digest,
-            kind=kind,
+            kind=what,
             model=question.model,
-            asked=question.asked if kind in SUMMED else NOTHING,
+            asked=NOTHING if what == TRAIN else question.asked,
             settings=settings.digest,
             app=task.app,
         )

@@ -83,9 +83,9 @@ def check_reply(content: Content, read: ReadChunk, rules: Rules) -> Values:
 
 
 def _checked_figures(metrics: Mapping[str, Any], rules: Rules) -> dict[str, float]:
-    """Return the figures that may leave or, in a study with secure aggregation, what is added to the sum."""
+    """Return the figures that may leave or, in a study with summed answers, what is added to the sum."""
     withheld = withheld_figures(rules.kind, is_private=rules.schema.private_round is not None)
-    if rules.schema.secure and rules.kind in SUMMED:
+    if rules.schema.summed and rules.kind in SUMMED:
         return check_summands(
             metrics,
             rules.kind,

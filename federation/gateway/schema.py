@@ -32,7 +32,8 @@ from federation.gateway.flower_objects import ArrayHead, Arrays
 from federation.protocol import reasons as protocol_reasons
 from federation.protocol import tensor_bounds
 from federation.protocol.half_precision import HALF, UPDATE
-from federation.protocol.metric_allowlist import APPEARANCE_SIZE, MAX_PROBED, Kind
+from federation.protocol.metric_allowlist import APPEARANCE_SIZE, HANDSHAKE, MAX_PROBED, Kind
+from federation.protocol.summed_answers import SUMMED
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
 from pipeline.training.privacy_budget import PrivateRound
@@ -45,7 +46,7 @@ TRAINING: tuple[Kind, ...] = ("train", "train.head")  # the replies to these kin
 MAX_STUDY_BYTES = 64 * 1024
 KEPT_SCHEMAS = 32
 _UNLIKE = 3  # the exit status if a release does not fit the study that starts from it
-_FORMAT = 4  # of a stored schema; older ones lack `groups`, so replies would be summed over other hospitals
+_FORMAT = 5  # of a stored schema; older ones lack `summed_answers`, so answers would leave outside of a sum
 _SECONDS = 300.0  # importing torch from a slow disk for the first time takes long
 
 
@@ -105,7 +106,8 @@ class Schema:
 
     `server_step`: how far the server's own optimiser may move each weight in a round, besides the sites' updates.
     `server_factor`: how much it may lengthen the sites' updates. `is_robust`: whether medians pool the calibrations.
-    `secure`: whether replies are masked. `groups`: over how many groups of sites those to training are summed; 0: one.
+    `secure`: whether updates are masked. `groups`: over how many groups of sites they are summed; 0: one.
+    `summed_answers`: whether figures of rounds and answers to questions leave only as part of a sum.
     """
 
     arrays: Specs
@@ -128,7 +130,17 @@ class Schema:
     server_factor: float = 1.0
     is_robust: bool = False
     secure: bool = False
+    summed_answers: bool = False
     groups: int = 0
+
+    @property
+    def summed(self) -> bool:
+        """Whether figures and answers leave only as part of a sum, with the updates or without them."""
+        return self.secure or self.summed_answers
+
+    def masks(self, kind: Kind) -> bool:
+        """Whether a reply of this kind leaves only as part of a sum, besides ε."""
+        return kind != HANDSHAKE and (self.secure or (self.summed and kind in SUMMED))
 
     @cached_property
     def first_model(self) -> str:
@@ -293,6 +305,7 @@ def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = N
         server_step=optimiser.step,
         server_factor=optimiser.factor,
         secure=study.aggregation.secure,
+        summed_answers=study.aggregation.summed_answers,
         groups=study.aggregation.groups,
         is_robust=is_robust(build_strategy(study.strategy.name, study.strategy.options)),
         rounds=study.study.rounds,

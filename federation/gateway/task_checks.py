@@ -74,7 +74,7 @@ def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patie
         _check_mixing(schema, limits, train_patients)
     if limits.require_secure_aggregation and not schema.secure:
         raise Refusal(reasons.SECAGG_REQUIRED)
-    if schema.secure and kind not in ANSWERED:
+    if schema.summed and kind not in ANSWERED:
         raise Refusal(reasons.SECAGG_KIND)
     if settings.privacy.required and schema.private_round is None:
         raise Refusal(reasons.PRIVACY_REQUIRED)
@@ -203,11 +203,11 @@ def deployed_settings(config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def check_without_thresholds(content: Content, schema: Schema) -> None:
-    """Check that a study with secure aggregation asks for no figures at thresholds: the counts answer for all of them.
+    """Check that a study with summed answers asks for no figures at thresholds: the counts answer for all of them.
 
     Raises Refusal E_SECAGG_THRESHOLDS.
     """
-    if schema.secure and (CALIBRATIONS in content.configs or deployed_settings(content.configs["config"])):
+    if schema.summed and (CALIBRATIONS in content.configs or deployed_settings(content.configs["config"])):
         raise Refusal(reasons.SECAGG_THRESHOLDS)
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from io import BytesIO
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from flwr.app import MetricRecord
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest, PushMessagesResponse
@@ -34,7 +34,7 @@ from federation.gateway.admission import Admission
 from federation.gateway.first_model import heads_of, model_digest
 from federation.gateway.flower_objects import Arrays, Content, object_id, with_content
 from federation.gateway.masked_only import check_masked
-from federation.gateway.masked_rounds import MaskedRounds
+from federation.gateway.masked_rounds import NO_LIST, MaskedRounds
 from federation.gateway.model_votes import ModelVotes
 from federation.gateway.policy import policy_digest
 from federation.gateway.questions import KeptAnswer
@@ -50,7 +50,7 @@ from federation.gateway.upstream import Upstream
 from federation.ledger.chain import PASSED, Entry, Head, Ledger
 from federation.protocol import reasons as protocol_reasons
 from federation.protocol.error_codes import OF_APPS, code_in
-from federation.protocol.metric_allowlist import EPSILON, HANDSHAKE
+from federation.protocol.metric_allowlist import EPSILON, EXAMPLES, HANDSHAKE
 from federation.protocol.patient_counts import Patients, count_patients
 from federation.secure_aggregation.ballots import NO_VOTE, WORSE, Answer
 from federation.secure_aggregation.messages import Header
@@ -346,25 +346,44 @@ class Exchange:
     async def _let_out(self, task: Task, content: Content, values: Values, vote: Answer = NO_VOTE) -> Outgoing:
         """Compose the reply from the checked values, and record it in the ledger.
 
-        In a study with secure aggregation it is masked here; only the handshake is not. Raises Refusal: as
-        `MaskedRounds.mask` does, E_REPLY_UNMASKED.
+        What the study's settings mask is masked here. Raises Refusal: as `MaskedRounds.mask` does, E_REPLY_UNMASKED.
         """
         assert task.run is not None
-        secure, read = task.run.schema.secure, self._spool.going_out.get
+        schema, kind, read = task.run.schema, task_kind(task.kind), self._spool.going_out.get
         records = compose_records(content, values)
-        if secure and task.kind != HANDSHAKE:
+        if schema.masks(kind):
             await self._record(task, "here", "masking", self._size(records, content), records.digest, PASSED)
             content = await self._masked.mask(task, content, values, vote)
             # ε follows from the study's settings and the rounds that this site began; the server knows both.
             beside = {} if task.epsilon is None else {"metrics": MetricRecord({EPSILON: task.epsilon})}
             records = compose_records(content, beside)
-        await asyncio.to_thread(
-            check_masked, task_kind(task.kind), records, read, secure=secure, is_private=task.epsilon is not None
-        )
+        elif schema.summed and kind == "train":
+            content, values = await self._with_masked_figures(task, content, values)
+            records = compose_records(content, values)
+        await asyncio.to_thread(check_masked, kind, records, read, schema, is_private=task.epsilon is not None)
         size = self._size(records, content)
         head = await self._record(task, "out", task.kind, size, records.digest, PASSED)
         log.info("passed to the server: %s, round %s", task.kind, task.round)
         return compose_reply(task.answerable(), records, head)
+
+    async def _with_masked_figures(self, task: Task, content: Content, values: Values) -> tuple[Content, Values]:
+        """Return a reply to training with its figures masked, or without them if there is no sum that they can join.
+
+        An update never waits for a sum in vain: only a hospital that is not on an approved list is refused. Raises
+        Refusal: E_SECAGG_ROSTER, E_SECAGG_ROSTER_SMALL, E_SECAGG_MEMBER.
+        """
+        figures = cast(MetricRecord, values["metrics"])
+        own = MetricRecord({name: figures[name] for name in (EXAMPLES, EPSILON) if name in figures})
+        beside: Values = {"metrics": own}
+        try:
+            masked = await self._masked.mask(task, content, values)
+        except Refusal as refusal:
+            if refusal.reason in NO_LIST:
+                raise
+            log.info("the figures of this round are left out: %s %s", refusal.code, refusal.private)
+            await self._record(task, "here", f"masked: figures left out, {refusal.code}", 0, task.id, PASSED)
+            return content, beside
+        return Content(arrays={**content.arrays, **masked.arrays}), beside
 
     def _size(self, records: Records, content: Content) -> int:
         """Return the size of a reply in bytes."""

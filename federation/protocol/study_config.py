@@ -79,10 +79,19 @@ class WireTable(BaseModel, extra="forbid"):
 
 
 class AggregationTable(BaseModel, extra="forbid"):
-    """[aggregation]: whether the server sees each site's update, only their sum, or only the sums of groups."""
+    """[aggregation]: whether the server sees each site's update and answers, only their sum, or only sums of groups."""
 
-    secure: bool = False  # masked rounds; see docs/secure-aggregation.md
+    secure: bool = False  # masked rounds and answers; see docs/secure-aggregation.md
     groups: int = Field(default=0, ge=0, le=MAX_GROUPS)  # a median over so many sums of groups; 0: one sum of all
+    summed_answers: bool = False  # figures and answers leave a site only in sums, as `secure` has it anyway
+
+    @model_serializer(mode="wrap")
+    def summed_answers_are_written_where_they_matter(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `summed_answers` if false or implied, so that the digests of other studies stay as they were."""
+        content: dict[str, Any] = write(self)
+        if self.secure or not self.summed_answers:
+            content.pop("summed_answers", None)
+        return content
 
 
 class ComputeNeed(BaseModel, extra="forbid"):
@@ -226,6 +235,19 @@ class Study(BaseModel, extra="forbid"):
         return self
 
     @model_validator(mode="after")
+    def a_sum_hides_single_sites(self) -> Self:
+        if not self.sums_answers:
+            return self
+        what = "secure = true" if self.aggregation.secure else "summed_answers = true"
+        if self.study.sites < LEAST_SECURE_SITES:
+            raise ValueError(f"{what} needs at least {LEAST_SECURE_SITES} sites")
+        if self.study.sites > MAX_PEERS:
+            raise ValueError(f"{what} allows at most {MAX_PEERS} sites")
+        if single := self.single_models:
+            raise ValueError(f"{what} allows no {', '.join(single)}: these models reveal single sites' updates")
+        return self
+
+    @model_validator(mode="after")
     def a_sum_is_all_that_the_strategy_needs(self) -> Self:
         if not self.aggregation.secure:
             return self
@@ -234,14 +256,10 @@ class Study(BaseModel, extra="forbid"):
                 f"secure = true shows the server only a sum, and {self.strategy.name} compares single updates: "
                 f"choose one of {', '.join(MEAN_STRATEGIES)}"
             )
-        if self.study.sites < LEAST_SECURE_SITES or self.study.quorum < LEAST_SECURE_SITES:
-            raise ValueError(f"secure = true needs sites and quorum of at least {LEAST_SECURE_SITES}")
-        if self.study.sites > MAX_PEERS:
-            raise ValueError(f"secure = true allows at most {MAX_PEERS} sites")
+        if self.study.quorum < LEAST_SECURE_SITES:
+            raise ValueError(f"secure = true needs a quorum of at least {LEAST_SECURE_SITES}")
         if self.study.sites_per_round:
             raise ValueError("secure = true allows no sites_per_round: sums that differ by a site reveal its update")
-        if single := self.single_models:
-            raise ValueError(f"secure = true allows no {', '.join(single)}: these models reveal single sites' updates")
         if self.wire.precision != "float32":
             raise ValueError('secure = true needs precision = "float32" in [wire]: masked numbers have 32 bits')
         if self.study.rounds < LEAST_SECURE_ROUNDS:
@@ -251,6 +269,11 @@ class Study(BaseModel, extra="forbid"):
     def with_seed(self, seed: int) -> "Study":
         """Return the study of one run, with this seed."""
         return self.model_copy(update={"study": self.study.model_copy(update={"seed": seed, "seeds": ()})})
+
+    @property
+    def sums_answers(self) -> bool:
+        """Whether figures of rounds and answers to questions leave a site only as part of a sum."""
+        return self.aggregation.secure or self.aggregation.summed_answers
 
     @property
     def single_models(self) -> list[str]:

@@ -67,6 +67,6 @@ UPDATES_SEEN = Reason(
 )
 SEED_USED = Reason(
     "E_SEED_USED",
-    "a masked run of seed {seed} would begin with the model of {other}, and hospitals sum updates of a model only once",
+    "a run of seed {seed} would repeat a model of {other}, and hospitals reveal a sum about a model only once",
     "Choose another seed, also for another strategy. A run that begins from a release needs a release of its own.",
 )

@@ -206,7 +206,7 @@ class GuardedStrategy(Strategy):
             shown = sum(map(shows_itself, refused.values()))
             outcome = self._aggregate(number, valid, metrics, shown)
         self.heads |= heads
-        reason = outcome if isinstance(outcome, Reason) else None
+        reason, summed = outcome if isinstance(outcome, Reason) else None, self._summed_figures(number)
         self._count(lost=reason is not None)
         report = RoundReport(
             round=number,
@@ -216,7 +216,7 @@ class GuardedStrategy(Strategy):
             metrics=metrics,
             capped=tuple(site for site, reply in valid.items() if metrics[site] != reply.figures),
             clipped=tuple(sorted(site for site, reply in valid.items() if reply.scales)),
-            aggregated={} if isinstance(outcome, Reason) else outcome,
+            aggregated={} if isinstance(outcome, Reason) else {**outcome, **summed},
             lost_for=reason.code if reason else None,
             ledger=heads,
             seconds=time.monotonic() - self._began_s,
@@ -287,6 +287,10 @@ class GuardedStrategy(Strategy):
             sites = [reply.arrays("buffers", self.buffers) for reply in replies]
             self.buffers = combine_by_median(sites) if self.is_robust else combine(sites, weights)
         return weighted_means(list(metrics.values()))
+
+    def _summed_figures(self, number: int) -> Mapping[str, float]:
+        """Return the round's figures that no site sends on its own; here there are none."""
+        return {}
 
     def _count(self, *, lost: bool) -> None:
         self.lost_rounds += lost

@@ -73,7 +73,7 @@ def told(*arguments: str | Path) -> str:
     ("sites", "quorum", "groups", "says"),
     [
         (3, 2, None, "set quorum = 3 to lose such rounds"),
-        (4, 3, None, "CenteredClip without masks"),
+        (4, 3, None, "of their figures and answers only sums"),
         (8, 6, None, "--preset masked --sites 8"),
         (9, 7, 0, "one masked sum"),
         (11, 8, 0, "set groups = 3"),

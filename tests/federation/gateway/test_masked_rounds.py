@@ -535,6 +535,6 @@ def nothing_leaves(study: Study) -> None:
 @pytest.mark.parametrize(("kind", "secure"), [("train", False), ("query.handshake", True)])
 def test_replies_that_need_no_masks_pass(kind: Kind, secure: bool) -> None:
     plain = compose_records(Content(), {"metrics": MetricRecord({"train_loss": 0.5})})
-    check_masked(kind, plain, {}.__getitem__, secure=secure)
+    check_masked(kind, plain, {}.__getitem__, replace(SCHEMA, secure=secure))
     with pytest.raises(Refusal, match="E_REPLY_UNMASKED"):
-        check_masked("train", plain, {}.__getitem__, secure=True)
+        check_masked("train", plain, {}.__getitem__, replace(SCHEMA, secure=True))

@@ -8,7 +8,7 @@ import torch
 import configs
 from configs import usual_studies
 from federation.approval.studies import study_digest
-from federation.protocol.study_config import ComputeNeed, Study
+from federation.protocol.study_config import AggregationTable, ComputeNeed, Study
 from models.compute import PROCESSOR, Compute
 from models.refusal import Refusal
 from models.settings import load_settings
@@ -19,7 +19,7 @@ FOLDER = Path(configs.__file__).parent
 
 def test_the_study_template_shows_the_defaults():
     study = load_settings(FOLDER / "study.toml", Study)
-    assert study == Study(study=study.study)
+    assert study == Study(study=study.study, aggregation=AggregationTable(summed_answers=True))
 
 
 def test_the_site_template_shows_the_defaults():
