@@ -26,7 +26,7 @@ from federation.protocol.metric_allowlist import (
     withheld_figures,
 )
 from tests.attacks.result import Result
-from tests.attacks.rig import Answer, Rig, released_study, rig, seed_network
+from tests.attacks.rig import Answer, Rig, alone_study, rig, seed_network
 from tests.federation.gateway.messages import record_of
 
 ADVERSARY = "the app's code"
@@ -83,7 +83,7 @@ class Hostile:
 
 def figures(attacked: Rig, kind: Kind, draw: Draw, rng: np.random.Generator, **options: Any) -> tuple[float, str, int]:
     """Return the bits in the figures of a reply, the code or "", and the number of figures that carry bits."""
-    study = released_study()
+    study = alone_study()
     silent = withheld_figures(kind, is_private=False)
     _train_first(attacked, kind)
     sent: dict[str, float] = {}
@@ -109,8 +109,9 @@ def figures(attacked: Rig, kind: Kind, draw: Draw, rng: np.random.Generator, **o
 
 def _train_first(attacked: Rig, kind: Kind) -> None:
     """Train first: the hospital answers questions only about models that it trained."""
+    attacked.talk_into(alone_study())
     if kind.startswith("evaluate"):
-        attacked.must("train", released_study(), seed_network(released_study()))
+        attacked.must("train", alone_study(), seed_network(alone_study()))
 
 
 def _options(kind: Kind, features: int) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def in_figures(kind: Kind) -> Result:
     best, code, carriers = 0.0, "", 0
     for draw in (_even, _by_size):
         with rig() as attacked:
-            options = _options(kind, seed_network(released_study()).features)
+            options = _options(kind, seed_network(alone_study()).features)
             found, refused, names = figures(attacked, kind, draw, np.random.default_rng(1), **options)
         code = code or refused
         if found > best:
@@ -149,9 +150,10 @@ def _result(kind: Kind, carrier: str, found: float, code: str, note: str) -> Res
 
 def in_digests() -> Result:
     """Count the bits in two digests that the app invents."""
-    study, rng = released_study(), np.random.default_rng(2)
+    study, rng = alone_study(), np.random.default_rng(2)
     invented = {key: rng.bytes(32).hex() for key in ("contract", "golden")}
     with rig() as attacked:
+        attacked.talk_into(study)
         attacked.app = Hostile(
             lambda content: RecordDict({"site": ConfigRecord({**content.config_records["site"], **invented})})
         )
@@ -167,7 +169,7 @@ def in_arrays(
     kind: Kind, record: str, name: str, draw: Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]
 ) -> Result:
     """Count the bits in one array of a reply."""
-    study, rng = released_study(), np.random.default_rng(3)
+    study, rng = alone_study(), np.random.default_rng(3)
     sent: list[NDArray[Any]] = []
 
     def fill(content: RecordDict) -> RecordDict:
@@ -213,7 +215,7 @@ def _low_bits(like: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
 
 def in_weights() -> Result:
     """Count the bits that arrive unchanged among the last twelve bits of each weight."""
-    study, rng = released_study(), np.random.default_rng(4)
+    study, rng = alone_study(), np.random.default_rng(4)
     sent: list[NDArray[Any]] = []
 
     def fill(content: RecordDict) -> RecordDict:
@@ -222,6 +224,7 @@ def in_weights() -> Result:
         return RecordDict(filled)
 
     with rig() as attacked:
+        attacked.talk_into(study)
         attacked.app = Hostile(fill)
         answer = attacked.ask("train", study, seed_network(study))
     found = 0

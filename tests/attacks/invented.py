@@ -31,13 +31,15 @@ from tests.attacks.cohort import Patient, draw_patients, with_patient
 from tests.attacks.gate import CELLS, Matrix, features_of_cells, gated
 from tests.attacks.gate import row as banded_row
 from tests.attacks.result import Result
-from tests.attacks.rig import Refused, Rig, released_study, rig, seed_network
+from tests.attacks.rig import Refused, Rig, alone_study, released_study, rig, seed_network
 from tests.attacks.score import HOSPITALS, score
 
-HEADS = "heads on age and sex, a released study"
-HOLDS = "heads on age and sex, and the other hospitals' calibrations"
-ALL_BUT_ONE = "the same, and all patients but one"
+HEADS = "heads on age and sex, a study without sums that the hospital was persuaded to approve"
+HOLDS = "the same, and the other hospitals' calibrations"
+RELEASED = "heads on age and sex, and the other hospitals' calibrations, a released study"
+ALL_BUT_ONE = "heads, calibrations, and all patients but one"
 WHAT = "age band, sex, PCR, severity"
+DEFAULT_NAME = "invented calibrations, 16 tests, default settings"
 NAME = "invented calibrations, 16 tests"
 OWN_NAME = "thresholds of the hospital's own calibration, 16 tests"
 KNOWN_NAME = "invented calibrations, all patients but one known"
@@ -56,8 +58,8 @@ _NO_STATISTICS = dict.fromkeys(("mean", "variance"), np.zeros(APPEARANCE_SIZE, n
 # Both labels: negative; positive and not severe; positive and severe. Severity is known only for positive patients.
 Kind = tuple[bool, bool | None]
 KINDS: tuple[Kind, ...] = ((False, None), (True, False), (True, True))
-_POSITIVE = {"pcr_positive": (1, 2), "severe": (2,)}
-_NEGATIVE = {"pcr_positive": (0,), "severe": (1,)}
+POSITIVE = {"pcr_positive": (1, 2), "severe": (2,)}
+NEGATIVE = {"pcr_positive": (0,), "severe": (1,)}
 Row = tuple[int, str, bool, bool | None]
 ROWS: list[Row] = [(*cell, *kind) for kind in KINDS for cell in CELLS]
 
@@ -171,7 +173,7 @@ class Sizes:
     of_kind: tuple[int, int, int]
 
     def of(self, label: str, positive: bool) -> int:
-        return sum(self.of_kind[kind] for kind in (_POSITIVE if positive else _NEGATIVE)[label])
+        return sum(self.of_kind[kind] for kind in (POSITIVE if positive else NEGATIVE)[label])
 
     def plus(self, kind: int) -> "Sizes":
         grown = [size + (place == kind) for place, size in enumerate(self.of_kind)]
@@ -221,7 +223,7 @@ class System:
             right.append(size / _SURE)
         for answer in answers:
             for label, positive, over, share in answer.shares():
-                kinds = np.isin(range(3), (_POSITIVE if positive else _NEGATIVE)[label])
+                kinds = np.isin(range(3), (POSITIVE if positive else NEGATIVE)[label])
                 left.append(np.outer(kinds, over).ravel() / _ROUNDED)
                 right.append(share * sizes.of(label, positive) / _ROUNDED)
         usual = np.repeat(sizes.of_kind, len(CELLS)) / len(CELLS)
@@ -282,7 +284,7 @@ def misses(answers: Sequence[Tested], counts: Matrix) -> float:
     grid, total = Shares(), 0.0
     for answer in answers:
         for label, positive, over, share in answer.shares():
-            of_class = counts[list((_POSITIVE if positive else _NEGATIVE)[label])].sum(axis=0)
+            of_class = counts[list((POSITIVE if positive else NEGATIVE)[label])].sum(axis=0)
             size = int(of_class.sum())
             exact = float(of_class @ over) / max(size, 1)
             expected = grid.rounded(exact if positive else 1 - exact, size)
@@ -311,6 +313,7 @@ class Seen:
 def attack_one(study: Study, probes: Sequence[Probe], seed: int) -> Seen:
     """Ask a hospital of this seed for three months. Raises Refused."""
     with rig(seed=seed, patients=PATIENTS) as attacked:
+        attacked.talk_into(study)
         truth = [row(patient) for patient in attacked.hospital.of("test")]
         invented = ask_all(attacked, study, probes, name="invented")
         own = ask_all(attacked, study, [probe.nearly(1) for probe in probes], name="own", own=True)
@@ -341,9 +344,9 @@ def results(hospitals: Sequence[Seen]) -> Iterator[Result]:
 
 def attacks() -> Iterator[Result]:
     """Run at hospitals whose patients are drawn from unused seeds."""
-    study = released_study()
-    probes = draw_probes(study, TESTS)
-    try:
-        yield from results([attack_one(study, probes, seed) for seed in SEEDS])
-    except Refused as refused:
-        yield Result(NAME, HOLDS, WHAT, 0, 0, PATIENTS["test"], stopped_by=refused.code)
+    for study, name in ((released_study(), DEFAULT_NAME), (alone_study(), NAME)):
+        probes = draw_probes(study, TESTS)
+        try:
+            yield from results([attack_one(study, probes, seed) for seed in SEEDS])
+        except Refused as refused:
+            yield Result(name, RELEASED, WHAT, 0, 0, PATIENTS["test"], stopped_by=refused.code)

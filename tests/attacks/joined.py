@@ -15,7 +15,7 @@ from pipeline.cohort.dataset import Example, Examples
 from pipeline.evaluation.shortcuts import appearance
 from tests.attacks.cohort import Hospital, Patient, draw_patients, with_patient
 from tests.attacks.result import Result
-from tests.attacks.rig import Answer, Refused, Rig, released_study, rig, seed_network
+from tests.attacks.rig import Answer, Refused, Rig, alone_study, rig, seed_network
 from tests.attacks.score import HOSPITALS, from_matrix
 
 HOLDS = "two questions about nearly the same model"
@@ -35,7 +35,8 @@ def looks_of(hospital: Hospital, patients: Sequence[Patient]) -> Vector:
 
 def claimed_looks(attacked: Rig, new: Patient) -> Vector:
     """Return what the difference of two answers reveals about the new patient. Raises Refused."""
-    study = released_study()
+    study = alone_study()
+    attacked.talk_into(study)
     model = seed_network(study)
     attacked.must("train", study, model, run="joined-1")
     before = attacked.must("evaluate.embed", study, model, run="joined-1")

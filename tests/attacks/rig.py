@@ -1,7 +1,8 @@
 """A hospital behind its real gateway, a server that may send anything, and a node that answers with the real app.
 
 The hospital has approved what the template of site.toml approves: the release's own studies. They run with small scans
-and the smallest network (`released_study`); all other settings are those of the release.
+and the smallest network (`released_study`); all other settings are those of the release. It has also approved a list of
+three hospitals. The server opens no sums, so what leaves only in a sum does not leave; see `test_sums` for sums.
 """
 
 import atexit
@@ -22,13 +23,17 @@ from flwr.proto import run_pb2
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
+from federation.approval.peers import PeerApprovals, identity_file
 from federation.approval.presets import presets
 from federation.approval.studies import StudyApprovals
 from federation.client.client_app import app as own_app
+from federation.gateway import masked_rounds
 from federation.gateway.flower_objects import object_id
 from federation.protocol.flat_weights import pack
 from federation.protocol.metric_allowlist import Kind
-from federation.protocol.study_config import Study
+from federation.protocol.study_config import AggregationTable, Study
+from federation.secure_aggregation.keys import Identity
+from federation.secure_aggregation.roster import Member, Roster
 from models.network import NetworkSettings, SeverityNetwork, build_network
 from pipeline.preprocessing.preprocess import Preprocessing
 from pipeline.training.train import TrainSettings
@@ -78,10 +83,18 @@ def released_study(
     """
     study = presets()[preset].model_dump()
     study["study"] |= {"name": "trial", "seed": seed, "seeds": ()}
-    if not study["aggregation"]["secure"]:  # masks need several sites
-        study["study"] |= {"sites": 1, "quorum": 1}
     network = {**study["network"], **(_SMALL if is_small else {})}
     return Study.model_validate({**study, "network": network, "preprocessing": preprocessing.model_dump()})
+
+
+def alone_study(*, preprocessing: Preprocessing = PREPROCESSING) -> Study:
+    """Return the release's default study without sums: figures and answers leave the hospital on their own.
+
+    No study that site.toml approves by default is like this. A hospital was persuaded to approve it (`talk_into`),
+    against the warning of `fedthorax node studies`.
+    """
+    study = released_study(preprocessing=preprocessing)
+    return study.model_copy(update={"aggregation": AggregationTable()})
 
 
 @dataclass
@@ -141,12 +154,15 @@ class Rig:
     def running(self) -> Iterator["Rig"]:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, NODE_ID, 1
         self._approve_released()
+        self._approve_peers()
         clock = time.time
         failure: Exception | None = None
         before = os.environ.get("FEDTHORAX_SITE_DIR")
         os.environ["FEDTHORAX_SITE_DIR"] = str(self.hospital.site.folder)
         try:
-            with patch("time.time", lambda: clock() + self._ahead_seconds), self._bench.node() as node:
+            ahead = patch("time.time", lambda: clock() + self._ahead_seconds)
+            silent = patch.object(masked_rounds, "SILENT_SECONDS", 0.0)  # a real gateway waits a minute for a sum
+            with ahead, silent, self._bench.node() as node:
                 self._node: NodeSide = node
                 try:
                     yield self
@@ -166,6 +182,15 @@ class Rig:
         """
         for preset in self.hospital.site.settings.gateway.studies:
             self.talk_into(released_study(preset))
+
+    def _approve_peers(self) -> None:
+        """Approve a list of this hospital and two others."""
+        site = self.hospital.site
+        keys = [Identity.kept(identity_file(site)).public, *(bytes([number] * 32) for number in (1, 2))]
+        members = [
+            Member(name=name, key=key) for name, key in zip(("hospital", "other-1", "other-2"), keys, strict=True)
+        ]
+        PeerApprovals(site).approve(Roster(members=tuple(members)), by="the hospital")
 
     def talk_into(self, study: Study) -> None:
         """Approve a study that does not belong to the release."""

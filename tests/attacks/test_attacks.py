@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.attacks import codes, gate, invented, picture, questions, scan, typical
+from configs import usual_studies
+from federation.protocol.metric_allowlist import APPEARANCE_SIZE
+from tests.attacks import codes, gate, invented, losses, picture, questions, scan, typical
 from tests.attacks.__main__ import BEGIN, END, PAGE, table, unknown, with_table
 from tests.attacks.imprint import imprint, look, within_reach
 from tests.attacks.known import KNOWN
 from tests.attacks.phantoms import scans, ward_patients
 from tests.attacks.result import Result
-from tests.attacks.rig import Refused, released_study, rig, seed_network
+from tests.attacks.rig import Refused, alone_study, released_study, rig, seed_network
 from tests.attacks.score import from_matrix, score
 from tests.attacks.trap import Trap, any_study, keys, one_step, trap_network
 
@@ -90,11 +92,49 @@ def test_thresholds_on_scan_follow_lung_size() -> None:
 
 
 @pytest.mark.slow
+def test_studies_that_the_template_approves_reveal_no_figure_of_one_hospital() -> None:
+    for preset in usual_studies():
+        study = released_study(preset)
+        model = seed_network(study)
+        typical = dict.fromkeys(("mean", "variance"), np.ones(APPEARANCE_SIZE, np.float32))
+        with rig() as attacked:
+            trained = attacked.ask("train", study, model)
+            if study.aggregation.secure:
+                assert trained.code in ("E_RUN_OVER", "E_SECAGG_ROSTER_SMALL"), "nothing leaves outside of a sum"
+                continue
+            assert not trained.code and set(trained.metrics) <= {"num-examples", "epsilon"}
+            at = {"slope_severe": 1.0, "intercept_severe": 0.0, "rule_out_severe": 0.1}
+            assert attacked.ask("evaluate.test", study, model, config=at).code == "E_SECAGG_THRESHOLDS"
+            calibrated = attacked.ask("evaluate.calibrate", study, model, records={"typical": typical})
+            assert calibrated.code == "E_RUN_OVER"
+            assert attacked.ask("evaluate.test", study, model).code == "E_RUN_OVER"
+            assert attacked.ask("evaluate.embed", study, model).code in ("E_RUN_OVER", "E_PRIVACY_KIND")
+
+
+@pytest.mark.slow
+def test_losses_of_rounds_reveal_patients_in_a_study_without_sums() -> None:
+    """A known limit. Control: otherwise it would prove nothing that the default study has no losses."""
+    study, rng = alone_study(), np.random.default_rng(8)
+    with rig(seed=losses.SEEDS[0], patients=losses.PATIENTS) as attacked:
+        attacked.talk_into(study)
+        told = losses.ask(attacked, study, invented.Probe.drawn(study, rng), run="losses-0000")
+        truth = [invented.row(patient) for patient in attacked.hospital.of("validation")]
+    assert told is not None
+    counts = invented.counts_of(truth)
+    for label, loss in told.losses.items():
+        yes, no = (counts[list(kinds[label])].sum(axis=0) for kinds in (invented.POSITIVE, invented.NEGATIVE))
+        logits = told.logits[label]
+        expected = yes @ np.logaddexp(0, -logits) + no @ np.logaddexp(0, logits)
+        assert loss == pytest.approx(expected / (yes.sum() + no.sum()), abs=0.006), "three digits"
+
+
+@pytest.mark.slow
 def test_invented_calibrations_let_the_server_set_thresholds() -> None:
     """A known limit, at one hospital. Control: otherwise the attack with more questions would prove nothing."""
-    study = released_study()
+    study = alone_study()
     (probe,) = invented.draw_probes(study, 1)
     with rig(seed=invented.SEEDS[0], patients=invented.PATIENTS) as attacked:
+        attacked.talk_into(study)
         answer = invented.ask(attacked, study, probe, run="trial-1")
         truth = [invented.row(patient) for patient in attacked.hospital.of("test")]
     for label, wanted in probe.wanted.items():

@@ -21,7 +21,7 @@ from models.familiarity import appearance_features
 from pipeline.evaluation.figures import distance_figures
 from tests.attacks.cohort import Patient, draw_patients
 from tests.attacks.result import Result
-from tests.attacks.rig import Refused, Rig, released_study, rig, seed_network
+from tests.attacks.rig import Refused, Rig, alone_study, rig, seed_network
 from tests.attacks.score import HOSPITALS, score
 
 HOLDS = "the typical appearance in calibrations, and the scans of some patients"
@@ -103,7 +103,7 @@ def _reported(name: str, figures: dict[str, float]) -> float:
 
 def ask(attacked: Rig, known: Appearance, beside: int) -> Vector:
     """Ask for calibrations with this appearance, each in another run and about another model. Raises Refused."""
-    study, figures = released_study(), []
+    study, figures = alone_study(), []
     for mean in means(known, beside):
         run, model = f"typical-{attacked.asked:06d}", seed_network(study)
         attacked.must("train", study, model, run=run)
@@ -130,6 +130,7 @@ def membership(scans: int, beside: int, *, name: str, seeds: Sequence[int]) -> R
     asked = 0
     for seed in seeds:
         with rig(seed=seed, patients={"train": 40, "validation": VALIDATION, "test": 40}) as attacked:
+            attacked.talk_into(alone_study())
             known = known_scans(attacked, seed, scans)
             try:
                 seen = [ask(attacked, look_of(patient), beside) for patient, _ in known]
