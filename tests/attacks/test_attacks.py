@@ -99,16 +99,16 @@ def test_studies_that_the_template_approves_reveal_no_figure_of_one_hospital() -
         typical = dict.fromkeys(("mean", "variance"), np.ones(APPEARANCE_SIZE, np.float32))
         with rig() as attacked:
             trained = attacked.ask("train", study, model)
-            if study.aggregation.secure:
-                assert trained.code in ("E_RUN_OVER", "E_SECAGG_ROSTER_SMALL"), "nothing leaves outside of a sum"
+            if trained.code:  # no sum is opened; the list is too short for groups; noise at so few patients
+                assert trained.code in ("E_RUN_OVER", "E_SECAGG_ROSTER_SMALL", "E_REPLY_UPDATE")
                 continue
-            assert not trained.code and set(trained.metrics) <= {"num-examples", "epsilon"}
+            assert set(trained.metrics) == {"num-examples"}
             at = {"slope_severe": 1.0, "intercept_severe": 0.0, "rule_out_severe": 0.1}
             assert attacked.ask("evaluate.test", study, model, config=at).code == "E_SECAGG_THRESHOLDS"
             calibrated = attacked.ask("evaluate.calibrate", study, model, records={"typical": typical})
             assert calibrated.code == "E_RUN_OVER"
             assert attacked.ask("evaluate.test", study, model).code == "E_RUN_OVER"
-            assert attacked.ask("evaluate.embed", study, model).code in ("E_RUN_OVER", "E_PRIVACY_KIND")
+            assert attacked.ask("evaluate.embed", study, model).code == "E_RUN_OVER"
 
 
 @pytest.mark.slow
