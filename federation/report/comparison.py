@@ -176,6 +176,6 @@ def missing(results: Results) -> list[dict[str, str]]:
 def _why(results: Results, key: str, *, was_asked: bool) -> str:
     if was_asked:
         return "failed"
-    if results.study.aggregation.secure and key != "pooled":
+    if results.study.sums_answers and key != "pooled":
         return "masked"
     return "private" if results.study.privacy else "not_asked"
