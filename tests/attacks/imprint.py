@@ -211,8 +211,13 @@ def update(made: Imprint, after: SeverityNetwork, *, decay: float) -> Update:
 
 def within_reach(study: Study, made: Imprint) -> Imprint:
     """Return the network with each filter and channel moved from the seed's towards its target, as a run allows."""
+    return Imprint(reached(study, made.network), made.pictures, made.thresholds)
+
+
+def reached(study: Study, target_network: SeverityNetwork) -> SeverityNetwork:
+    """Return the network that a run can reach on the way from the seed's to this one."""
     network = seed_network(study)
-    (first, buffers), (target, _) = pack(network), pack(made.network)
+    (first, buffers), (target, _) = pack(network), pack(target_network)
     reaches = reaches_of(
         network,
         learning_rate=study.training.learning_rate,
@@ -227,4 +232,4 @@ def within_reach(study: Study, made: Imprint) -> Imprint:
     share = np.minimum(1.0, 0.999 * farthest / np.maximum(distance, 1e-30))
     weights = first[WEIGHTS] + way * np.repeat(share, sizes)
     unpack(network, {WEIGHTS: weights.astype(np.float32)}, buffers)
-    return Imprint(network, made.pictures, made.thresholds)
+    return network

@@ -109,7 +109,7 @@ def kinds(hospital: Simulated) -> NDArray[np.int64]:
     return 2 * np.digitize(hospital.pool.measure[hospital.chosen], edges(BINS)) + hospital.pcr
 
 
-def _as_rows(expected: Matrix) -> list[Claim]:
+def as_rows(expected: Matrix) -> list[Claim]:
     return [(kind // 2, bool(kind % 2)) for kind in claims(expected, PATIENTS)]
 
 
@@ -138,8 +138,8 @@ def attack(study: Study, *, name: str, seeds: Sequence[int], runs: int) -> Resul
                 observed = read(attacked, study, runs)
             except Refused as refused:
                 return Result(name, HOLDS, WHAT, 0, 0, PATIENTS, stopped_by=refused.code)
-            found.append(_as_rows(decoder.counts(observed)))
-            guessed.append(_as_rows(labels_alone.counts(np.array([float(sum(each.pcr for each in train))]))))
+            found.append(as_rows(decoder.counts(observed)))
+            guessed.append(as_rows(labels_alone.counts(np.array([float(sum(each.pcr for each in train))]))))
             asked = attacked.asked
     note = (
         f"{asked} messages to each hospital; {score(guessed, truths).right} right from the number of positives alone; "
