@@ -27,7 +27,10 @@ def lines(site: Site) -> Iterator[Line]:
         yield refused(AREA, "list of hospitals", refusal)
         return
     if roster is None and not site.settings.gateway.require_secure_aggregation:
-        yield Line(AREA, "list of hospitals", "skip", "no list is approved, so this site takes part in no masked study")
+        says = (
+            "no list is approved (`fedthorax node peers`), so this site takes part in no study that sums over hospitals"
+        )
+        yield Line(AREA, "list of hospitals", "skip", says)
         return
     own, line = _key(identity_file(site))
     yield _roster(site, roster, own)

@@ -121,7 +121,7 @@ def launch(study: Study, server: Path, say: Say, *, group: str = "", began: Say 
     (folder / "study.json").write_text(study.model_dump_json(indent=1))
     say(f"run {name}: {study.strategy.name}, seed {study.study.seed}")
     if not config.simulated_sites:
-        for line in (_to_approve(study), _warning(study)):
+        for line in (_to_approve(study), _list_to_approve(study), _warning(study)):
             if line:
                 say(line)
     return _submit(study, server, name, say, began)
@@ -135,6 +135,13 @@ def _to_approve(study: Study) -> str:
         return ""
     named = f"the study {names[0]!r}" if names else f"the study {digest[:12]} (`fedthorax node approve-study`)"
     return f"each hospital must have approved {named}"
+
+
+def _list_to_approve(study: Study) -> str:
+    """Return that each hospital must approve the list of hospitals, if the study sums over them; else ""."""
+    if not study.sums_answers:
+        return ""
+    return "each hospital must have approved the list of hospitals (`fedthorax node peers`, `node approve-peers`)"
 
 
 def _warning(study: Study) -> str:

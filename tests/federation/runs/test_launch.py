@@ -313,6 +313,22 @@ def test_seed_of_an_earlier_masked_run_is_refused(tmp_path, hospitals):
     launch_all([wider, plain], tmp_path, print)
 
 
+SUMMED = MASKED.replace("FedAvg", "CenteredClip").replace("secure = true", "summed_answers = true")
+
+
+def test_study_whose_answers_are_summed_is_repeated_with_another_seed_only(tmp_path, hospitals):
+    (summed,) = plan([study_file(tmp_path, SUMMED)])
+    said = []
+    launch_all([summed], tmp_path, said.append)
+    assert any("approved the list of hospitals" in line for line in said)
+    write_run(tmp_path, "earlier", of=summed, history=[entry(1)])
+    with pytest.raises(Refusal, match=r"E_SEED_USED: .*seed 5.*the run earlier"):
+        launch_all(plan([study_file(tmp_path, SUMMED.replace("trial", "other"))]), tmp_path, print)
+    launch_all(plan([study_file(tmp_path, SUMMED.replace("seed = 5", "seed = 6"))]), tmp_path, print)
+    # Another study begins with the same model, and goes on with others.
+    launch_all(plan([study_file(tmp_path, SUMMED.replace("rounds = 3", "rounds = 9"))]), tmp_path, print)
+
+
 def test_release_is_the_first_model_of_one_masked_run_whatever_the_seed(tmp_path, hospitals):
     text = MASKED.replace("seed = 5", f'seeds = [5, 6]\nbegin_from = "{"a" * 64}"')
     with pytest.raises(Refusal, match="E_SEED_USED"):
