@@ -13,6 +13,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
+from federation.ledger.chain import read_lines
 from federation.system.process import free_port
 from models.release import load_release
 from tests.e2e.conftest import Command, allow, enter, for_few_patients, ingest, ok, run_command
@@ -213,6 +214,43 @@ def test_study_starts_from_a_release_only_at_sites_that_approved_it(federation: 
     assert "round 1 of 1 · 2 of 3 sites" in done.stderr
     about = load_release(Path(json.loads(done.stdout)["release"])).description
     assert about.sites == 3, "sites counts all three hospitals: the starting release was trained on the third too"
+
+
+def test_default_study_knows_figures_and_answers_as_sums_alone(federation: Federation, resumed: Command) -> None:
+    """What `study init` writes, with a small network and two rounds: each hospital approves the list of hospitals."""
+    study = federation.folder / "default.toml"
+    ok("study", "init", study, "--sites", "3")
+    text = study.read_text()
+    for before, after in {
+        "rounds = 20\n": "rounds = 2\n",
+        "local_epochs = 2 ": "local_epochs = 1 ",
+        "synthetic = false": "synthetic = true",
+        '"resnet18"': '"resnet10"',
+        "widen_factor = 0.25 ": "widen_factor = 0.125 ",
+    }.items():
+        assert text.count(before) == 1
+        text = text.replace(before, after)
+    study.write_text(text)
+    for name in NAMES:
+        site = federation.folder / "sites" / name
+        allow(site, study)
+        ok("node", "peers", site)  # presents the key
+    for name in NAMES:
+        site = federation.folder / "sites" / name
+        ok("node", "approve-peers", site, json.loads(ok("node", "peers", site, "--json"))["code"])
+    done = run_command("study", "run", study, "--server", federation.server_folder, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "figures and answers are masked: the server learns their sum over 3 hospitals" in done.stderr
+    assert "round 2 of 2 · 3 of 3 sites" in done.stderr and "LOST" not in done.stderr
+    name = json.loads(done.stdout)["run"]
+    results = json.loads((federation.server_folder / "runs" / name / "results.json").read_text())
+    (model,) = results["models"]
+    assert model["figures"] == {} and model["summed"]["sites"] == 3
+    for site in NAMES:
+        lines = read_lines(federation.folder / "sites" / site / "ledger" / "ledger.jsonl")
+        kinds = [line.kind for line in lines if line.run == name]
+        assert kinds.count("masked: sum may be revealed") == 5, "of two rounds and three questions"
+        assert not [kind for kind in kinds if "left out" in kind]
 
 
 def test_ctrl_c_also_stops_the_run_at_the_server(federation: Federation, resumed: Command) -> None:

@@ -170,51 +170,6 @@ def test_study_without_masks_is_refused_by_a_site_that_requires_them(federation:
     assert "E_SECAGG_REQUIRED" in run.text()
 
 
-@pytest.fixture(scope="module")
-def summed(federation: Federation, resumed: Command) -> Command:
-    """A study with centred clipping whose figures and answers are summed, at sites that no longer require masks."""
-    study = federation.folder / "summed.toml"
-    changed = {'"FedAvg"': '"CenteredClip"', "secure = true": "summed_answers = true", "rounds = 4": "rounds = 2"}
-    text = STUDY
-    for before, after in changed.items():
-        text = text.replace(before, after)
-    study.write_text(text)
-    for name in NAMES:
-        site = federation.folder / "sites" / name
-        settings = site / "site.toml"
-        settings.write_text(settings.read_text().replace("require_secure_aggregation = true\n", "", 1))
-        allow(site, study)
-        federation.nodes[name].stop()
-        federation.start_node(name)
-    federation.wait_online(4)
-    run = federation.start("study", "run", study, "--server", federation.server_folder)
-    assert run.wait(seconds=400) == 0, run.text()
-    return run
-
-
-def test_centred_clipping_sees_updates_and_only_sums_of_figures_and_answers(
-    federation: Federation, summed: Command
-) -> None:
-    assert "figures and answers are masked: the server learns their sum over 4 hospitals" in summed.text()
-    assert "round 2 of 2 · 4 of 4 sites" in summed.text() and "LOST" not in summed.text()
-    folder = federation.server_folder / "runs" / run_name(summed)
-    results = json.loads((folder / "results.json").read_text())
-    (model,) = results["models"]
-    assert model["figures"] == {} and model["summed"]["sites"] == 4
-    steps = [entry for entry in results["history"] if entry.get("step") in QUESTIONS]
-    assert [entry["sites"] for entry in steps] == [list(NAMES)] * len(QUESTIONS)
-    having = [name for name in NAMES if _has_loss(federation.folder / "sites" / name)]
-    for entry in (entry for entry in results["history"] if "round" in entry):
-        assert ("train_loss" in entry["means"]) == (len(having) >= 3), "the sum of the round's figures is there"
-    for name in NAMES:
-        ledger = federation.folder / "sites" / name / "ledger" / "ledger.jsonl"
-        lines = [json.loads(line) for line in ledger.read_text().splitlines()]
-        of_run = [line["kind"] for line in lines if line["run"] == run_name(summed)]
-        assert of_run.count("masked: sum may be revealed") == 2 + len(QUESTIONS)
-        assert not [kind for kind in of_run if "left out" in kind]
-    ok("study", "report", run_name(summed), "--server", federation.server_folder)
-
-
 def _has_loss(folder: Path) -> bool:
     """Whether a site may report the loss of its training: no label has a class of too few patients."""
     site = Site.open(folder)
