@@ -189,6 +189,18 @@ def ingest(site_dir: SiteDir, study: StudyFile = None, as_json: Json = False) ->
 
 
 @app.command()
+def listen(site_dir: SiteDir) -> None:
+    """Receive laboratory results (HL7 v2 over MLLP) until Ctrl-C, as [laboratory.listener] of site.toml says."""
+    import logging
+
+    from pipeline.feeds.result_listener import listen as run
+    from pipeline.site.folder import Site
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    run(Site.open(site_dir), say)
+
+
+@app.command()
 def status(site_dir: SiteDir, as_json: Json = False) -> None:
     """Show whether the node runs, its last activity, and how many patients the cohort has."""
     from federation.node.start import node_status

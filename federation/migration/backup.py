@@ -6,6 +6,7 @@ from pathlib import Path
 from federation.protocol.release_files import BEGINS_FROM
 from federation.superlink.control import IMPORTING, read_server_config
 from federation.system.backup import write_backup
+from pipeline.feeds.result_queue import listener_of
 from pipeline.site.folder import Site
 
 # Not the cohort, the fetched series and the logs: `node ingest` makes the first two again. Not gateway/ either: with an
@@ -32,13 +33,16 @@ def _site_parts(site: Site) -> Iterator[Path]:
         if path.is_file() and path.name not in _MADE_AGAIN and path.stat().st_size <= _MAX_BESIDE_BYTES:
             yield path
     yield from (path for path in _named_files(site) if path.is_relative_to(site.folder))
+    listener = listener_of(site)
+    if listener and listener.queue.is_relative_to(site.folder) and listener.queue.is_dir():
+        yield listener.queue  # an acknowledged message is nowhere else
 
 
 def _named_files(site: Site) -> Iterator[Path]:
     """Yield the files with passwords, tokens, keys and certificates that site.toml names."""
     yield site.ca_certificate
     pacs = site.settings.pacs
-    for table in (pacs.dicomweb, pacs.dimse) if pacs else ():
+    for table in (*((pacs.dicomweb, pacs.dimse) if pacs else ()), listener_of(site)):
         for value in table.model_dump().values() if table else ():
             if isinstance(value, Path) and (path := (site.folder / value).resolve()).is_file():
                 yield path

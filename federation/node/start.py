@@ -37,6 +37,7 @@ from federation.system.process_group import Together
 from federation.system.refusals_page import REASONS
 from models.processor_report import report
 from models.refusal import Reason, Refusal
+from pipeline.feeds.result_queue import queue_state
 from pipeline.site.folder import Site
 from pipeline.system.locks import alone
 
@@ -298,8 +299,8 @@ def _notify_systemd(message: str) -> None:
             sender.sendto(message.encode(), address.replace("@", "\0", 1))
 
 
-def _of_site(site: Site) -> dict[str, str | None]:
-    """Return the installed version, the node's certificate, and when the cohort was last written."""
+def _of_site(site: Site) -> dict[str, Any]:
+    """Return the installed version, the node's certificate, when the cohort was last written, and the listener."""
     found, ingested = standing(site), None
     with suppress(OSError):
         written = (site.cohort_folder / "refusals.csv").stat().st_mtime  # by each ingest
@@ -309,6 +310,19 @@ def _of_site(site: Site) -> dict[str, str | None]:
         "name_in_study": found.name if found else None,
         "certificate_until": found.until.isoformat() if found else None,
         "last_ingest": ingested,
+        **_of_listener(site),
+    }
+
+
+def _of_listener(site: Site) -> dict[str, Any]:
+    """Return whether the listener for laboratory results runs, and what its queue holds; nothing without listener."""
+    queue = queue_state(site)
+    if queue is None:
+        return {}
+    return {
+        "results_listening": queue.is_listening,
+        "results_queued": queue.messages,
+        "last_result": queue.last.isoformat(timespec="seconds") if queue.last else None,
     }
 
 

@@ -40,8 +40,8 @@ from pipeline.imaging.ct_slice import inspect_file
 from pipeline.imaging.discovery import age_in_years, read_header, tags, text
 from pipeline.imaging.functional_groups import CT_CLASSES
 from pipeline.pacs.receiver import OUT_OF_RESOURCES, SUCCESS, receiver
-from pipeline.pacs.tls import as_server
 from pipeline.scoring.single_scan import BESIDES_THE_SCAN
+from pipeline.site.tls import as_server
 from pipeline.system.atomic_files import sync_folder
 
 log = logging.getLogger("fedthorax.clinic")

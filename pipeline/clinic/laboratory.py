@@ -78,7 +78,7 @@ def _feed(site: Site, today: date) -> _Feed:
     """
     table = site.settings.laboratory
     assert table is not None
-    files = fingerprint([(str(path), path) for path in files_of(table.file)])
+    files = fingerprint([(str(path), path) for source in table.sources for path in files_of(source)])
     key = (files, site.settings.model_dump_json(include={"site", "laboratory"}), today)
     kept = _feeds.get(site.folder)
     if kept is None or kept[0] != key:

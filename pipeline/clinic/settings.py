@@ -22,7 +22,8 @@ from models.settings import load_settings
 from pipeline.clinic.reasons import CLINIC_ADDRESS, CLINIC_EXISTS, NO_CLINIC
 from pipeline.clinic.store import LEAST_AUDIT_DAYS, Store
 from pipeline.site.folder import Site
-from pipeline.site.pacs_settings import AE_TITLE, DicomWebTable, DimseTable, PacsTable, is_loopback
+from pipeline.site.pacs_settings import AE_TITLE, DicomWebTable, DimseTable, PacsTable
+from pipeline.system.addresses import is_loopback
 
 SETTINGS = "clinic.toml"
 FOLDERS = ("scans", "answers", "models", "logs", "work")

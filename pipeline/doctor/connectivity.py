@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from models.refusal import Refusal
+from pipeline.feeds.result_queue import queue_state
 from pipeline.site.folder import Site
 from pipeline.site.study_server import MAX_AHEAD_SECONDS, MAX_BEHIND_SECONDS, server_proxy
 from pipeline.system.check_line import Line, Status, refused
@@ -229,6 +230,27 @@ def pacs(site: Site, count: Callable[[Site], tuple[int, int]]) -> Iterator[Line]
         )
     else:
         yield Line("PACS", "fetched", "ok", "all matching series are stored here", detail=detail)
+
+
+def listener(site: Site) -> Iterator[Line]:
+    """Check that the listener for laboratory results runs; show what its queue holds."""
+    try:
+        queue = queue_state(site)
+    except OSError as error:
+        remedy = "Make the node's user the owner of the queue's folder."
+        yield Line(
+            "records", "listener", "fail", "the queue of received results cannot be read", remedy, private=str(error)
+        )
+        return
+    if queue is None:
+        return
+    last = f"the last one at {queue.last:%Y-%m-%d %H:%M}" if queue.last else "none yet"
+    detail = f"{queue.messages} messages, {last}"
+    if queue.is_listening:
+        yield Line("records", "listener", "ok", "receives laboratory results", detail=detail)
+    else:
+        remedy = "Run `fedthorax node listen`, as a service: docs/laboratory-feeds.md."
+        yield Line("records", "listener", "warn", "does not run, so no results are received", remedy, detail)
 
 
 def count_at_pacs(site: Site) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import models.reasons
 from models.processor_report import report
 from models.reason_tables import reasons_in
 from models.refusal import Refusal
+from pipeline.feeds.result_queue import listener_of
 from pipeline.preprocessing.preprocess import Preprocessing
 from pipeline.site.folder import Site
 from pipeline.system.check_line import Line, Status, refused
@@ -155,7 +156,7 @@ def _permissions(site: Site) -> Line:
 def secret_files(site: Site) -> list[Path]:
     """Return the files that contain a key, a password or a token."""
     pacs = site.settings.pacs
-    tables = (pacs.dicomweb, pacs.dimse) if pacs else ()
+    tables = (*((pacs.dicomweb, pacs.dimse) if pacs else ()), listener_of(site))
     named = [getattr(table, key, None) for table in tables for key in ("password_file", "token_file", "key")]
     return [site.folder / "keys" / "pseudonym.key", site.node_key, *(site.folder / path for path in named if path)]
 

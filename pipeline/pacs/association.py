@@ -22,8 +22,8 @@ from models.refusal import Refusal
 from pipeline.imaging.functional_groups import CT_CLASSES
 from pipeline.pacs import reasons
 from pipeline.pacs.receiver import PDU_BYTES, TRANSFER_SYNTAXES, Inbox, guard
-from pipeline.pacs.tls import as_client, as_server
 from pipeline.site.pacs_settings import DimseTable
+from pipeline.site.tls import as_client, as_server
 
 FIND = StudyRootQueryRetrieveInformationModelFind
 GET = StudyRootQueryRetrieveInformationModelGet

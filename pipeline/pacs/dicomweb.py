@@ -25,8 +25,8 @@ from models.refusal import Refusal
 from pipeline.pacs import reasons
 from pipeline.pacs.queries import RemoteSeries, StudyQuery
 from pipeline.pacs.store_status import PROCESSING_FAILURE
-from pipeline.pacs.tls import as_client
 from pipeline.site.pacs_settings import DicomWebTable, read_secret
+from pipeline.site.tls import as_client
 
 _ANY_SYNTAX = 'multipart/related; type="application/dicom"; transfer-syntax=*'  # as stored, without conversion
 _CHUNK_BYTES = 2**20

@@ -26,7 +26,7 @@ from models.refusal import Refusal
 from models.settings import load_settings
 from pipeline.records.join import JoinRules
 from pipeline.records.labels import LabelsFile
-from pipeline.records.laboratory import Laboratory
+from pipeline.records.laboratory import Hl7Laboratory, Laboratory
 from pipeline.records.outcomes import OutcomeFile
 from pipeline.site.pacs_settings import PacsTable
 from pipeline.site.reasons import NO_SITE, SITE_EXISTS, SITE_KEY
@@ -204,8 +204,10 @@ class Site:
         if settings.ct.lung_masks is not None:
             settings.ct.lung_masks = source / settings.ct.lung_masks
         for table in (settings.laboratory, settings.outcomes, settings.labels):
-            if table is not None:
+            if table is not None and table.file is not None:
                 table.file = source / table.file
+        if isinstance(settings.laboratory, Hl7Laboratory) and settings.laboratory.listener is not None:
+            settings.laboratory.listener.queue = folder / settings.laboratory.listener.queue
         return cls(folder, settings)
 
     @property

@@ -3,7 +3,6 @@
 site.toml never contains passwords, tokens or keys: it names files, relative to the site's folder.
 """
 
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -12,17 +11,10 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from models.refusal import Refusal
 from pipeline.site import reasons
+from pipeline.system.addresses import is_loopback
 from pipeline.system.days import Day
 
 AE_TITLE = r"^[ -\[\]-~]{1,16}$"  # printable, without backslash (DICOM PS3.5, 6.2)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine can reach a port on `host`."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class DicomWebTable(BaseModel, extra="forbid"):

@@ -4,7 +4,7 @@ from models.refusal import Reason
 
 PACS_FILE = Reason(
     "E_PACS_FILE",
-    "a file that is named in [pacs] of site.toml, or in clinic.toml, cannot be used",
+    "a certificate, key, password or token file that site.toml or clinic.toml names cannot be used",
     "The file must exist and not be empty. If it holds a secret, only the node's user may read it (chmod 600).",
 )
 NO_PATIENT_ID = Reason(

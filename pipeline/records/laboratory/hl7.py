@@ -1,16 +1,19 @@
-"""Reads raw results from HL7 v2 messages (ORU^R01) that an interface engine stores in files."""
+"""Reads raw results from HL7 v2 messages (ORU^R01): files of an interface engine, and the listener's queue."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.refusal import Reason
+from models.refusal import Reason, Refusal
 from pipeline.records import reasons
 from pipeline.records.csv_tables import note
 from pipeline.records.laboratory.codes import Code, names_of
 from pipeline.records.laboratory.hl7_messages import (
+    MAX_HEADER_BYTES,
     BrokenError,
+    Header,
     messages,
     moment,
     other_charset,
@@ -53,13 +56,13 @@ def read(table: Hl7Laboratory, clock: Clock, issuer: str) -> Reading:
     reading = Reading(table)
     others: Counter[str] = Counter()
     charsets: Counter[str] = Counter()
-    for path in files_of(table.file):
-        for number, lines in enumerate(messages(path, table.encoding), start=1):
+    for path, encoding in _files(table):
+        for number, lines in enumerate(messages(path, encoding), start=1):
             reading.units += 1
             where = f"{path.name}, message {number}"
             try:
                 message = parse(lines)
-                if charset := other_charset(message, lines, table.encoding):
+                if charset := other_charset(message, lines, encoding):
                     charsets[charset] += 1
                 if other := other_kind(message):
                     others[other] += 1
@@ -70,6 +73,29 @@ def read(table: Hl7Laboratory, clock: Clock, issuer: str) -> Reading:
     for reason, counts in ((reasons.OTHER_MESSAGE, others), (reasons.HL7_CHARSET, charsets)):
         reading.findings += counted(reason, counts)
     return reading
+
+
+def _files(table: Hl7Laboratory) -> Iterator[tuple[Path, str]]:
+    """Yield all files with their encodings: a queued message has the one that its own header names (MSH-18).
+
+    Raises Refusal E_TABLE_FILE.
+    """
+    if table.file is not None:
+        yield from ((path, table.encoding) for path in files_of(table.file))
+    queue = table.listener and table.listener.queue
+    for path in files_of(queue) if queue and queue.is_dir() else []:  # there is none before the first start
+        try:
+            with path.open("rb") as file:
+                yield path, Header.of(file.read(MAX_HEADER_BYTES)).encoding(table.encoding)
+        except BrokenError:
+            yield path, table.encoding  # the reader reports the message
+        except OSError as error:
+            raise Refusal(reasons.TABLE_FILE, private=str(error), table="laboratory") from error
+
+
+def check_structure(message: "Message") -> None:
+    """Raises BrokenError if the segments of a message are not in an order that this module can read."""
+    _orders(message, "")
 
 
 def _results(message: "Message", reading: Reading, clock: Clock, issuer: str, where: str) -> Iterator[RawResult]:

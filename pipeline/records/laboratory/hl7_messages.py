@@ -7,8 +7,9 @@ it cannot read, and repeats a character as often as the field says.
 import codecs
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from models.refusal import Refusal
 from pipeline.records import reasons
@@ -22,10 +23,13 @@ DOCUMENT = {"ED", "RP"}
 SEGMENT_NAME = re.compile(r"[A-Z][A-Z0-9]{2}")
 FRAMING = " \t\n\x0b\x1c\ufeff"  # start and end of a block in MLLP, and spaces around a segment
 MAX_LINE_CHARACTERS = 16_000_000  # a line may contain a document
+MAX_HEADER_BYTES = 16_384
 MAX_MESSAGE_CHARACTERS = 300_000  # without documents; each separator becomes an object
 # Python names of the encodings in HL7 table 0211.
 CHARSETS = {"ASCII": "ascii", "UNICODE UTF-8": "utf-8", "UTF-8": "utf-8", "UTF8": "utf-8"} | {
-    f"8859/{part}": f"iso8859-{part}" for part in range(1, 16)
+    f"8859/{part}": f"iso8859-{part}"
+    for part in range(1, 16)
+    if part != 12  # ISO never published part 12
 }
 
 
@@ -38,26 +42,79 @@ def messages(path: Path, encoding: str) -> Iterator[list[str]]:
 
     Raises Refusal: E_TABLE_FILE, E_ENCODING.
     """
-    lines: list[str] = []
-    size = 0
     try:
         with path.open(encoding=encoding) as stream:  # \r, \n and \r\n all end a line
-            while raw := stream.readline(MAX_LINE_CHARACTERS):
-                line = raw.strip(FRAMING)
-                if line.startswith("MSH") and lines:
-                    yield lines
-                    lines, size = [], 0
-                if line and line[:3] not in ENVELOPE and not _is_document(line):
-                    size += len(line)
-                    lines.append(line)
-                    if size > MAX_MESSAGE_CHARACTERS:
-                        lines[1:] = ["oversized"]  # not a segment, so `parse` refuses the message
+            yield from messages_in(stream)
     except OSError as error:
         raise Refusal(reasons.TABLE_FILE, private=str(error), table="laboratory") from error
     except UnicodeError as error:
         raise Refusal(reasons.ENCODING, private=f"{path}: {error}", table="laboratory") from error
+
+
+def messages_in(stream: TextIO) -> Iterator[list[str]]:
+    """Yield the lines of each message in an open file. Raises UnicodeError."""
+    lines: list[str] = []
+    size = 0
+    while raw := stream.readline(MAX_LINE_CHARACTERS):
+        line = raw.strip(FRAMING)
+        if line.startswith("MSH") and lines:
+            yield lines
+            lines, size = [], 0
+        if line and line[:3] not in ENVELOPE and not _is_document(line):
+            size += len(line)
+            lines.append(line)
+            if size > MAX_MESSAGE_CHARACTERS:
+                lines[1:] = ["oversized"]  # not a segment, so `parse` refuses the message
     if lines:
         yield lines
+
+
+@dataclass(frozen=True)
+class Header:
+    """The MSH segment of a message in bytes. Its fields are kept as they are, one character for each byte.
+
+    In all supported character sets, a byte below 128 stands for the same ASCII character.
+    """
+
+    separators: str  # MSH-1 and MSH-2
+    fields: tuple[str, ...]
+
+    @classmethod
+    def of(cls, content: bytes) -> "Header":
+        """Read the header. Raises BrokenError if the content does not begin with a valid MSH segment."""
+        line = content[:MAX_HEADER_BYTES].replace(b"\n", b"\r").partition(b"\r")[0].decode("latin-1")
+        _check_separators(line)
+        if any(each < " " and each != "\t" for each in line):
+            raise BrokenError("a control character in MSH")
+        return cls(line[3:4] + line[4:].partition(line[3])[0], tuple(line.split(line[3])))
+
+    def field(self, number: int) -> str:
+        """Return the text of MSH-`number`, "" if absent. MSH-1 is the separator itself, so MSH-2 is the lowest."""
+        return self.fields[number - 1] if number <= len(self.fields) else ""
+
+    def component(self, number: int, component: int = 1) -> str:
+        """Return a component of the first repetition of a field, stripped; "" if it is absent or HL7's null."""
+        first = self.field(number).split(self.separators[2])[0].split(self.separators[1])
+        text = first[component - 1].strip() if component <= len(first) else ""
+        return "" if text == '""' else text
+
+    def encoding(self, default: str) -> str:
+        """Return the encoding that MSH-18 names, `default` if it is empty. Raises BrokenError if it is not known."""
+        named = self.component(18)
+        if not named:
+            return default
+        if named.upper() not in CHARSETS:
+            raise BrokenError("MSH-18")
+        return CHARSETS[named.upper()]
+
+
+def _check_separators(line: str) -> None:
+    """Raises BrokenError unless the line begins with MSH and five different separators."""
+    separators = line[3:8]
+    if not line.startswith("MSH"):
+        raise BrokenError("text before MSH")
+    if len(set(separators)) < 5 or any(each.isalnum() or each.isspace() for each in separators):
+        raise BrokenError("MSH-1 or MSH-2")
 
 
 def _is_document(line: str) -> bool:
@@ -70,11 +127,8 @@ def parse(lines: Sequence[str]) -> "Message":
     """Parse the needed segments of a message. Raises BrokenError."""
     import hl7
 
+    _check_separators(lines[0])
     separators = lines[0][3:8]
-    if not lines[0].startswith("MSH"):
-        raise BrokenError("text before MSH")
-    if len(set(separators)) < 5 or any(each.isalnum() or each.isspace() for each in separators):
-        raise BrokenError("MSH-1 or MSH-2")
     for number, line in enumerate(lines, start=1):
         if not SEGMENT_NAME.fullmatch(line[:3]) or line[3:4] not in ("", separators[0]):
             raise BrokenError(f"line {number} is not a segment")

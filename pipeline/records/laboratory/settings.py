@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
 
 from pipeline.records.csv_tables import MAX_FAULTY_PERCENT, TableFile, known_encoding
+from pipeline.records.laboratory.listener_settings import ListenerTable
 
 
 def canonical(word: str) -> str:
@@ -63,19 +64,39 @@ class CsvLaboratory(TableFile, Interpretation):
     status: str = ""
     final: list[str] = ["final", "corrected", "amended", "F", "C"]
 
+    @property
+    def sources(self) -> list[Path]:
+        """The existing files and folders with results."""
+        return [self.file]
+
 
 class Hl7Laboratory(Interpretation):
-    """format = "hl7": a file of HL7 v2 messages, or a folder of such files; only ORU^R01 messages are read."""
+    """format = "hl7": a file of HL7 v2 messages, or a folder of such files; only ORU^R01 messages are read.
+
+    With `listener`, messages that the laboratory sends over the network are read too; `file` is then optional.
+    """
 
     format: Literal["hl7"]
-    file: Path
-    encoding: str = "utf-8-sig"
+    file: Path | None = None
+    encoding: str = "utf-8-sig"  # of files, and of received messages that do not name a character set (MSH-18)
+    listener: ListenerTable | None = None
     issuer: str = ""  # the name in PID-3.4, if it differs from [site]
 
     @field_validator("encoding")
     @classmethod
     def encoding_is_known(cls, encoding: str) -> str:
         return known_encoding(encoding)
+
+    @model_validator(mode="after")
+    def has_a_source(self) -> Self:
+        if self.file is None and self.listener is None:
+            raise ValueError("give `file`, or the table [laboratory.listener], or both")
+        return self
+
+    @property
+    def sources(self) -> list[Path]:
+        queue = self.listener.queue if self.listener and self.listener.queue.is_dir() else None
+        return [path for path in (self.file, queue) if path]
 
 
 class FhirLaboratory(Interpretation):
@@ -84,6 +105,10 @@ class FhirLaboratory(Interpretation):
     format: Literal["fhir"]
     file: Path
     issuer: str = ""  # the name in Patient.identifier.system, if it differs from [site]
+
+    @property
+    def sources(self) -> list[Path]:
+        return [self.file]
 
 
 def _format(table: Any) -> Any:

@@ -14,7 +14,12 @@ from federation.node import sandbox
 from pipeline.site.folder import init_site
 
 UNITS = Path(__file__).resolve().parents[3] / "docs" / "systemd"
-SERVICES = ("fedthorax-node@.service", "fedthorax-ingest@.service", "fedthorax-clinic@.service")
+SERVICES = (
+    "fedthorax-node@.service",
+    "fedthorax-ingest@.service",
+    "fedthorax-listen@.service",
+    "fedthorax-clinic@.service",
+)
 APP = "fedthorax-app@.service"
 EXPOSED_AT_MOST = 15  # of 100; systemd calls up to 20 "OK"
 

@@ -25,8 +25,8 @@ from pipeline.clinic.cstore_receiver import IDLE_SECONDS, Reception
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
 from pipeline.pacs.association import keep_answers
-from pipeline.pacs.tls import as_client
 from pipeline.scoring.single_scan import read_one
+from pipeline.site.tls import as_client
 from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, write_series
 from tests.helpers.enhanced import enhanced, legacy_converted, save_frames, single_frames
 from tests.pipeline.pacs.authority import Authority

@@ -17,7 +17,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from pipeline.pacs.places import MOST_ASSOCIATIONS, MOST_OF_ONE_PEER
 from pipeline.pacs.receiver import SUCCESS, TRANSFER_SYNTAXES, receiver
-from pipeline.pacs.tls import as_client, as_server
+from pipeline.site.tls import as_client, as_server
 from tests.pipeline.pacs.authority import Authority
 from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, free_port, images
 

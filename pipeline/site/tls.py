@@ -1,4 +1,4 @@
-"""TLS contexts for connections with a PACS. Certificates and keys are PEM files."""
+"""TLS contexts for connections with the hospital's systems. Certificates and keys are PEM files."""
 
 import ssl
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ def as_client(
 ) -> ssl.SSLContext:
     """Create the context for connections that we open. `folder`: the base of relative paths.
 
-    `authority`: must have signed the PACS's certificate; None for the public authorities. `certificate` and `key`: our
-    own, if the PACS requires them. Raises Refusal E_PACS_FILE.
+    `authority`: must have signed the server's certificate; None for the public authorities. `certificate` and `key`:
+    our own, if the server requires them. Raises Refusal E_PACS_FILE.
     """
     with _coded():
         context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=authority and folder / authority)
@@ -26,7 +26,7 @@ def as_client(
 
 
 def as_server(folder: Path, *, authority: Path, certificate: Path, key: Path) -> ssl.SSLContext:
-    """Create the context for connections from the PACS, which must show a certificate of the authority.
+    """Create the context for connections from others, who must show a certificate of the authority.
 
     Raises Refusal E_PACS_FILE.
     """
