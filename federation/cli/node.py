@@ -138,22 +138,36 @@ def check(
 
 @app.command()
 def pull(site_dir: SiteDir, as_json: Json = False) -> None:
-    """Fetch new series from the PACS into the site's folder, and remove all patient identifiers from them."""
+    """Fetch new series from the PACS, without patient identifiers, and new records from the FHIR server."""
     from models.refusal import Refusal
     from pipeline.pacs.reasons import NO_PACS
     from pipeline.site.folder import Site
 
     site = Site.open(site_dir)
-    if site.settings.pacs is None:
+    if site.settings.pacs is None and site.settings.fhir is None:
         raise Refusal(NO_PACS)
-    content = _pull(site)
+    content = {**(_pull(site) or {}), "fhir": _fetch(site)}
     if as_json:
         print_json(content)
 
 
-def _pull(site: "Site") -> dict[str, Any]:
-    """Fetch from the PACS, print a summary and return it as JSON."""
+def _fetch(site: "Site") -> dict[str, Any] | None:
+    """Fetch from the FHIR server, if there is one, print a summary and return it as JSON."""
+    from pipeline.feeds.fhir_fetch import fetch
+
+    if site.settings.fhir is None:
+        return None
+    report = fetch(site)
+    say(f"FHIR server: {report.resources} resources are new or changed ({report.megabytes} MB).")
+    return report.to_json()
+
+
+def _pull(site: "Site") -> dict[str, Any] | None:
+    """Fetch from the PACS, if there is one, print a summary and return it as JSON."""
     from pipeline.pacs.pull import pull as run
+
+    if site.settings.pacs is None:
+        return None
 
     with progress_bar("fetching series") as progress:
         report = run(site, progress)
@@ -167,18 +181,18 @@ def _pull(site: "Site") -> dict[str, Any]:
 
 @app.command()
 def ingest(site_dir: SiteDir, study: StudyFile = None, as_json: Json = False) -> None:
-    """Update the cohort from the PACS and the site's files. Files that were ingested before are not read again."""
+    """Update the cohort from PACS, FHIR server and files. Files that were ingested before are not read again."""
     from federation.cli.doctor_screen import show_waterfall
     from federation.protocol.study_config import preprocessing_of
     from pipeline.cohort.ingest import ingest as run
     from pipeline.site.folder import Site
 
     site = Site.open(site_dir)
-    pulled = _pull(site) if site.settings.pacs is not None else None
+    pulled, fetched = _pull(site), _fetch(site)
     with progress_bar("examining series") as progress:
         assessment = run(site, preprocessing_of(study), progress)
     if as_json:
-        print_json({**assessment.to_json(), "examined_now": assessment.examined_now, "pulled": pulled})
+        print_json({**assessment.to_json(), "examined_now": assessment.examined_now, "pulled": pulled, "fhir": fetched})
         return
     print_table(
         ["finding", "count", "what to do"],

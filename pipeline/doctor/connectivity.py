@@ -253,6 +253,35 @@ def listener(site: Site) -> Iterator[Line]:
         yield Line("records", "listener", "warn", "does not run, so no results are received", remedy, detail)
 
 
+def fhir(site: Site) -> Iterator[Line]:
+    """Check that the FHIR server responds and is of version R4; show when records were fetched from it."""
+    from pipeline.feeds.fhir_client import FhirClient, GoneError
+    from pipeline.feeds.fhir_fetch import last_fetch
+
+    table, area, name = site.settings.fhir, "records", "FHIR server"
+    if table is None:
+        return
+    short = table.model_copy(update={"timeout_seconds": min(table.timeout_seconds, PACS_TIMEOUT_SECONDS), "retries": 0})
+    try:
+        with FhirClient(short, site.folder) as client:
+            version = str(client.get_json(f"{client.base}/metadata")[0].get("fhirVersion", "unknown"))
+        fetched = last_fetch(site)
+    except Refusal as refusal:
+        yield refused(area, name, refusal)
+        return
+    except GoneError:
+        remedy = "Set `url` in [fhir] of site.toml to the base of FHIR R4, the part before /metadata."
+        yield Line(area, name, "fail", "does not offer FHIR at this address", remedy)
+        return
+    if not version.startswith("4."):
+        remedy = "Ask for the address of R4. Other versions name some elements otherwise."
+        yield Line(area, name, "warn", f"responds, with version {version[:20]} instead of R4", remedy)
+    elif fetched is None:
+        yield Line(area, name, "warn", "responds, but nothing was fetched yet", "Run `fedthorax node pull`.")
+    else:
+        yield Line(area, name, "ok", "responds", detail=f"last fetch at {fetched:%Y-%m-%d %H:%M}")
+
+
 def count_at_pacs(site: Site) -> tuple[int, int]:
     """Count the series that match the filters, and those of them stored here. Raises Refusal as `Pacs` does."""
     from pipeline.pacs.deidentify import series_folder

@@ -47,6 +47,70 @@ MESSAGE_BROKEN = Reason(
     "the segments of a received message cannot be read",
     "Correct the interface: one message in each MLLP block, each segment ended by a carriage return, OBX after OBR.",
 )
+NO_FHIR_SERVER = Reason(
+    "E_NO_FHIR_SERVER",
+    "site.toml names no FHIR server",
+    "Fill in the section [fhir] of site.toml.",
+)
+FETCH_RUNNING = Reason(
+    "E_FETCH_RUNNING",
+    "another fetch of this site is running",
+    "Wait until it has ended. All of the site's commands use what it fetches.",
+)
+FETCH_DISK = Reason(
+    "E_FETCH_DISK",
+    "what was fetched cannot be stored",
+    "Free space on the disk of the site's folder, and make the node's user its owner. Then run the command again.",
+)
+FHIR_SILENT = Reason(
+    "E_FHIR_SILENT",
+    "the FHIR server does not respond, is busy, or closed the connection",
+    "Check `url` in [fhir] of site.toml, the server and the network. The next fetch continues where this one ended.",
+)
+FHIR_AUTH = Reason(
+    "E_FHIR_AUTH",
+    "the FHIR server or its token server denies this node access",
+    "Check token_file, or client_id, client_key, key_id and scope in [fhir] of site.toml, with the server's "
+    "administrator. The clock of this machine must be right.",
+)
+FHIR_UNTRUSTED = Reason(
+    "E_FHIR_UNTRUSTED",
+    "a trusted TLS connection to the FHIR server or its token server cannot be established",
+    "Check `ca_certificate` in [fhir] of site.toml, and that the server's certificate names this address and has not "
+    "expired. If the server requires a client certificate, configure one.",
+)
+FHIR_PROXY = Reason(
+    "E_FHIR_PROXY",
+    "the proxy refuses this node's connection to the FHIR server",
+    "Correct `proxy` in [fhir] of site.toml. Leave it empty if the server is reached directly.",
+)
+FHIR_ANSWER = Reason(
+    "E_FHIR_ANSWER",
+    "the FHIR server gave an unexpected answer",
+    "Check that `url` in [fhir] of site.toml is the base of FHIR R4 in JSON, and that the server offers `method`. The "
+    "site's screen shows more.",
+)
+FHIR_ORIGIN = Reason(
+    "E_FHIR_ORIGIN",
+    "the FHIR server points to another server, which was not contacted",
+    "If files of an export are there, add its address to `file_origins` in [fhir] of site.toml. Otherwise the server "
+    "must name itself as in `url`.",
+)
+FHIR_SIZE = Reason(
+    "E_FHIR_SIZE",
+    "a response of the FHIR server is too large",
+    "Lower `page_size`, or raise `max_gb` in [fhir] of site.toml.",
+)
+FHIR_ENDLESS = Reason(
+    "E_FHIR_ENDLESS",
+    "the FHIR server does not come to a last page: {pages} were fetched",
+    "Ask the server's administrator. If there are so many, raise `max_pages` in [fhir] of site.toml.",
+)
+FHIR_EXPORT_WAIT = Reason(
+    "E_FHIR_EXPORT_WAIT",
+    "the FHIR server has not completed the export yet",
+    "Run the command again later: it waits for the same export. `export_hours` is in [fhir] of site.toml.",
+)
 MESSAGE_SIZE = Reason(
     "E_MESSAGE_SIZE",
     "a received message is too long",

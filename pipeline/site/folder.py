@@ -26,8 +26,9 @@ from models.refusal import Refusal
 from models.settings import load_settings
 from pipeline.records.join import JoinRules
 from pipeline.records.labels import LabelsFile
-from pipeline.records.laboratory import Hl7Laboratory, Laboratory
+from pipeline.records.laboratory import FhirLaboratory, Hl7Laboratory, Laboratory
 from pipeline.records.outcomes import OutcomeFile
+from pipeline.site.fhir_settings import FhirTable
 from pipeline.site.pacs_settings import PacsTable
 from pipeline.site.reasons import NO_SITE, SITE_EXISTS, SITE_KEY
 
@@ -137,6 +138,7 @@ class SiteSettings(BaseModel):
     site: SiteTable
     ct: CtTable = CtTable()
     pacs: PacsTable | None = None
+    fhir: FhirTable | None = None
     laboratory: Laboratory | None = None
     outcomes: OutcomeFile | None = None
     labels: LabelsFile | None = None
@@ -153,6 +155,8 @@ class SiteSettings(BaseModel):
         from_records = self.laboratory is not None and self.outcomes is not None
         if from_records == (self.labels is not None):
             raise ValueError("give either [laboratory] and [outcomes], or [labels]")
+        if isinstance(self.laboratory, FhirLaboratory) and self.laboratory.file is None and self.fhir is None:
+            raise ValueError('format = "fhir" in [laboratory] needs `file`, or the table [fhir]')
         if self.pacs is not None and self.ct.lung_masks is not None:
             raise ValueError("lung_masks in [ct] cannot be used with [pacs], which replaces the UIDs of the series")
         if self.outcomes is not None and "icu" in self.join.severe_events and not self.outcomes.icu:
@@ -208,7 +212,10 @@ class Site:
                 table.file = source / table.file
         if isinstance(settings.laboratory, Hl7Laboratory) and settings.laboratory.listener is not None:
             settings.laboratory.listener.queue = folder / settings.laboratory.listener.queue
-        return cls(folder, settings)
+        site = cls(folder, settings)
+        if isinstance(settings.laboratory, FhirLaboratory) and settings.laboratory.file is None:
+            settings.laboratory.file = site.fhir_store
+        return site
 
     @property
     def name(self) -> str:
@@ -253,6 +260,11 @@ class Site:
     def ct_folder(self) -> Path:
         """Folder of the series: fetched from the PACS, or exported by the hospital."""
         return self.folder / "pacs" if self.settings.pacs else self.settings.ct.folder
+
+    @property
+    def fhir_store(self) -> Path:
+        """File of the resources that were fetched from the FHIR server."""
+        return self.folder / "fhir" / "resources.sqlite"
 
     def pseudonym(self, patient_id: str) -> str:
         """Return the 16 hex digits that represent the patient in all output; only this site can compute them.

@@ -42,6 +42,7 @@ def read(table: FhirLaboratory, clock: Clock, issuer: str) -> Reading:
     """
     reading = Reading(table)
     files = _Files(clock, issuer)
+    assert table.file is not None  # SiteSettings ensures it
     for placed in read_resources(table.file, reading):
         files.add(placed, reading)
     reading.results += files.results(reading)

@@ -1,4 +1,4 @@
-"""Reads FHIR R4 resources from files: Bundles of any kind, single resources and arrays in JSON, and NDJSON."""
+"""Reads FHIR R4 resources: Bundles of any kind, single resources and arrays in JSON, NDJSON, and the fetched ones."""
 
 import codecs
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from pydantic_core import from_json
 from models.refusal import Refusal
 from pipeline.records import reasons
 from pipeline.records.csv_tables import note
+from pipeline.records.fhir_store import entries
 from pipeline.records.laboratory.fhir_models import DiagnosticReport, Observation, Patient, Resource, Specimen
 from pipeline.records.laboratory.results import Reading, files_of
 
@@ -20,6 +21,7 @@ MODELS: dict[str, type[Resource]] = {
     model.__name__: model for model in (Patient, Specimen, Observation, DiagnosticReport)
 }
 LINES = {".ndjson", ".jsonl"}
+STORE = ".sqlite"  # what was fetched from a server
 MAX_BYTES = 32_000_000  # of a JSON file or a line of NDJSON; parsed objects take ten times as much memory
 
 
@@ -94,6 +96,9 @@ def _documents(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield the location and content of each JSON file and each non-blank line of NDJSON; oversized ones are empty."""
     try:
         for file in files_of(path):
+            if file.suffix == STORE:
+                yield from ((f"{file.name}, resource {number}", entry) for number, entry in enumerate(entries(file), 1))
+                continue
             with file.open("rb") as stream:
                 if file.suffix.lower() not in LINES:
                     content = stream.read(MAX_BYTES + 1)

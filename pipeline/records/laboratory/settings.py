@@ -100,15 +100,18 @@ class Hl7Laboratory(Interpretation):
 
 
 class FhirLaboratory(Interpretation):
-    """format = "fhir": a file of FHIR R4 JSON or NDJSON, or a folder of such files."""
+    """format = "fhir": a file of FHIR R4 JSON or NDJSON, or a folder of such files.
+
+    With the table [fhir] of site.toml, `file` is optional: without it, the fetched resources are read.
+    """
 
     format: Literal["fhir"]
-    file: Path
+    file: Path | None = None
     issuer: str = ""  # the name in Patient.identifier.system, if it differs from [site]
 
     @property
     def sources(self) -> list[Path]:
-        return [self.file]
+        return [self.file] if self.file else []
 
 
 def _format(table: Any) -> Any:

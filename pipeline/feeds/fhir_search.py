@@ -1,0 +1,149 @@
+"""Fetches resources by search: pages of results, then what they refer to. Each page is stored with the next link.
+
+A later fetch asks only for what has changed at the server since the last one (`_lastUpdated`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from models.refusal import Refusal
+from pipeline.feeds import reasons
+from pipeline.feeds.fhir_client import FhirClient, GoneError
+from pipeline.records.fhir_store import ResourceStore, kept
+from pipeline.site.fhir_settings import FhirTable
+
+_OVERLAP_SECONDS = 600.0  # a server may make a change visible some time after the time that it states for it
+_MAX_ID = 200  # characters; R4 allows 64, some servers use more
+
+EVENTS = ("Observation", "DiagnosticReport")
+REFERENCES = ("subject", "specimen")
+Wants = Callable[[dict[str, Any]], bool]  # whether a resource is needed
+
+
+@dataclass(frozen=True)
+class Query:
+    """One search: type and parameters. `dated`: the name of its date parameter, "" if `from_date` does not apply."""
+
+    kind: str
+    parameters: tuple[tuple[str, str], ...]
+    dated: str = ""
+
+
+def search(client: FhirClient, store: ResourceStore, table: FhirTable, queries: Sequence[Query], wants: Wants) -> int:
+    """Fetch all queries, and the Patients and Specimens that their results refer to; return the number of resources.
+
+    A fetch that was interrupted continues at its last page. Raises Refusal as `FhirClient.get_json`, E_FHIR_ENDLESS.
+    """
+    state = store.state()
+    if "number" not in state:
+        store.write(number=0, next="", began=None)
+    count = 0
+    for number in range(store.state()["number"], len(queries)):
+        count += _pages(client, store, table, queries[number], wants)
+        store.write(number=number + 1, next="")
+    began = store.state().get("began")
+    store.write(number=None, next=None, began=None, since=began - _OVERLAP_SECONDS if began else None)
+    return count
+
+
+def _pages(client: FhirClient, store: ResourceStore, table: FhirTable, query: Query, wants: Wants) -> int:
+    """Fetch all pages of a query, from the stored link if there is one."""
+    state, count, seen = store.state(), 0, set[str]()
+    url, params, began_again = str(state.get("next") or ""), None, False
+    for _ in range(table.max_pages):
+        if not url:
+            url, params = f"{client.base}/{query.kind}", _parameters(query, table, state.get("since"))
+        try:
+            bundle, time = client.get_json(url, params)
+        except GoneError:
+            if params is not None or began_again:
+                raise Refusal(reasons.FHIR_ANSWER, private=f"{query.kind}: not found") from None
+            url, began_again = "", True  # the server no longer has the stored page
+            continue
+        if bundle.get("resourceType") != "Bundle":
+            raise Refusal(reasons.FHIR_ANSWER, private=f"{query.kind}: not a Bundle")
+        began = store.state().get("began") or time
+        url, params = _next(client, bundle), None
+        count += keep_bundle(client, store, bundle, wants, next=url, began=began)
+        if not url:
+            return count
+        if url in seen:
+            break
+        seen.add(url)
+    store.write(next="")  # the next fetch begins the query again
+    raise Refusal(reasons.FHIR_ENDLESS, pages=len(seen))
+
+
+def _parameters(query: Query, table: FhirTable, since: float | None) -> list[tuple[str, str]]:
+    parameters = [*query.parameters, ("_count", str(table.page_size))]
+    if table.from_date and query.dated:
+        parameters.append((query.dated, f"ge{table.from_date.isoformat()}"))
+    if since:
+        at = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        parameters.append(("_lastUpdated", f"ge{at}"))
+    return parameters
+
+
+def _next(client: FhirClient, bundle: dict[str, Any]) -> str:
+    """Return the link to the next page, "" if there is none. Raises Refusal E_FHIR_ORIGIN."""
+    links = bundle.get("link")
+    for link in links if isinstance(links, list) else []:
+        if isinstance(link, dict) and link.get("relation") == "next" and isinstance(link.get("url"), str):
+            url = link["url"]
+            url = url if "://" in url else f"{client.base}/{url.lstrip('/')}"
+            if not client.is_own(url):
+                raise Refusal(reasons.FHIR_ORIGIN, private="the link to the next page")
+            return str(url)
+    return ""
+
+
+def keep_bundle(client: FhirClient, store: ResourceStore, bundle: dict[str, Any], wants: Wants, **state: Any) -> int:
+    """Store the wanted resources of a Bundle, delete the others if they were stored before; return the number."""
+    found = list(_resources(client.base, bundle))
+    gone = [f"{each['resourceType']}/{each['id']}" for _, each in found if not wants(each)]
+    return store.write(((url, each) for url, each in found if wants(each)), gone=gone, **state)
+
+
+def _resources(base: str, bundle: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the resources of a Bundle with their URLs, without other types and those that have no valid id."""
+    found = bundle.get("entry")
+    for entry in found if isinstance(found, list) else []:
+        resource = entry.get("resource") if isinstance(entry, dict) else None
+        if isinstance(resource, dict) and (mine := kept(resource)) and is_id(mine.get("id")):
+            own = f"{mine['resourceType']}/{mine['id']}"
+            url = entry.get("fullUrl")
+            yield url if isinstance(url, str) and url.endswith(f"/{own}") else f"{base}/{own}", mine
+
+
+def is_id(text: object) -> bool:
+    return isinstance(text, str) and 0 < len(text) <= _MAX_ID and text.isascii() and not set(text) & set("/ ?#%")
+
+
+def referenced(client: FhirClient, store: ResourceStore) -> set[str]:
+    """Return the Patients and Specimens (type/id) that stored events refer to."""
+    names = set[str]()
+    for kind in EVENTS:
+        for event in store.resources(kind):
+            for reference in (event.get(key) for key in REFERENCES):
+                for one in reference if isinstance(reference, list) else [reference]:
+                    text = one.get("reference") if isinstance(one, dict) else None
+                    name = str(text or "").removeprefix(f"{client.base}/").split("/_history/")[0]
+                    if name.startswith(("Patient/", "Specimen/")) and is_id(name.partition("/")[2]):
+                        names.add(name)
+    return names
+
+
+def fetch_missing(client: FhirClient, store: ResourceStore) -> int:
+    """Fetch the Patients and Specimens that stored events refer to and that the server has not sent."""
+    count = 0
+    for name in sorted(referenced(client, store) - store.names()):
+        kind, _, identifier = name.partition("/")
+        try:
+            resource, _time = client.get_json(f"{client.base}/{kind}/{quote(identifier)}")
+        except GoneError:
+            continue
+        count += keep_bundle(client, store, {"entry": [{"resource": resource}]}, lambda _: True)
+    return count
