@@ -138,15 +138,15 @@ def check(
 
 @app.command()
 def pull(site_dir: SiteDir, as_json: Json = False) -> None:
-    """Fetch new series from the PACS, without patient identifiers, and new records from the FHIR server."""
+    """Fetch new series from the PACS, without patient identifiers, and records from the FHIR or OMOP database."""
     from models.refusal import Refusal
     from pipeline.pacs.reasons import NO_PACS
     from pipeline.site.folder import Site
 
     site = Site.open(site_dir)
-    if site.settings.pacs is None and site.settings.fhir is None:
+    if site.settings.pacs is None and site.settings.fhir is None and site.settings.omop is None:
         raise Refusal(NO_PACS)
-    content = {**(_pull(site) or {}), "fhir": _fetch(site)}
+    content = {**(_pull(site) or {}), "fhir": _fetch(site), "omop": _fetch_omop(site)}
     if as_json:
         print_json(content)
 
@@ -160,6 +160,17 @@ def _fetch(site: "Site") -> dict[str, Any] | None:
     report = fetch(site)
     say(f"FHIR server: {report.resources} resources are new or changed ({report.megabytes} MB).")
     return report.to_json()
+
+
+def _fetch_omop(site: "Site") -> dict[str, Any] | None:
+    """Fetch from the OMOP database, if there is one, print a summary and return it as JSON."""
+    from pipeline.feeds.omop_fetch import fetch_omop
+
+    if site.settings.omop is None:
+        return None
+    patients = fetch_omop(site)
+    say(f"OMOP database: it knows {patients} of the patients with laboratory results.")
+    return {"patients": patients}
 
 
 def _pull(site: "Site") -> dict[str, Any] | None:
@@ -181,18 +192,19 @@ def _pull(site: "Site") -> dict[str, Any] | None:
 
 @app.command()
 def ingest(site_dir: SiteDir, study: StudyFile = None, as_json: Json = False) -> None:
-    """Update the cohort from PACS, FHIR server and files. Files that were ingested before are not read again."""
+    """Update the cohort from PACS, databases and files. Files that were ingested before are not read again."""
     from federation.cli.doctor_screen import show_waterfall
     from federation.protocol.study_config import preprocessing_of
     from pipeline.cohort.ingest import ingest as run
     from pipeline.site.folder import Site
 
     site = Site.open(site_dir)
-    pulled, fetched = _pull(site), _fetch(site)
+    pulled, fetched, of_omop = _pull(site), _fetch(site), _fetch_omop(site)
     with progress_bar("examining series") as progress:
         assessment = run(site, preprocessing_of(study), progress)
     if as_json:
-        print_json({**assessment.to_json(), "examined_now": assessment.examined_now, "pulled": pulled, "fhir": fetched})
+        content = {**assessment.to_json(), "examined_now": assessment.examined_now}
+        print_json({**content, "pulled": pulled, "fhir": fetched, "omop": of_omop})
         return
     print_table(
         ["finding", "count", "what to do"],

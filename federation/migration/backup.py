@@ -42,7 +42,12 @@ def _named_files(site: Site) -> Iterator[Path]:
     """Yield the files with passwords, tokens, keys and certificates that site.toml names."""
     yield site.ca_certificate
     pacs = site.settings.pacs
-    for table in (*((pacs.dicomweb, pacs.dimse) if pacs else ()), listener_of(site), site.settings.fhir):
+    for table in (
+        *((pacs.dicomweb, pacs.dimse) if pacs else ()),
+        listener_of(site),
+        site.settings.fhir,
+        site.settings.omop,
+    ):
         for value in table.model_dump().values() if table else ():
             if isinstance(value, Path) and (path := (site.folder / value).resolve()).is_file():
                 yield path

@@ -282,7 +282,7 @@ def reachable(site: Site) -> Iterator[tuple[str, str]]:
     """Yield what this process can reach and should not: a public description, and details."""
     yield from (("a network", device) for device in _devices_with_a_route())
     settings = site.settings
-    sources = [table.file for table in (settings.outcomes, settings.labels) if table]
+    sources = [table.file for table in (settings.outcomes, settings.labels) if table and table.file]
     sources += settings.laboratory.sources if settings.laboratory else []
     hidden = [*(site.folder / name for name in HIDDEN), site.ct_folder, *sources]
     yield from (("files that are the hospital's alone", str(path)) for path in hidden if os.access(path, os.R_OK))

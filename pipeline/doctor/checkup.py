@@ -115,7 +115,7 @@ def check(
     `more`: lines of further checks on this machine.
     """
     lines = [*configuration(site), *connectivity.network(site), *connectivity.pacs(site, connectivity.count_at_pacs)]
-    lines += [*connectivity.listener(site), *connectivity.fhir(site)]
+    lines += [*connectivity.listener(site), *connectivity.fhir(site), *connectivity.omop(site)]
     material = _read(site, lines)
     with Cohort(site) as cohort, cohort.alone():
         known = cohort.scans(settings_digest(settings))

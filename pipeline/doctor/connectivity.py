@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -280,6 +280,25 @@ def fhir(site: Site) -> Iterator[Line]:
         yield Line(area, name, "warn", "responds, but nothing was fetched yet", "Run `fedthorax node pull`.")
     else:
         yield Line(area, name, "ok", "responds", detail=f"last fetch at {fetched:%Y-%m-%d %H:%M}")
+
+
+def omop(site: Site) -> Iterator[Line]:
+    """Check that the OMOP database responds and has the tables; show when outcomes were fetched from it."""
+    from pipeline.feeds.omop_fetch import check_omop
+
+    if site.settings.omop is None:
+        return
+    try:
+        check_omop(site)
+    except Refusal as refusal:
+        yield refused("records", "OMOP database", refusal)
+        return
+    if not site.omop_events.is_file():
+        says, remedy = "responds, but nothing was fetched yet", "Run `fedthorax node pull`."
+        yield Line("records", "OMOP database", "warn", says, remedy)
+        return
+    fetched = datetime.fromtimestamp(site.omop_events.stat().st_mtime)
+    yield Line("records", "OMOP database", "ok", "responds", detail=f"last fetch at {fetched:%Y-%m-%d %H:%M}")
 
 
 def count_at_pacs(site: Site) -> tuple[int, int]:

@@ -156,7 +156,7 @@ def _permissions(site: Site) -> Line:
 def secret_files(site: Site) -> list[Path]:
     """Return the files that contain a key, a password or a token."""
     pacs = site.settings.pacs
-    tables = (*((pacs.dicomweb, pacs.dimse) if pacs else ()), listener_of(site), site.settings.fhir)
+    tables = (*((pacs.dicomweb, pacs.dimse) if pacs else ()), listener_of(site), site.settings.fhir, site.settings.omop)
     keys = ("password_file", "token_file", "client_key", "key")
     named = [getattr(table, key, None) for table in tables for key in keys]
     return [site.folder / "keys" / "pseudonym.key", site.node_key, *(site.folder / path for path in named if path)]

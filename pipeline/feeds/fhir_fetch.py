@@ -18,15 +18,18 @@ from models.refusal import Refusal
 from pipeline.feeds import reasons
 from pipeline.feeds.fhir_client import FhirClient
 from pipeline.feeds.fhir_export import export
-from pipeline.feeds.fhir_search import Query, fetch_missing, referenced, search
+from pipeline.feeds.fhir_search import COURSES, RESULTS, Query, fetch_missing, name_in, referenced, search
 from pipeline.records.fhir_store import ResourceStore
 from pipeline.records.laboratory.codes import GENES, OVERALL, Code, kind_of
 from pipeline.records.laboratory.settings import FhirLaboratory, canonical
+from pipeline.records.outcomes import FhirOutcomes
 from pipeline.site.fhir_settings import FhirTable
 from pipeline.site.folder import Site
 from pipeline.system.locks import alone
 
 LOINC = "http://loinc.org"
+_OVERLAP_SECONDS = 600.0  # a server may make a change visible some time after the time that it states for it
+_PATIENTS = 40  # in one search
 _LABORATORY = ("Patient", "Specimen", "Observation", "DiagnosticReport")
 
 
@@ -50,19 +53,22 @@ def fetch(site: Site, *, sleep: Callable[[float], None] = time.sleep) -> FetchRe
     table = site.settings.fhir
     if table is None:
         raise Refusal(reasons.NO_FHIR_SERVER)
-    queries, wants = _queries(site), _Wanted(site)
+    queries, wants, courses = _queries(site), _Wanted(site), _fetches_courses(site)
     try:
         with (
             alone(site.logs / "fetch.lock", reasons.FETCH_RUNNING),
             ResourceStore(site.fhir_store) as store,
             FhirClient(table, site.folder, sleep) as client,
         ):
-            _begin(store, table, queries)
+            _begin(site, store, table, queries)
             if table.method == "export":
-                count = export(client, store, table, _LABORATORY, wants, sleep)
+                kinds = [*(_LABORATORY if _fetches_results(site) else ("Patient",)), *(COURSES if courses else ())]
+                count = export(client, store, table, kinds, wants, sleep)
             else:
-                count = search(client, store, table, queries, wants)
-            count += _end(store, client)
+                count = _search(client, store, table, queries, wants)
+                if courses:
+                    count += search(client, store, table, _course_queries(site, client, store), wants)
+            count += _end(site, store, client)
             return FetchReport(count, round(client.received / 1e6, 1))
     except (sqlite3.Error, OSError) as error:
         raise Refusal(reasons.FETCH_DISK, private=str(error)) from error
@@ -80,13 +86,14 @@ def last_fetch(site: Site) -> datetime | None:
     return datetime.fromisoformat(at) if at else None
 
 
-def _begin(store: ResourceStore, table: FhirTable, queries: Sequence[Query]) -> None:
+def _begin(site: Site, store: ResourceStore, table: FhirTable, queries: Sequence[Query]) -> None:
     """Begin a fetch, or continue the one that was interrupted. Empty the store if it answers other questions.
 
     From time to time everything is fetched again: a server does not tell which resources it has deleted, or which no
     longer match a search.
     """
-    asked = [table.url, table.method, str(table.from_date), table.group, [asdict(query) for query in queries]]
+    fixed = (table.url, table.method, str(table.from_date), table.group, _fetches_results(site), _fetches_courses(site))
+    asked = [*fixed, [asdict(query) for query in queries]]
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     if store.state().get("asked") != digest:
         store.clear()
@@ -95,32 +102,84 @@ def _begin(store: ResourceStore, table: FhirTable, queries: Sequence[Query]) -> 
     if state.get("is_open"):
         return
     is_full = not state.get("since") or time.time() - state.get("full_at", 0) > table.refresh_days * 86400
+    if table.method == "export" and _fetches_courses(site):
+        is_full = True  # the course of a patient whose first result is new may be older than the last export
     store.write(is_open=True, is_full=is_full, round=state.get("round", 0) + 1)
     if is_full:
         store.write(since=None, full_at=time.time())
 
 
-def _end(store: ResourceStore, client: FhirClient) -> int:
+def _search(
+    client: FhirClient, store: ResourceStore, table: FhirTable, queries: Sequence[Query], wants: "_Wanted"
+) -> int:
+    """Search for results, unless this fetch has already done so before it was interrupted."""
+    if store.state().get("has_results"):
+        return 0
+    count = search(client, store, table, queries, wants)
+    began = store.state().get("began")
+    store.write(has_results=True, began=None, since=began - _OVERLAP_SECONDS if began else None)
+    return count
+
+
+def _end(site: Site, store: ResourceStore, client: FhirClient) -> int:
     """Delete what is no longer needed, fetch what is missing, and return the number of these resources."""
     if store.state().get("is_full"):
         store.delete_older()
-    needed = referenced(client, store)
-    others = [name for name in store.names() - needed if name.startswith(("Patient/", "Specimen/"))]
-    store.write(gone=others)
-    count = fetch_missing(client, store)
-    store.write(is_open=None, fetched=datetime.now().astimezone().isoformat(timespec="seconds"))
+    needed = referenced(client, store, RESULTS if _fetches_results(site) else COURSES)
+    names = store.names()
+    gone = [name for name in names - needed if name.startswith(("Patient/", "Specimen/"))]
+    if _fetches_results(site):
+        for kind in COURSES:
+            for each in store.resources(kind):
+                if name_in(client.base, each.get("subject")) not in needed:
+                    gone.append(f"{kind}/{each['id']}")
+    store.write(gone=gone)
+    count = fetch_missing(client, store, needed)
+    fetched = datetime.now().astimezone().isoformat(timespec="seconds")
+    store.write(is_open=None, has_results=None, fetched=fetched)
     return count
 
 
 def _queries(site: Site) -> list[Query]:
     """Return the searches: results of PCR tests with their patients and specimens."""
     laboratory = site.settings.laboratory
-    if not isinstance(laboratory, FhirLaboratory):
+    if not isinstance(laboratory, FhirLaboratory) or not _fetches_results(site):
         return []
     tokens = [f"{LOINC}|{code}" for code in sorted(OVERALL | GENES)]
     tokens += [_escaped(test) for test in laboratory.tests if not any(each.isspace() for each in test)]
     included = [("_include", f"Observation:{name}") for name in ("subject", "specimen")]
-    return [Query("Observation", (("code", ",".join(tokens)), *included), dated="date")]
+    return [Query("Observation", (("code", ",".join(tokens)), *included), dated="date", changes_only=True)]
+
+
+def _course_queries(site: Site, client: FhirClient, store: ResourceStore) -> list[Query]:
+    """Return the searches for the course of each patient with a result: deaths, encounters, procedures, conditions.
+
+    They ask for everything each time, because a patient whose first result is new may have an old course.
+    """
+    outcomes = site.settings.outcomes
+    assert isinstance(outcomes, FhirOutcomes)
+    since = ("date", f"ge{outcomes.from_date.isoformat()}")
+    patients = sorted(name for name in referenced(client, store, RESULTS) if name.startswith("Patient/"))
+    queries = []
+    for first in range(0, len(patients), _PATIENTS):
+        ids = ",".join(name.partition("/")[2] for name in patients[first : first + _PATIENTS])
+        queries += [
+            Query("Patient", (("_id", ids),)),
+            Query("Encounter", (("patient", ids), since)),
+            Query("Procedure", (("patient", ids), since)),
+            Query("Condition", (("patient", ids),)),
+        ]
+    return queries
+
+
+def _fetches_results(site: Site) -> bool:
+    laboratory = site.settings.laboratory
+    return isinstance(laboratory, FhirLaboratory) and laboratory.file == site.fhir_store
+
+
+def _fetches_courses(site: Site) -> bool:
+    outcomes = site.settings.outcomes
+    return isinstance(outcomes, FhirOutcomes) and outcomes.file == site.fhir_store
 
 
 def _escaped(token: str) -> str:

@@ -15,10 +15,9 @@ from pipeline.feeds.fhir_client import FhirClient, GoneError
 from pipeline.records.fhir_store import ResourceStore, kept
 from pipeline.site.fhir_settings import FhirTable
 
-_OVERLAP_SECONDS = 600.0  # a server may make a change visible some time after the time that it states for it
 _MAX_ID = 200  # characters; R4 allows 64, some servers use more
 
-EVENTS = ("Observation", "DiagnosticReport")
+RESULTS, COURSES = ("Observation", "DiagnosticReport"), ("Encounter", "Procedure", "Condition")
 REFERENCES = ("subject", "specimen")
 Wants = Callable[[dict[str, Any]], bool]  # whether a resource is needed
 
@@ -30,22 +29,22 @@ class Query:
     kind: str
     parameters: tuple[tuple[str, str], ...]
     dated: str = ""
+    changes_only: bool = False  # since the last fetch
 
 
 def search(client: FhirClient, store: ResourceStore, table: FhirTable, queries: Sequence[Query], wants: Wants) -> int:
-    """Fetch all queries, and the Patients and Specimens that their results refer to; return the number of resources.
+    """Fetch all queries; return the number of resources.
 
     A fetch that was interrupted continues at its last page. Raises Refusal as `FhirClient.get_json`, E_FHIR_ENDLESS.
     """
     state = store.state()
     if "number" not in state:
-        store.write(number=0, next="", began=None)
+        store.write(number=0, next="")
     count = 0
     for number in range(store.state()["number"], len(queries)):
         count += _pages(client, store, table, queries[number], wants)
         store.write(number=number + 1, next="")
-    began = store.state().get("began")
-    store.write(number=None, next=None, began=None, since=began - _OVERLAP_SECONDS if began else None)
+    store.write(number=None, next=None)
     return count
 
 
@@ -65,7 +64,7 @@ def _pages(client: FhirClient, store: ResourceStore, table: FhirTable, query: Qu
             continue
         if bundle.get("resourceType") != "Bundle":
             raise Refusal(reasons.FHIR_ANSWER, private=f"{query.kind}: not a Bundle")
-        began = store.state().get("began") or time
+        began = store.state().get("began") or (time if query.changes_only else None)
         url, params = _next(client, bundle), None
         count += keep_bundle(client, store, bundle, wants, next=url, began=began)
         if not url:
@@ -81,7 +80,7 @@ def _parameters(query: Query, table: FhirTable, since: float | None) -> list[tup
     parameters = [*query.parameters, ("_count", str(table.page_size))]
     if table.from_date and query.dated:
         parameters.append((query.dated, f"ge{table.from_date.isoformat()}"))
-    if since:
+    if since and query.changes_only:
         at = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         parameters.append(("_lastUpdated", f"ge{at}"))
     return parameters
@@ -122,24 +121,29 @@ def is_id(text: object) -> bool:
     return isinstance(text, str) and 0 < len(text) <= _MAX_ID and text.isascii() and not set(text) & set("/ ?#%")
 
 
-def referenced(client: FhirClient, store: ResourceStore) -> set[str]:
-    """Return the Patients and Specimens (type/id) that stored events refer to."""
+def referenced(client: FhirClient, store: ResourceStore, kinds: Sequence[str]) -> set[str]:
+    """Return the Patients and Specimens (type/id) that stored resources of these types refer to."""
     names = set[str]()
-    for kind in EVENTS:
+    for kind in kinds:
         for event in store.resources(kind):
             for reference in (event.get(key) for key in REFERENCES):
                 for one in reference if isinstance(reference, list) else [reference]:
-                    text = one.get("reference") if isinstance(one, dict) else None
-                    name = str(text or "").removeprefix(f"{client.base}/").split("/_history/")[0]
+                    name = name_in(client.base, one)
                     if name.startswith(("Patient/", "Specimen/")) and is_id(name.partition("/")[2]):
                         names.add(name)
     return names
 
 
-def fetch_missing(client: FhirClient, store: ResourceStore) -> int:
-    """Fetch the Patients and Specimens that stored events refer to and that the server has not sent."""
+def name_in(base: str, reference: Any) -> str:
+    """Return type/id of the resource that a reference names, as far as it is on this server."""
+    text = reference.get("reference") if isinstance(reference, dict) else None
+    return str(text or "").removeprefix(f"{base}/").split("/_history/")[0]
+
+
+def fetch_missing(client: FhirClient, store: ResourceStore, needed: set[str]) -> int:
+    """Fetch the needed Patients and Specimens (type/id) that the server has not sent."""
     count = 0
-    for name in sorted(referenced(client, store) - store.names()):
+    for name in sorted(needed - store.names()):
         kind, _, identifier = name.partition("/")
         try:
             resource, _time = client.get_json(f"{client.base}/{kind}/{quote(identifier)}")

@@ -111,6 +111,31 @@ FHIR_EXPORT_WAIT = Reason(
     "the FHIR server has not completed the export yet",
     "Run the command again later: it waits for the same export. `export_hours` is in [fhir] of site.toml.",
 )
+NO_OMOP = Reason(
+    "E_NO_OMOP",
+    "site.toml names no OMOP database, or takes no outcomes from it",
+    'Fill in the section [omop] of site.toml, and set format = "omop" in [outcomes].',
+)
+OMOP_SILENT = Reason(
+    "E_OMOP_SILENT",
+    "the OMOP database does not respond, or a query took too long",
+    "Check `host` and `port` in [omop] of site.toml, the database and the network; raise `timeout_seconds` if needed.",
+)
+OMOP_AUTH = Reason(
+    "E_OMOP_AUTH",
+    "the OMOP database denies this node access",
+    "Check user, password_file and database in [omop] of site.toml. The user needs SELECT on the tables of the CDM.",
+)
+OMOP_UNTRUSTED = Reason(
+    "E_OMOP_UNTRUSTED",
+    "a trusted TLS connection to the OMOP database cannot be established",
+    "Enable TLS at the database, and check `ca_certificate` in [omop] of site.toml. The certificate must name `host`.",
+)
+OMOP_SCHEMA = Reason(
+    "E_OMOP_SCHEMA",
+    "the database does not have the tables and columns of OMOP CDM 5.3 or 5.4",
+    "Check `cdm_schema`, `vocabulary_schema` and `patient_id` in [omop] of site.toml.",
+)
 MESSAGE_SIZE = Reason(
     "E_MESSAGE_SIZE",
     "a received message is too long",

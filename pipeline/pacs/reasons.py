@@ -74,6 +74,6 @@ PACS_RECEIVER = Reason(
 )
 NO_PACS = Reason(
     "E_NO_PACS",
-    "site.toml names neither a PACS nor a FHIR server",
-    "Fill in the section [pacs] or [fhir] of site.toml, or continue with `fedthorax node ingest`: it reads the files.",
+    "site.toml names neither a PACS nor a FHIR server nor an OMOP database",
+    "Fill in [pacs], [fhir] or [omop] of site.toml, or continue with `fedthorax node ingest`: it reads the files.",
 )

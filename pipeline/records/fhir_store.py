@@ -31,6 +31,9 @@ KEPT = {
     "Specimen": _COMMON | {"collection"},
     "Observation": _EVENT | _VALUE | {"component", "hasMember"},
     "DiagnosticReport": _EVENT | {"result", "conclusion", "conclusionCode"},
+    "Encounter": _COMMON | {"period", "type", "serviceType", "hospitalization"},
+    "Procedure": _COMMON | {"performedDateTime", "performedPeriod"},
+    "Condition": _COMMON | {"onsetDateTime", "onsetPeriod", "recordedDate", "verificationStatus"},
 }
 
 
@@ -54,6 +57,7 @@ class ResourceStore:
         path.parent.chmod(0o700)
         path.touch(mode=0o600)
         self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+        self._db.execute("PRAGMA secure_delete = ON")  # what is deleted must not stay in the file
         self._db.execute("PRAGMA synchronous = FULL")  # the default journal: readers compare the file's time and size
         if self._db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
             self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")

@@ -147,6 +147,27 @@ OUTCOME_CONFLICT = Reason(
     "two rows state different outcomes for one patient",
     "Export one row for each patient. The patient has no outcome.",
 )
+OUTCOME_CODE = Reason(
+    "W_OUTCOME_CODE",
+    "an event has a code of a watched range that is in none of the lists of codes",
+    "Ask clinical coding what it means, and add it to a list in [outcomes.codes]. The patient has no outcome.",
+)
+OUTCOME_CODES = Reason(
+    "E_OUTCOME_CODES",
+    "{percent} % of the events with a code of a watched range are in none of the lists of codes",
+    "Complete [outcomes.codes] of site.toml with clinical coding. The site's screen shows the codes.",
+)
+OUTCOME_NO_EVENT = Reason(
+    "E_OUTCOME_NO_EVENT",
+    "not a single event in the records has a code of the list {event}",
+    "Check that [outcomes.codes] has the codes and code systems of these records. If there was no such event, set "
+    "`may_lack_events = true` in [outcomes].",
+)
+OUTCOME_UNCERTAIN = Reason(
+    "W_OUTCOME_UNCERTAIN",
+    "it is uncertain whether a recorded event happened: its status is unknown, or the diagnosis is not confirmed",
+    "Correct its status at the source. The patient has no outcome.",
+)
 LABEL = Reason(
     "E_LABEL",
     "a label is not 0, 1 or empty",

@@ -27,8 +27,9 @@ from models.settings import load_settings
 from pipeline.records.join import JoinRules
 from pipeline.records.labels import LabelsFile
 from pipeline.records.laboratory import FhirLaboratory, Hl7Laboratory, Laboratory
-from pipeline.records.outcomes import OutcomeFile
+from pipeline.records.outcomes import FhirOutcomes, OmopOutcomes, Outcomes
 from pipeline.site.fhir_settings import FhirTable
+from pipeline.site.omop_settings import OmopTable
 from pipeline.site.pacs_settings import PacsTable
 from pipeline.site.reasons import NO_SITE, SITE_EXISTS, SITE_KEY
 
@@ -139,8 +140,9 @@ class SiteSettings(BaseModel):
     ct: CtTable = CtTable()
     pacs: PacsTable | None = None
     fhir: FhirTable | None = None
+    omop: OmopTable | None = None
     laboratory: Laboratory | None = None
-    outcomes: OutcomeFile | None = None
+    outcomes: Outcomes | None = None
     labels: LabelsFile | None = None
     join: JoinRules = JoinRules()
     server: ServerTable = ServerTable()
@@ -155,12 +157,18 @@ class SiteSettings(BaseModel):
         from_records = self.laboratory is not None and self.outcomes is not None
         if from_records == (self.labels is not None):
             raise ValueError("give either [laboratory] and [outcomes], or [labels]")
-        if isinstance(self.laboratory, FhirLaboratory) and self.laboratory.file is None and self.fhir is None:
-            raise ValueError('format = "fhir" in [laboratory] needs `file`, or the table [fhir]')
+        fetches_results = isinstance(self.laboratory, FhirLaboratory) and self.laboratory.file is None
+        fetches_events = isinstance(self.outcomes, FhirOutcomes) and self.outcomes.file is None
+        if (fetches_results or fetches_events) and self.fhir is None:
+            raise ValueError('format = "fhir" in [laboratory] or [outcomes] needs `file`, or the table [fhir]')
+        if fetches_events and not fetches_results and self.fhir and self.fhir.method == "search":
+            raise ValueError('a search for outcomes needs the laboratory\'s results from [fhir], or method = "export"')
+        if isinstance(self.outcomes, OmopOutcomes) and (self.omop is None or self.outcomes.file is not None):
+            raise ValueError('format = "omop" in [outcomes] needs the table [omop], and no `file`')
         if self.pacs is not None and self.ct.lung_masks is not None:
             raise ValueError("lung_masks in [ct] cannot be used with [pacs], which replaces the UIDs of the series")
-        if self.outcomes is not None and "icu" in self.join.severe_events and not self.outcomes.icu:
-            raise ValueError("severe_events in [join] contains icu, but [outcomes] names no column for it")
+        if self.outcomes is not None and "icu" in self.join.severe_events and not self.outcomes.names_icu:
+            raise ValueError("severe_events in [join] contains icu, but [outcomes] names no column or codes for it")
         return self
 
 
@@ -215,6 +223,10 @@ class Site:
         site = cls(folder, settings)
         if isinstance(settings.laboratory, FhirLaboratory) and settings.laboratory.file is None:
             settings.laboratory.file = site.fhir_store
+        if isinstance(settings.outcomes, FhirOutcomes) and settings.outcomes.file is None:
+            settings.outcomes.file = site.fhir_store
+        if isinstance(settings.outcomes, OmopOutcomes):
+            settings.outcomes.file = site.omop_events
         return site
 
     @property
@@ -265,6 +277,11 @@ class Site:
     def fhir_store(self) -> Path:
         """File of the resources that were fetched from the FHIR server."""
         return self.folder / "fhir" / "resources.sqlite"
+
+    @property
+    def omop_events(self) -> Path:
+        """File of the events that were fetched from the OMOP database."""
+        return self.folder / "omop" / "events.ndjson"
 
     def pseudonym(self, patient_id: str) -> str:
         """Return the 16 hex digits that represent the patient in all output; only this site can compute them.

@@ -42,7 +42,13 @@ def read_records(site: Site) -> tuple[Records, list[Finding]]:
     rows, laboratory_findings = read_pcr(
         settings.laboratory, time_zone=settings.site.time_zone, issuer=settings.site.issuer
     )
-    outcomes, outcome_findings = read_outcomes(settings.outcomes)
+    outcomes, outcome_findings = read_outcomes(
+        settings.outcomes,
+        time_zone=settings.site.time_zone,
+        issuer=settings.site.issuer,
+        patients={row.patient_id for row in rows},
+        needed=settings.join.severe_events,
+    )
     results: dict[str, list[PcrResult]] = defaultdict(list)
     for row in rows:
         results[site.pseudonym(row.patient_id)].append(row)

@@ -4,14 +4,12 @@ The setup follows docs/mlflow.md. JuiceFS's S3 gateway is the store. No patients
 """
 
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import mkdtemp
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -25,6 +23,7 @@ from federation.runs.run_folder import RunNote, write_note
 from federation.runs.tracking import CANDIDATE, SPOOL, Tracker, hand_over_rest, how_to_see
 from federation.strategy.round_report import RoundReport
 from federation.system.process import LOOPBACK, QUIET, Process, free_port
+from tests.helpers.postgres import start_postgres
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -60,38 +59,14 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
     folder = tmp_path_factory.mktemp("stores")
     found = Stores(free_port(), free_port(), free_port())
     with ExitStack() as started:
-        servers = [start_postgres(started, found.postgres), start_s3(started, found, folder)]
+        servers = [
+            start_postgres(started, found.postgres, user="mlflow", password=SECRET),
+            start_s3(started, found, folder),
+        ]
         servers.append(start_mlflow(started, found, folder))
         yield found
         for server in servers:
             server.let_go()  # stop all in parallel: the stack would stop them sequentially
-
-
-def start_postgres(started: ExitStack, port: int) -> Process:
-    """Start PostgreSQL. It refuses to run as root: in that case, run it as the user of its package."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-    if not programs:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    is_root = os.geteuid() == 0
-    as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--"] if is_root else []
-    folder = Path(mkdtemp(prefix="postgres-"))  # other users cannot read pytest's temporary folders
-    started.callback(shutil.rmtree, folder)
-    password = folder / "password"
-    password.write_text(SECRET)
-    if is_root:
-        shutil.chown(folder, "postgres")
-        shutil.chown(password, "postgres")
-    data, quick = folder / "data", ["--no-sync", "--no-locale", "--encoding=UTF8"]
-    users = ["--username=mlflow", f"--pwfile={password}", "--auth=scram-sha-256"]
-    log = folder / "log"
-    initdb = [*as_user, str(programs[-1] / "initdb"), f"--pgdata={data}", *users, *quick]
-    with Process("initdb", initdb, log=log, environment=os.environ) as made:
-        assert made.wait() == 0, made.output()
-    postgres = [str(programs[-1] / "postgres"), "-D", str(data), "-h", LOOPBACK, "-p", str(port), "-k", str(folder)]
-    server = Process("PostgreSQL", [*as_user, *postgres, "-c", "fsync=off"], log=log, environment=os.environ)
-    started.enter_context(server)
-    server.wait_until(lambda: "ready to accept connections" in server.output(), seconds=START_SECONDS)
-    return server
 
 
 def start_s3(started: ExitStack, stores: Stores, folder: Path) -> Process:

@@ -232,6 +232,32 @@ def read_fhir(folder: Path) -> Parse:
     return lambda path: read_pcr(FhirLaboratory(format="fhir", file=path), time_zone="Europe/Paris", today=TODAY)
 
 
+def read_received(folder: Path) -> Parse:
+    """Judge an input as a received message, and acknowledge it."""
+    from tests.pipeline.feeds.test_acknowledgement import answer
+
+    return lambda path: answer(path.read_bytes())
+
+
+def course_seeds(folder: Path) -> list[bytes]:
+    from tests.pipeline.records.test_fhir_histories import GOOD, condition
+
+    return [json.dumps(each).encode() for each in ([*GOOD, condition("G1")], condition("G2"))]
+
+
+def read_courses(folder: Path) -> Parse:
+    from pipeline.records.outcomes import FhirOutcomes
+    from pipeline.records.outcomes import read_outcomes as read
+    from tests.pipeline.records.test_fhir_histories import CODES
+
+    declared = {"format": "fhir", "from_date": "2020-03-01", "codes": CODES, "may_lack_events": True}
+
+    def parse(path: Path) -> None:
+        read(FhirOutcomes.model_validate({**declared, "file": path}), time_zone="Europe/Paris", today=TODAY)
+
+    return parse
+
+
 # --- the gateway ------------------------------------------------------------------------------------------
 
 
@@ -267,4 +293,6 @@ TARGETS = {
     "outcomes": Target("input.csv", 500_000, read_outcomes, outcome_seeds),
     "hl7": Target("input.hl7", 40_000, read_hl7, hl7_seeds),
     "fhir": Target("input.json", 200_000, read_fhir, fhir_seeds),
+    "received": Target("input.hl7", 100_000, read_received, hl7_seeds),
+    "courses": Target("input.json", 200_000, read_courses, course_seeds),
 }

@@ -11,7 +11,7 @@ from datetime import datetime
 from models.refusal import Reason
 from pipeline.records import reasons
 from pipeline.records.laboratory.codes import Code, names_of
-from pipeline.records.laboratory.fhir_files import Placed, read_resources
+from pipeline.records.laboratory.fhir_files import Name, Placed, read_resources, scoped
 from pipeline.records.laboratory.fhir_models import (
     Concept,
     DiagnosticReport,
@@ -30,9 +30,6 @@ STATUSES: dict[str, Status] = {
     "final": "final", "amended": "corrected", "corrected": "corrected", "appended": "corrected",
     "cancelled": "withdrawn", "entered-in-error": "withdrawn",
 }  # fmt: skip
-
-# A name, valid in one document or (None) in all files.
-Name = tuple[int | None, str]
 
 
 def read(table: FhirLaboratory, clock: Clock, issuer: str) -> Reading:
@@ -61,7 +58,7 @@ class _Files:
 
     def add(self, placed: Placed, reading: Reading) -> None:
         resource = placed.resource
-        for name in _scoped(placed, placed.names()):
+        for name in scoped(placed, placed.names()):
             if isinstance(resource, Patient):
                 self.patients[name].add(self._choose(resource.identifier))
             elif isinstance(resource, Specimen):
@@ -77,7 +74,7 @@ class _Files:
         newest = self._newest()
         for placed in newest:
             for child in _event(placed).children:
-                for name in _scoped(placed, placed.called(child.reference)):
+                for name in scoped(placed, placed.called(child.reference)):
                     self.parents[name].append(placed)
         for placed in newest:
             yield from self._results_of(placed, reading)
@@ -121,13 +118,13 @@ class _Files:
         return self.clock.instant(fhir_time(event.meta.last_updated or event.issued)), LONG_AGO, number
 
     def _parents(self, placed: Placed) -> list[Placed]:
-        return next((self.parents[name] for name in _scoped(placed, placed.names()) if name in self.parents), [])
+        return next((self.parents[name] for name in scoped(placed, placed.names()) if name in self.parents), [])
 
     def _patient(self, chain: Sequence[Placed]) -> Identifier | Reason:
         """Return the patient of the first event that names one; an Observation may rely on its report for it."""
         for placed in chain:
             subject = _event(placed).subject
-            names = _scoped(placed, placed.called(subject.reference))
+            names = scoped(placed, placed.called(subject.reference))
             known = next((self.patients[name] for name in names if name in self.patients), set())
             if known:
                 return next(iter(known)) if len(known) == 1 else reasons.IDENTIFIER_AMBIGUOUS
@@ -138,14 +135,14 @@ class _Files:
         return reasons.NO_IDENTIFIER
 
     def _choose(self, identifiers: Sequence[FhirIdentifier]) -> Identifier | Reason:
-        return choose((_identifier(each) for each in identifiers if each.use != "old"), self.issuer)
+        return choose((identifier_of(each) for each in identifiers if each.use != "old"), self.issuer)
 
     def _collected(self, chain: Sequence[Placed]) -> str:
         """Return the collection time: Specimen.collection, else effective[x], never issued; "" if ambiguous."""
         for placed in chain:
             texts: set[str] = set()
             for specimen in _event(placed).specimens:
-                names = _scoped(placed, placed.called(specimen.reference))
+                names = scoped(placed, placed.called(specimen.reference))
                 texts |= next((self.specimens[name] for name in names if name in self.specimens), set())
             if texts - {""}:
                 return texts.pop() if len(texts) == 1 else ""
@@ -155,11 +152,6 @@ class _Files:
 def _event(placed: Placed) -> Event:
     assert isinstance(placed.resource, Event)
     return placed.resource
-
-
-def _scoped(placed: Placed, names: Sequence[str]) -> list[Name]:
-    """Return each name with the scope of the resource's own document, then of all files."""
-    return [(scope, name) for name in names for scope in (placed.document, None)]
 
 
 def _name(placed: Placed) -> str:
@@ -205,7 +197,7 @@ def _test(code: Concept) -> tuple[Code, ...]:
     return (*names, Code("", "", code.text)) if code.text else tuple(names)
 
 
-def _identifier(given: FhirIdentifier) -> Identifier:
+def identifier_of(given: FhirIdentifier) -> Identifier:
     """Convert an identifier; HL7 v2 and DICOM write a system that is an object identifier without `urn:oid:`."""
     names = dict.fromkeys(filter(None, (given.system, given.system.removeprefix("urn:oid:"))))
     kinds = {coding.code for coding in given.type.coding}

@@ -1,11 +1,11 @@
 """Reads FHIR R4 resources: Bundles of any kind, single resources and arrays in JSON, NDJSON, and the fetched ones."""
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 from pydantic_core import from_json
@@ -15,13 +15,15 @@ from pipeline.records import reasons
 from pipeline.records.csv_tables import note
 from pipeline.records.fhir_store import entries
 from pipeline.records.laboratory.fhir_models import DiagnosticReport, Observation, Patient, Resource, Specimen
-from pipeline.records.laboratory.results import Reading, files_of
+from pipeline.records.laboratory.results import files_of
+from pipeline.system.findings import Finding
 
 MODELS: dict[str, type[Resource]] = {
     model.__name__: model for model in (Patient, Specimen, Observation, DiagnosticReport)
 }
 LINES = {".ndjson", ".jsonl"}
 STORE = ".sqlite"  # what was fetched from a server
+Name = tuple[int | None, str]  # valid in one document or (None) in all files
 MAX_BYTES = 32_000_000  # of a JSON file or a line of NDJSON; parsed objects take ten times as much memory
 
 
@@ -67,32 +69,41 @@ class Placed:
         return [f"{self.base}/{name}", name] if self.base else [name, f"?{name}"]
 
 
-def read_resources(path: Path, reading: Reading) -> Iterator[Placed]:
-    """Yield the patients, specimens, observations and reports of all files; unreadable ones become findings.
+class Sink(Protocol):
+    """Where a reader counts resources and reports unreadable ones."""
 
-    Raises Refusal E_TABLE_FILE.
+    findings: list[Finding]
+    units: int
+
+
+def read_resources(
+    path: Path, sink: Sink, models: Mapping[str, type[Resource]] = MODELS, table: str = "laboratory"
+) -> Iterator[Placed]:
+    """Yield the resources of all files whose types are in `models`; unreadable ones become findings.
+
+    `table`: the table of site.toml that names `path`. Raises Refusal E_TABLE_FILE.
     """
     numbers = count()
-    for document, (where, content) in enumerate(_documents(path)):
+    for document, (where, content) in enumerate(_documents(path, table)):
         try:
             tree = from_json(content.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
         except ValueError:
             tree = None
-        for raw, full_url, container, number in _walk(tree, "", None, numbers):
-            reading.units += 1
+        for raw, full_url, container, number in _walk(tree, "", None, numbers, models):
+            sink.units += 1
             try:
-                resource = MODELS[raw["resourceType"]].model_validate(raw)
+                resource = models[raw["resourceType"]].model_validate(raw)
             except (TypeError, KeyError):
-                reading.findings.append(note(reasons.FHIR, "", f"{where}: not a resource in JSON"))
+                sink.findings.append(note(reasons.FHIR, "", f"{where}: not a resource in JSON"))
             except ValidationError as error:
                 first = error.errors(include_url=False, include_input=False, include_context=False)[0]
                 element = ".".join(map(str, (error.title, *first["loc"])))
-                reading.findings.append(note(reasons.FHIR, "", f"{where}: {element}: {first['msg']}"))
+                sink.findings.append(note(reasons.FHIR, "", f"{where}: {element}: {first['msg']}"))
             else:
                 yield Placed(resource, document, number, full_url, container, where)
 
 
-def _documents(path: Path) -> Iterator[tuple[str, bytes]]:
+def _documents(path: Path, table: str) -> Iterator[tuple[str, bytes]]:
     """Yield the location and content of each JSON file and each non-blank line of NDJSON; oversized ones are empty."""
     try:
         for file in files_of(path):
@@ -108,11 +119,11 @@ def _documents(path: Path) -> Iterator[tuple[str, bytes]]:
                     if not line.isspace():
                         yield f"{file.name}, line {number}", line
     except OSError as error:
-        raise Refusal(reasons.TABLE_FILE, private=str(error), table="laboratory") from error
+        raise Refusal(reasons.TABLE_FILE, private=str(error), table=table) from error
 
 
 def _walk(
-    tree: Any, full_url: str, container: int | None, numbers: Iterator[int]
+    tree: Any, full_url: str, container: int | None, numbers: Iterator[int], models: Mapping[str, type[Resource]]
 ) -> Iterator[tuple[Any, str, int | None, int]]:
     """Yield each resource with its fullUrl, the number of its container and its own number.
 
@@ -121,16 +132,21 @@ def _walk(
     kind = tree.get("resourceType") if isinstance(tree, dict) else None
     if isinstance(tree, list):
         for each in tree:
-            yield from _walk(each, "", None, numbers)
+            yield from _walk(each, "", None, numbers, models)
     elif kind == "Bundle":
         for entry in _items(tree.get("entry")):
             if isinstance(entry, dict) and "resource" in entry:
-                yield from _walk(entry["resource"], str(entry.get("fullUrl") or ""), None, numbers)
-    elif not isinstance(kind, str) or kind in MODELS:
+                yield from _walk(entry["resource"], str(entry.get("fullUrl") or ""), None, numbers, models)
+    elif not isinstance(kind, str) or kind in models:
         number = next(numbers)
         yield tree, full_url, container, number
         for each in _items(tree.get("contained")) if isinstance(tree, dict) else []:
-            yield from _walk(each, "", number, numbers)
+            yield from _walk(each, "", number, numbers, models)
+
+
+def scoped(placed: Placed, names: Sequence[str]) -> list[Name]:
+    """Return each name with the scope of the resource's own document, then of all files."""
+    return [(scope, name) for name in names for scope in (placed.document, None)]
 
 
 def _items(value: Any) -> list[Any]:

@@ -31,6 +31,7 @@ class Concept(Element):
 
 class Period(Element):
     start: str = ""
+    end: str = ""
 
 
 class FhirIdentifier(Element):

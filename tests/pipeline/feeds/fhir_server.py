@@ -31,6 +31,14 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+def matches(resource: Json, query: dict[str, list[str]]) -> bool:
+    """Whether a resource has the ids and patients of a search."""
+    ids = query["_id"][0].split(",") if "_id" in query else [resource["id"]]
+    patient = resource.get("subject", {}).get("reference", "").removeprefix("Patient/")
+    patients = query["patient"][0].split(",") if "patient" in query else [patient]
+    return resource["id"] in ids and patient in patients
+
+
 @dataclass
 class FhirServer:
     """The server's content and what it was asked. `special`: responses by path, used before all others."""
@@ -102,6 +110,7 @@ class FhirServer:
         codes = {code.rpartition("|")[2] for code in query.get("code", [""])[0].split(",")} - {""}
         found = [each for each in of_kind if each.get("meta", {}).get("lastUpdated", "9") >= since]
         found = [each for each in found if not codes or codes & {c["code"] for c in each["code"]["coding"]}]
+        found = [each for each in found if matches(each, query)]
         size, page = int(query["_count"][0]), int(query.get("page", ["0"])[0])
         shown = found[page * size : (page + 1) * size]
         named = {each[key]["reference"] for each in shown for key in ("subject", "specimen") if key in each}

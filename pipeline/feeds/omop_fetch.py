@@ -1,0 +1,206 @@
+"""Fetches the events of the laboratory's patients from a PostgreSQL database in the OMOP common data model.
+
+All queries are in one read-only transaction, so they see one state of the database. What is fetched: events with a
+mapped or watched code of [outcomes.codes], death, and the last day with any record. The result replaces
+SITE/omop/events.ndjson.
+"""
+
+import ssl
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from models.refusal import Refusal
+from pipeline.feeds import reasons
+from pipeline.records.laboratory import read_pcr
+from pipeline.records.outcomes.coded_sources import OmopOutcomes
+from pipeline.records.outcomes.omop_histories import write_lines
+from pipeline.site.folder import Site
+from pipeline.site.omop_settings import OmopTable
+from pipeline.site.pacs_settings import read_secret
+from pipeline.site.tls import as_client
+from pipeline.system.addresses import is_loopback
+from pipeline.system.atomic_files import write_durably
+from pipeline.system.locks import alone
+
+if TYPE_CHECKING:
+    from pg8000.native import Connection
+
+# Tables with coded events: the beginning of their columns, and the first day of an event.
+_EVENTS = {
+    "visit_occurrence": ("visit", "visit_start_date"),
+    "procedure_occurrence": ("procedure", "procedure_date"),
+    "condition_occurrence": ("condition", "condition_start_date"),
+    "measurement": ("measurement", "measurement_date"),
+}
+# Days on which a patient was seen.
+_SEEN = {
+    "visit_occurrence": "greatest(visit_start_date, visit_end_date)",
+    "procedure_occurrence": "procedure_date",
+    "condition_occurrence": "condition_start_date",
+    "measurement": "measurement_date",
+}
+_SOURCE = "source"
+_DENIED = {"28000", "28P01", "42501", "3D000"}  # SQLSTATE: invalid login, missing privilege, no such database
+_CANCELLED = {"57014", "57P01", "57P03"}  # a query took too long; the server shuts down or starts
+
+
+def fetch_omop(site: Site) -> int:
+    """Fetch the events of all patients with a laboratory result; return how many patients the database knows.
+
+    Raises Refusal: E_NO_OMOP, E_FETCH_RUNNING, E_FETCH_DISK, E_PACS_FILE, E_OMOP_SILENT, E_OMOP_AUTH, E_OMOP_UNTRUSTED,
+    E_OMOP_SCHEMA, and those of `read_pcr`.
+    """
+    table, settings = site.settings.omop, site.settings
+    if table is None or not isinstance(settings.outcomes, OmopOutcomes) or settings.laboratory is None:
+        raise Refusal(reasons.NO_OMOP)
+    results, _ = read_pcr(settings.laboratory, time_zone=settings.site.time_zone, issuer=settings.site.issuer)
+    patients = sorted({result.patient_id for result in results})
+    with alone(site.logs / "fetch.lock", reasons.FETCH_RUNNING):
+        with _coded(), closing(_connect(site, table)) as database:
+            records = list(_Database(database, table, settings.outcomes).histories(patients))
+        try:
+            site.omop_events.parent.mkdir(mode=0o700, exist_ok=True)
+            write_durably(site.omop_events, write_lines(records))
+        except OSError as error:
+            raise Refusal(reasons.FETCH_DISK, private=str(error)) from error
+    return len({record["patient"] for record in records})
+
+
+def check_omop(site: Site) -> None:
+    """Connect, and read one row of each table. Raises Refusal as `fetch_omop`."""
+    table = site.settings.omop
+    if table is None:
+        raise Refusal(reasons.NO_OMOP)
+    with _coded(), closing(_connect(site, table)) as database:
+        for name in ("person", "death", *_EVENTS):
+            database.run(f"SELECT 1 FROM {table.cdm_schema}.{name} LIMIT 1")  # noqa: S608
+        database.run(f"SELECT 1 FROM {table.vocabulary_schema or table.cdm_schema}.concept LIMIT 1")  # noqa: S608
+
+
+def _connect(site: Site, table: OmopTable) -> "Connection":
+    """Open a read-only transaction. Raises Refusal E_PACS_FILE, pg8000's exceptions, OSError."""
+    import pg8000.native
+
+    password = read_secret(site.folder / table.password_file)
+    tls: ssl.SSLContext | None = None
+    if table.ca_certificate or not is_loopback(table.host):
+        tls = as_client(site.folder, authority=table.ca_certificate)
+    connection = pg8000.native.Connection(
+        table.user,
+        host=table.host,
+        database=table.database,
+        port=table.port,
+        password=password,
+        ssl_context=tls or False,
+        timeout=table.timeout_seconds + 10,
+        application_name="fedthorax",
+    )
+    connection.run("START TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    connection.run(f"SET LOCAL statement_timeout = {int(table.timeout_seconds * 1000)}")
+    return connection
+
+
+class _Database:
+    """The queries. Names in them come from this module and from `OmopTable`, which checks them; values are bound."""
+
+    def __init__(self, connection: "Connection", table: OmopTable, outcomes: OmopOutcomes) -> None:
+        self._run, self._table, self._outcomes = connection.run, table, outcomes
+        self._vocabulary = table.vocabulary_schema or table.cdm_schema
+
+    def histories(self, patients: list[str]) -> Iterator[dict[str, Any]]:
+        """Yield the records of `omop_histories`."""
+        people, ambiguous = self._people(patients)
+        yield from ({"patient": patient, "ambiguous": True} for patient in sorted(ambiguous))
+        concepts = self._concepts()
+        for name, (column, day) in _EVENTS.items():
+            for person, at, codes in self._events(name, column, day, list(people), concepts):
+                yield {"patient": people[person], "day": at.isoformat(), "codes": codes}
+        for name, day in _SEEN.items():
+            for person, at in self._last_days(name, day, list(people)):
+                yield {"patient": people[person], "seen": at.isoformat()}
+        query = (
+            f"SELECT DISTINCT person_id, death_date FROM {self._table.cdm_schema}.death WHERE person_id = ANY(:people)"  # noqa: S608
+        )
+        for person, at in self._run(query, people=list(people)):
+            yield {"patient": people[person], "died": at.isoformat()}
+
+    def _people(self, patients: list[str]) -> tuple[dict[int, str], set[str]]:
+        """Return patients by person_id, and the patients with several persons."""
+        column = f"CAST({self._table.patient_id} AS text)"
+        query = f"SELECT person_id, {column} FROM {self._table.cdm_schema}.person WHERE {column} = ANY(:patients)"  # noqa: S608
+        found = self._run(query, patients=patients)
+        owners: dict[str, set[int]] = {}
+        for person, patient in found:
+            owners.setdefault(patient, set()).add(person)
+        ambiguous = {patient for patient, persons in owners.items() if len(persons) > 1}
+        return {person: patient for person, patient in found if patient not in ambiguous}, ambiguous
+
+    def _concepts(self) -> dict[int, tuple[str, str]]:
+        """Return the mapped and watched concepts: vocabulary and code by concept_id."""
+        query = f"""
+            SELECT DISTINCT c.concept_id, c.vocabulary_id, c.concept_code FROM {self._vocabulary}.concept c
+            JOIN unnest(CAST(:systems AS text[]), CAST(:codes AS text[]), CAST(:beginnings AS boolean[]))
+                AS wanted(system, code, is_beginning) ON lower(c.vocabulary_id) = wanted.system
+            WHERE lower(c.concept_code) = wanted.code
+                OR wanted.is_beginning AND starts_with(lower(c.concept_code), wanted.code)"""  # noqa: S608
+        return {concept: (vocabulary, code) for concept, vocabulary, code in self._run(query, **self._patterns(False))}
+
+    def _patterns(self, of_source: bool) -> dict[str, list[Any]]:
+        """Return the patterns of code systems, or of source values, as three lists."""
+        found = [each for each in self._outcomes.codes.patterns() if (each[0] == _SOURCE) == of_source]
+        systems, codes, beginnings = zip(*found, strict=True) if found else ((), (), ())
+        return {"systems": list(systems), "codes": list(codes), "beginnings": list(beginnings)}
+
+    def _events(
+        self, name: str, column: str, day: str, people: list[int], concepts: dict[int, tuple[str, str]]
+    ) -> Iterator[tuple[int, date, list[tuple[str, str]]]]:
+        """Yield person, day and codes of each event with a mapped or watched code since `from_date`."""
+        query = f"""
+            SELECT e.person_id, e.{day}, e.{column}_concept_id, e.{column}_source_concept_id, e.{column}_source_value
+            FROM {self._table.cdm_schema}.{name} e
+            WHERE e.person_id = ANY(:people) AND e.{day} >= :since AND (
+                e.{column}_concept_id = ANY(:concepts) OR e.{column}_source_concept_id = ANY(:concepts) OR EXISTS (
+                    SELECT 1 FROM unnest(CAST(:codes AS text[]), CAST(:beginnings AS boolean[]))
+                        AS wanted(code, is_beginning)
+                    WHERE lower(trim(e.{column}_source_value)) = wanted.code OR wanted.is_beginning
+                        AND starts_with(lower(trim(e.{column}_source_value)), wanted.code)))
+            ORDER BY e.person_id, e.{day}, e.{column}_concept_id, e.{column}_source_value"""  # noqa: S608
+        values = {"people": people, "concepts": list(concepts), "since": self._outcomes.from_date}
+        patterns = self._patterns(True)
+        del patterns["systems"]
+        for person, at, standard, source, text in self._run(query, **values, **patterns):
+            codes = [concepts[each] for each in dict.fromkeys((standard, source)) if each in concepts]
+            yield person, at, [*codes, *([(_SOURCE, text.strip())] if text and text.strip() else [])]
+
+    def _last_days(self, name: str, day: str, people: list[int]) -> Iterator[tuple[int, date]]:
+        query = f"""
+            SELECT person_id, max({day}) FROM {self._table.cdm_schema}.{name}
+            WHERE person_id = ANY(:people) GROUP BY person_id ORDER BY person_id"""  # noqa: S608
+        yield from ((person, at) for person, at in self._run(query, people=people) if at is not None)
+
+
+@contextmanager
+def _coded() -> Iterator[None]:
+    """Convert the driver's errors to refusals; their texts can quote values, so only the state is kept."""
+    import pg8000.exceptions
+
+    try:
+        yield
+    except pg8000.exceptions.DatabaseError as error:
+        about = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
+        state = str(about.get("C", ""))
+        reason = reasons.OMOP_SILENT
+        if state in _DENIED:
+            reason = reasons.OMOP_AUTH
+        elif state and state not in _CANCELLED:
+            reason = reasons.OMOP_SCHEMA
+        raise Refusal(reason, private=f"SQLSTATE {state}" if state else type(error).__name__) from None
+    except ssl.SSLError as error:
+        raise Refusal(reasons.OMOP_UNTRUSTED, private=str(error.reason or type(error).__name__)) from None
+    except pg8000.exceptions.InterfaceError as error:
+        is_tls = "ssl" in str(error).lower()
+        raise Refusal(reasons.OMOP_UNTRUSTED if is_tls else reasons.OMOP_SILENT, private=type(error).__name__) from None
+    except OSError as error:
+        raise Refusal(reasons.OMOP_SILENT, private=type(error).__name__) from None
