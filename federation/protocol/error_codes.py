@@ -7,6 +7,7 @@ the rest of the text is discarded.
 import re
 
 import models.reasons
+import pipeline.feeds.reasons
 from federation.protocol.reasons import COMPUTE_NEED, EMBEDDINGS, SITE_FAILED
 from models.reason_tables import reasons_in, tables
 from pipeline.cohort.reasons import COHORT_FILE, PREPROCESSING
@@ -42,11 +43,13 @@ OF_APPS: frozenset[str] = frozenset(
         TOO_FEW_PATIENTS,
     )
 )
-# The codes with which a gateway refuses, including its app's; also those of simulated sites, which have no gateway.
+# The codes with which a gateway refuses, including its app's; also those of simulated sites, which have no gateway. The
+# codes of receiving and fetching records are raised only by commands of hospital IT.
+_OF_FEEDS = reasons_in(pipeline.feeds.reasons)
 OF_SITES: frozenset[str] = frozenset(
     reason.code
     for reason in (*reasons_in(models.reasons, *tables("federation").values()), *BY_CODE.values())
-    if reason.refuses
+    if reason.refuses and reason not in _OF_FEEDS
 )
 
 
