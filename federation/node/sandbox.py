@@ -42,7 +42,7 @@ ETC = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime")
 # PyTorch and OpenMP read the number of cores here.
 CORES = ("/sys/devices/system/cpu", "/sys/devices/system/node")
 # The parts of the site's folder that a study's code must never see.
-HIDDEN = ("keys", "ledger", "privacy", "apps", "gateway", "pacs", "pull")
+HIDDEN = ("keys", "ledger", "privacy", "apps", "gateway", "pacs", "pull", "results", "fhir", "omop")
 TMP, TMP_BYTES = "/tmp", 2**30  # noqa: S108 - the sandbox's own
 NETWORK = Path("/proc/net")
 TRY_SECONDS = 20.0

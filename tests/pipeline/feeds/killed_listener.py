@@ -29,6 +29,14 @@ def after(call: Callable[..., Any]) -> Callable[..., Any]:
     return then_die
 
 
+def arm_fsync(renamed: Path) -> Path:
+    """Die at the next flush, which must be that of the folder of a renamed file."""
+    folder = renamed.parent.resolve()
+    fsync = os.fsync
+    os.fsync = lambda handle: die() if Path(f"/proc/self/fd/{handle}").readlink() == folder else fsync(handle)
+    return renamed
+
+
 def arm(step: str) -> None:
     """Replace the call at which the process is to die."""
     replace, fsync = Path.replace, os.fsync
@@ -41,7 +49,7 @@ def arm(step: str) -> None:
     elif step == "before rename":
         Path.replace = die  # type: ignore[method-assign,assignment]
     elif step == "before folder fsync":
-        Path.replace = after(replace)  # type: ignore[method-assign]
+        Path.replace = lambda path, target: arm_fsync(replace(path, target))  # type: ignore[method-assign]
     elif step == "before ack":
         asyncio.StreamWriter.write = die  # type: ignore[method-assign]
     elif step == "after ack":
