@@ -152,7 +152,8 @@ def _read(site: Site, lines: list[Line]) -> Material:
         records, record_findings = read_records(site)
         lines += read_lines(records)
     except Refusal as refusal:
-        lines.append(refused("records", "laboratory and outcomes", refusal))
+        line = refused("records", "laboratory and outcomes", refusal)
+        lines.append(replace(line, status="skip") if refusal.reason == site_reasons.NOTHING_FETCHED else line)
     try:
         series, scan_findings = read_series_list(site)
         lines.append(Line("scans", "scans", "ok", "can be found", detail=f"{len(series)} series"))

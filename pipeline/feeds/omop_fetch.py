@@ -120,16 +120,18 @@ class _Database:
         for name, day in _SEEN.items():
             for person, at in self._last_days(name, day, list(people)):
                 yield {"patient": people[person], "seen": at.isoformat()}
-        query = (
-            f"SELECT DISTINCT person_id, death_date FROM {self._table.cdm_schema}.death WHERE person_id = ANY(:people)"  # noqa: S608
-        )
+        query = f"""
+            SELECT DISTINCT person_id, death_date FROM {self._table.cdm_schema}.death
+            WHERE person_id = ANY(CAST(:people AS bigint[])) ORDER BY person_id, death_date"""  # noqa: S608
         for person, at in self._run(query, people=list(people)):
             yield {"patient": people[person], "died": at.isoformat()}
 
     def _people(self, patients: list[str]) -> tuple[dict[int, str], set[str]]:
         """Return patients by person_id, and the patients with several persons."""
         column = f"CAST({self._table.patient_id} AS text)"
-        query = f"SELECT person_id, {column} FROM {self._table.cdm_schema}.person WHERE {column} = ANY(:patients)"  # noqa: S608
+        query = f"""
+            SELECT person_id, {column} FROM {self._table.cdm_schema}.person
+            WHERE {column} = ANY(CAST(:patients AS text[])) ORDER BY person_id"""  # noqa: S608
         found = self._run(query, patients=patients)
         owners: dict[str, set[int]] = {}
         for person, patient in found:
@@ -160,8 +162,10 @@ class _Database:
         query = f"""
             SELECT e.person_id, e.{day}, e.{column}_concept_id, e.{column}_source_concept_id, e.{column}_source_value
             FROM {self._table.cdm_schema}.{name} e
-            WHERE e.person_id = ANY(:people) AND e.{day} >= :since AND (
-                e.{column}_concept_id = ANY(:concepts) OR e.{column}_source_concept_id = ANY(:concepts) OR EXISTS (
+            WHERE e.person_id = ANY(CAST(:people AS bigint[])) AND e.{day} >= :since AND (
+                e.{column}_concept_id = ANY(CAST(:concepts AS bigint[]))
+                OR e.{column}_source_concept_id = ANY(CAST(:concepts AS bigint[]))
+                OR EXISTS (
                     SELECT 1 FROM unnest(CAST(:codes AS text[]), CAST(:beginnings AS boolean[]))
                         AS wanted(code, is_beginning)
                     WHERE lower(trim(e.{column}_source_value)) = wanted.code OR wanted.is_beginning
@@ -177,7 +181,7 @@ class _Database:
     def _last_days(self, name: str, day: str, people: list[int]) -> Iterator[tuple[int, date]]:
         query = f"""
             SELECT person_id, max({day}) FROM {self._table.cdm_schema}.{name}
-            WHERE person_id = ANY(:people) GROUP BY person_id ORDER BY person_id"""  # noqa: S608
+            WHERE person_id = ANY(CAST(:people AS bigint[])) GROUP BY person_id ORDER BY person_id"""  # noqa: S608
         yield from ((person, at) for person, at in self._run(query, people=people) if at is not None)
 
 

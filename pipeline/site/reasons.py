@@ -36,6 +36,11 @@ NOTHING_PULLED = Reason(
     "nothing has been fetched from the PACS yet",
     "Run `fedthorax node pull`, or `fedthorax node ingest`, which pulls first.",
 )
+NOTHING_FETCHED = Reason(
+    "E_NOTHING_FETCHED",
+    "no records have been fetched from the FHIR server or the OMOP database yet",
+    "Run `fedthorax node pull`, or `fedthorax node ingest`, which fetches first.",
+)
 MASK_FOLDER = Reason(
     "E_MASK_FOLDER",
     "the folder with the lung masks does not exist",

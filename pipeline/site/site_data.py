@@ -31,7 +31,7 @@ SPOILS_NEGATIVE = {
 def read_records(site: Site) -> tuple[Records, list[Finding]]:
     """Read the site's laboratory and outcome files, or its labels.
 
-    Raises Refusal if a whole file cannot be used.
+    Raises Refusal E_NOTHING_FETCHED, or if a whole file cannot be used.
     """
     settings = site.settings
     if settings.labels is not None:
@@ -39,6 +39,9 @@ def read_records(site: Site) -> tuple[Records, list[Finding]]:
         under = {site.pseudonym(patient): label for patient, label in labels.items()}
         return Records({}, {}, set(), under), list(_pseudonymous(site, findings))
     assert settings.laboratory is not None and settings.outcomes is not None  # SiteSettings ensures it
+    fetched = {site.fhir_store, site.omop_events} & {*settings.laboratory.sources, settings.outcomes.file}
+    if any(not path.is_file() for path in fetched):
+        raise Refusal(reasons.NOTHING_FETCHED)
     rows, laboratory_findings = read_pcr(
         settings.laboratory, time_zone=settings.site.time_zone, issuer=settings.site.issuer
     )

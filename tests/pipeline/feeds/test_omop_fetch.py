@@ -1,5 +1,6 @@
 """Outcomes from an OMOP database: a real PostgreSQL with TLS and the tables of the CDM. All data are synthetic."""
 
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -16,6 +17,7 @@ from pipeline.doctor.environment import secret_files
 from pipeline.feeds.omop_fetch import fetch_omop
 from pipeline.records.outcomes import Outcome, read_outcomes
 from pipeline.site.folder import Site, init_site
+from pipeline.site.site_data import read_records
 from tests.helpers.postgres import start_postgres
 from tests.pipeline.pacs.authority import Authority
 
@@ -162,6 +164,22 @@ def test_unusable_database_is_refused(
         fetch_omop(site)
     assert (caught.value.code, SECRET in caught.value.private) == (code, False)
     assert not site.omop_events.exists()
+
+
+def test_unknown_patients_and_a_table_of_source_values_alone(tmp_path: Path, hospital: tuple[Path, int]) -> None:
+    site = make_site(tmp_path, hospital, ('["visit|OMOP4822460"]', "[]"), ('watched = ["ops|8-71*"]', ""))
+    with pytest.raises(Refusal, match="E_NOTHING_FETCHED"):
+        read_records(site)
+    (site.folder / "laboratory.csv").write_text("patient_id,collected,result\n99,2020-04-01T08:00,positive\n")
+    path = site.folder / "site.toml"
+    path.write_text(re.sub("intubated = .*", 'intubated = ["source|Beatmung invasiv"]\n', path.read_text()))
+    site = Site.open(site.folder)
+    assert fetch_omop(site) == 0
+    (site.folder / "laboratory.csv").write_text("patient_id,collected,result\n0003,2020-04-01T08:00,positive\n")
+    assert fetch_omop(site) == 1
+    records, findings = read_records(site)
+    assert (len(records.results), len(records.outcomes), findings) == (1, 1, [])
+    assert records.outcomes[site.pseudonym("0003")].intubated == date(2020, 4, 6)
 
 
 def test_silent_database_and_readable_password_are_refused(tmp_path: Path, hospital: tuple[Path, int]) -> None:

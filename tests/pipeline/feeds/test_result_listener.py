@@ -17,6 +17,7 @@ from hl7.client import MLLPClient
 from hl7.mllp import open_hl7_connection
 
 from federation.migration.backup import back_up_site
+from federation.node.start import node_status
 from models.refusal import Refusal
 from pipeline.clinic.laboratory import find_pcr
 from pipeline.doctor.connectivity import listener as listener_lines
@@ -56,6 +57,9 @@ def test_message_is_stored_privately_acknowledged_and_read_by_the_ingest(tmp_pat
         assert state is not None and state.is_listening and state.messages == 1 and state.last is not None
         (line,) = listener_lines(rig.site)
         assert (line.status, line.detail[:10]) == ("ok", "1 messages")
+        status = node_status(rig.site)
+        assert (status["results_listening"], status["results_queued"]) == (True, 1)
+        assert status["last_result"] is not None
         with pytest.raises(Refusal, match="E_LISTENER_RUNNING"):
             listen(rig.site, print)
     assert rig.stored == [result("MSG-1")]
