@@ -2,7 +2,10 @@
 
 import json
 import logging
+import signal
 import stat
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from pipeline.feeds.fhir_fetch import fetch, last_fetch
 from pipeline.records.laboratory import read_pcr
 from pipeline.site.folder import Site, init_site
 from tests.pipeline.feeds.fhir_server import Answer, FhirServer, serving
+from tests.pipeline.feeds.listener_rig import ENVIRONMENT
 from tests.pipeline.pacs.authority import Authority
 from tests.pipeline.records.laboratory.test_fhir import (
     DETECTED,
@@ -45,6 +49,9 @@ tests = ["COVPCR"]
 [outcomes]
 file = "outcomes.csv"
 """
+
+
+COMMAND = "from federation.cli.main import main; main()"
 
 
 def results(count: int) -> list[Json]:
@@ -157,6 +164,37 @@ def test_interrupted_fetch_continues_at_the_same_page(tmp_path: Path) -> None:
         assert server.asked[0].endswith("page=2")
         assert len(server.asked) == 1
         assert read(site) == expected(6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "place"),
+    [("search", "page=1"), ("search", "/Patient/p4"), ("export", "/status/1"), ("export", "/files/Patient")],
+)
+def test_killed_fetch_continues(tmp_path: Path, method: str, place: str) -> None:
+    """The command is killed (SIGKILL) when it asks for this page or file; then it runs again."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def kill(server: FhirServer, path: str) -> None:
+        if place in path and running[-1].poll() is None and len(running) == 1:
+            running[-1].kill()
+            running[-1].wait()
+
+    with serving(FhirServer(results(6), includes=False)) as server:
+        site = make_site(tmp_path, server.url, f'method = "{method}"\npage_size = 2')
+        server.polls = 1
+        server.special |= {f"/r4/{each}": kill for each in ("Observation", "Patient/p4", "status/1", "files/Patient")}
+        codes = []
+        for _ in range(2):
+            running.append(
+                subprocess.Popen([sys.executable, "-c", COMMAND, "node", "pull", str(site.folder)], env=ENVIRONMENT)
+            )
+            codes.append(running[-1].wait(60))
+            server.polls = 5
+        assert codes == [-signal.SIGKILL, 0]
+        assert read(site) == expected(6)
+        starts = [path for path in server.asked if "$export" in path or ("code=" in path and "page=" not in path)]
+        assert len(starts) == 1
 
 
 def test_expired_page_begins_the_search_again(tmp_path: Path) -> None:
