@@ -88,7 +88,7 @@ class FhirClient:
             status = response.headers.get("Content-Location", "")
             if response.status_code != requests.codes.accepted or not status:
                 raise Refusal(reasons.FHIR_ANSWER, private=f"$export: status {response.status_code}")
-            return urljoin(url, status)
+            return absolute(self.base, status)
 
     def poll(self, url: str) -> dict[str, Any] | float:
         """Return the result of an asynchronous request, or the seconds after which to ask again."""
@@ -192,6 +192,14 @@ class FhirClient:
                 if max_bytes and time.monotonic() > deadline:
                     raise Refusal(reasons.FHIR_SILENT, private="a response takes too long")
                 yield chunk
+
+
+def absolute(base: str, link: str) -> str:
+    """Return a link as an absolute URL, "" if it cannot be one."""
+    try:
+        return urljoin(f"{base}/", link)
+    except ValueError:
+        return ""
 
 
 def _check_type(response: requests.Response, types: set[str]) -> None:

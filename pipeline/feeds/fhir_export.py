@@ -21,6 +21,7 @@ from pipeline.site.fhir_settings import FhirTable
 
 _LINES = 1000
 _MAX_FILES = 100_000
+_WAIT = {reasons.FHIR_EXPORT_WAIT, reasons.FHIR_SILENT, reasons.FHIR_AUTH}  # the same export can still succeed
 
 
 def export(
@@ -33,20 +34,29 @@ def export(
 ) -> int:
     """Export resources of these types, store the wanted ones, and return their number.
 
+    After a refusal for which waiting does not help, the next fetch starts a new export.
     Raises Refusal as `FhirClient.get_json`, E_FHIR_EXPORT_WAIT.
     """
     status = str(store.state().get("export") or "")
     if not status:
         status = _start(client, table, kinds, store.state().get("since"))
         store.write(export=status, files=None, done=0)
-    if store.state().get("files") is None:
-        manifest = _wait(client, store, table, status, sleep)
-        store.write(files=_files(manifest), at=manifest.get("transactionTime"))
-    state = store.state()
     count = 0
-    for number in range(state["done"], len(state["files"])):
-        count += _file(client, store, state["files"][number], wants)
-        store.write(done=number + 1)
+    try:
+        if store.state().get("files") is None:
+            manifest = _wait(client, table, status, sleep)
+            store.write(files=_files(manifest), at=manifest.get("transactionTime"))
+        state = store.state()
+        for number in range(state["done"], len(state["files"])):
+            count += _file(client, store, state["files"][number], wants)
+            store.write(done=number + 1)
+    except GoneError:
+        store.write(export=None)
+        raise Refusal(reasons.FHIR_ANSWER, private="the server has dropped the export, or a file of it") from None
+    except Refusal as refusal:
+        if refusal.reason not in _WAIT:
+            store.write(export=None)
+        raise
     client.delete(status)
     store.write(export=None, files=None, done=None, at=None, since=_seconds(state.get("at")))
     return count
@@ -66,23 +76,13 @@ def _start(client: FhirClient, table: FhirTable, kinds: Sequence[str], since: fl
     return status
 
 
-def _wait(
-    client: FhirClient, store: ResourceStore, table: FhirTable, status: str, sleep: Callable[[float], None]
-) -> dict[str, Any]:
-    """Return the manifest. Raises Refusal E_FHIR_EXPORT_WAIT; after another refusal the next fetch starts again."""
+def _wait(client: FhirClient, table: FhirTable, status: str, sleep: Callable[[float], None]) -> dict[str, Any]:
+    """Return the manifest. Raises Refusal E_FHIR_EXPORT_WAIT, GoneError."""
     deadline = time.monotonic() + table.export_hours * 3600
-    try:
-        while not isinstance(answer := client.poll(status), dict):
-            if time.monotonic() + answer > deadline:
-                raise Refusal(reasons.FHIR_EXPORT_WAIT)
-            sleep(answer)
-    except GoneError:
-        store.write(export=None)
-        raise Refusal(reasons.FHIR_ANSWER, private="the server has dropped the export") from None
-    except Refusal as refusal:
-        if refusal.reason not in (reasons.FHIR_EXPORT_WAIT, reasons.FHIR_SILENT):
-            store.write(export=None)
-        raise
+    while not isinstance(answer := client.poll(status), dict):
+        if time.monotonic() + answer > deadline:
+            raise Refusal(reasons.FHIR_EXPORT_WAIT)
+        sleep(answer)
     return answer
 
 
@@ -102,18 +102,14 @@ def _files(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _file(client: FhirClient, store: ResourceStore, file: dict[str, Any], wants: Wants) -> int:
-    """Store one file. If the server no longer has it, the next fetch starts a new export."""
+    """Store one file. Raises GoneError, Refusal."""
     count = 0
-    try:
-        trees = _trees(client.lines(file["url"], with_token=file["token"]))
-        while some := list(islice(trees, _LINES)):
-            if file["deleted"]:
-                store.write(gone=[name for tree in some for name in _deleted(tree)])
-            else:
-                count += keep_bundle(client, store, {"entry": [{"resource": tree} for tree in some]}, wants)
-    except GoneError:
-        store.write(export=None)
-        raise Refusal(reasons.FHIR_ANSWER, private="the server has dropped a file of the export") from None
+    trees = _trees(client.lines(file["url"], with_token=file["token"]))
+    while some := list(islice(trees, _LINES)):
+        if file["deleted"]:
+            store.write(gone=[name for tree in some for name in _deleted(tree)])
+        else:
+            count += keep_bundle(client, store, {"entry": [{"resource": tree} for tree in some]}, wants)
     return count
 
 

@@ -11,10 +11,11 @@ from urllib.parse import quote
 
 from models.refusal import Refusal
 from pipeline.feeds import reasons
-from pipeline.feeds.fhir_client import FhirClient, GoneError
+from pipeline.feeds.fhir_client import FhirClient, GoneError, absolute
 from pipeline.records.fhir_store import ResourceStore, kept
 from pipeline.site.fhir_settings import FhirTable
 
+_WAIT = {reasons.FHIR_SILENT, reasons.FHIR_AUTH}  # the same page can still come
 _MAX_ID = 200  # characters; R4 allows 64, some servers use more
 
 RESULTS, COURSES = ("Observation", "DiagnosticReport"), ("Encounter", "Procedure", "Condition")
@@ -42,7 +43,12 @@ def search(client: FhirClient, store: ResourceStore, table: FhirTable, queries: 
         store.write(number=0, next="")
     count = 0
     for number in range(store.state()["number"], len(queries)):
-        count += _pages(client, store, table, queries[number], wants)
+        try:
+            count += _pages(client, store, table, queries[number], wants)
+        except Refusal as refusal:
+            if refusal.reason not in _WAIT:
+                store.write(next="")  # the page may never come: the next fetch begins the query again
+            raise
         store.write(number=number + 1, next="")
     store.write(number=None, next=None)
     return count
@@ -72,7 +78,6 @@ def _pages(client: FhirClient, store: ResourceStore, table: FhirTable, query: Qu
         if url in seen:
             break
         seen.add(url)
-    store.write(next="")  # the next fetch begins the query again
     raise Refusal(reasons.FHIR_ENDLESS, pages=len(seen))
 
 
@@ -91,11 +96,10 @@ def _next(client: FhirClient, bundle: dict[str, Any]) -> str:
     links = bundle.get("link")
     for link in links if isinstance(links, list) else []:
         if isinstance(link, dict) and link.get("relation") == "next" and isinstance(link.get("url"), str):
-            url = link["url"]
-            url = url if "://" in url else f"{client.base}/{url.lstrip('/')}"
+            url = absolute(client.base, link["url"])
             if not client.is_own(url):
                 raise Refusal(reasons.FHIR_ORIGIN, private="the link to the next page")
-            return str(url)
+            return url
     return ""
 
 

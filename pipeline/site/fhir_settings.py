@@ -76,6 +76,8 @@ class FhirTable(BaseModel, extra="forbid"):
     @field_validator("file_origins")
     @classmethod
     def origins_are_addresses(cls, addresses: list[str]) -> list[str]:
+        if "" in addresses:
+            raise ValueError("an address must not be empty")
         return [_checked(each) for each in addresses]
 
     @model_validator(mode="after")

@@ -197,12 +197,18 @@ def test_killed_fetch_continues(tmp_path: Path, method: str, place: str) -> None
         assert len(starts) == 1
 
 
-def test_expired_page_begins_the_search_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("status", "code"), [(410, ""), (404, ""), (400, "E_FHIR_ANSWER"), (500, "E_FHIR_ANSWER")])
+def test_expired_page_begins_the_search_again(tmp_path: Path, status: int, code: str) -> None:
+    """At once if the server says so, else at the next fetch."""
     with serving(FhirServer(results(6))) as server:
         site = make_site(tmp_path, server.url, "page_size = 2")
-        failing = iter([Answer({}, 500), Answer({}, 410)])
-        server.special["/r4/Observation"] = lambda _, path: next(failing, None) if "page=1" in path else None
-        assert refused(site).code == "E_FHIR_ANSWER"
+        busy = iter([Answer({}, 503), Answer({}, 503)])
+        server.special["/r4/Observation"] = lambda _, path: next(busy, None) if "page=1" in path else None
+        assert refused(site).code == "E_FHIR_SILENT"
+        expired = iter([Answer({}, status)])
+        server.special["/r4/Observation"] = lambda _, path: next(expired, None) if "page=1" in path else None
+        if code:
+            assert refused(site).code == code
         fetch(site)
         assert read(site) == expected(6)
 
@@ -233,6 +239,8 @@ def page(server: FhirServer, link: str) -> Answer:
         "http://localhost:{port}/r4/Observation",
         "http://127.0.0.1:{port}@attacker.example/r4",
         "https://127.0.0.1:{port}/r4/Observation",
+        "//attacker.example/r4/Observation",
+        "http://[broken",
         "file:///etc/passwd",
     ],
 )
@@ -250,6 +258,19 @@ def test_redirect_is_not_followed(tmp_path: Path) -> None:
         server.special["/r4/Observation"] = lambda s, _: Answer({}, 307, headers={"Location": f"{s.url}/other"})
         assert refused(site).code == "E_FHIR_ANSWER"
         assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("link", ["Observation?second", "/r4/Observation?second", "?second"])
+def test_relative_link_is_followed(tmp_path: Path, link: str) -> None:
+    with serving(FhirServer()) as server:
+        site = make_site(tmp_path, server.url)
+        entry = [{"resource": each} for each in results(2)]
+        last = Answer({"resourceType": "Bundle", "type": "searchset", "entry": entry})
+        server.special |= {
+            place: lambda s, path: last if "second" in path else page(s, link) for place in ("/r4/Observation", "/r4/")
+        }
+        fetch(site)
+        assert read(site) == expected(2)
 
 
 @pytest.mark.parametrize("repeats", [True, False])
@@ -402,6 +423,7 @@ def test_fixed_token_from_a_private_file(tmp_path: Path) -> None:
         'token_file = "t"\ntoken_url = "https://login.example/token"\nclient_id = "x"\nclient_key = "k"',
         'ca_certificate = "ca.crt"',
         'file_origins = ["http://files.example"]',
+        'file_origins = [""]',
         'group = "a/b"',
     ],
 )
@@ -502,7 +524,9 @@ def test_deleted_resources_of_an_export_are_removed(tmp_path: Path) -> None:
         ("$export", Answer({}, 404), "E_FHIR_ANSWER"),
         ("$export", Answer({}, 202), "E_FHIR_ANSWER"),
         ("$export", Answer({}, 202, headers={"Content-Location": "https://attacker.example/s"}), "E_FHIR_ORIGIN"),
+        ("$export", Answer({}, 202, headers={"Content-Location": "http://[broken"}), "E_FHIR_ORIGIN"),
         ("status/1", Answer({}, 500), "E_FHIR_ANSWER"),
+        ("status/1", Answer({"output": [{"url": "https://me@attacker.example/f"}]}), "E_FHIR_ORIGIN"),
         ("status/1", Answer({}, 404), "E_FHIR_ANSWER"),
         ("status/1", Answer({"output": [{"url": 7}]}), "E_FHIR_ANSWER"),
         ("files/Observation", Answer({}, 404), "E_FHIR_ANSWER"),
