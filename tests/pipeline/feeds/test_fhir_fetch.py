@@ -51,6 +51,8 @@ file = "outcomes.csv"
 """
 
 
+pytestmark = pytest.mark.slow
+
 COMMAND = "from federation.cli.main import main; main()"
 
 
@@ -166,7 +168,6 @@ def test_interrupted_fetch_continues_at_the_same_page(tmp_path: Path) -> None:
         assert read(site) == expected(6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "place"),
     [("search", "page=1"), ("search", "/Patient/p4"), ("export", "/status/1"), ("export", "/files/Patient")],
@@ -284,7 +285,6 @@ def test_endless_pages_end(tmp_path: Path, repeats: bool) -> None:
         assert len(server.asked) == (2 if repeats else 20)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
@@ -354,7 +354,6 @@ def smart(server: FhirServer, key: Path) -> str:
     return f'token_url = "{server.origin}/token"\nclient_id = "fedthorax"\nclient_key = "{key}"\nkey_id = "1"'
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rsa", "ec"])
 def test_smart_backend_services_over_tls(tmp_path: Path, kind: str) -> None:
     key = rsa.generate_private_key(65537, 2048) if kind == "rsa" else ec.generate_private_key(ec.SECP384R1())
@@ -517,7 +516,6 @@ def test_deleted_resources_of_an_export_are_removed(tmp_path: Path) -> None:
         assert read(site) == expected(2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "answer", "code"),
     [
