@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test peers viewer check unit lint docs pictures format bench learning lungs canary attack chaos soak fuzz clean
+.PHONY: demo test peers viewer check unit lint docs pictures format lock release bench learning lungs canary attack chaos soak fuzz clean
 
 demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
@@ -55,6 +55,9 @@ pictures: .venv/installed  ## what the three users see, from the demo's folder i
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+lock: .venv/installed  ## the libraries of each role with their hashes, after a change in pyproject.toml or constraints.txt
+	$(BIN)/python -m federation.delivery.locks
 
 bench: .venv/installed peers  ## speed and memory as ratios, how well federations learn; written to benchmarks/results/
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

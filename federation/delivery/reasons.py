@@ -12,3 +12,8 @@ BUILD_FAILED = Reason(
     "{step} failed",
     "Read the output above. A missing package: `make release` needs the extra `release` and, for the viewer, npm.",
 )
+LOCK_NO_WHEEL = Reason(
+    "E_LOCK_NO_WHEEL",
+    "{library} has no wheel for Python {python} on Linux x86_64",
+    "Give another version of it in constraints.txt, then run `make lock` again.",
+)
