@@ -20,6 +20,7 @@ from federation.cli.console import print_json, print_refusal, progress_bar, say
 from federation.cli.explain import explain
 from federation.cli.options import Json
 from federation.cli.serve import serve
+from federation.cli.verify_release import verify_release
 from federation.system.process import QUIET
 from models.reasons import SYSTEM
 from models.refusal import Refusal
@@ -158,6 +159,7 @@ def score(
 
 app.command()(serve)
 app.command()(explain)
+app.command()(verify_release)
 
 
 def main() -> None:

@@ -17,3 +17,74 @@ LOCK_NO_WHEEL = Reason(
     "{library} has no wheel for Python {python} on Linux x86_64",
     "Give another version of it in constraints.txt, then run `make lock` again.",
 )
+RELEASE_SIGNATURE = Reason(
+    "E_RELEASE_SIGNATURE",
+    "no trusted key signed SHA256SUMS of this folder",
+    "Do not use this copy. Fetch it again, and compare the key's SHA-256 with its sender over another channel.",
+)
+RELEASE_FILES = Reason(
+    "E_RELEASE_FILES",
+    "the files of this folder are not the signed ones: {problem}",
+    "Do not use this copy. Fetch it again, and unpack it into an empty folder.",
+)
+# The texts are those of install.sh; what it fills in stands in braces here.
+INSTALL_ROOT = Reason(
+    "E_INSTALL_ROOT",
+    "a system-wide installation needs root",
+    "Run it as root, or with --user as the user who will run the services.",
+)
+INSTALL_FILES = Reason(
+    "E_INSTALL_FILES",
+    "a file of this folder is missing, changed or not in SHA256SUMS",
+    "Unpack the bundle again, and verify it.",
+)
+INSTALL_SIGNATURE = Reason(
+    "E_INSTALL_SIGNATURE",
+    "SHA256SUMS is not signed with this key",
+    "Do not install it. Fetch it again, and compare the key's SHA-256 with its sender over another channel.",
+)
+INSTALL_MACHINE = Reason(
+    "E_INSTALL_MACHINE",
+    "this bundle is for Linux on x86_64, and this machine is {system} on {processor}",
+    "Install on a machine of that kind.",
+)
+INSTALL_PYTHON = Reason(
+    "E_INSTALL_PYTHON",
+    "no Python fits: this bundle is for {pythons}, outside of home directories if system-wide",
+    "Install one of these versions from your distribution, name another with --python, or fetch another bundle.",
+)
+INSTALL_GLIBC = Reason(
+    "E_INSTALL_GLIBC",
+    "this bundle needs glibc {needed} or newer, found: {found}",
+    "Use a newer release of the distribution.",
+)
+INSTALL_DISK = Reason(
+    "E_INSTALL_DISK",
+    "{needed} MB are needed below {prefix}, and {found} MB are free",
+    "Free disk space, or name a place on another disk with --prefix.",
+)
+INSTALL_NOEXEC = Reason(
+    "E_INSTALL_NOEXEC",
+    "programs cannot run below {prefix}",
+    "Name a place with --prefix whose file system is not mounted with noexec.",
+)
+INSTALL_PORT = Reason(
+    "W_INSTALL_PORT",
+    "a program of this machine uses port {port}",
+    "If it is not this service itself, set another port in the settings file before you start it.",
+)
+INSTALL_OTHER = Reason(
+    "E_INSTALL_OTHER",
+    "another build of version {version} is installed in {target}",
+    "Remove it first with the install.sh that it came with: sh install.sh --uninstall.",
+)
+INSTALL_FAILED = Reason(
+    "E_INSTALL_FAILED",
+    "the program could not be installed, and what ran before stays as it was",
+    "Read the output above. Run install.sh again when the cause is removed.",
+)
+INSTALL_RUNNING = Reason(
+    "E_INSTALL_RUNNING",
+    "a service of this installation is running: {service}",
+    "Stop and disable it with systemctl, then run this again.",
+)

@@ -14,12 +14,7 @@ from federation.node import sandbox
 from pipeline.site.folder import init_site
 
 UNITS = Path(__file__).resolve().parents[3] / "docs" / "systemd"
-SERVICES = (
-    "fedthorax-node@.service",
-    "fedthorax-ingest@.service",
-    "fedthorax-listen@.service",
-    "fedthorax-clinic@.service",
-)
+SERVICES = tuple(f"fedthorax-{name}@.service" for name in ("node", "ingest", "listen", "clinic", "server"))
 APP = "fedthorax-app@.service"
 EXPOSED_AT_MOST = 15  # of 100; systemd calls up to 20 "OK"
 
@@ -77,6 +72,18 @@ def test_service_starts_an_existing_command(service: str) -> None:
     for word in found[1].split():
         command = command.commands[word]  # type: ignore[attr-defined]
     assert found[2] == "/var/lib/fedthorax/%i"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_service_of_one_user_starts_the_same_command_and_asks_for_no_root(service: str) -> None:
+    """systemd refuses to start a user's service with a setting that needs root, such as User= or PrivateDevices=."""
+    text = (UNITS.with_name("systemd-user") / service).read_text()
+    command = re.search(r"^ExecStart=(.+)/var/lib(/fedthorax/%i)$", (UNITS / service).read_text(), re.M)
+    assert command
+    assert f"ExecStart={command[1]}%h{command[2]}\n" in text
+    assert (
+        re.findall(r"^(?:User|Group|Capab|Private|Protect|StateDir|RemoveIPC|RestrictNamespaces)\w*=", text, re.M) == []
+    )
 
 
 # --- the service that runs the study's code ---------------------------------------------------------------

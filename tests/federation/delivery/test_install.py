@@ -1,0 +1,300 @@
+"""install.sh on a small bundle: what it refuses, what it installs without a network, and how to undo it."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from federation.delivery import reasons
+from federation.delivery.checksums import write_sums
+from models.reason_tables import reasons_in
+from models.signature import new_private_key, public_key
+from tests.federation.delivery.conftest import MakeBundle, write_wheel
+
+SCRIPT = Path(reasons.__file__).with_name("install.sh").read_text()
+# What could lead pip to a registry or to other versions, if install.sh let it.
+HOSTILE = {
+    "PIP_INDEX_URL": "https://registry.invalid/simple",
+    "PIP_NO_INDEX": "0",
+    "PIP_CONSTRAINT": "/nonexistent",
+    "PIP_TARGET": "/nonexistent",
+    "HTTPS_PROXY": "http://proxy.invalid:3128",
+    "PYTHONPATH": "/nonexistent",
+    "PYTHONHOME": "/nonexistent",
+}
+
+
+def allowed(*unshare: str) -> bool:
+    return subprocess.run(["unshare", *unshare, "true"], capture_output=True, check=False).returncode == 0
+
+
+without_network = pytest.mark.skipif(not allowed("-rn"), reason="this machine forbids network namespaces")
+
+
+class Machine:
+    """A user's home in which install.sh runs, without a network where the machine allows that."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.share = home / ".local" / "share"
+        self.program = self.share / "fedthorax" / "bin" / "fedthorax"
+        self.units = home / ".config" / "systemd" / "user"
+
+    def install(
+        self, bundle: Path, *arguments: str | Path, before: str = "", unshare: str = "-rn", scope: str = "--user"
+    ) -> subprocess.CompletedProcess[str]:
+        """Run install.sh in namespaces of its own, after the shell commands `before`."""
+        command = ["sh", str(bundle / "install.sh"), scope, "--python", sys.executable, *map(str, arguments)]
+        shell = f'{before}\nexec "$@"'
+        environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), **HOSTILE}
+        return subprocess.run(
+            [*(["unshare", unshare] if allowed(unshare) else []), "sh", "-c", shell, "sh", *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def version(self) -> str:
+        return subprocess.run([self.program], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    home = tmp_path / "home"
+    (home / "fedthorax" / "my-hospital").mkdir(parents=True)
+    (home / "fedthorax" / "my-hospital" / "site.toml").write_text("name = 'my-hospital'\n")
+    return Machine(home)
+
+
+def state(machine: Machine) -> list[str]:
+    return sorted(str(path.relative_to(machine.home)) for path in machine.home.rglob("*"))
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 1, done.stdout + done.stderr
+    return re.findall(r"^(E_\w+): ", done.stderr, re.M)[-1]
+
+
+# --- what is refused before anything is written ---
+
+
+def damage_changed(bundle: Path) -> None:
+    with (bundle / "requirements.txt").open("a") as file:
+        file.write("\n")
+
+
+def damage_missing(bundle: Path) -> None:
+    (bundle / "doc" / "operations.md").unlink()
+
+
+def damage_extra(bundle: Path) -> None:
+    (bundle / "wheelhouse" / "sitecustomize.py").write_text("")
+
+
+def damage_hidden(bundle: Path) -> None:
+    (bundle / "systemd" / "user" / ".fedthorax-node@.service.d").mkdir()
+    (bundle / "systemd" / "user" / ".fedthorax-node@.service.d" / "override.conf").write_text("")
+
+
+def damage_link(bundle: Path) -> None:
+    wheel = next((bundle / "wheelhouse").glob("little-*"))
+    wheel.rename(bundle.parent / wheel.name)
+    wheel.symlink_to(bundle.parent / wheel.name)  # the same content now, and another one later
+
+
+def damage_sums(bundle: Path) -> None:
+    (bundle / "SHA256SUMS").write_text("")
+
+
+def damage_description(bundle: Path) -> None:
+    (bundle / "BUNDLE").unlink()
+
+
+@pytest.mark.parametrize("damage", [name for name in list(globals()) if name.startswith("damage_")])
+def test_a_bundle_with_other_files_than_listed_is_refused(
+    damage: str, machine: Machine, make_bundle: MakeBundle
+) -> None:
+    bundle = make_bundle()
+    globals()[damage](bundle)
+    before = state(machine)
+    assert refused(machine.install(bundle)) == "E_INSTALL_FILES"
+    assert state(machine) == before
+
+
+def test_sums_that_another_key_signed_or_nobody_are_refused(
+    machine: Machine, make_bundle: MakeBundle, private_key: Path, tmp_path: Path
+) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not here")
+    bundle, key = make_bundle(), private_key.with_suffix(".pub")
+    assert machine.install(bundle, "--check", "--key", key).returncode == 0
+    (tmp_path / "other.key").write_bytes(new_private_key())
+    (tmp_path / "other.pub").write_bytes(public_key(tmp_path / "other.key"))
+    assert refused(machine.install(bundle, "--key", tmp_path / "other.pub")) == "E_INSTALL_SIGNATURE"
+    damage_extra(bundle)
+    write_sums(bundle)  # by somebody without the key, who makes the sums fit the files
+    assert refused(machine.install(bundle, "--key", key)) == "E_INSTALL_SIGNATURE"
+
+
+@pytest.mark.parametrize(
+    ("setting", "code"),
+    [
+        (("pythons", "2.7"), "E_INSTALL_PYTHON"),
+        (("glibc", "9.99"), "E_INSTALL_GLIBC"),
+        (("mb_installed", "999999999"), "E_INSTALL_DISK"),
+    ],
+)
+def test_a_machine_that_does_not_fit_is_refused(
+    setting: tuple[str, str], code: str, machine: Machine, make_bundle: MakeBundle
+) -> None:
+    bundle = make_bundle()
+    text = re.sub(rf"(?m)^{setting[0]}=.*$", "=".join(setting), (bundle / "BUNDLE").read_text())
+    (bundle / "BUNDLE").write_text(text)
+    write_sums(bundle)
+    before = state(machine)
+    assert refused(machine.install(bundle)) == code
+    assert state(machine) == before
+
+
+def test_a_prefix_whose_file_system_forbids_programs_is_refused(machine: Machine, make_bundle: MakeBundle) -> None:
+    if not allowed("-rm"):
+        pytest.skip("this machine forbids mount namespaces")
+    mounted = f"mount -t tmpfs -o noexec tmpfs {machine.home}"
+    assert refused(machine.install(make_bundle(), before=mounted, unshare="-rm")) == "E_INSTALL_NOEXEC"
+
+
+def test_system_wide_installation_needs_root(machine: Machine, make_bundle: MakeBundle) -> None:
+    if os.geteuid() == 0 and not allowed("-U"):
+        pytest.skip("this machine forbids user namespaces")
+    assert refused(machine.install(make_bundle(), unshare="-U", scope="--system")) == "E_INSTALL_ROOT"
+
+
+def test_a_port_in_use_is_a_warning(machine: Machine, make_bundle: MakeBundle) -> None:
+    bundle = make_bundle(role="server")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (bundle / "BUNDLE").write_text((bundle / "BUNDLE").read_text().replace("ports=8443", f"ports={port}"))
+        write_sums(bundle)
+        done = machine.install(bundle, "--check", unshare="-r")  # the test's own network
+    assert done.returncode == 0
+    assert f"W_INSTALL_PORT: a program of this machine uses port {port}" in done.stderr
+    assert "W_INSTALL_PORT" not in machine.install(bundle, "--check", unshare="-r").stderr
+
+
+@pytest.mark.parametrize("arguments", [("--unistall",), ("--prefix",), ("--prefix", "/tmp/a b"), ("node",)])
+def test_wrong_usage_has_its_own_exit_code(
+    arguments: tuple[str, ...], machine: Machine, make_bundle: MakeBundle
+) -> None:
+    done = machine.install(make_bundle(), *arguments)
+    assert done.returncode == 2
+    assert "usage: sh install.sh" in done.stderr
+
+
+def test_codes_and_texts_are_those_of_the_table() -> None:
+    """`fedthorax explain CODE` and docs/refusals.md say what install.sh says."""
+    flat = re.sub(r"\\\n\s*", "", SCRIPT)
+    said = re.findall(r'refuse (E_\w+)\s+"([^"]+)"\s+"([^"]+)"', flat)
+    said += re.findall(r'echo "(W_\w+): ([^"]+)" >&2\s+echo "  ([^"]+)" >&2', flat)
+    table = {each.code: each for each in reasons_in(reasons) if each.code[2:].startswith("INSTALL")}
+    assert {code for code, _, _ in said} == set(table)
+    for code, says, remedy in said:
+        filled = re.sub(r"\$\([^)]*\)|\$\{[^}]*\}|\$\w+", "{}", says)
+        assert (filled, remedy) == (re.sub(r"\{\w+\}", "{}", table[code].says), table[code].remedy)
+
+
+# --- what is installed ---
+
+
+@pytest.mark.slow
+@without_network
+def test_installs_without_a_network_repeats_and_is_undone(machine: Machine, make_bundle: MakeBundle) -> None:
+    bundle, before = make_bundle(), state(machine)
+    done = machine.install(bundle, before='[ "$(wc -l </proc/net/route)" -le 1 ] || exit 9')  # no route, only a head
+    assert (done.returncode, machine.version()) == (0, "fedthorax 0.1.0"), done.stderr
+    units = {unit.name: unit.read_text() for unit in machine.units.iterdir()}
+    assert sorted(units) == ["fedthorax-ingest@.service", "fedthorax-ingest@.timer", "fedthorax-node@.service"]
+    assert f"ExecStart={machine.program} node start %h/fedthorax/%i\n" in units["fedthorax-node@.service"]
+    installed = state(machine)
+    again = machine.install(bundle)
+    assert (again.returncode, state(machine)) == (0, installed)
+    assert "already installed" in again.stdout
+    assert machine.install(bundle, "--uninstall").returncode == 0
+    left = [path for path in state(machine) if not path.startswith((".local", ".config"))]
+    assert left == before
+    assert not machine.share.joinpath("fedthorax").is_symlink()
+    assert [path for path in machine.share.iterdir() if "fedthorax" in path.name] == []
+    assert list(machine.units.iterdir()) == []
+    assert "not installed" in machine.install(bundle, "--uninstall").stdout
+
+
+@pytest.mark.slow
+def test_an_upgrade_is_undone_by_the_bundle_of_the_version_before(machine: Machine, make_bundle: MakeBundle) -> None:
+    old, new = make_bundle("0.1.0"), make_bundle("0.2.0")
+    assert machine.install(old).returncode == 0
+    done = machine.install(new)
+    assert "in use now: 0.2.0 (before: 0.1.0, which stays installed)" in done.stdout
+    assert machine.version() == "fedthorax 0.2.0"
+    assert machine.install(old).returncode == 0
+    assert machine.version() == "fedthorax 0.1.0"
+    assert machine.install(new, "--uninstall").returncode == 0  # not in use: the other one stays
+    assert machine.version() == "fedthorax 0.1.0"
+    assert len(list(machine.units.iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_a_failed_upgrade_leaves_the_version_in_use(machine: Machine, make_bundle: MakeBundle) -> None:
+    assert machine.install(make_bundle("0.1.0")).returncode == 0
+    broken = make_bundle("0.2.0", fault="raise SystemExit(3)\n")
+    assert refused(machine.install(broken)) == "E_INSTALL_FAILED"
+    assert machine.version() == "fedthorax 0.1.0"
+    swapped = make_bundle("0.3.0")  # a wheel was exchanged, and SHA256SUMS made to fit
+    write_wheel(swapped / "wheelhouse", "little", "0.3.0", {"little.py": "VERSION = '0.3.0'\nimport os\n"})
+    write_sums(swapped)
+    failed = machine.install(swapped)
+    assert refused(failed) == "E_INSTALL_FAILED"
+    assert "HASH" in failed.stderr.upper()
+    assert machine.version() == "fedthorax 0.1.0"
+
+
+@pytest.mark.slow
+def test_an_interrupted_installation_is_repeated(machine: Machine, make_bundle: MakeBundle) -> None:
+    half = machine.share / "fedthorax-0.1.0" / "bin"
+    half.mkdir(parents=True)
+    (half / "python").write_text("half a file")
+    done = machine.install(make_bundle())
+    assert (done.returncode, machine.version()) == (0, "fedthorax 0.1.0")
+    assert "interrupted" in done.stdout
+
+
+@pytest.mark.slow
+def test_two_roles_on_one_machine_are_upgraded_together(machine: Machine, make_bundle: MakeBundle) -> None:
+    first = [make_bundle("0.1.0", role) for role in ("node", "clinic")]
+    for bundle in first:
+        assert machine.install(bundle).returncode == 0
+    assert len(list(machine.units.iterdir())) == 4
+    waiting = machine.install(make_bundle("0.2.0", "node"))
+    assert "install that bundle of version 0.2.0 too" in waiting.stdout
+    assert machine.version() == "fedthorax 0.1.0"
+    assert machine.install(make_bundle("0.2.0", "clinic")).returncode == 0
+    assert machine.version() == "fedthorax 0.2.0"
+    assert machine.install(first[1], "--uninstall").returncode == 0
+    assert machine.share.joinpath("fedthorax-0.1.0").exists()  # the node's part stays
+    assert machine.install(first[0], "--uninstall").returncode == 0
+    assert not machine.share.joinpath("fedthorax-0.1.0").exists()
+
+
+@pytest.mark.slow
+def test_another_build_of_the_same_version_is_refused(machine: Machine, make_bundle: MakeBundle) -> None:
+    assert machine.install(make_bundle("0.1.0", "node")).returncode == 0
+    other = make_bundle("0.1.0", "clinic")
+    wheel = next((other / "wheelhouse").glob("fedthorax-*"))
+    wheel.write_bytes(wheel.read_bytes() + b"\0")
+    write_sums(other)
+    assert refused(machine.install(other)) == "E_INSTALL_OTHER"
