@@ -59,6 +59,9 @@ format: .venv/installed
 lock: .venv/installed  ## the libraries of each role with their hashes, after a change in pyproject.toml or constraints.txt
 	$(BIN)/python -m federation.delivery.locks
 
+release: .venv/installed viewer  ## every form of the release into dist/; needs npm; RELEASE="--key FILE --role node --python 3.12"
+	$(BIN)/python -m federation.delivery.make_release $(RELEASE)
+
 bench: .venv/installed peers  ## speed and memory as ratios, how well federations learn; written to benchmarks/results/
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py

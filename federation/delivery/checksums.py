@@ -39,7 +39,8 @@ def sign_sums(folder: Path, private_key: Path) -> None:
     public_key(private_key)
     key = load_pem_private_key(private_key.read_bytes(), password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
-    (folder / SIGNATURE).write_bytes(key.sign((folder / SUMS).read_bytes(), ec.ECDSA(hashes.SHA256())))
+    algorithm = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)  # RFC 6979: the same release, the same bytes
+    (folder / SIGNATURE).write_bytes(key.sign((folder / SUMS).read_bytes(), algorithm))
 
 
 def verify_release(folder: Path, trusted_keys: Sequence[Path]) -> str:

@@ -88,3 +88,13 @@ INSTALL_RUNNING = Reason(
     "a service of this installation is running: {service}",
     "Stop and disable it with systemctl, then run this again.",
 )
+LICENCE = Reason(
+    "E_LICENCE",
+    "the licence of {library} does not permit the release, or nobody has read it: {licence}",
+    "Use another library, or read its licence and add it to federation/delivery/licences.py.",
+)
+RELEASE_THERE = Reason(
+    "E_RELEASE_THERE",
+    "a release of this version exists already",
+    "A release is never changed. Raise the version in pyproject.toml, or move the folder away if nobody has it yet.",
+)
