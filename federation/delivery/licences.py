@@ -24,7 +24,7 @@ PERMITTED = {
     *("0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0"),
     *("ISC", "LicenseRef-Public-Domain", "MIT", "MIT-0", "MIT-CMU", "PSF-2.0", "Unlicense", "Zlib"),
     "MPL-2.0",  # asks for the source of changed files; nothing is changed
-    "LicenseRef-NVIDIA-EULA",  # the libraries of CUDA, in bundles for NVIDIA GPUs only: may be passed on unchanged
+    "LicenseRef-NVIDIA-Proprietary",  # CUDA, in bundles for NVIDIA GPUs only: may be passed on with an application
 }
 # In the libraries' own words, in lower case, from the fields License and Classifier.
 _WORDS = {
@@ -40,12 +40,12 @@ _WORDS = {
     "isc license": "ISC",
     "mit license": "MIT",
     "mozilla public license 2.0 (mpl 2.0)": "MPL-2.0",
-    "nvidia proprietary software": "LicenseRef-NVIDIA-EULA",
+    "nvidia proprietary software": "LicenseRef-NVIDIA-Proprietary",
     "psf-2.0": "PSF-2.0",
     "python software foundation license": "PSF-2.0",
 }
-# Read in the file LICENSE of the library, which states nothing in its metadata.
-_READ = {"huey": "MIT", "sigstore-models": "MIT", "skops": "MIT"}
+# Read in the library itself, which states nothing in its metadata. cuda-toolkit has no files: it names other libraries.
+_READ = {"cuda-toolkit": "LicenseRef-NVIDIA-Proprietary", "huey": "MIT", "sigstore-models": "MIT", "skops": "MIT"}
 _SHORT = 80  # characters; a longer statement is the text of a licence
 _FILE = re.compile(r"(licen[cs]e|copying|notice)", re.I)
 
