@@ -154,6 +154,11 @@ check_runnable() {  # a folder whose file system forbids programs
 
 # --- what is written ---
 
+refuse_other() {
+    refuse E_INSTALL_OTHER "something else is where version $version would be: $target" \
+        "Remove it with the install.sh that it came with (--uninstall). If it was made by hand, move it away."
+}
+
 clean() {  # COMMAND, without the settings of pip and the proxies that this user has
     env -i PATH="$PATH" HOME="$target" LC_ALL=C.UTF-8 PIP_CONFIG_FILE=/dev/null "$@"
 }
@@ -161,21 +166,21 @@ clean() {  # COMMAND, without the settings of pip and the proxies that this user
 install_program() {
     wheel=$(grep '  wheelhouse/fedthorax-' "$here/SHA256SUMS" | cut -d' ' -f1)
     for other in "$target"/.installed-*; do
-        [ ! -f "$other" ] || grep -qx "wheel=$wheel" "$other" || refuse E_INSTALL_OTHER \
-            "another build of version $version is installed in $target" \
-            "Remove it first with the install.sh that it came with: sh install.sh --uninstall."
+        [ ! -f "$other" ] || grep -qx "wheel=$wheel" "$other" || refuse_other
     done
     if [ -f "$stamp" ] && grep -qx "sums=$(sha256sum <"$here/SHA256SUMS" | cut -d' ' -f1)" "$stamp"; then
         say "already installed: $target"
         return
     fi
     if [ -d "$target" ] && ! ls "$target"/.installed-* >/dev/null 2>&1; then
+        [ -f "$target/.installing" ] || refuse_other  # somebody made it by hand
         say "removing what an interrupted installation left in $target"
         rm -rf "$target"
     fi
     say "installing fedthorax $version for the role $role into $target: takes some minutes"
     set -- "$here"/wheelhouse/pip-*.whl  # a program that runs from its wheel
-    [ -d "$target" ] || clean "$python" -I -m venv --without-pip "$target"
+    [ -d "$target" ] || { mkdir -p "$target" && : >"$target/.installing"; }
+    [ ! -f "$target/.installing" ] || clean "$python" -I -m venv --without-pip "$target"
     clean "$target/bin/python" -I "$1/pip" --isolated install --quiet --no-input --no-index \
         --find-links "$here/wheelhouse" --require-hashes --only-binary :all: --no-cache-dir \
         --disable-pip-version-check --root-user-action ignore --requirement "$here/requirements.txt" &&
@@ -183,6 +188,7 @@ install_program() {
         refuse E_INSTALL_FAILED "the program could not be installed, and what ran before stays as it was" \
             "Read the output above. Run install.sh again when the cause is removed."
     printf 'sums=%s\nwheel=%s\n' "$(sha256sum <"$here/SHA256SUMS" | cut -d' ' -f1)" "$wheel" >"$stamp"
+    rm -f "$target/.installing"
 }
 
 make_user() {

@@ -75,8 +75,8 @@ INSTALL_PORT = Reason(
 )
 INSTALL_OTHER = Reason(
     "E_INSTALL_OTHER",
-    "another build of version {version} is installed in {target}",
-    "Remove it first with the install.sh that it came with: sh install.sh --uninstall.",
+    "something else is where version {version} would be: {target}",
+    "Remove it with the install.sh that it came with (--uninstall). If it was made by hand, move it away.",
 )
 INSTALL_FAILED = Reason(
     "E_INSTALL_FAILED",

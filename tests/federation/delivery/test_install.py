@@ -268,9 +268,17 @@ def test_an_interrupted_installation_is_repeated(machine: Machine, make_bundle: 
     half = machine.share / "fedthorax-0.1.0" / "bin"
     half.mkdir(parents=True)
     (half / "python").write_text("half a file")
+    (half.parent / ".installing").touch()
     done = machine.install(make_bundle())
     assert (done.returncode, machine.version()) == (0, "fedthorax 0.1.0")
     assert "interrupted" in done.stdout
+
+
+def test_a_folder_that_somebody_made_by_hand_is_kept(machine: Machine, make_bundle: MakeBundle) -> None:
+    (machine.share / "fedthorax-0.1.0" / "bin").mkdir(parents=True)
+    before = state(machine)
+    assert refused(machine.install(make_bundle())) == "E_INSTALL_OTHER"
+    assert state(machine) == before
 
 
 @pytest.mark.slow
