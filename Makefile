@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test peers viewer check unit lint docs pictures format lock release bench learning lungs canary attack chaos soak fuzz clean
+.PHONY: demo test peers viewer check unit lint docs pictures format lock audit release bench learning lungs canary attack chaos soak fuzz clean
 
 demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
@@ -58,6 +58,9 @@ format: .venv/installed
 
 lock: .venv/installed  ## the libraries of each role with their hashes, after a change in pyproject.toml or constraints.txt
 	$(BIN)/python -m federation.delivery.locks
+
+audit: .venv/installed  ## known vulnerabilities of the locked libraries; AUDIT="pypi.zip npm.zip": exports of OSV, downloaded before
+	$(BIN)/python -m federation.delivery.audit $(AUDIT)
 
 release: .venv/installed viewer  ## every form of the release into dist/; needs npm; RELEASE="--key FILE --role node --python 3.12"
 	$(BIN)/python -m federation.delivery.make_release $(RELEASE)
