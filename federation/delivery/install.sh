@@ -173,7 +173,7 @@ install_program() {
         return
     fi
     if [ -d "$target" ] && ! ls "$target"/.installed-* >/dev/null 2>&1; then
-        [ -f "$target/.installing" ] || refuse_other  # somebody made it by hand
+        [ -f "$target/.installing" ] || [ -z "$(ls -A "$target")" ] || refuse_other  # somebody made it by hand
         say "removing what an interrupted installation left in $target"
         rm -rf "$target"
     fi
