@@ -1,4 +1,4 @@
-"""`fedthorax node backup`, `node restore`, `server backup` and `server restore`."""
+"""`fedthorax node backup`, `node restore`, `node accept-restore`, `server backup` and `server restore`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,12 +25,31 @@ def backup_site(site_dir: SiteDir, file: NewFile) -> None:
 
 def restore_site(file: BackupFile, site_dir: EmptyDir) -> None:
     """Restore a site from its backup. Every patient keeps the pseudonym and the split."""
-    from federation.system.backup import restore_backup
+    from federation.migration.backup import restore_site
     from pipeline.site.folder import Site
 
-    count = restore_backup("site", file, site_dir)
+    count = restore_site(file, site_dir)
     say(f"Restored the site {Site.open(site_dir).name} with {count} files. Never run two nodes with one key.")
     say(f"Next: fedthorax node check {site_dir}, then fedthorax node ingest {site_dir}.")
+    say("The node takes part in nothing until you accept the restore: fedthorax node accept-restore --help.")
+
+
+def accept_restore(
+    site_dir: SiteDir,
+    note: Annotated[
+        str, typer.Option(help="Who decided, and why: one line of the ledger, without any patient's name.")
+    ],
+) -> None:
+    """Let a restored node take part again. What left after the backup is forgotten, and could be asked a second time.
+
+    Accept if the node took part in nothing between the backup and the loss, or if the backup is the newest possible.
+    """
+    from federation.ledger.chain import ledger_file
+    from federation.ledger.restored import accept
+    from pipeline.site.folder import Site
+
+    accept(ledger_file(Site.open(site_dir)), note)
+    say("The ledger holds the decision. The node takes part again; if it runs, it need not be restarted.")
 
 
 def backup_server(folder: ServerDir, file: NewFile) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from federation.cli.apps import approve, apps, ledger, revoke
-from federation.cli.backup import backup_site, restore_site
+from federation.cli.backup import accept_restore, backup_site, restore_site
 from federation.cli.console import print_json, print_table, progress_bar, say
 from federation.cli.node_peers import approve_peers, peers, revoke_peers
 from federation.cli.node_releases import approve_release, releases, revoke_release
@@ -293,6 +293,7 @@ for command in (
     revoke_peers,
     revoke_release,
     ledger,
+    accept_restore,
 ):
     app.command()(command)
 app.command("backup")(backup_site)

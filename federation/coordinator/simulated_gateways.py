@@ -194,8 +194,8 @@ class _Gateway:
         head = sent.arrays[MASKED][WORDS]
         return np.concatenate(list(pieces(head, ArraySpec(head.dtype, *head.shape), self._spool.going_out.get)))
 
-    def _note(self, header: Header, text: str) -> None:
-        self._record(header.round, "here", f"masked: {text}", header.digest)
+    def _note(self, header: Header, kind: str, digest: str) -> None:
+        self._record(header.round, "here", kind, digest)
 
     def _record(self, number: int | None, direction: Literal["out", "here"], kind: str, digest: str) -> Head:
         entry = Entry(self._run.name, number, direction, kind, 0, digest, self._run.app, _NO_DIGEST, PASSED)

@@ -12,6 +12,7 @@ from typing import Any
 from federation.gateway.first_model import MODEL_RECORDS, heads_as_json
 from federation.gateway.flower_objects import Arrays, Content, ReadChunk
 from federation.gateway.lineage import Lineage
+from federation.gateway.memory import answered
 from federation.gateway.questions import EMBED, QUESTIONS, KeptAnswer, Question, Questions
 from federation.gateway.schema import Schema, first_model_of
 from federation.protocol import reasons
@@ -48,7 +49,7 @@ class Admission:
         """Return the earlier answer to the same question; None if the question is new and may be answered.
 
         `can_calibrate`: whether the site has enough validation patients. Raises Refusal: E_ASKED_ALREADY,
-        E_QUESTIONS_RUN, E_QUESTIONS_MONTH, E_COHORT_ALMOST_SAME, E_THRESHOLDS.
+        E_MEMORY_LOST, E_QUESTIONS_RUN, E_QUESTIONS_MONTH, E_COHORT_ALMOST_SAME, E_THRESHOLDS.
         """
         if asked.kind not in QUESTIONS:
             return None
@@ -96,6 +97,10 @@ class Admission:
         if asked.kind == "train":
             model = _model(asked, lambda chunk: (chunks / chunk).read_bytes())
             self._lineage(asked).accept(asked.round, model, chunks, is_worse=is_worse)
+
+    def remembered(self, asked: Asked) -> list[tuple[str, str]]:
+        """Return kinds and digests of the ledger's lines that name what `remember` has kept (see `memory`)."""
+        return [answered(_question(asked))] if asked.kind in QUESTIONS else []
 
     def _lineage(self, asked: Asked) -> Lineage:
         return Lineage(

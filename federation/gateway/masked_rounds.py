@@ -22,6 +22,7 @@ from federation.approval.peers import PeerApprovals, identity_file
 from federation.gateway import reasons
 from federation.gateway.flower_objects import ArrayHead, Arrays, Content, object_id
 from federation.gateway.masked_content import SumSettings, brought_by, checked_settings, without_parts, words_of
+from federation.gateway.memory import summed
 from federation.gateway.questions import Question
 from federation.gateway.reply_checks import Values
 from federation.gateway.schema import ArraySpec
@@ -58,12 +59,12 @@ REGISTER_SECONDS = 300.0
 # This hospital has approved no list of hospitals that it can mask with.
 NO_LIST = (secagg_reasons.SECAGG_ROSTER, secagg_reasons.SECAGG_ROSTER_SMALL, secagg_reasons.SECAGG_MEMBER)
 
-Note = Callable[[Header, str], None]
+Note = Callable[[Header, str, str], None]
 log = logging.getLogger("fedthorax.gateway")
 
 
 class MaskedRounds:
-    """Masked rounds of one site. `note`: writes a line to the ledger."""
+    """Masked rounds of one site. `note`: writes a line of this kind and digest to the ledger."""
 
     def __init__(self, site: Site, upstream: Upstream, spool: Spool, note: Note) -> None:
         self._site, self._upstream, self._spool, self._note = site, upstream, spool, note
@@ -129,7 +130,7 @@ class MaskedRounds:
         # The hospitals of a round may change often. Half of the changes are kept for the answers after the last round.
         changes = table.max_sum_changes // (2 if header.kind == ROUND_FIGURES else 1)
         limits = Limits(min_peers=table.min_peers, max_changes=changes)
-        return SiteRound(self._store, self._identity, roster, header, limits, lambda text: self._note(header, text))
+        return SiteRound(self._store, self._identity, roster, header, limits, self._noting(header))
 
     async def _begin(self, task: Task, roster: Roster) -> tuple[Header, SumSettings]:
         """Return what the server says about the round, if it is what this task and this study make it."""
@@ -163,6 +164,10 @@ class MaskedRounds:
             different = [name for name in Header.model_fields if getattr(header, name) != getattr(own, name)]
             raise Refusal(reasons.SECAGG_SETTINGS, private=", ".join(different))
         return header, settings
+
+    def _noting(self, header: Header) -> Callable[[str], None]:
+        """Return a function that writes a line about this round to the ledger."""
+        return lambda text: self._note(header, f"masked: {text}", header.digest)
 
     def _write(self, words: Iterator[Words], count: int) -> ArrayHead:
         """Write masked words into the spool, as Flower cuts a numpy file into chunks."""
@@ -210,7 +215,7 @@ class MaskedRounds:
                 await self._reveal(round_, header)
         except Refusal as refusal:
             log.warning("the masked round %d ended: %s %s", header.round, refusal.code, refusal.says)
-            await asyncio.to_thread(self._note, header, f"masked round ended: {refusal.code}")
+            await asyncio.to_thread(self._noting(header), f"masked round ended: {refusal.code}")
         except Exception:
             log.exception("the last steps of a masked round failed")
             return
@@ -222,6 +227,7 @@ class MaskedRounds:
         signed = await asyncio.to_thread(round_.confirm, uploaded)
         confirmations = Confirmations.parse(await self._ask("confirm", signed.content, header, until))
         revealed = await asyncio.to_thread(round_.reveal, confirmations)
+        await asyncio.to_thread(self._note, header, *summed(header.model, header.kind))
         await self._ask("reveal", revealed.content, header, until)
         log.info("masked round %d: shares revealed for %d hospitals", header.round, len(uploaded.hospitals))
 

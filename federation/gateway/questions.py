@@ -100,12 +100,15 @@ class Questions:
     def earlier(self, question: Question) -> KeptAnswer | None:
         """Return the answer to the same question, if it was asked before.
 
-        Raises Refusal E_ASKED_ALREADY if a different question of this kind was asked about the same model. An answer
-        that was masked does not leave without a mask in another study, and the reverse.
+        Raises Refusal: E_ASKED_ALREADY if a different question of this kind was asked about the same model;
+        E_MEMORY_LOST if the answer is known only from the ledger. An answer that was masked does not leave without a
+        mask in another study, and the reverse.
         """
         kept = self._kept(question.key)
         if kept is None:
             return None
+        if kept.get("lost"):
+            raise Refusal(reasons.MEMORY_LOST)
         if (kept["asked"], kept.get("masked", False)) != (question.asked, question.masked):
             raise Refusal(reasons.ASKED_ALREADY)
         chunks = {id: base64.b64decode(chunk) for id, chunk in kept["chunks"].items()}
@@ -129,9 +132,12 @@ class Questions:
     def check_cohort(self, cohort: Collection[str], *, min_patients: int) -> None:
         """Check that means over these training patients may leave. `cohort`: the patients' digests.
 
-        Raises Refusal E_COHORT_ALMOST_SAME if means over a cohort left that differs by fewer than `min_patients`.
+        Raises Refusal: E_COHORT_ALMOST_SAME if means over a cohort left that differs by fewer than `min_patients`;
+        E_MEMORY_LOST if means left, and it is not known over which cohort.
         """
         for kept in self._all():
+            if kept["kind"] == EMBED and kept.get("lost"):
+                raise Refusal(reasons.MEMORY_LOST)
             if kept["kind"] == EMBED and 0 < len(set(kept["cohort"]) ^ set(cohort)) < min_patients:
                 raise Refusal(reasons.COHORT_ALMOST_SAME)
 
@@ -140,7 +146,6 @@ class Questions:
 
         If this raises OSError, the answer must not leave.
         """
-        self._folder.mkdir(exist_ok=True, mode=0o700)
         content = {
             **asdict(question),
             "at": time.time(),
@@ -149,12 +154,22 @@ class Questions:
             "arrays": dict(answer.arrays),
             "chunks": {id: base64.b64encode(chunk).decode() for id, chunk in answer.chunks.items()},
         }
-        write_durably(self._folder / f"{question.key}.json", json.dumps(content).encode())
+        self._write(question.key, content)
+
+    def mark_lost(self, key: str, run: str, kind: str, *, at: float) -> None:
+        """Note that an answer left at `at`, in seconds since 1970, unless it is kept. Raises OSError."""
+        if self._kept(key) is None:
+            content = {"run": run, "kind": kind, "at": at, "cohort": [], "figures": {}, "lost": True}
+            self._write(key, content)
 
     def figures_of(self, model: str, kind: Kind) -> Mapping[str, Any] | None:
         """Return the figures that left about a model for this kind of question; None if it was not asked."""
         kept = self._kept(Question("", kind, model, "").key)
         return None if kept is None else kept["figures"]
+
+    def _write(self, key: str, content: Mapping[str, Any]) -> None:
+        self._folder.mkdir(exist_ok=True, mode=0o700)
+        write_durably(self._folder / f"{key}.json", json.dumps(content).encode())
 
     def _kept(self, key: str) -> dict[str, Any] | None:
         try:

@@ -91,6 +91,12 @@ ASKED_ALREADY = Reason(
     "this site has already answered a different question of this kind about the same model",
     "No action is needed. One question of each kind is allowed per model. A repeated question gets the same answer.",
 )
+MEMORY_LOST = Reason(
+    "E_MEMORY_LOST",
+    "the ledger says that this site answered such a question before, and the gateway's folder no longer has the answer",
+    "Other questions are answered. The folder was lost, or is older than the ledger. If there is a newer copy of "
+    "SITE_DIR/gateway/answers, stop the node and restore it. Otherwise no action is needed.",
+)
 QUESTIONS_RUN = Reason(
     "E_QUESTIONS_RUN",
     "this run has already asked the {allowed} questions of this kind that it may ask",

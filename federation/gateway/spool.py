@@ -4,11 +4,12 @@ SITE_DIR/gateway/in/, out/     objects of the current task, named by their ids
 SITE_DIR/gateway/unanswered    the current task, so that its failure can be reported after a restart
 SITE_DIR/gateway/schemas/      see `schema`
 SITE_DIR/gateway/rounds.json   when the rounds of the last 31 days were accepted
-SITE_DIR/gateway/private.json  the names of studies that ran here with differential privacy
+SITE_DIR/gateway/private.json  digests of the names of studies that ran here with differential privacy
 SITE_DIR/gateway/models/       see `lineage`
 SITE_DIR/gateway/answers/      see `questions`
 """
 
+import hashlib
 import json
 import shutil
 import time
@@ -83,27 +84,54 @@ class Spool:
         with suppress(OSError):  # a file that cannot be deleted must not stop the gateway
             self._unanswered.unlink(missing_ok=True)
 
-    def check_privacy(self, study: str, *, is_private: bool) -> None:
-        """Remember the names of private studies. Raises Refusal E_PRIVACY_DOWNGRADE if one is no longer private."""
-        try:
-            known = set(json.loads(self._private.read_text()))
-        except FileNotFoundError:
-            known = set()
-        if is_private and study not in known:
-            write_durably(self._private, json.dumps(sorted({*known, study})).encode())
-        if not is_private and study in known:
+    def check_privacy(self, study: str, *, is_private: bool) -> bool:
+        """Remember private studies by name; return whether this one is new among them.
+
+        Raises Refusal E_PRIVACY_DOWNGRADE if one is no longer private.
+        """
+        known, digest = self._private_studies(), hashlib.sha256(study.encode()).hexdigest()
+        if not is_private and digest in known:
             raise Refusal(reasons.PRIVACY_DOWNGRADE)
+        if is_private:
+            self.add_private({digest})
+        return is_private and digest not in known
+
+    def add_private(self, studies: set[str]) -> None:
+        """Remember private studies by the digests of their names."""
+        known = self._private_studies()
+        if not studies <= known:
+            write_durably(self._private, json.dumps(sorted(known | studies)).encode())
+
+    def _private_studies(self) -> set[str]:
+        try:
+            return set(json.loads(self._private.read_text()))
+        except FileNotFoundError:
+            return set()
 
     def count_round(self, a_day: int, a_month: int) -> None:
         """Count one more round of training. If it raises E_ROUNDS_A_DAY or E_ROUNDS_A_MONTH, it counts nothing."""
         now = time.time()
-        try:
-            known = [float(at) for at in json.loads(self._rounds.read_text())]
-        except FileNotFoundError:
-            known = []
-        recent = [at for at in known if now - _MONTH_SECONDS < at]
-        if sum(now - _DAY_SECONDS < at for at in recent) >= a_day:
+        recent = self._recent_rounds(now)
+        if _of_last_day(recent, now) >= a_day:
             raise Refusal(reasons.ROUNDS_A_DAY, allowed=a_day)
         if len(recent) >= a_month:
             raise Refusal(reasons.ROUNDS_A_MONTH, allowed=a_month)
         write_durably(self._rounds, json.dumps([*recent, now]).encode())
+
+    def add_rounds(self, times: list[float]) -> None:
+        """Count rounds that began at `times`, in seconds since 1970, if fewer rounds are known in a day or a month."""
+        now = time.time()
+        known, recent = self._recent_rounds(now), [at for at in times if now - _MONTH_SECONDS < at]
+        if len(recent) > len(known) or _of_last_day(recent, now) > _of_last_day(known, now):
+            write_durably(self._rounds, json.dumps(recent).encode())
+
+    def _recent_rounds(self, now: float) -> list[float]:
+        try:
+            known = [float(at) for at in json.loads(self._rounds.read_text())]
+        except FileNotFoundError:
+            known = []
+        return [at for at in known if now - _MONTH_SECONDS < at]
+
+
+def _of_last_day(times: list[float], now: float) -> int:
+    return sum(now - _DAY_SECONDS < at for at in times)

@@ -92,8 +92,10 @@ class Exchange:
     async def started(self) -> None:
         """Report to the server a task that an earlier gateway accepted but did not answer.
 
-        Go on with the last steps of a masked round.
+        Complete the memory from the ledger, and go on with the last steps of a masked round. Raises Refusal and OSError
+        as `Arrivals.started` does.
         """
+        await self._arrivals.started()
         self._masked.finish()
         try:
             left = self._spool.unanswered
@@ -161,6 +163,7 @@ class Exchange:
         try:
             await asyncio.to_thread(self._spool.remember, task.message.SerializeToString())
             await self._arrivals.examine(task)
+            await self._record_memory(task)
             await self._record(task, "in", task.kind, task.size, task.id, PASSED)
             log.info("accepted for the node: %s, round %s", task.kind, task.round)
             if (earlier := task.earlier) is None:
@@ -301,6 +304,7 @@ class Exchange:
     async def _compose_again(self, task: Task, earlier: KeptAnswer) -> Outgoing:
         for id, chunk in earlier.chunks.items():
             await asyncio.to_thread(self._spool.going_out.put, id, chunk)
+        await self._record_memory(task, *self._admission.remembered(task.asked()))  # a crash may have come before
         content = Content(arrays=heads_of(earlier.arrays))
         return await self._let_out(task, content, {"metrics": MetricRecord(dict(earlier.figures))})
 
@@ -330,6 +334,7 @@ class Exchange:
         vote = await self._vote(task, figures, patients)
         remember = functools.partial(self._admission.remember, asked, came_in.folder, content, figures, going_out.get)
         await asyncio.to_thread(remember, is_worse=vote == WORSE)
+        await self._record_memory(task, *self._admission.remembered(asked))
         return await self._let_out(task, content, values, vote)
 
     async def _vote(self, task: Task, figures: Mapping[str, Any], patients: Patients) -> Answer:
@@ -460,12 +465,9 @@ class Exchange:
         self._spool.forget()
         self._spool.clear()
 
-    def _note(self, header: Header, text: str) -> None:
+    def _note(self, header: Header, kind: str, digest: str) -> None:
         """Record what happened in a masked round in the ledger."""
-        entry = Entry(
-            header.run, header.round, "here", f"masked: {text}", 0, header.digest, header.app, self._policy, PASSED
-        )
-        self._ledger.append(entry)
+        self._ledger.append(Entry(header.run, header.round, "here", kind, 0, digest, header.app, self._policy, PASSED))
 
     async def _record(self, task: Task, direction: Direction, kind: str, size: int, digest: str, verdict: str) -> Head:
         """Append one line to the ledger. Raises Refusal E_LEDGER_WRITE, E_LEDGER_BROKEN."""
@@ -481,6 +483,12 @@ class Exchange:
             verdict=verdict,
         )
         return await asyncio.to_thread(self._ledger.append, entry)
+
+    async def _record_memory(self, task: Task, *more: tuple[str, str]) -> None:
+        """Append the lines from which `memory` can rebuild what this task makes the gateway remember."""
+        for kind, digest in (*task.remember, *more):
+            await self._record(task, "here", kind, 0, digest, PASSED)
+        task.remember.clear()
 
     async def record_request(self, path: str, reason: Reason) -> None:
         """Record a request that no node makes in the ledger."""

@@ -25,6 +25,7 @@ from federation.approval.studies import StudyApprovals, begins_from, study_diges
 from federation.gateway import reasons, task_checks
 from federation.gateway.admission import Admission, Asked
 from federation.gateway.flower_objects import MAX_HEAD_BYTES, Content, chunk_body, object_id, read_content
+from federation.gateway.memory import Memory, private
 from federation.gateway.metadata import checked_metadata, run_for_node
 from federation.gateway.questions import EMBED, KeptAnswer
 from federation.gateway.reply import bare_message
@@ -42,7 +43,7 @@ from federation.gateway.upstream import (
 )
 from federation.ledger import reasons as ledger_reasons
 from federation.ledger.chain import Ledger
-from federation.protocol.metric_allowlist import FIGURES
+from federation.protocol.metric_allowlist import FIGURES, HANDSHAKE
 from federation.protocol.patient_counts import count_patients, training_patients
 from models.refusal import Refusal
 from pipeline.site.folder import Site
@@ -86,6 +87,7 @@ class Task:
     offered_at: float = 0.0  # when the node last received it, by the monotonic clock
     runtime_s: float = 0.0  # from then until the node's reply
     received: float = 0.0  # in seconds since 1970
+    remember: list[tuple[str, str]] = field(default_factory=list)  # kinds and digests of lines for the ledger
 
     @classmethod
     def of(cls, response: PullMessagesResponse, node_id: int) -> "Task":
@@ -152,17 +154,24 @@ class Arrivals:
         self._site, self._upstream, self._spool = site, upstream, spool
         self._approvals, self._ledger = approvals, ledger
         self._studies, self._releases = StudyApprovals(site), ReleaseApprovals(site)
+        self._memory = Memory(site, spool)
         self._admission = Admission(spool.folder, site.settings.gateway, min_patients=site.settings.site.min_patients)
         self._run: Run | None = None
+
+    async def started(self) -> None:
+        """Complete the gateway's memory from the ledger. Raises Refusal and OSError as `Memory.rebuild` does."""
+        await asyncio.to_thread(self._memory.rebuild)
 
     async def examine(self, task: Task) -> None:
         """Check everything of a task except its arrays' data, and fill in the task's fields.
 
-        Raises Refusal: those of `task_checks`, E_APP_REFUSED, E_APP_DAMAGED, E_APPROVALS, E_STUDY_REFUSED,
+        Raises Refusal: those of `task_checks`, E_RESTORED, E_APP_REFUSED, E_APP_DAMAGED, E_APPROVALS, E_STUDY_REFUSED,
         E_BEGIN_REFUSED, E_BEGIN_UNLIKE, E_TASK_DAMAGED, E_LEDGER_CUT, E_ROUNDS_A_DAY, E_ROUNDS_A_MONTH, E_RUN_OVER,
         E_PRIVACY_DOWNGRADE, those of `Admission.earlier` and of `check_and_spend`.
         """
         task.kind = kind = task_checks.task_kind(task.message.metadata.message_type)
+        if kind != HANDSHAKE:
+            await asyncio.to_thread(self._memory.check_restored)
         task.run = await self._run_of(task)
         schema = task.run.schema
         patients = await asyncio.to_thread(count_patients, self._site)
@@ -190,7 +199,8 @@ class Arrivals:
         if kind in TRAINING:
             limits = self._site.settings.gateway
             self._spool.count_round(limits.max_rounds_a_day, limits.max_rounds_a_month)
-        self._spool.check_privacy(schema.name, is_private=schema.private_round is not None)
+        if self._spool.check_privacy(schema.name, is_private=schema.private_round is not None):
+            task.remember.append(private(schema.name))
         if kind == "train" and (planned := schema.private_round):
             spend = functools.partial(check_and_spend, self._site, planned, run=task.run.name)
             task.epsilon = await asyncio.to_thread(spend)

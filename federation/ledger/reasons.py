@@ -32,3 +32,18 @@ LEDGER_RECORD = Reason(
     "the record is not a run's history.json, or contains no head of this site's ledger",
     "Ask the study's coordinator for the history.json of a run in which this site took part.",
 )
+RESTORED = Reason(
+    "E_RESTORED",
+    "this site was restored from a backup, and takes part in nothing until the hospital accepts this",
+    "Read 'After a restore' in docs/operations.md, then run `fedthorax node accept-restore SITE_DIR --note REASON`.",
+)
+NOT_RESTORED = Reason(
+    "E_NOT_RESTORED",
+    "this site was not restored from a backup, or the hospital has accepted it already",
+    "No action is needed.",
+)
+RESTORE_NOTE = Reason(
+    "E_RESTORE_NOTE",
+    "the note is empty, longer than {most} characters, or has characters that cannot be printed",
+    "State in one line who decided, and why. It becomes a line of the ledger: name no patient.",
+)

@@ -1,17 +1,20 @@
-"""What a backup of a site or of a study's server contains; federation.system.backup writes and restores it."""
+"""What a backup of a site or of a study's server contains; federation.system.backup writes and reads the file."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
+from federation.ledger.chain import Ledger, ledger_file
+from federation.ledger.restored import mark_restored
 from federation.protocol.release_files import BEGINS_FROM
 from federation.superlink.control import IMPORTING, read_server_config
-from federation.system.backup import write_backup
+from federation.system.backup import restore_backup, write_backup
 from pipeline.feeds.result_queue import listener_of
 from pipeline.site.folder import Site
 
-# Not the cohort, the fetched series and the logs: `node ingest` makes the first two again. Not gateway/ either: with an
-# older copy, a question could be asked twice.
+# Not the cohort, the fetched series and the logs: `node ingest` makes the first two again.
 _SITE_FOLDERS = ("keys", "ledger", "apps", "studies", "peers", BEGINS_FROM, "privacy")
+# Of gateway/ what it remembers, not the data of the current task.
+_GATEWAY_PARTS = ("answers", "models", "votes", "secagg", "rounds.json", "private.json")
 _MADE_AGAIN = ("check.html",)
 _MAX_BESIDE_BYTES = 2**20  # passwords, tokens and certificates beside site.toml are short; exports are not
 # What Flower and the running processes make anew at the next start.
@@ -27,8 +30,22 @@ def back_up_site(folder: Path, file: Path) -> int:
     return write_backup("site", site.folder, _site_parts(site), file)
 
 
+def restore_site(file: Path, folder: Path) -> int:
+    """Restore a site's backup to an empty or missing folder; return the number of files.
+
+    The ledger says that it was restored, and the gateway takes part in nothing until the hospital accepts this: the
+    backup knows nothing of the answers that left after it. Raises Refusal: those of `restore_backup`, `Site.open` and
+    `mark_restored`; OSError.
+    """
+    count = restore_backup("site", file, folder)
+    ledger = ledger_file(Site.open(folder))
+    mark_restored(ledger, f"a backup whose ledger has {Ledger(ledger).head.lines} lines")
+    return count
+
+
 def _site_parts(site: Site) -> Iterator[Path]:
     yield from (site.folder / name for name in _SITE_FOLDERS if (site.folder / name).is_dir())
+    yield from (path for name in _GATEWAY_PARTS if (path := site.folder / "gateway" / name).exists())
     for path in site.folder.iterdir():
         if path.is_file() and path.name not in _MADE_AGAIN and path.stat().st_size <= _MAX_BESIDE_BYTES:
             yield path

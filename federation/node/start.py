@@ -29,6 +29,9 @@ from federation.gateway import reasons as gateway_reasons
 from federation.gateway.loopback import loopback_certificate
 from federation.gateway.process import start_gateway
 from federation.ingress import reasons as ingress_reasons
+from federation.ledger.chain import ledger_file, read_lines
+from federation.ledger.reasons import RESTORED
+from federation.ledger.restored import is_restored
 from federation.node import reasons, sandbox
 from federation.node.state import NodeState, Tail, now, put_aside
 from federation.superlink import reasons as superlink_reasons
@@ -258,6 +261,8 @@ def _run_once(site: Site, state: NodeState, tell: Callable[[str], None]) -> None
     tails = [Tail(put_aside(site.logs / name)) for name in ("client.log", "node.log", "gateway.log")]
     with start_node(site) as node:
         tell(sandbox.describe(site))
+        if is_restored(read_lines(ledger_file(site))):
+            tell(str(Refusal(RESTORED)))
         tell(f"the node of {site.name} connects to {site.settings.server.address}; Ctrl-C stops it")
         _follow(node, tails, state, site.logs, tell)
 

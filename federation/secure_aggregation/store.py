@@ -22,6 +22,7 @@ import secrets
 import sqlite3
 import stat
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from models.refusal import Refusal
 from pipeline.system.atomic_files import write_ahead, write_atomically
 
 _WAIT_SECONDS = 30.0
+_FROM_LEDGER = "from the ledger"  # the kind of a row whose model is a `revealed_key`
 MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of this user is made in it
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -144,8 +146,15 @@ class Store:
 
     def was_revealed(self, model: str, kind: str) -> bool:
         """Tell whether a sum of this kind for this model may have been revealed."""
-        found = self._database.execute("SELECT 1 FROM revealed WHERE (model, kind) = (?, ?)", (model, kind)).fetchone()
+        query = "SELECT 1 FROM revealed WHERE (model, kind) IN ((?, ?), (?, ?))"
+        found = self._database.execute(query, (model, kind, revealed_key(model, kind), _FROM_LEDGER)).fetchone()
         return found is not None
+
+    def add_revealed(self, keys: Iterable[str]) -> None:
+        """Store, durably, that sums were revealed which the ledger names by their `revealed_key`."""
+        with self._database as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.executemany("INSERT OR IGNORE INTO revealed VALUES (?, ?)", ((key, _FROM_LEDGER) for key in keys))
 
     def _seen(self) -> dict[str, tuple[str, int]]:
         """Return key and step of each run's last attempt; nothing if the file is missing or damaged."""
@@ -157,6 +166,11 @@ class Store:
 
     def _write_witness(self, seen: dict[str, tuple[str, int]]) -> None:
         write_atomically(self._witness, json.dumps(seen).encode(), mode=0o600)
+
+
+def revealed_key(model: str, kind: str) -> str:
+    """Return the digest by which the ledger names a revealed sum."""
+    return hashlib.sha256(f"{model}|{kind}".encode()).hexdigest()
 
 
 def _make_private(folder: Path) -> None:

@@ -2,10 +2,14 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from federation.migration.backup import back_up_site, restore_site
+from pipeline.cohort.store import Cohort
+from pipeline.site.folder import Site
 from tests.attacks.result import Result
 from tests.attacks.rig import Answer, Rig, released_study, rig, seed_network
 
@@ -69,6 +73,48 @@ def restored(attacked: Rig) -> Result:
     )
 
 
+def restored_hospital(attacked: Rig) -> Result:
+    """Ask about a model after the hospital's backup, wait for its restore, and ask again with one patient more.
+
+    Ledger and gateway's folder are both of the backup, so neither knows the first answer.
+    """
+    study, site = released_study(), attacked.hospital.site
+    model = seed_network(study)
+    attacked.must("train", study, model)
+    backup = Path(f"{site.folder}.backup")
+    back_up_site(site.folder, backup)
+    attacked.must("evaluate.embed", study, model)
+
+    def put_back() -> None:
+        again = Path(f"{site.folder}.again")
+        restore_site(backup, again)
+        for name in ("ledger", "gateway"):
+            shutil.rmtree(site.folder / name)
+            (again / name).rename(site.folder / name)
+        _one_patient_more(site)
+
+    attacked.restart_gateway(put_back)
+    second = attacked.ask("evaluate.embed", study, model)
+    return Result(
+        "a hospital restored from an older backup",
+        "a restored backup, and one patient more",
+        "means of features before and after",
+        int(not second.code),
+        0,
+        1,
+        second.code,
+    )
+
+
+def _one_patient_more(site: Site) -> None:
+    """Move one test patient to the training patients: to the server this is one patient more."""
+    with Cohort(site) as cohort:
+        patients = cohort.patients()
+        moved = next(place for place, patient in enumerate(patients) if patient.split == "test")
+        patients[moved] = replace(patients[moved], split="train")
+        cohort.replace(patients, [], [])  # type: ignore[arg-type]
+
+
 def replayed(attacked: Rig) -> Result:
     """Send one message three times; count the answers that differ from the first."""
     study = released_study()
@@ -94,5 +140,6 @@ def attacks() -> Iterator[Result]:
     for attack in (restarted, restored):
         with rig(settings=limit) as attacked:
             yield attack(attacked)
-    with rig() as attacked:
-        yield replayed(attacked)
+    for attack in (restored_hospital, replayed):
+        with rig() as attacked:
+            yield attack(attacked)

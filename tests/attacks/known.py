@@ -39,10 +39,6 @@ KNOWN: Mapping[str, str] = {
     "typical appearance of a known scan and beside it, five calibrations": (
         "only without sums: the same, compared with a typical appearance on either side of the scan."
     ),
-    "a gateway's folder from a backup": (
-        "whoever can replace the gateway's folder by an older copy resets the counters of rounds and questions. A "
-        "server cannot do this; the ledger shows it."
-    ),
     "bits hidden in low bits of weights of train": (
         "nothing bounds what a hostile app hides in the weights of its reply; see the section Weights above."
     ),

@@ -15,7 +15,8 @@ from federation.cli.main import app
 from federation.enrolment.certificates import create_node_key
 from federation.enrolment.invitations import invite
 from federation.enrolment.registry import registry
-from federation.ledger.chain import Entry, Ledger, ledger_file, verify
+from federation.ledger.chain import Entry, Ledger, ledger_file, read_lines, verify
+from federation.ledger.restored import is_restored
 from federation.migration.backup import back_up_server, back_up_site
 from federation.server.start import init_server
 from federation.system.backup import restore_backup
@@ -31,9 +32,12 @@ def site(tmp_path: Path) -> Site:
     Ledger(ledger_file(site)).append(Entry("run", 1, "in", "train", 1, "", "", "", "passed"))
     (site.folder / "pacs.password").write_text("secret\n")
     (site.folder / "gateway").mkdir()
-    for name in ("cohort/cohort.sqlite", "logs/node.log", "gateway/questions", "check.html"):
-        (site.folder / name).parent.mkdir(exist_ok=True)
+    for name in ("cohort/cohort.sqlite", "logs/node.log", "gateway/in/task", "gateway/unanswered", "check.html"):
+        (site.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (site.folder / name).write_text("not in the backup")
+    for name in ("answers/one.json", "secagg/rounds.sqlite", "rounds.json", "private.json"):
+        (site.folder / "gateway" / name).parent.mkdir(exist_ok=True)
+        (site.folder / "gateway" / name).write_text("[]")
     (site.folder / "keys" / "link").symlink_to("/etc/hostname")
     return site
 
@@ -66,8 +70,24 @@ def test_restored_site_has_the_same_keys_pseudonyms_and_ledger(site: Site, tmp_p
     assert set(files(again.folder)) == {
         *("site.toml", "pacs.password", "ledger/ledger.jsonl"),
         *("keys/pseudonym.key", "keys/node", "keys/node.pub"),
+        *(f"gateway/{name}" for name in ("answers/one.json", "secagg/rounds.sqlite", "rounds.json", "private.json")),
     }
     assert all(files(site.folder)[name] == content for name, content in files(again.folder).items())
+
+
+def test_restored_site_takes_part_only_after_the_restore_was_accepted(site: Site, tmp_path: Path) -> None:
+    runner, again = CliRunner(), tmp_path / "again"
+    back_up_site(site.folder, tmp_path / "backup")
+    assert runner.invoke(app, ["node", "restore", str(tmp_path / "backup"), str(again)]).exit_code == 0
+    kinds = [line.kind for line in read_lines(ledger_file(Site.open(again)))]
+    assert kinds == ["train", "restored: a backup whose ledger has 1 lines"]
+    assert is_restored(read_lines(ledger_file(Site.open(again))))
+    assert runner.invoke(app, ["node", "accept-restore", str(again)]).exit_code == 2
+    assert runner.invoke(app, ["node", "accept-restore", str(again), "--note", "by A.: it was stopped"]).exit_code == 0
+    *_, last = read_lines(ledger_file(Site.open(again)))
+    assert last.kind == "restore accepted: by A.: it was stopped"
+    assert not is_restored(read_lines(ledger_file(Site.open(again))))
+    assert not is_restored(read_lines(ledger_file(site)))
 
 
 def test_backup_and_what_is_restored_from_it_are_private(site: Site, tmp_path: Path) -> None:

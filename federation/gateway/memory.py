@@ -1,0 +1,90 @@
+"""Rebuild from the ledger what the gateway's folder has forgotten, as after a backup that is older than the ledger.
+
+The gateway remembers which questions it has answered, which sums it has helped to reveal, which studies were private,
+and when it trained. Before an answer leaves, a line of the ledger names what is to be remembered. At its start the
+gateway reads the ledger, and what its folder lacks counts as done: the budgets are spent, and a question whose answer
+is lost is refused for ever (E_MEMORY_LOST). If the ledger itself was restored, see `federation.ledger.restored`.
+
+Not rebuilt: the models of runs (`lineage`). A site that lost them takes part in the next run.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from datetime import datetime
+
+from federation.gateway.questions import Question, Questions
+from federation.gateway.spool import Spool
+from federation.ledger import reasons as ledger_reasons
+from federation.ledger.chain import PASSED, Line, ledger_file, read_lines
+from federation.ledger.restored import is_restored, mark_if_copied
+from federation.protocol.metric_allowlist import TRAINING
+from federation.secure_aggregation.store import Store, revealed_key, witness_folder
+from models.refusal import Refusal
+from pipeline.site.folder import Site
+
+ANSWERED, SUMMED, PRIVATE = "answered: ", "masked: sum of ", "private study"
+
+
+def answered(question: Question) -> tuple[str, str]:
+    """Return kind and digest of the line that names an answer."""
+    return f"{ANSWERED}{question.kind}", question.key
+
+
+def summed(model: str, kind: str) -> tuple[str, str]:
+    """Return kind and digest of the line that names a sum."""
+    return f"{SUMMED}{kind}", revealed_key(model, kind)
+
+
+def private(study: str) -> tuple[str, str]:
+    """Return kind and digest of the line that names a private study."""
+    return PRIVATE, hashlib.sha256(study.encode()).hexdigest()
+
+
+class Memory:
+    """The memory of a site's gateway. Its functions read and write files: call them in a thread."""
+
+    def __init__(self, site: Site, spool: Spool) -> None:
+        self._site, self._spool, self._path = site, spool, ledger_file(site)
+        self._is_restored = True  # until the ledger was read
+
+    def rebuild(self) -> None:
+        """Complete the folder from the ledger. Raises Refusal as `read_lines` does, E_LEDGER_WRITE; OSError."""
+        mark_if_copied(self._path)
+        questions = Questions(self._spool.folder / "answers", a_month=0)
+        private_studies, sums, rounds = set(), set(), []
+        for line in self._remembered():
+            if line.kind.startswith(ANSWERED):
+                questions.mark_lost(line.digest, line.run, line.kind.removeprefix(ANSWERED), at=_seconds(line))
+            elif line.kind.startswith(SUMMED):
+                sums.add(line.digest)
+            elif line.kind == PRIVATE:
+                private_studies.add(line.digest)
+            elif line.direction == "in":
+                rounds.append(_seconds(line))
+        self._spool.add_rounds(rounds)
+        self._spool.add_private(private_studies)
+        if sums:
+            store = Store(self._spool.folder / "secagg", witness_folder(self._site.folder))
+            store.add_revealed(sums)
+            store.close()
+
+    def _remembered(self) -> Iterator[Line]:
+        restored = []
+        for line in read_lines(self._path):
+            if line.verdict == PASSED and line.direction == "here":
+                yield line
+                restored.append(line)
+            elif line.verdict == PASSED and line.direction == "in" and line.kind in TRAINING:
+                yield line
+        self._is_restored = is_restored(restored)
+
+    def check_restored(self) -> None:
+        """Raises Refusal E_RESTORED if the site was restored, and the hospital has not accepted this."""
+        if self._is_restored:  # a command may have accepted it meanwhile
+            self._is_restored = is_restored(read_lines(self._path))
+        if self._is_restored:
+            raise Refusal(ledger_reasons.RESTORED)
+
+
+def _seconds(line: Line) -> float:
+    return datetime.fromisoformat(line.time).timestamp()
