@@ -93,6 +93,24 @@ def stop(run_name: RunName, server: ServerDir = Path("server")) -> None:
     say(f"{run_name} is stopped; `fedthorax study resume {run_name} --server {server}` resumes it")
 
 
+@app.command()
+def accept_ledger(
+    run_name: RunName,
+    site: Annotated[str, typer.Argument(help="The site's name.")],
+    note: Annotated[str, typer.Option(help="Who decided, and why: it stays in the run's history.")],
+    server: ServerDir = Path("server"),
+) -> None:
+    """Let a site go on with a stopped run although its ledger was cut (E_LEDGER_CUT), as after a restore.
+
+    Ask the hospital first: it records the restore in its own ledger with `fedthorax node accept-restore`.
+    """
+    from federation.runs.accepted_ledgers import accept_ledger as accept
+
+    cut = accept(server, run_name, site, note)
+    say(f"Accepted that the ledger of {site} may lack lines up to {cut.lines}, in {run_name} only.")
+    say(f"Next: fedthorax study resume {run_name} --server {server}.")
+
+
 @app.command(name="list")
 def list_runs(server: ServerDir = Path("server"), as_json: Json = False) -> None:
     """List the runs of a server's folder, oldest first, with the mean over sites of the AUROC of severe.

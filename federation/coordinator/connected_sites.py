@@ -18,6 +18,7 @@ from federation.protocol.half_precision import Precision
 from federation.protocol.metric_allowlist import EXAMPLES, Figure
 from federation.protocol.reply_validation import NO_HEAD, Expected, LedgerHead, Sifted, figures, sift
 from federation.protocol.simulated_sites import simulated_folders
+from federation.runs.accepted_ledgers import last_heads
 from federation.strategy.round_report import by_code
 from federation.superlink.control import read_server_config
 from federation.superlink.nodes import sites as registered_sites
@@ -147,10 +148,8 @@ def gather(
     names |= {site.node_id: site.name for site in registered_sites(server_folder)}
     patients = enrolled_patients(server_folder)
     enrolled = {node: number for node, name in names.items() if (number := patients.get(name))}
-    last: dict[str, Any] = {}
-    for entry in history:
-        last |= entry.get("ledger", {})
-    heads = {node: LedgerHead(**last[name]) for node, name in names.items() if name in last}
+    last = last_heads(history)
+    heads = {node: last[name] for node, name in names.items() if name in last}
     return Sites(grid, names, enrolled, heads)
 
 

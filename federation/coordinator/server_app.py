@@ -42,6 +42,7 @@ from federation.protocol.metric_allowlist import APPEARANCE_SIZE, LOSS
 from federation.protocol.release_files import BEGINS_FROM
 from federation.protocol.study_config import Study
 from federation.protocol.tensor_bounds import fixed_ranges, parts_of
+from federation.runs.accepted_ledgers import newly_accepted
 from federation.runs.listing import final_values
 from federation.runs.results import RESULTS, Results
 from federation.runs.submission import MARK
@@ -114,6 +115,7 @@ class ServerRun:
         self.tracker = Tracker(self.server_folder, self.study, self.name, say)
         self.tracker.begin({"fedthorax.version": version("fedthorax"), "synthetic": str(table.synthetic).lower()})
         try:
+            self._accept_ledgers()
             sites = gather(self.server_folder, self.grid, table.sites, table.wait_s, self.history)
             self.sites = replace(sites, precision=self.study.wire.precision)
             say(f"{len(self.sites.nodes())} of {table.sites} sites are there")
@@ -138,6 +140,12 @@ class ServerRun:
             say(f"the checkpoint of round {number} is damaged; the one before is used")
         if self.training.state.round:
             say(f"going on after round {self.training.state.round} of {self.study.study.rounds}")
+
+    def _accept_ledgers(self) -> None:
+        """Add to the history which ledgers the office accepted although they were cut. Raises Refusal E_RUN_FILES."""
+        for entry in newly_accepted(self.folder, self.history):
+            say(f"the ledger of {entry['sites'][0]} was cut before line {entry['cut']['lines']}: {entry['note']}")
+            self.history.append(entry)
 
     def _stopping(self) -> str:
         rule = self.study.stopping

@@ -25,7 +25,8 @@ LEDGER_INCOMPLETE = Reason(
 LEDGER_CUT = Reason(
     "E_LEDGER_CUT",
     "the ledger's line {line} is not the one that the server knows: the end was cut, or the whole ledger was rewritten",
-    "Restore the ledger's backup. If there is none, tell the study's coordinator before the node takes part again.",
+    "Restore the ledger's newest backup. If there is none, tell the study's office: it can accept the cut for this run "
+    "with `fedthorax study accept-ledger`. Without that, the site takes part in the next run.",
 )
 LEDGER_RECORD = Reason(
     "E_LEDGER_RECORD",
@@ -45,5 +46,5 @@ NOT_RESTORED = Reason(
 RESTORE_NOTE = Reason(
     "E_RESTORE_NOTE",
     "the note is empty, longer than {most} characters, or has characters that cannot be printed",
-    "State in one line who decided, and why. It becomes a line of the ledger: name no patient.",
+    "State in one line who decided, and why. It becomes part of a record: name no patient.",
 )

@@ -60,12 +60,18 @@ def accept(path: Path, note: str) -> None:
 
     Raises Refusal: E_NOT_RESTORED, E_RESTORE_NOTE, and those of `Ledger` and `read_lines`; OSError.
     """
-    if not (note.strip() and note.isprintable() and len(note) <= MAX_NOTE):
-        raise Refusal(reasons.RESTORE_NOTE, most=MAX_NOTE)
+    why = checked_note(note)
     mark_if_copied(path)
     if not is_restored(read_lines(path)):
         raise Refusal(reasons.NOT_RESTORED)
-    _append(path, f"{ACCEPTED}: {note.strip()}")
+    _append(path, f"{ACCEPTED}: {why}")
+
+
+def checked_note(note: str) -> str:
+    """Return a note for a record, stripped. Raises Refusal E_RESTORE_NOTE if it is not one short line."""
+    if not (note.strip() and note.isprintable() and len(note) <= MAX_NOTE):
+        raise Refusal(reasons.RESTORE_NOTE, most=MAX_NOTE)
+    return note.strip()
 
 
 def _append(path: Path, kind: str) -> None:

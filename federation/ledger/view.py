@@ -130,15 +130,17 @@ _RECORD = TypeAdapter(list[_Round])
 def heads_in_record(record: Path, site_name: str) -> list[Head]:
     """Return the heads of a site's ledger in a run's record (history.json), as the server received them.
 
-    Raises Refusal E_LEDGER_RECORD if the file is not a record, or contains no head of this site.
+    Heads from before a cut that the study's office accepted are left out. Raises Refusal E_LEDGER_RECORD if the file is
+    not a record, or contains no head of this site.
     """
     try:
         rounds = _RECORD.validate_python(json.loads(record.read_bytes()))
     except (OSError, ValueError, RecursionError) as error:
         problem = "not a record" if isinstance(error, ValidationError) else str(error)
         raise Refusal(reasons.LEDGER_RECORD, private=f"{record}: {problem}") from error
-    known = [one.ledger[site_name] for one in rounds if site_name in one.ledger]
-    heads = [Head(one.lines, one.head) for one in known]
+    heads: list[Head] = []
+    for told in (one.ledger[site_name] for one in rounds if site_name in one.ledger):
+        heads = [*heads, Head(told.lines, told.head)] if told.lines else []
     if not heads:
         raise Refusal(reasons.LEDGER_RECORD, private=str(record))
     return heads

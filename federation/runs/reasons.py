@@ -33,6 +33,11 @@ RUN_ENDED = Reason(
     "the run is not active: it is {state}",
     "Show its results with `fedthorax study show RUN`, or resume a stopped run with `fedthorax study resume RUN`.",
 )
+LEDGER_UNKNOWN = Reason(
+    "E_LEDGER_UNKNOWN",
+    "the run knows no line of this site's ledger, so there is nothing to accept",
+    "Check the site's name with `fedthorax study show RUN`. A cut that was accepted needs no second decision.",
+)
 TRACKING_SILENT = Reason(
     "W_TRACKING_SILENT",
     "MLflow is not responding; its data is queued and uploaded later",

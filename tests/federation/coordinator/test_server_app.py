@@ -3,16 +3,22 @@
 import errno
 import json
 import os
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from typer.testing import CliRunner
 
+from federation.cli.main import app
 from federation.coordinator import server_app
 from federation.coordinator.server_app import main
+from federation.ledger.view import heads_in_record
 from federation.protocol.reply_validation import decode, encode
 from federation.protocol.study_config import StrategyTable
+from federation.runs.accepted_ledgers import accept_ledger
+from federation.runs.run_folder import RunNote, write_note
 from models.refusal import Refusal
 from models.release import load_release
 from tests.helpers.whole_run import NAMES, Grid, execute, head, rounds_of, study
@@ -66,7 +72,9 @@ def test_resumed_run_sends_the_last_ledger_heads_to_the_sites(server):
     assert history[-1]["ledger"]["north"] == head(18)
 
 
-def test_site_whose_ledger_was_cut_during_server_downtime_is_refused(server):
+def interrupted(server) -> Grid:
+    """Run a study until the server dies."""
+
     class Dies(Grid):
         def send_and_receive(self, messages, *, timeout=None):
             if self.lines[11] >= 6:
@@ -76,11 +84,44 @@ def test_site_whose_ledger_was_cut_during_server_downtime_is_refused(server):
     first = Dies()
     with pytest.raises(KeyboardInterrupt):
         execute(server, first)
-    second = Grid()
+    return first
+
+
+def test_site_whose_ledger_was_cut_during_server_downtime_is_refused(server):
+    first, second = interrupted(server), Grid()
     second.lines = dict(first.lines) | {33: 0}
     last = rounds_of(execute(server, second))[-1]
     assert last["round"] == 3
     assert last["refused"] == {"west": "E_REPLY_LEDGER_CUT"}
+
+
+def test_site_whose_cut_ledger_the_office_accepted_takes_part_again(server, caplog):
+    first, second = interrupted(server), Grid()
+    last = first.lines[33]
+    write_note(server / "runs" / "trial-1", RunNote(begun=datetime.now(UTC), ended="stopped"))
+    arguments = ["study", "accept-ledger", "trial-1", "west", "--server", str(server), "--note", "restored; by A."]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    with pytest.raises(Refusal, match="E_LEDGER_UNKNOWN"):  # once is enough
+        accept_ledger(server, "trial-1", "west", "again")
+    second.lines = dict(first.lines) | {33: 0}
+    with caplog.at_level("INFO", logger="flwr"):
+        history = execute(server, second)
+    assert all("west" in entry["sites"] and not entry["refused"] for entry in history[-4:])
+    assert second.told[33][0] == ("", 0)  # so that the site's gateway does not miss the lines either
+    (accepted,) = [entry for entry in history if entry.get("step") == "ledger accepted"]
+    assert (accepted["note"], accepted["cut"]["lines"]) == ("restored; by A.", last)
+    assert "the ledger of west was cut" in caplog.text
+    known = heads_in_record(server / "runs" / "trial-1" / "history.json", "west")
+    assert max(each.lines for each in known) == second.lines[33]
+
+
+@pytest.mark.parametrize(("site", "note"), [("nowhere", "why"), ("west", "")])
+def test_ledger_is_not_accepted_for_unknown_sites_or_without_a_reason(server, site, note):
+    interrupted(server)
+    write_note(server / "runs" / "trial-1", RunNote(begun=datetime.now(UTC), ended="stopped"))
+    with pytest.raises(Refusal, match=r"E_LEDGER_UNKNOWN|E_RESTORE_NOTE"):
+        accept_ledger(server, "trial-1", site, note)
+    assert not (server / "runs" / "trial-1" / "accepted_ledgers.json").exists()
 
 
 def test_history_records_refusals_in_the_final_evaluation(server):
