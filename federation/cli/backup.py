@@ -30,6 +30,7 @@ def restore_site(file: BackupFile, site_dir: EmptyDir) -> None:
 
     count = restore_site(file, site_dir)
     say(f"Restored the site {Site.open(site_dir).name} with {count} files. Never run two nodes with one key.")
+    say("If patients withdrew after the backup, repeat it now: fedthorax node withdraw --help.")
     say(f"Next: fedthorax node check {site_dir}, then fedthorax node ingest {site_dir}.")
     say("The node takes part in nothing until you accept the restore: fedthorax node accept-restore --help.")
 

@@ -13,6 +13,7 @@ from federation.cli.node_peers import approve_peers, peers, revoke_peers
 from federation.cli.node_releases import approve_release, releases, revoke_release
 from federation.cli.node_studies import approve_study, revoke_study, studies
 from federation.cli.options import Json
+from federation.cli.withdraw import withdraw
 
 if TYPE_CHECKING:
     from pipeline.site.folder import Site
@@ -294,6 +295,7 @@ for command in (
     revoke_release,
     ledger,
     accept_restore,
+    withdraw,
 ):
     app.command()(command)
 app.command("backup")(backup_site)

@@ -3,13 +3,13 @@
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from models.refusal import Reason
+from models.refusal import Reason, Refusal
 from pipeline.cohort import reasons
 from pipeline.cohort.attrition import Count, waterfall
 from pipeline.cohort.selection import Selection, select
@@ -25,7 +25,8 @@ from pipeline.system.atomic_files import replacing
 from pipeline.system.codes import BY_CODE
 from pipeline.system.findings import Finding
 
-_NOBODYS = {site_reasons.NO_PATIENT_ID, site_reasons.ISSUER}
+# Of series that are no patient's here; they are counted, not examined.
+_NOBODYS = {site_reasons.NO_PATIENT_ID, site_reasons.ISSUER, site_reasons.WITHDRAWN}
 
 
 @dataclass(frozen=True)
@@ -178,11 +179,38 @@ def ingest(site: Site, settings: Preprocessing, progress: Callable[[int, int], N
     with Cohort(site) as cohort, cohort.alone():
         assessment = assess(site, cohort, settings, progress)
         found = rows(assessment.findings)
-        cohort.replace(assessment.patients, found, {s.fingerprint for s in assessment.material.series})
-        _list_refusals(cohort.folder / "refusals.csv", found)
-        _export(cohort.folder / "cohort.csv", cohort)
-        cohort.sweep()
+        _write(cohort, assessment.patients, found, {s.fingerprint for s in assessment.material.series})
     return assessment
+
+
+def withdraw(site: Site, pseudonyms: Collection[str]) -> int:
+    """Delete all that the cohort holds of some patients, at once; return how many of them were in it.
+
+    They must be in the list of withdrawn patients already. Prepared scans of series that were never selected are found
+    by reading the headers of the site's series; if the series cannot be read, the next ingest deletes them.
+    Raises Refusal: E_COHORT_BUSY, E_COHORT_FILE.
+    """
+    with Cohort(site) as cohort, cohort.alone():
+        patients, findings = cohort.patients(), cohort.findings()
+        tensors = {patient.tensor for patient in patients if patient.pseudonym in pseudonyms}
+        others = [patient for patient in patients if patient.pseudonym not in pseudonyms]
+        try:
+            known = {each.fingerprint for each in read_series_list(site)[0]}
+        except Refusal:
+            known = cohort.fingerprints(without=tensors)
+        _write(cohort, others, [row for row in findings if row.pseudonym not in pseudonyms], known)
+        cohort.compact()
+        return len(patients) - len(others)
+
+
+def _write(
+    cohort: Cohort, patients: Sequence[PatientRow], found: Sequence[FindingRow], fingerprints: Collection[str]
+) -> None:
+    """Replace the cohort's content and its two tables, and delete what no longer belongs to it."""
+    cohort.replace(patients, found, fingerprints)
+    _list_refusals(cohort.folder / "refusals.csv", found)
+    _export(cohort.folder / "cohort.csv", cohort)
+    cohort.sweep()
 
 
 def _list_refusals(path: Path, found: Sequence[FindingRow]) -> None:

@@ -231,6 +231,19 @@ class Cohort:
             for pseudonym, split, tensor, age, sex, pcr, severe in rows
         ]
 
+    def findings(self) -> list[FindingRow]:
+        """Return all findings of the last ingest."""
+        return [FindingRow(*row) for row in self._db.execute("SELECT * FROM findings")]
+
+    def fingerprints(self, *, without: Collection[str]) -> set[str]:
+        """Return the fingerprints of all examined series but those of these tensors."""
+        rows = self._db.execute("SELECT fingerprint, tensor FROM scans").fetchall()
+        return {fingerprint for fingerprint, tensor in rows if tensor not in without}
+
+    def compact(self) -> None:
+        """Rewrite the file, so that no deleted row remains in its unused pages."""
+        self._db.execute("VACUUM")
+
     def settings(self) -> set[str]:
         """Return the digests of the settings of the patients' tensors: one, or none without patients."""
         rows = self._db.execute("SELECT DISTINCT settings FROM scans WHERE tensor IN (SELECT tensor FROM patients)")

@@ -16,7 +16,7 @@ import shutil
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -33,6 +33,7 @@ from pipeline.pacs.series_store import SeriesStore
 from pipeline.site import reasons as site_reasons
 from pipeline.site.folder import Site
 from pipeline.site.pacs_settings import Limits, PacsTable, named_file
+from pipeline.site.withdrawn import Withdrawn
 from pipeline.system.codes import BY_CODE
 from pipeline.system.findings import Finding
 from pipeline.system.locks import alone
@@ -96,6 +97,23 @@ def pull(site: Site, progress: Callable[[int, int], None]) -> PullReport:
         raise Refusal(reasons.DISK, private=str(error), gigabytes=table.limits.keep_free_gb) from error
 
 
+def delete_series(site: Site, pseudonyms: Collection[str]) -> int:
+    """Delete the fetched series of some patients; return their number. Raises Refusal: E_PULL_RUNNING, E_DISK."""
+    state = site.folder / "pull"
+    if site.settings.pacs is None or not (state / "journal.sqlite").exists():
+        return 0
+    try:
+        with alone(state / "lock", reasons.PULL_RUNNING), Journal(state / "journal.sqlite") as journal:
+            keys = journal.of_patients(pseudonyms)
+            for key in keys:
+                SeriesStore(site, key, "").clear()
+                journal.forget(key)
+            journal.compact()
+    except (OSError, sqlite3.Error) as error:
+        raise Refusal(reasons.DISK, private=str(error), gigabytes=site.settings.pacs.limits.keep_free_gb) from error
+    return len(keys)
+
+
 def study_query(site: Site, table: PacsTable) -> StudyQuery:
     """Build the query from the filters of site.toml.
 
@@ -120,7 +138,7 @@ def study_query(site: Site, table: PacsTable) -> StudyQuery:
 class _Pull:
     def __init__(self, site: Site, table: PacsTable, pacs: Pacs, journal: Journal) -> None:
         self._site, self._pacs, self._journal = site, pacs, journal
-        self._limits = table.limits
+        self._limits, self._withdrawn = table.limits, Withdrawn(site)
         self._pace = _Pace(table.limits.megabytes_per_second)
         self._report = PullReport()
 
@@ -133,7 +151,7 @@ class _Pull:
         report.studies, report.series = len({series.study_uid for series in found}), len(wanted)
         progress(0, len(wanted))
         for done, series in enumerate(wanted, start=1):
-            self._one(series, SeriesStore(self._site, series))
+            self._one(series, SeriesStore.of(self._site, series))
             progress(done, len(wanted))
         report.seconds = time.monotonic() - start
         return report
@@ -157,6 +175,11 @@ class _Pull:
 
     def _one(self, series: RemoteSeries, store: SeriesStore) -> None:
         """Fetch one series, and report its problems as findings."""
+        if store.pseudonym in self._withdrawn:
+            self._delete(store)
+            self._report.failed += 1
+            self._report.findings.append(Finding(site_reasons.WITHDRAWN))
+            return
         try:
             check_patient(series.patient_id, series.issuer, self._site)
             if self._is_done(series, store):
@@ -176,6 +199,10 @@ class _Pull:
         for code, count in Counter(self._journal.refused(store.key).values()).items():
             self._note(BY_CODE[code], store, f"{count} images")
 
+    def _delete(self, store: SeriesStore) -> None:
+        store.clear()
+        self._journal.forget(store.key)
+
     def _note(self, reason: Reason, store: SeriesStore, detail: str) -> None:
         self._report.findings.append(Finding(reason, store.pseudonym, detail, series=store.key[:12]))
 
@@ -184,8 +211,7 @@ class _Pull:
         entry = self._journal.entry(store.key)
         is_damaged = entry is not None and entry.images is not None and store.size() != entry.bytes
         if entry is not None and (is_damaged or entry.pseudonym != store.pseudonym):
-            store.clear()
-            self._journal.forget(store.key)
+            self._delete(store)
             entry = None
         if entry is None:
             self._journal.write(Entry(store.key, store.pseudonym, images=None, bytes=0))

@@ -5,6 +5,7 @@ the files show what is there.
 """
 
 import sqlite3
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,11 @@ class Journal:
         row = self._db.execute("SELECT * FROM series WHERE series = ?", (series,)).fetchone()
         return Entry(*row) if row else None
 
+    def of_patients(self, pseudonyms: Collection[str]) -> list[str]:
+        """Return the keys of the series of some patients."""
+        rows = self._db.execute("SELECT series, pseudonym FROM series").fetchall()
+        return [series for series, pseudonym in rows if pseudonym in pseudonyms]
+
     def write(self, entry: Entry) -> None:
         values = (entry.series, entry.pseudonym, entry.images, entry.bytes)
         self._db.execute("INSERT OR REPLACE INTO series VALUES (?, ?, ?, ?)", values)
@@ -66,6 +72,11 @@ class Journal:
     def forget(self, series: str) -> None:
         self._db.execute("DELETE FROM refused WHERE series = ?", (series,))
         self._db.execute("DELETE FROM series WHERE series = ?", (series,))
+
+    def compact(self) -> None:
+        """Rewrite the file, so that no deleted row remains in its unused pages or in the write-ahead log."""
+        self._db.execute("VACUUM")
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def refuse(self, series: str, image: str, code: str) -> None:
         self._db.execute("INSERT OR REPLACE INTO refused VALUES (?, ?, ?)", (series, image, code))

@@ -20,11 +20,16 @@ class SeriesStore:
     `key`: keyed hash of the series. `pseudonym`: of its patient, '' if there is none.
     """
 
-    def __init__(self, site: Site, series: RemoteSeries) -> None:
-        self.key = series_folder(site, series.study_uid, series.series_uid)
-        self.pseudonym = site.pseudonym(series.patient_id) if series.patient_id else ""
-        self._partial = site.folder / "pull" / "partial" / self.key
-        self._whole = site.ct_folder / self.key
+    def __init__(self, site: Site, key: str, pseudonym: str) -> None:
+        self.key, self.pseudonym = key, pseudonym
+        self._partial = site.folder / "pull" / "partial" / key
+        self._whole = site.ct_folder / key
+
+    @classmethod
+    def of(cls, site: Site, series: RemoteSeries) -> "SeriesStore":
+        """Return the store of a series that the PACS has."""
+        pseudonym = site.pseudonym(series.patient_id) if series.patient_id else ""
+        return cls(site, series_folder(site, series.study_uid, series.series_uid), pseudonym)
 
     def begin(self) -> None:
         """Create the folder for new images; remove files that a kill or a power cut may have truncated."""

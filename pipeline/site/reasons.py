@@ -46,3 +46,8 @@ MASK_FOLDER = Reason(
     "the folder with the lung masks does not exist",
     "Correct [ct] lung_masks in site.toml, or remove the line.",
 )
+WITHDRAWN = Reason(
+    "E_WITHDRAWN",
+    "the patient has withdrawn, so the series was not used",
+    "No action is needed here. If the hospital's rules require it, delete the patient's files from the export too.",
+)

@@ -1,8 +1,9 @@
 """Reads a site's series, PCR results and outcomes, and replaces identifiers with pseudonyms."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from models.refusal import Reason, Refusal
 from pipeline.imaging import reasons as imaging_reasons
@@ -16,7 +17,10 @@ from pipeline.records.outcomes import read_outcomes
 from pipeline.site import reasons
 from pipeline.site.folder import Site
 from pipeline.site.lung_masks import find_masks, with_masks
+from pipeline.site.withdrawn import Withdrawn
 from pipeline.system.findings import Finding
+
+Value = TypeVar("Value")
 
 # A row skipped for one of these reasons may have been positive, so the patient cannot be labelled negative.
 SPOILS_NEGATIVE = {
@@ -29,15 +33,15 @@ SPOILS_NEGATIVE = {
 
 
 def read_records(site: Site) -> tuple[Records, list[Finding]]:
-    """Read the site's laboratory and outcome files, or its labels.
+    """Read the site's laboratory and outcome files, or its labels. Rows of withdrawn patients are left out.
 
     Raises Refusal E_NOTHING_FETCHED, or if a whole file cannot be used.
     """
-    settings = site.settings
+    settings, withdrawn = site.settings, Withdrawn(site)
     if settings.labels is not None:
         labels, findings = read_labels(settings.labels)
         under = {site.pseudonym(patient): label for patient, label in labels.items()}
-        return Records({}, {}, set(), under), list(_pseudonymous(site, findings))
+        return Records({}, {}, set(), _without(under, withdrawn)), list(_pseudonymous(site, findings, withdrawn))
     assert settings.laboratory is not None and settings.outcomes is not None  # SiteSettings ensures it
     fetched = {site.fhir_store, site.omop_events} & {*settings.laboratory.sources, settings.outcomes.file}
     if any(not path.is_file() for path in fetched):
@@ -56,12 +60,15 @@ def read_records(site: Site) -> tuple[Records, list[Finding]]:
     for row in rows:
         results[site.pseudonym(row.patient_id)].append(row)
     spoilt = {site.pseudonym(f.patient_id) for f in laboratory_findings if f.reason in SPOILS_NEGATIVE}
-    records = Records(results, {site.pseudonym(p): outcome for p, outcome in outcomes.items()}, spoilt)
-    return records, list(_pseudonymous(site, [*laboratory_findings, *outcome_findings]))
+    under_pseudonyms = {site.pseudonym(p): outcome for p, outcome in outcomes.items()}
+    records = Records(_without(results, withdrawn), _without(under_pseudonyms, withdrawn), spoilt)
+    return records, list(_pseudonymous(site, [*laboratory_findings, *outcome_findings], withdrawn))
 
 
 def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -> tuple[list[Series], list[Finding]]:
     """Find the site's series, with their lung masks; a series without a patient becomes a finding.
+
+    A series of a withdrawn patient becomes a finding that names neither patient nor series.
 
     `soon` receives each series with a patient while the search continues (see `discovery.find_series`).
 
@@ -72,21 +79,25 @@ def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -
         raise Refusal(reasons.NOTHING_PULLED if site.settings.pacs else reasons.CT_FOLDER, private=str(folder))
 
     issuer, is_pulled = site.settings.site.issuer, site.settings.pacs is not None
-    masks = find_masks(site.settings.ct.lung_masks)
+    masks, withdrawn = find_masks(site.settings.ct.lung_masks), Withdrawn(site)
 
     def tell(each: Series) -> None:
-        if soon and _no_owner(each, issuer) is None:
-            soon(_under_pseudonym(with_masks(each, masks), site))
+        if soon and is_pulled and each.patient_id not in withdrawn:
+            soon(each)
+        elif soon and not is_pulled and _no_owner(each, issuer) is None:
+            under = _under_pseudonym(with_masks(each, masks), site)
+            if under.patient_id not in withdrawn:
+                soon(under)
 
     # Other formats than DICOM contain no patient and no date, so they can be used only with a labels file.
     find = find_scans if site.settings.labels else find_series
-    found, findings = find(folder, soon if is_pulled else tell)
+    found, findings = find(folder, tell if soon else None)
     if not found:
         raise Refusal(imaging_reasons.NO_IMAGES)
     if is_pulled:  # `pull` has already replaced identifiers with pseudonyms
-        return found, findings
+        return _of_others(found, [f for f in findings if f.patient_id not in withdrawn], withdrawn)
     series = []
-    findings = list(_pseudonymous(site, findings))
+    findings = list(_pseudonymous(site, findings, withdrawn))
     for each in found:
         reason = _no_owner(each, issuer)
         if reason is None:
@@ -94,7 +105,19 @@ def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -
         else:
             findings.append(Finding(reason, detail=str(each.files[0].parent), series=each.fingerprint[:12]))
     _check_issuers(series)
-    return series, findings
+    return _of_others(series, findings, withdrawn)
+
+
+def _of_others(
+    series: list[Series], findings: list[Finding], withdrawn: Withdrawn
+) -> tuple[list[Series], list[Finding]]:
+    """Leave out the series of withdrawn patients; each becomes a finding."""
+    others = [each for each in series if each.patient_id not in withdrawn]
+    return others, [*findings, *[Finding(reasons.WITHDRAWN)] * (len(series) - len(others))]
+
+
+def _without(by_patient: Mapping[str, Value], withdrawn: Withdrawn) -> dict[str, Value]:
+    return {pseudonym: value for pseudonym, value in by_patient.items() if pseudonym not in withdrawn}
 
 
 def _under_pseudonym(series: Series, site: Site) -> Series:
@@ -115,6 +138,8 @@ def _check_issuers(series: Iterable[Series]) -> None:
         raise Refusal(reasons.ISSUERS, issuers=len(issuers), private=", ".join(sorted(issuers)))
 
 
-def _pseudonymous(site: Site, findings: Iterable[Finding]) -> Iterable[Finding]:
+def _pseudonymous(site: Site, findings: Iterable[Finding], withdrawn: Withdrawn) -> Iterable[Finding]:
     for finding in findings:
-        yield replace(finding, patient_id=finding.patient_id and site.pseudonym(finding.patient_id))
+        pseudonym = finding.patient_id and site.pseudonym(finding.patient_id)
+        if pseudonym not in withdrawn:
+            yield replace(finding, patient_id=pseudonym)

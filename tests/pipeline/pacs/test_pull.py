@@ -17,9 +17,10 @@ from pydicom import dcmread
 from models.refusal import Reason, Refusal
 from pipeline.imaging.discovery import find_series
 from pipeline.pacs import reasons
-from pipeline.pacs.pull import PullReport, pull, study_query
+from pipeline.pacs.pull import PullReport, delete_series, pull, study_query
 from pipeline.pacs.queries import RemoteSeries, StudyQuery
 from pipeline.site.folder import Site, init_site
+from pipeline.site.withdrawn import Withdrawn
 from tests.helpers.dicom_files import ct_slice, save
 
 SITE = """
@@ -558,3 +559,25 @@ def test_no_identifier_is_written_or_logged(
         assert secret not in everything, secret
     one = dcmread(next(site.ct_folder.rglob("*.dcm")))
     assert one.PatientID == site.pseudonym("CANARY-0042")
+
+
+def test_series_of_a_withdrawn_patient_are_deleted_and_not_fetched_again(
+    pacs: MemoryPacs, make: Callable[..., Site]
+) -> None:
+    site = make()
+    for number in (1, 2):
+        pacs.add(number)
+    run(site)
+    gone = site.pseudonym("P1")
+    Withdrawn(site).add([gone])
+    assert delete_series(site, {gone}) == 1
+    assert stored(site) == {site.pseudonym("P2"): 4}
+    assert gone.encode() not in b"".join(
+        path.read_bytes() for path in (site.folder / "pull").iterdir() if path.is_file()
+    )
+    for _ in range(2):
+        report = run(site)
+        assert (report.already, report.fetched_now, codes(report)) == (1, 0, ["E_WITHDRAWN"])
+        assert all(not finding.patient_id for finding in report.findings)
+    assert stored(site) == {site.pseudonym("P2"): 4}
+    assert delete_series(make(), {gone}) == 0  # nothing was pulled yet

@@ -1,0 +1,41 @@
+"""`fedthorax node withdraw`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from federation.cli.console import say
+
+
+def withdraw(
+    site_dir: Annotated[Path, typer.Argument(help="The site's folder.")],
+    file: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Patient identifiers, one a line. Without it you are asked."),
+    ] = None,
+) -> None:
+    """Remove a patient who withdraws: from the cohort, from fetched images, and from every later ingest.
+
+    The identifier is never an argument: any user of this machine could read it in the list of processes, and the
+    shell would keep it in its history. It is asked for twice, and not shown.
+    """
+    from federation.node.withdrawal import withdraw as remove
+    from pipeline.site.folder import Site
+
+    site = Site.open(site_dir)
+    if file is None:
+        identifiers = [typer.prompt("Patient identifier", hide_input=True, confirmation_prompt=True)]
+    else:
+        identifiers = file.read_text(encoding="utf-8-sig").splitlines()
+    identifiers = [identifier.strip() for identifier in identifiers if identifier.strip()]
+    if not identifiers:
+        raise typer.BadParameter("there is no identifier")
+    done = remove(site, identifiers)
+    say(f"Withdrawn: {done.new} new of {len(set(identifiers))}. Their data are refused from now on.")
+    say(f"Deleted: {done.in_cohort} patients of the cohort, {done.series} fetched series.")
+    if done.in_cohort < len(set(identifiers)):
+        say("Not all were in the cohort. If one should have been, compare the identifier with the one in the PACS.")
+    say("Models that were trained before keep what they learnt. The sources of this hospital were not changed.")
+    if file is not None:
+        say(f"Delete {file}: it names the patients.")
