@@ -55,11 +55,16 @@ def init(
 @app.command()
 def start(folder: ServerDir) -> None:
     """Run the server until Ctrl-C."""
+    from federation.runs.server_metrics import ServerMetrics
     from federation.server.start import start_server
+    from federation.superlink.control import read_server_config
+    from federation.system.monitoring import monitored
 
     with start_server(folder) as server:
-        say("The server is up. Ctrl-C ends it.")
-        raise typer.Exit(server.wait())
+        metrics = ServerMetrics(folder, lambda: server.each_running)
+        with monitored(read_server_config(folder).monitoring_port, metrics.collect, metrics.ready):
+            say("The server is up. Ctrl-C ends it.")
+            raise typer.Exit(server.wait())
 
 
 @app.command()

@@ -33,8 +33,11 @@ from federation.ledger.chain import ledger_file, read_lines
 from federation.ledger.reasons import RESTORED
 from federation.ledger.restored import is_restored
 from federation.node import reasons, sandbox
-from federation.node.state import NodeState, Tail, now, put_aside
+from federation.node.node_metrics import NodeMetrics
+from federation.node.state import NodeState, now, put_aside
 from federation.superlink import reasons as superlink_reasons
+from federation.system.log_tail import Tail
+from federation.system.monitoring import monitored
 from federation.system.process import LOOPBACK, Process, flower_command, flower_environment, free_port
 from federation.system.process_group import Together
 from federation.system.refusals_page import REASONS
@@ -199,7 +202,8 @@ def run_node(site: Site, say: Callable[[str], None]) -> None:
     as connected. If the server was moved, the node registers again. If systemd started
     this process, it gets the same messages.
     Raises Refusal: E_NO_SERVER_SET, E_NODE_FILE, E_NODE_RUNNING, E_NOT_ENROLLED, E_SERVER_UNTRUSTED,
-    E_CERTIFICATE_REFUSED, those of `start_node`, and E_NODE_ENDED or E_GATEWAY_FAILED for any other unexpected end.
+    E_CERTIFICATE_REFUSED, E_MONITORING_PORT, those of `start_node`, and E_NODE_ENDED or E_GATEWAY_FAILED for any other
+    unexpected end.
     """
     if not site.settings.server.address:
         raise Refusal(enrolment_reasons.NO_SERVER_SET)
@@ -218,9 +222,11 @@ def run_node(site: Site, say: Callable[[str], None]) -> None:
     site.logs.mkdir(exist_ok=True)  # a site that was restored from a backup has no such folder
     with alone(site.logs / _LOCK, reasons.NODE_RUNNING):  # two nodes with the same key would take each other's tasks
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemd stops with SIGTERM: same as Ctrl-C
-        state = NodeState.begin(site.logs)
+        state, running = NodeState.begin(site.logs), list[Node]()
+        metrics = NodeMetrics(site, state, lambda: running[0].each_running if running else {})
         try:
-            _run_again(site, state, tell)
+            with monitored(site.settings.monitoring.port, metrics.collect, metrics.ready):
+                _run_again(site, state, running, tell)
         except KeyboardInterrupt:
             tell("the node has ended, as requested")
         finally:
@@ -228,15 +234,16 @@ def run_node(site: Site, say: Callable[[str], None]) -> None:
             state.save(site.logs)
 
 
-def _run_again(site: Site, state: NodeState, tell: Callable[[str], None]) -> None:
+def _run_again(site: Site, state: NodeState, running: list[Node], tell: Callable[[str], None]) -> None:
     """Run the node; start it again if the server has forgotten it, or still counts an earlier start as connected.
 
+    `running` holds the node while it runs.
     Raises Refusal for any other end, and if the server has not accepted the key for STILL_CONNECTED_SECONDS.
     """
     until = math.inf
     while True:
         try:
-            _run_once(site, state, tell)
+            _run_once(site, state, running, tell)
         except Refusal as refusal:
             # With systemd's sandbox, systemd restarts node and sandbox together.
             if site.settings.sandbox.kind == "systemd":
@@ -254,12 +261,14 @@ def _run_again(site: Site, state: NodeState, tell: Callable[[str], None]) -> Non
                 raise
 
 
-def _run_once(site: Site, state: NodeState, tell: Callable[[str], None]) -> None:
+def _run_once(site: Site, state: NodeState, running: list[Node], tell: Callable[[str], None]) -> None:
     """Run the node until it ends unexpectedly; then raise the Refusal with the reason."""
     # In the order in which they are written: the app's last line about a task, the SuperNode's line that the reply was
     # sent, the gateway's line on whether the reply was released.
     tails = [Tail(put_aside(site.logs / name)) for name in ("client.log", "node.log", "gateway.log")]
-    with start_node(site) as node:
+    with start_node(site) as node, ExitStack() as ends:
+        running.append(node)
+        ends.callback(running.clear)
         tell(sandbox.describe(site))
         if is_restored(read_lines(ledger_file(site))):
             tell(str(Refusal(RESTORED)))

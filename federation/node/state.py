@@ -30,8 +30,6 @@ from pipeline.system.codes import BY_CODE
 
 _STATE = "node.json"
 MAX_LOG_BYTES = 16 * 2**20  # a longer log is renamed when the node starts
-_MAX_LOOK_BYTES = 2**20  # of new log lines at once
-_MAX_LINE_BYTES = 500
 _FAILURES_BEFORE_ALARM = 2  # a single failure may be a lost packet
 
 _MAX_WORDS = 100  # characters that are shown of a line of the study's code
@@ -53,28 +51,6 @@ def quoted(text: str) -> str:
     """Quote the beginning of a text. Inner quotes and everything that is not printable ASCII are escaped."""
     cut = text[:_MAX_WORDS] + ("..." if len(text) > _MAX_WORDS else "")
     return json.dumps(cut).replace("\x7f", "\\u007f")
-
-
-class Tail:
-    """A growing log, read from its current end on."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._at = path.stat().st_size if path.exists() else 0
-        self._begun = b""  # a line that is not complete yet
-
-    def lines(self) -> list[str]:
-        """Return the lines that were completed since the last call."""
-        if not self.path.exists():
-            return []
-        with self.path.open("rb") as log:
-            log.seek(self._at)
-            news = log.read(_MAX_LOOK_BYTES)
-            # A study's code can write more than can be read: the excess is skipped.
-            self._at = log.tell() if len(news) < _MAX_LOOK_BYTES else log.seek(0, os.SEEK_END)
-            *whole, begun = (self._begun + news).split(b"\n")
-            self._begun = begun[:_MAX_LINE_BYTES]
-        return [line[:_MAX_LINE_BYTES].decode(errors="replace") for line in whole]
 
 
 def put_aside(log: Path, *, max_bytes: int = MAX_LOG_BYTES) -> Path:

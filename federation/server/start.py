@@ -76,6 +76,9 @@ port = {port}
 # The port on loopback on which Flower's SuperLink listens behind the ingress.
 superlink_port = {superlink_port}
 
+# Health and metrics for Prometheus at http://127.0.0.1:PORT/metrics, for this machine only; 0: none are served.
+monitoring_port = 0
+
 # With nginx in front (docs/nginx/fedthorax.conf): the ingress listens only on this socket, not on host and port.
 # socket = "/run/fedthorax/door.sock"
 """
@@ -120,6 +123,14 @@ def renew_server(folder: Path) -> datetime:
     """
     read_server_config(folder)
     return renew_server_certificate(ca_certificate(folder).parent)
+
+
+def valid_certificates(folder: Path) -> dict[str, datetime]:
+    """Return when the certificates of the server in `folder` end, by holder."""
+    return {
+        "authority": valid_until(ca_certificate(folder)),
+        "server": valid_until(ca_certificate(folder).with_name("server.crt")),
+    }
 
 
 def start_server(folder: Path) -> Together:
@@ -229,12 +240,11 @@ def this_start(folder: Path) -> str:
 
 
 def _judge_certificates(folder: Path) -> None:
-    now = datetime.now(UTC)
-    for holder, path in (
-        ("the study's authority", ca_certificate(folder)),
-        ("the server", ca_certificate(folder).with_name("server.crt")),
+    now, until_by_holder = datetime.now(UTC), valid_certificates(folder)
+    for holder, until in (
+        ("the study's authority", until_by_holder["authority"]),
+        ("the server", until_by_holder["server"]),
     ):
-        until = valid_until(path)
         if until < now:
             raise Refusal(enrolment_reasons.CERTIFICATE_EXPIRED, holder=holder, until=f"{until:%Y-%m-%d}")
         if until < now + WARN_BEFORE:

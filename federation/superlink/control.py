@@ -33,7 +33,8 @@ class ServerConfig(BaseModel):
     """`server.toml`: where the study's server listens.
 
     `superlink_port`: the port of Flower's SuperLink on loopback. Without it, as in a simulation, there is no ingress
-    and the SuperLink uses `port`. `simulated_sites`: set only for a simulation.
+    and the SuperLink uses `port`. `simulated_sites`: set only for a simulation. `monitoring_port`: port on loopback of
+    health and metrics; 0 for none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +45,7 @@ class ServerConfig(BaseModel):
     superlink_port: int = Field(default=0, ge=0, le=65535)
     socket: Path | None = None
     simulated_sites: int = Field(default=0, ge=0)
+    monitoring_port: int = Field(default=0, ge=0, le=65535)
 
     @property
     def control_port(self) -> int:

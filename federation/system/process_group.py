@@ -23,6 +23,11 @@ class Together:
     def running(self) -> bool:
         return all(process.running for process in self._processes)
 
+    @property
+    def each_running(self) -> dict[str, bool]:
+        """Whether each process runs, by its log's name, which is short and fixed."""
+        return {process.log.stem: process.running for process in self._processes}
+
     def wait(self) -> int:
         """Wait until one process ends by itself, then end the others; return the exit code of the first."""
         while self.running:

@@ -23,3 +23,8 @@ BACKUP_FORMAT = Reason(
     "Use a file that `fedthorax node backup` (a site) or `fedthorax server backup` (a server) wrote. If it is damaged, "
     "copy it again.",
 )
+MONITORING_PORT = Reason(
+    "E_MONITORING_PORT",
+    "the port {port} for the metrics is in use",
+    "Choose another port in [monitoring] of site.toml, or as monitoring_port in server.toml. 0 serves no metrics.",
+)

@@ -131,6 +131,12 @@ class PrivacyTable(BaseModel, extra="forbid"):
     max_delta: float = Field(default=1e-4, gt=0, lt=1)
 
 
+class MonitoringTable(BaseModel, extra="forbid"):
+    """[monitoring]: health and metrics of the running node, on this machine only."""
+
+    port: int = Field(default=0, ge=0, le=65535)  # 0: none are served
+
+
 class SiteSettings(BaseModel):
     """The settings in site.toml; configs/site.toml explains each line."""
 
@@ -151,6 +157,7 @@ class SiteSettings(BaseModel):
     gateway: GatewayTable = GatewayTable()
     sandbox: SandboxTable = SandboxTable()
     privacy: PrivacyTable = PrivacyTable()
+    monitoring: MonitoringTable = MonitoringTable()
 
     @model_validator(mode="after")
     def tables_fit_together(self) -> Self:

@@ -1,13 +1,12 @@
 """Tests of parsing a node's logs into its state and into messages for the operator."""
 
 import json
-import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from federation.node import state as module
-from federation.node.state import NodeState, Tail, now, put_aside, quoted
+from federation.node.state import NodeState, now, put_aside, quoted
 
 # As Flower 1.42 prints them, with colours.
 INFO, WARNING, ERROR = "\x1b[92mINFO \x1b[0m:      ", "\x1b[93mWARNING \x1b[0m:   ", "\x1b[91mERROR \x1b[0m:     "
@@ -266,37 +265,6 @@ def test_damaged_state_file_is_ignored(tmp_path: Path, content: bytes) -> None:
 
 def test_state_that_cannot_be_saved_does_not_stop_the_node(tmp_path: Path, state: NodeState) -> None:
     state.save(tmp_path / "not there")
-
-
-def test_tail_returns_each_complete_line_once(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    path.write_text("old\n")
-    tail = Tail(path)
-    assert tail.lines() == []
-    with path.open("a") as log:
-        log.write("one\ntw")
-        log.flush()
-        assert tail.lines() == ["one"]
-        log.write("o\n" + "x" * 10_000 + "\n")
-        log.flush()
-    assert tail.lines() == ["two", "x" * 500]
-    assert Tail(tmp_path / "not there").lines() == []
-
-
-def test_flooded_log_uses_little_memory_and_is_followed_again(tmp_path: Path) -> None:
-    path = tmp_path / "client.log"
-    path.touch()
-    tail = Tail(path)
-    path.write_bytes(b"x" * 10_000_000)
-    tracemalloc.start()
-    assert tail.lines() == []
-    kept_bytes, peak_bytes = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak_bytes < 5_000_000
-    assert kept_bytes < 100_000
-    with path.open("ab") as log:
-        log.write(b"\nINFO done\n")
-    assert tail.lines()[-1] == "INFO done"
 
 
 def test_long_log_is_rotated(tmp_path: Path) -> None:

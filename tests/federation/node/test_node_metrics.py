@@ -1,0 +1,88 @@
+"""The metrics of node and gateway follow the node's state and the ledger, and name no patient."""
+
+import os
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from federation.ledger.chain import PASSED, Entry, Ledger, ledger_file
+from federation.ledger.restored import accept, mark_restored
+from federation.node.node_metrics import NodeMetrics
+from federation.node.state import NodeState, now
+from pipeline.cohort.store import Cohort
+from pipeline.site.folder import Site
+from tests.federation.gateway.messages import site_of_thirty
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return site_of_thirty(tmp_path)
+
+
+@pytest.fixture
+def state() -> NodeState:
+    return NodeState(pid=os.getpid(), started=now())
+
+
+def told(metrics: NodeMetrics) -> dict[str, float]:
+    return {
+        sample.name + "".join(f",{value}" for value in sample.labels.values()): sample.value
+        for family in metrics.collect()
+        for sample in family.samples
+    }
+
+
+def test_metrics_follow_the_state_of_the_node(site: Site, state: NodeState) -> None:
+    processes: dict[str, bool] = {}
+    metrics = NodeMetrics(site, state, lambda: processes)
+    before = told(metrics)
+    assert (before["fedthorax_node_connected"], before["fedthorax_node_rounds_total"]) == (0, 0)
+    assert before["fedthorax_node_patients"] == 90
+    assert not any(name.startswith("fedthorax_node_last_refusal") for name in before)
+    assert metrics.ready() == {"processes": False, "connected": False, "restore_accepted": True}
+    state.connection, state.rounds, state.doing = "online", 7, "fetching a task"
+    state.refused, state.refused_at = "E_DISK", datetime.now().astimezone() - timedelta(hours=1)
+    processes |= {"gateway": True, "node": True, "sandbox": False}
+    after = told(metrics)
+    assert (after["fedthorax_node_connected"], after["fedthorax_node_busy"]) == (1, 1)
+    assert after["fedthorax_node_rounds_total"] == 7
+    assert after["fedthorax_node_last_refusal_timestamp_seconds,E_DISK"] == state.refused_at.timestamp()
+    assert after["fedthorax_node_process_up,sandbox"] == 0
+    assert metrics.ready()["processes"] is False
+
+
+def test_metrics_count_what_was_added_to_the_ledger(site: Site, state: NodeState) -> None:
+    metrics, ledger = NodeMetrics(site, state, dict), Ledger(ledger_file(site))
+    assert told(metrics)["fedthorax_gateway_ledger_lines"] == 0
+    for verdict in (PASSED, PASSED, "E_REPLY_UPDATE"):
+        ledger.append(Entry("run", 1, "out", "train", 1, "", "", "", verdict))
+    ledger.append(Entry("run", 1, "here", "answered: evaluate.test", 0, "a" * 64, "", "", PASSED))
+    after = told(metrics)
+    assert after["fedthorax_gateway_messages_total,out,passed"] == 2
+    assert after["fedthorax_gateway_messages_total,out,E_REPLY_UPDATE"] == 1
+    assert (after["fedthorax_gateway_questions"], after["fedthorax_gateway_ledger_lines"]) == (1, 4)
+    assert told(metrics) == after  # nothing is counted twice
+    ledger_file(site).unlink()
+    Ledger(ledger_file(site)).append(Entry("run", 1, "in", "train", 1, "", "", "", PASSED))
+    assert told(metrics)["fedthorax_gateway_ledger_lines"] == 1
+
+
+def test_restored_node_is_not_ready_until_the_hospital_accepts(site: Site, state: NodeState) -> None:
+    metrics = NodeMetrics(site, state, dict)
+    mark_restored(ledger_file(site), "a backup")
+    assert metrics.ready()["restore_accepted"] is False
+    assert told(metrics)["fedthorax_gateway_restored"] == 1
+    accept(ledger_file(site), "by A.")
+    assert metrics.ready()["restore_accepted"] is True
+
+
+def test_metrics_name_no_patient_and_none_of_the_apps_words(site: Site, state: NodeState) -> None:
+    state.doing = 'the app says: "DOE^JOHN"'
+    registry = CollectorRegistry()
+    registry.register(NodeMetrics(site, state, dict))
+    text = generate_latest(registry).decode()
+    with Cohort(site) as cohort:
+        words = [word for patient in cohort.patients() for word in (patient.pseudonym, patient.tensor)]
+    assert words and not any(word in text for word in [*words, "DOE", str(site.folder)])
