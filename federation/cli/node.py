@@ -272,12 +272,17 @@ def find(
 
 
 @app.command()
-def start(site_dir: SiteDir) -> None:
+def start(
+    site_dir: SiteDir,
+    json_lines: Annotated[
+        bool, typer.Option("--json-lines", help="Print each event as one JSON object a line.")
+    ] = False,
+) -> None:
     """Run this hospital's node until Ctrl-C. It connects to the study's server and accepts no connections itself."""
     from federation.node.start import run_node
     from pipeline.site.folder import Site
 
-    run_node(Site.open(site_dir), say)
+    run_node(Site.open(site_dir), typer.echo if json_lines else say, json_lines=json_lines)
 
 
 for command in (

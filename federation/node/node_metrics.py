@@ -76,7 +76,7 @@ class NodeMetrics:
         yield messages
         yield gauge("gateway_ledger_lines", "Lines of the ledger", self._ledger.lines)
         yield gauge("gateway_restored", "Whether a restore waits for the hospital's decision", self._ledger.is_restored)
-        asked = sum(at > time.time() - MONTH_SECONDS for at in self._ledger.answers)
+        asked = sum(at > time.time() - MONTH_SECONDS for at in self._ledger.answers.values())
         yield gauge("gateway_questions", "Questions about models that were answered in 31 days", asked)
         limit = self._site.settings.gateway.max_questions_a_month
         yield gauge("gateway_questions_limit", "Their limit", limit)
@@ -107,7 +107,7 @@ class _LedgerCounts:
     def _forget(self) -> None:
         self._at, self.lines, self.is_restored = 0, 0, False
         self.messages: Counter[tuple[str, str]] = Counter()
-        self.answers: list[float] = []  # times, in seconds since 1970
+        self.answers: dict[str, float] = {}  # when it left, in seconds since 1970, by the question's digest
 
     def read(self) -> None:
         with suppress(OSError, ValueError, KeyError), self._path.open("rb") as file:
@@ -126,6 +126,6 @@ class _LedgerCounts:
         if direction != "here":
             self.messages[direction, verdict] += 1
         elif kind.startswith(ANSWERED) and verdict == PASSED:
-            self.answers.append(datetime.fromisoformat(line["time"]).timestamp())
+            self.answers.setdefault(line["digest"], datetime.fromisoformat(line["time"]).timestamp())
         elif kind.partition(":")[0] in (RESTORED, ACCEPTED):
             self.is_restored = kind.startswith(f"{RESTORED}:")

@@ -5,6 +5,7 @@ the three that communicates with the server. If one process ends, all are ended.
 """
 
 import fcntl
+import json
 import math
 import os
 import re
@@ -34,9 +35,9 @@ from federation.ledger.reasons import RESTORED
 from federation.ledger.restored import is_restored
 from federation.node import reasons, sandbox
 from federation.node.node_metrics import NodeMetrics
-from federation.node.state import NodeState, now, put_aside
+from federation.node.state import APP_LOG, NodeState, now
 from federation.superlink import reasons as superlink_reasons
-from federation.system.log_tail import Tail
+from federation.system.child_logs import Tail, cut, put_aside
 from federation.system.monitoring import monitored
 from federation.system.process import LOOPBACK, Process, flower_command, flower_environment, free_port
 from federation.system.process_group import Together
@@ -195,8 +196,8 @@ def _cause(output: str, otherwise: Reason) -> Reason:
 # --- the node in the foreground ---------------------------------------------------------------------------
 
 
-def run_node(site: Site, say: Callable[[str], None]) -> None:
-    """Run the site's node until SIGTERM or Ctrl-C; `say` gets one line with its time for each event.
+def run_node(site: Site, say: Callable[[str], None], *, json_lines: bool = False) -> None:
+    """Run the site's node until SIGTERM or Ctrl-C; `say` gets one line with its time for each event, also as JSON.
 
     The node retries until the server responds, and for a minute and a half if the server still counts an earlier start
     as connected. If the server was moved, the node registers again. If systemd started
@@ -216,7 +217,7 @@ def run_node(site: Site, say: Callable[[str], None]) -> None:
             raise Refusal(enrolment_reasons.NODE_FILE, file=what, private=str(path))
 
     def tell(text: str) -> None:
-        say(f"{now():%Y-%m-%d %H:%M:%S}  {text}")
+        say(_as_json(site, text) if json_lines else f"{now():%Y-%m-%d %H:%M:%S}  {text}")
         _notify_systemd(f"READY=1\nSTATUS={text}")
 
     site.logs.mkdir(exist_ok=True)  # a site that was restored from a backup has no such folder
@@ -232,6 +233,12 @@ def run_node(site: Site, say: Callable[[str], None]) -> None:
         finally:
             state.connection, state.doing = "ended", ""
             state.save(site.logs)
+
+
+def _as_json(site: Site, text: str) -> str:
+    """Return an event as one line of JSON with the first code in it."""
+    code = re.search(r"\b[EW]_[A-Z_]+\b", text)
+    return json.dumps({"time": now().isoformat(), "site": site.name, "code": code and code[0], "event": text})
 
 
 def _run_again(site: Site, state: NodeState, running: list[Node], tell: Callable[[str], None]) -> None:
@@ -288,6 +295,7 @@ def _follow(node: Node, tails: Sequence[Tail], state: NodeState, logs: Path, tel
         if news or time.monotonic() > saved_at + _SAVE_SECONDS:
             state.save(logs)
             saved_at = time.monotonic()
+            cut([*node.logs, logs / APP_LOG])
         if is_last_look:
             end = "\n".join(line for log in node.outputs() for line in log.splitlines()[-_LAST_LINES:])
             raise Refusal(_cause(end, node.ended_by), private=str(node.log))

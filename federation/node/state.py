@@ -29,7 +29,6 @@ from pipeline.system.atomic_files import write_atomically
 from pipeline.system.codes import BY_CODE
 
 _STATE = "node.json"
-MAX_LOG_BYTES = 16 * 2**20  # a longer log is renamed when the node starts
 _FAILURES_BEFORE_ALARM = 2  # a single failure may be a lost packet
 
 _MAX_WORDS = 100  # characters that are shown of a line of the study's code
@@ -51,13 +50,6 @@ def quoted(text: str) -> str:
     """Quote the beginning of a text. Inner quotes and everything that is not printable ASCII are escaped."""
     cut = text[:_MAX_WORDS] + ("..." if len(text) > _MAX_WORDS else "")
     return json.dumps(cut).replace("\x7f", "\\u007f")
-
-
-def put_aside(log: Path, *, max_bytes: int = MAX_LOG_BYTES) -> Path:
-    """Rename a log that is too long to NAME.1, which replaces the previous one, so that a new log begins."""
-    if log.exists() and log.stat().st_size > max_bytes:
-        log.replace(log.with_name(f"{log.name}.1"))
-    return log
 
 
 class NodeState(BaseModel, extra="ignore"):

@@ -14,7 +14,7 @@ from federation.enrolment.invitations import overview
 from federation.runs.run_folder import run_names
 from federation.runs.submission import UNDER_WAY, state
 from federation.server.start import valid_certificates
-from federation.system.log_tail import Tail
+from federation.system.child_logs import Tail
 from federation.system.monitoring import gauge, gauges
 from federation.system.refusals_page import REASONS
 from models.refusal import Refusal

@@ -72,9 +72,10 @@ class Process:
         return self._guard.poll() is None
 
     def output(self) -> str:
-        """Return what the command has printed since this start."""
+        """Return what the command has printed since this start, or since its log was cut."""
         with self.log.open("rb") as log:
-            log.seek(self._log_start)
+            is_cut = os.fstat(log.fileno()).st_size < self._log_start
+            log.seek(0 if is_cut else self._log_start)
             return log.read().decode(errors="replace")
 
     def wait_until(self, ready: Callable[[], T | None], *, seconds: float) -> T:

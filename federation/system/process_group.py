@@ -1,13 +1,17 @@
 """A group of processes that need each other: when one ends, all end."""
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from federation.system.child_logs import cut
 from federation.system.process import POLL_SECONDS, Process
+
+_LOOK_SECONDS = 10.0  # between two looks at the size of the logs
 
 _log = logging.getLogger("fedthorax")
 
@@ -28,10 +32,22 @@ class Together:
         """Whether each process runs, by its log's name, which is short and fixed."""
         return {process.log.stem: process.running for process in self._processes}
 
+    @property
+    def logs(self) -> list[Path]:
+        """The log of each process."""
+        return [process.log for process in self._processes]
+
     def wait(self) -> int:
-        """Wait until one process ends by itself, then end the others; return the exit code of the first."""
+        """Wait until one process ends by itself, then end the others; return the exit code of the first.
+
+        Meanwhile no log gets longer than `child_logs` allows.
+        """
+        looked = -math.inf
         while self.running:
             time.sleep(POLL_SECONDS)
+            if time.monotonic() > looked + _LOOK_SECONDS:
+                looked = time.monotonic()
+                cut(self.logs)
         ended = next(process for process in self._processes if not process.running)
         _log.warning("%s has ended; its log is %s", ended.name, ended.log.name)
         self.stop()

@@ -58,12 +58,14 @@ def test_metrics_count_what_was_added_to_the_ledger(site: Site, state: NodeState
     assert told(metrics)["fedthorax_gateway_ledger_lines"] == 0
     for verdict in (PASSED, PASSED, "E_REPLY_UPDATE"):
         ledger.append(Entry("run", 1, "out", "train", 1, "", "", "", verdict))
-    ledger.append(Entry("run", 1, "here", "answered: evaluate.test", 0, "a" * 64, "", "", PASSED))
+    for _ in range(2):  # the same answer, repeated
+        ledger.append(Entry("run", 1, "here", "answered: evaluate.test", 0, "a" * 64, "", "", PASSED))
     after = told(metrics)
     assert after["fedthorax_gateway_messages_total,out,passed"] == 2
     assert after["fedthorax_gateway_messages_total,out,E_REPLY_UPDATE"] == 1
-    assert (after["fedthorax_gateway_questions"], after["fedthorax_gateway_ledger_lines"]) == (1, 4)
-    assert told(metrics) == after  # nothing is counted twice
+    assert (after["fedthorax_gateway_questions"], after["fedthorax_gateway_ledger_lines"]) == (1, 5)
+    counted = {name: value for name, value in after.items() if "gateway" in name}
+    assert {name: value for name, value in told(metrics).items() if "gateway" in name} == counted
     ledger_file(site).unlink()
     Ledger(ledger_file(site)).append(Entry("run", 1, "in", "train", 1, "", "", "", PASSED))
     assert told(metrics)["fedthorax_gateway_ledger_lines"] == 1

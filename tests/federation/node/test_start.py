@@ -1,5 +1,6 @@
 """Tests of starting a node: its command lines, the parsing of its log, and running in the foreground."""
 
+import json
 import os
 import signal
 import socket
@@ -184,6 +185,7 @@ class ScriptedNode:
 
     def __init__(self, site: Site, script: list[str | int]) -> None:
         self.log, self.script, self.stopped = site.logs / "node.log", script, False
+        self.logs = [self.log]
 
     @property
     def running(self) -> bool:
@@ -224,14 +226,16 @@ def run(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., l
     monkeypatch.setattr(node, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(node, "STILL_CONNECTED_SECONDS", 0.0)
 
-    def run(*script: str | int) -> list[str]:
+    def run(*script: str | int, json_lines: bool = False) -> list[str]:
         scripted = ScriptedNode(site, list(script))
         monkeypatch.setattr(node, "start_node", lambda *_, **__: scripted)
         said: list[str] = []
         try:
-            run_node(site, said.append)
+            run_node(site, said.append, json_lines=json_lines)
         finally:
             assert scripted.stopped
+        if json_lines:
+            return said
         assert all(line[4] == "-" and line[19:21] == "  " for line in said)
         return [line[21:] for line in said]
 
@@ -257,6 +261,19 @@ def test_node_that_receives_a_stop_signal_ends_without_error(
     assert status["connection"] == "ended"
     assert status["last_contact"] is not None
     assert status["processor"].startswith("networks are computed on ")
+
+
+def test_events_are_one_json_object_a_line_on_request(run: Callable[..., list[str]]) -> None:
+    lines = run(
+        "WARNING :  Connection attempt failed, retrying",
+        "WARNING :  Connection attempt failed, retrying",
+        15,
+        json_lines=True,
+    )
+    events = [json.loads(line) for line in lines]
+    assert all(set(event) == {"time", "site", "code", "event"} and event["site"] == "north" for event in events)
+    assert [event["code"] for event in events if event["code"]] == ["E_SERVER_SILENT"]
+    assert events[-1]["event"] == "the node has ended, as requested"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from federation.node import state as module
-from federation.node.state import NodeState, now, put_aside, quoted
+from federation.node.state import NodeState, now, quoted
 
 # As Flower 1.42 prints them, with colours.
 INFO, WARNING, ERROR = "\x1b[92mINFO \x1b[0m:      ", "\x1b[93mWARNING \x1b[0m:   ", "\x1b[91mERROR \x1b[0m:     "
@@ -265,13 +265,3 @@ def test_damaged_state_file_is_ignored(tmp_path: Path, content: bytes) -> None:
 
 def test_state_that_cannot_be_saved_does_not_stop_the_node(tmp_path: Path, state: NodeState) -> None:
     state.save(tmp_path / "not there")
-
-
-def test_long_log_is_rotated(tmp_path: Path) -> None:
-    path = tmp_path / "node.log"
-    assert put_aside(path, max_bytes=5) == path
-    path.write_text("12345")
-    assert put_aside(path, max_bytes=5).exists()
-    path.write_text("123456")
-    assert not put_aside(path, max_bytes=5).exists()
-    assert (tmp_path / "node.log.1").read_text() == "123456"
