@@ -11,7 +11,7 @@ from federation.migration.backup import back_up_site, restore_site
 from pipeline.cohort.store import Cohort
 from pipeline.site.folder import Site
 from tests.attacks.result import Result
-from tests.attacks.rig import Answer, Rig, released_study, rig, seed_network
+from tests.attacks.rig import Answer, Rig, alone_study, released_study, rig, seed_network
 
 ADVERSARY = "the study's settings"
 _ROUNDS_A_DAY = 3
@@ -78,7 +78,8 @@ def restored_hospital(attacked: Rig) -> Result:
 
     Ledger and gateway's folder are both of the backup, so neither knows the first answer.
     """
-    study, site = released_study(), attacked.hospital.site
+    study, site = alone_study(), attacked.hospital.site
+    attacked.talk_into(study)
     model = seed_network(study)
     attacked.must("train", study, model)
     backup = Path(f"{site.folder}.backup")
