@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from federation.coordinator.eager_grid import EagerGrid, PartOfGrid
+from federation.coordinator.eager_grid import AllBut, EagerGrid, PartOfGrid
 from federation.coordinator.wire_grid import Wire
 from federation.enrolment.invitations import enrolled_patients
 from federation.protocol.half_precision import Precision
@@ -68,6 +68,10 @@ class Sites:
     def only(self, nodes: Iterable[int]) -> "Sites":
         """Return a subset of the sites that shares their ledger heads."""
         return replace(self, grid=PartOfGrid(self.grid, frozenset(nodes)))
+
+    def without(self, nodes: Iterable[int]) -> "Sites":
+        """Return the sites except some, also those that come online later; they share their ledger heads."""
+        return replace(self, grid=PartOfGrid(self.grid, AllBut(nodes)))
 
     def ask(self, kind: str, content: Content, expected: Expected, *, nodes: Sequence[int], timeout_s: float) -> Sifted:
         """Send one request to each node; `content` makes the records of the message to a node.

@@ -6,7 +6,7 @@ all replies, so its memory grows with the number of sites.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -50,10 +50,20 @@ class EagerGrid:
                 time.sleep(min(pause_s, left_s))
 
 
+class AllBut(Container[int]):
+    """All nodes except some."""
+
+    def __init__(self, nodes: Iterable[int]) -> None:
+        self._nodes = frozenset(nodes)
+
+    def __contains__(self, node: object) -> bool:
+        return node not in self._nodes
+
+
 class PartOfGrid:
     """A grid that is restricted to some of its nodes."""
 
-    def __init__(self, grid: "EagerGrid | PartOfGrid", nodes: frozenset[int]) -> None:
+    def __init__(self, grid: "EagerGrid | PartOfGrid", nodes: Container[int]) -> None:
         self._grid, self._nodes = grid, nodes
 
     def get_node_ids(self) -> Sequence[int]:

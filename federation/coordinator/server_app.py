@@ -153,16 +153,19 @@ class ServerRun:
         return f"mean validation {rule.figure} has not risen by {rule.least_gain} for {rule.patience_rounds} rounds"
 
     def _handshake(self) -> dict[str, SiteAbout]:
-        """Check that the sites agree on version, data contract and golden volume before the study starts.
+        """Check that the sites agree on data contract and golden volume before the study starts.
 
-        Raises Refusal: E_SITES_UNLIKE, E_HANDSHAKE_QUORUM.
+        Sites of another version are left out of the run. Raises Refusal: E_SITES_UNLIKE, E_HANDSHAKE_QUORUM.
         """
-        about, entry = shake_hands(self.sites, self.study)
-        for line in by_code(entry["refused"]):
+        agreed = shake_hands(self.sites, self.study)
+        for line in by_code(agreed.entry["refused"]):
             say(f"handshake without {line}")
-        say(f"{len(about)} sites are alike: {_cohorts(about)}")
-        self.history.append(entry)
-        return about
+        for why in agreed.left_out.values():
+            say(f"{why}; the run goes on without this site")
+        self.sites = self.sites.without(agreed.left_out)
+        say(f"{len(agreed.about)} sites are alike: {_cohorts(agreed.about)}")
+        self.history.append(agreed.entry)
+        return agreed.about
 
     def _masked(self) -> MaskedStudy | None:
         """Return what masked rounds need to know; None in a simulation. Raises Refusal E_SECAGG_ROSTER_SMALL."""

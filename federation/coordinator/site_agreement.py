@@ -1,6 +1,8 @@
 """The handshake before round 1: check that the sites agree on version, data contract and golden volume."""
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -16,21 +18,52 @@ from models.refusal import Refusal
 _DIFFERS = {"contract": "the data contract", "golden": "the golden volume"}
 
 
-def shake_hands(sites: Sites, study: Study) -> tuple[dict[str, SiteAbout], dict[str, Any]]:
-    """Return what each online site reports about itself, by name, and the history entry of this request.
+@dataclass(frozen=True)
+class Agreement:
+    """The result of the handshake. `about`: what the sites that may take part report, by name.
 
-    Raises Refusal: E_SITES_UNLIKE; E_HANDSHAKE_QUORUM if fewer sites than the study's quorum give a valid answer.
+    `entry`: for the history. `left_out`: the nodes whose version is none of the server's, with the reason, by node.
+    """
+
+    about: dict[str, SiteAbout]
+    entry: dict[str, Any]
+    left_out: dict[int, str]
+
+
+def shake_hands(sites: Sites, study: Study) -> Agreement:
+    """Ask each online site to describe itself, leave out those of another version, and check that the others agree.
+
+    Raises Refusal: E_SITES_UNLIKE; E_HANDSHAKE_QUORUM if fewer sites than the study's quorum may take part.
     """
     timeout_s = study.study.round_timeout_s
     sifted = sites.ask("query.handshake", lambda _: RecordDict(), EXPECTED, nodes=sites.nodes(), timeout_s=timeout_s)
-    about = {sites.name(node): read(reply) for node, reply in sifted.valid.items()}
+    told = {node: read(reply) for node, reply in sifted.valid.items()}
+    left_out = {node: why for node, each in told.items() if (why := _outdated(sites.name(node), each.version))}
+    about = {sites.name(node): each for node, each in told.items() if node not in left_out}
     entry = sites.entry("handshake", sifted)
+    entry["sites"] = sorted(about)
+    entry["refused"] |= {sites.name(node): reasons.VERSION_UNLIKE.code for node in left_out}
+    entry["versions"] = {sites.name(node): each.version for node, each in sorted(told.items())}
     judge(about)
     if len(about) < study.study.quorum:
         refused = ", ".join(f"{site}: {code}" for site, code in entry["refused"].items())
-        others = refused or "no other site is online"
+        others = "; ".join([refused, *left_out.values()]) if refused else "no other site is online"
         raise Refusal(reasons.HANDSHAKE_QUORUM, quorum=study.study.quorum, present=len(about), others=others)
-    return about, entry
+    return Agreement(about, entry, left_out)
+
+
+def _outdated(site: str, theirs: str) -> str:
+    """Return why a site of this version is left out, and who must upgrade; "" for a version that may take part."""
+    own = version("fedthorax")
+    if _series(theirs) == _series(own):
+        return ""
+    who = site if _series(theirs) < _series(own) else "the server"
+    return f"{site} has version {theirs}, the server {own}: {who} must upgrade"
+
+
+def _series(release: str) -> tuple[int, ...]:
+    """Return the part of a version that must be equal: major and minor number. Patch releases work together."""
+    return tuple(int(number) for number in re.findall(r"\d+", release)[:2])
 
 
 def read(reply: Message) -> SiteAbout:
@@ -41,12 +74,9 @@ def read(reply: Message) -> SiteAbout:
 def judge(answers: Mapping[str, SiteAbout]) -> None:
     """Check that these sites agree. Raises Refusal E_SITES_UNLIKE, which names the sites and the differences.
 
-    The version must be this server's own. For the other values no site is the reference: if most sites agree, the
-    others are named, and otherwise all groups are named.
+    No site is the reference: if most sites agree, the others are named, and otherwise all groups are named.
     """
-    own = version("fedthorax")
-    other = [f"{site} ({about.version})" for site, about in answers.items() if about.version != own]
-    found = [f"the version of {_all(other)} is not the server's ({own})"] if other else []
+    found = []
     for key, what in _DIFFERS.items():
         groups: dict[str, list[str]] = {}
         for site, about in answers.items():

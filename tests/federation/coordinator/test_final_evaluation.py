@@ -185,6 +185,26 @@ def test_study_does_not_start_if_sites_disagree(server):
     assert set(grid.kinds) == {"query.handshake"}
 
 
+def test_site_of_another_version_is_asked_nothing_more(server, caplog):
+    asked: list[str] = []
+
+    class Older(Grid):
+        def content(self, node: int, message: Message) -> RecordDict:
+            content = super().content(node, message)
+            if node == 22:
+                asked.append(message.metadata.message_type)
+            if message.metadata.message_type == "query.handshake" and node == 22:
+                content.config_records["site"]["version"] = "0.0.1"
+            return content
+
+    with caplog.at_level("INFO", logger="flwr"):
+        history = execute(server, Older())
+    assert asked == ["query.handshake"]
+    assert history[0]["refused"] == {"south": "E_VERSION_UNLIKE"}
+    assert all(entry["sites"] == ["north", "west"] for entry in history)
+    assert "south has version 0.0.1" in caplog.text and "south must upgrade" in caplog.text
+
+
 def test_release_contains_familiarity_from_all_sites(server):
     """Sites have means and variances of 11, 22 and 33. The pooled variance includes the variance between sites."""
     came: list[dict[str, np.ndarray]] = []

@@ -59,22 +59,10 @@ def test_all_sites_are_named_without_a_majority() -> None:
     )
 
 
-def test_site_version_must_equal_the_server_version() -> None:
-    other = {"version": "99.0"}
-    assert (
-        differences(north=other, south=other)
-        == f"the version of north (99.0), south (99.0) is not the server's ({OWN})"
-    )
-
-
 def test_all_differences_are_reported_at_once() -> None:
-    told = differences(north={}, south={"golden": "c" * 64, "contract": "c" * 64, "version": "99.0"}, west={})
-    assert [part.split(" of ")[0] for part in told.split("; ")] == [
-        "the version",
-        "the data contract",
-        "the golden volume",
-    ]
-    assert told.count("south") == 3 and "north" not in told and "c" * 64 not in told
+    told = differences(north={}, south={"golden": "c" * 64, "contract": "c" * 64}, west={})
+    assert [part.split(" of ")[0] for part in told.split("; ")] == ["the data contract", "the golden volume"]
+    assert told.count("south") == 2 and "north" not in told and "c" * 64 not in told
 
 
 # --- asking all sites -------------------------------------------------------------------------------------
@@ -101,10 +89,38 @@ def sites(**answers: dict[str, str] | str) -> Sites:
 
 def test_handshake_results_are_returned_by_site_name() -> None:
     asked = sites(north={}, south={"patients": "200-499"}, west="E_SITE_LIMIT")
-    about, entry = shake_hands(asked, STUDY)
-    assert about == {"north": ALIKE, "south": ALIKE.model_copy(update={"patients": "200-499"})}
+    agreed = shake_hands(asked, STUDY)
+    entry = agreed.entry
+    assert agreed.about == {"north": ALIKE, "south": ALIKE.model_copy(update={"patients": "200-499"})}
+    assert entry["versions"] == {"north": OWN, "south": OWN}
     assert (entry["sites"], entry["refused"]) == (["north", "south"], {"west": "E_SITE_LIMIT"})
     assert asked.heads == {1: LedgerHead("c" * 64, 3), 2: LedgerHead("c" * 64, 3)}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "who"), [("99.0.0", "the server must upgrade"), ("0.0.9", "west must upgrade"), ("0.10.0", "the server")]
+)
+def test_site_of_another_version_is_left_out_by_name(theirs: str, who: str) -> None:
+    unlike = {"version": theirs, "golden": "c" * 64}  # another version may prepare scans otherwise
+    agreed = shake_hands(sites(north={}, south={}, west=unlike), STUDY)
+    assert set(agreed.about) == {"north", "south"}
+    assert agreed.entry["refused"] == {"west": "E_VERSION_UNLIKE"}
+    assert agreed.entry["versions"]["west"] == theirs
+    assert list(agreed.left_out) == [3]
+    assert who in agreed.left_out[3] and f"west has version {theirs}" in agreed.left_out[3]
+
+
+def test_patch_release_takes_part() -> None:
+    patch = {"version": ".".join(OWN.split(".")[:2]) + ".17"}
+    agreed = shake_hands(sites(north={}, south=patch), STUDY)
+    assert set(agreed.about) == {"north", "south"} and not agreed.left_out
+
+
+def test_study_does_not_start_if_too_few_sites_have_the_servers_version() -> None:
+    with pytest.raises(Refusal) as refused:
+        shake_hands(sites(north={}, south={"version": "99.0"}), STUDY)
+    assert refused.value.code == "E_HANDSHAKE_QUORUM"
+    assert "south has version 99.0" in refused.value.says
 
 
 def test_study_does_not_start_if_sites_differ() -> None:
