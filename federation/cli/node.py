@@ -13,7 +13,7 @@ from federation.cli.node_peers import approve_peers, peers, revoke_peers
 from federation.cli.node_releases import approve_release, releases, revoke_release
 from federation.cli.node_studies import approve_study, revoke_study, studies
 from federation.cli.options import Json
-from federation.cli.withdraw import withdraw
+from federation.cli.withdraw import decommission, withdraw
 
 if TYPE_CHECKING:
     from pipeline.site.folder import Site
@@ -301,6 +301,7 @@ for command in (
     ledger,
     accept_restore,
     withdraw,
+    decommission,
 ):
     app.command()(command)
 app.command("backup")(backup_site)

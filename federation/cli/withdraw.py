@@ -1,4 +1,4 @@
-"""`fedthorax node withdraw`."""
+"""`fedthorax node withdraw` and `node decommission`: delete one patient's data, or all of them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -39,3 +39,29 @@ def withdraw(
     say("Models that were trained before keep what they learnt. The sources of this hospital were not changed.")
     if file is not None:
         say(f"Delete {file}: it names the patients.")
+
+
+def decommission(
+    site_dir: Annotated[Path, typer.Argument(help="The site's folder, which is deleted.")],
+    keep: Annotated[Path, typer.Option(file_okay=False, help="A new folder for the ledger and the proof of deletion.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for the site's name.")] = False,
+) -> None:
+    """End this hospital's node for good: delete all data of patients and all keys, and keep the proof.
+
+    Stop the node first. The hospital's own files, which were only read, stay as they are.
+    """
+    from federation.node.decommission import decommission as end
+    from pipeline.site.folder import Site
+
+    site = Site.open(site_dir)
+    if (
+        not yes
+        and typer.prompt(f"This deletes the node in {site_dir} permanently. Type the site's name to go on") != site.name
+    ):
+        raise typer.BadParameter("that is not the site's name; nothing was deleted")
+    parts, others = end(site, keep)
+    say(f"Deleted {sum(part.files for part in parts)} files. {keep} holds the ledger and deletion.json.")
+    if others:
+        say(f"{others} files or folders in {site_dir} are the hospital's own and were left: exports, password files.")
+    say("Delete the backups of this site too: they hold the key of the pseudonyms.")
+    say("Ask the study's office to revoke the site. Models that were trained here stay with the study.")

@@ -58,3 +58,8 @@ SANDBOX_NONE = Reason(
     "a study's code runs without a sandbox: it can use the network and read this machine's files",
     "Install bubblewrap and set [sandbox] kind in site.toml to bwrap.",
 )
+KEEP_FOLDER = Reason(
+    "E_KEEP_FOLDER",
+    "the folder for what is kept exists already, or is inside the site's folder",
+    "Name a new folder outside the site's folder.",
+)

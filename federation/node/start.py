@@ -55,7 +55,7 @@ STILL_CONNECTED_SECONDS = 90.0
 AGAIN_SECONDS = 10.0
 _SAVE_SECONDS = 10.0
 _LAST_LINES = 30
-_LOCK = "node.lock"
+LOCK = "node.lock"
 
 _NODE_ID = re.compile(r"SuperNode ID: (\d+)")
 # What the logs show if the server does not accept the node: Flower's FLEET_NODE_ACTIVATION_FAILED, or a code of the
@@ -221,7 +221,7 @@ def run_node(site: Site, say: Callable[[str], None], *, json_lines: bool = False
         _notify_systemd(f"READY=1\nSTATUS={text}")
 
     site.logs.mkdir(exist_ok=True)  # a site that was restored from a backup has no such folder
-    with alone(site.logs / _LOCK, reasons.NODE_RUNNING):  # two nodes with the same key would take each other's tasks
+    with alone(site.logs / LOCK, reasons.NODE_RUNNING):  # two nodes with the same key would take each other's tasks
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemd stops with SIGTERM: same as Ctrl-C
         state, running = NodeState.begin(site.logs), list[Node]()
         metrics = NodeMetrics(site, state, lambda: running[0].each_running if running else {})
@@ -304,7 +304,7 @@ def _follow(node: Node, tails: Sequence[Tail], state: NodeState, logs: Path, tel
 
 def _is_running(site: Site) -> bool:
     try:
-        with (site.logs / _LOCK).open() as lock:
+        with (site.logs / LOCK).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
