@@ -44,11 +44,21 @@ def load_settings(path: Path, model: type[Settings]) -> Settings:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc']) or 'the file'}: {problem['msg']}"
-            for problem in error.errors(include_url=False, include_input=False)
-        )
-        raise Refusal(SETTINGS_KEY, file=path.name, problems=problems) from error
+        raise Refusal(SETTINGS_KEY, file=path.name, problems=_problems(error)) from error
+
+
+def _problems(error: ValidationError) -> str:
+    """Say what is wrong with each key; keys that do not exist are listed once for each table."""
+    unknown: dict[str, list[str]] = {}
+    found = []
+    for problem in error.errors(include_url=False, include_input=False):
+        *table, key = [str(part) for part in problem["loc"]] or ["the file"]
+        if problem["type"] == "extra_forbidden":
+            unknown.setdefault(".".join(table), []).append(key)
+        else:
+            found.append(f"{'.'.join([*table, key])}: {problem['msg']}")
+    found += [f"{table or 'the file'} has no such keys: {', '.join(keys)}" for table, keys in unknown.items()]
+    return "; ".join(found)
 
 
 def with_value(text: str, table: str, key: str, value: str) -> str:

@@ -14,6 +14,7 @@ from federation.cli.node_releases import approve_release, releases, revoke_relea
 from federation.cli.node_studies import approve_study, revoke_study, studies
 from federation.cli.options import Json
 from federation.cli.withdraw import decommission, withdraw
+from models.refusal import Refusal
 
 if TYPE_CHECKING:
     from pipeline.site.folder import Site
@@ -248,11 +249,15 @@ def status(site_dir: SiteDir, as_json: Json = False) -> None:
 def find(
     site_dir: SiteDir, pseudonym: Annotated[str, typer.Argument(help="As refusals.csv and the cohort show it.")]
 ) -> None:
-    """Resolve a pseudonym to the patient's folders or PACS accession numbers. Shown on this screen only."""
+    """Resolve a pseudonym to the patient's folders or PACS accession numbers. Shown on this screen only.
+
+    A patient without a CT is found in the laboratory's, outcome or label files.
+    """
     from pipeline.imaging.readers import find_scans
     from pipeline.pacs.pacs import open_pacs
     from pipeline.pacs.pull import study_query
     from pipeline.site.folder import Site
+    from pipeline.site.site_data import identifiers_in_records
 
     site = Site.open(site_dir)
     if site.settings.pacs is not None:
@@ -266,9 +271,16 @@ def find(
     else:
         series, _ = find_scans(site.ct_folder)
         places = {str(s.files[0].parent) for s in series if site.pseudonym(s.patient_id) == pseudonym}
-    for place in sorted(places):
+    rows: set[str] = set()
+    try:
+        for table, identifiers in identifiers_in_records(site).items():
+            found = (identifier for identifier in identifiers if site.pseudonym(identifier) == pseudonym)
+            rows |= {f"patient {identifier}, in the file of {table}" for identifier in found}
+    except Refusal as refusal:  # what was found among the scans is shown nevertheless
+        say(f"{refusal}")
+    for place in [*sorted(places), *sorted(rows)]:
         typer.echo(place)
-    say(f"{len(places)} examinations or folders of this patient.")
+    say(f"{len(places)} examinations or folders of this patient; found in {len(rows)} tables.")
 
 
 @app.command()

@@ -108,6 +108,24 @@ def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -
     return _of_others(series, findings, withdrawn)
 
 
+def identifiers_in_records(site: Site) -> dict[str, set[str]]:
+    """Return all patient identifiers in the site's records by the table's name, those of skipped rows too.
+
+    Raises Refusal if a whole file cannot be used, as `read_records` does.
+    """
+    settings = site.settings
+    if settings.labels is not None:
+        labels, findings = read_labels(settings.labels)
+        return {"labels": {*labels, *(finding.patient_id for finding in findings)} - {""}}
+    assert settings.laboratory is not None and settings.outcomes is not None  # SiteSettings ensures it
+    rows, skipped = read_pcr(settings.laboratory, time_zone=settings.site.time_zone, issuer=settings.site.issuer)
+    outcomes, findings = read_outcomes(settings.outcomes)
+    return {
+        "laboratory": {*(row.patient_id for row in rows), *(finding.patient_id for finding in skipped)} - {""},
+        "outcomes": {*outcomes, *(finding.patient_id for finding in findings)} - {""},
+    }
+
+
 def _of_others(
     series: list[Series], findings: list[Finding], withdrawn: Withdrawn
 ) -> tuple[list[Series], list[Finding]]:
