@@ -1,14 +1,17 @@
 """Rebuild from the ledger what the gateway's folder has forgotten, as after a backup that is older than the ledger.
 
 The gateway remembers which questions it has answered, which sums it has helped to reveal, which studies were private,
-and when it trained. Before an answer leaves, a line of the ledger names what is to be remembered. At its start the
-gateway reads the ledger, and what its folder lacks counts as done: the budgets are spent, and a question whose answer
-is lost is refused for ever (E_MEMORY_LOST). If the ledger itself was restored, see `federation.ledger.restored`.
+when it trained, and what the privacy budget was charged for. Before an answer leaves, a line of the ledger names what
+is to be remembered. At its start the gateway reads the ledger, and what its folder lacks counts as done: the budgets
+are spent, and a question whose answer is lost is refused for ever (E_MEMORY_LOST). If the ledger itself was restored,
+see `federation.ledger.restored`.
 
 Not rebuilt: the models of runs (`lineage`). A site that lost them takes part in the next run.
 """
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -21,8 +24,12 @@ from federation.protocol.metric_allowlist import TRAINING
 from federation.secure_aggregation.store import Store, revealed_key, witness_folder
 from models.refusal import Refusal
 from pipeline.site.folder import Site
+from pipeline.training.privacy_budget import Charge, PrivateRound, charge_missing
+from pipeline.training.reasons import PRIVACY_FILE
 
 ANSWERED, SUMMED, PRIVATE = "answered: ", "masked: sum of ", "private study"
+CHARGED = "private round: "
+_CHARGED = re.compile(rf"{CHARGED}noise ([0-9.e+-]+), rate ([0-9.e+-]+), steps ([0-9]+)")
 
 
 def answered(question: Question) -> tuple[str, str]:
@@ -33,6 +40,11 @@ def answered(question: Question) -> tuple[str, str]:
 def summed(model: str, kind: str) -> tuple[str, str]:
     """Return kind and digest of the line that names a sum."""
     return f"{SUMMED}{kind}", revealed_key(model, kind)
+
+
+def charged(planned: PrivateRound) -> tuple[str, str]:
+    """Return kind and digest of the line that names a private round, which the budget was charged for."""
+    return f"{CHARGED}noise {planned.noise_multiplier!r}, rate {planned.sample_rate!r}, steps {planned.steps}", ""
 
 
 def private(study: str) -> tuple[str, str]:
@@ -48,21 +60,31 @@ class Memory:
         self._is_restored = True  # until the ledger was read
 
     def rebuild(self) -> None:
-        """Complete the folder from the ledger. Raises Refusal as `read_lines` does, E_LEDGER_WRITE; OSError."""
+        """Complete the folder from the ledger. Raises Refusal: those of `read_lines`, E_LEDGER_WRITE,
+        E_PRIVACY_SETTINGS; OSError.
+        """
         mark_if_copied(self._path)
         questions = Questions(self._spool.folder / "answers", a_month=0)
         private_studies, sums, rounds = set(), set(), []
+        charges: Counter[Charge] = Counter()
         for line in self._remembered():
             if line.kind.startswith(ANSWERED):
                 questions.mark_lost(line.digest, line.run, line.kind.removeprefix(ANSWERED), at=_seconds(line))
             elif line.kind.startswith(SUMMED):
                 sums.add(line.digest)
+            elif charge := _CHARGED.fullmatch(line.kind):
+                charges[line.run, float(charge[1]), float(charge[2]), int(charge[3])] += 1
             elif line.kind == PRIVATE:
                 private_studies.add(line.digest)
             elif line.direction == "in":
                 rounds.append(_seconds(line))
         self._spool.add_rounds(rounds)
         self._spool.add_private(private_studies)
+        try:
+            charge_missing(self._site, charges)
+        except Refusal as refusal:
+            if refusal.reason is not PRIVACY_FILE:  # with such a file no private round is accepted anyway
+                raise
         if sums:
             store = Store(self._spool.folder / "secagg", witness_folder(self._site.folder))
             store.add_revealed(sums)

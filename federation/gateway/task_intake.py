@@ -25,7 +25,7 @@ from federation.approval.studies import StudyApprovals, begins_from, study_diges
 from federation.gateway import reasons, task_checks
 from federation.gateway.admission import Admission, Asked
 from federation.gateway.flower_objects import MAX_HEAD_BYTES, Content, chunk_body, object_id, read_content
-from federation.gateway.memory import Memory, private
+from federation.gateway.memory import Memory, charged, private
 from federation.gateway.metadata import checked_metadata, run_for_node
 from federation.gateway.questions import EMBED, KeptAnswer
 from federation.gateway.reply import bare_message
@@ -204,6 +204,7 @@ class Arrivals:
         if kind == "train" and (planned := schema.private_round):
             spend = functools.partial(check_and_spend, self._site, planned, run=task.run.name)
             task.epsilon = await asyncio.to_thread(spend)
+            task.remember.append(charged(planned))
 
     async def _run_of(self, task: Task) -> Run:
         """Return the task's run, if its app and study are allowed here now."""

@@ -18,7 +18,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -86,6 +86,10 @@ class PrivateRound:
     delta: float
 
 
+# Run, noise multiplier, sample rate and steps of a charged round.
+Charge = tuple[str, float, float, int]
+
+
 def check_and_spend(site: Site, planned: PrivateRound, *, run: str) -> float:
     """Charge a round of `run` to the site's budget on disk, before it begins.
 
@@ -110,6 +114,32 @@ def check_and_spend(site: Site, planned: PrivateRound, *, run: str) -> float:
         epsilon = _epsilon(database, planned.delta, run)
         database.execute("COMMIT")
     return epsilon
+
+
+def charge_missing(site: Site, charges: Mapping[Charge, int]) -> int:
+    """Charge rounds that another record names and this file lacks, as after a restore; return their number.
+
+    `charges`: how many rounds of each kind were charged. Nothing is refused here: the rounds have taken place. Raises
+    Refusal: E_PRIVACY_SETTINGS, E_PRIVACY_FILE.
+    """
+    if not charges:
+        return 0
+    added = 0
+    with _database(site) as database:
+        for (run, noise, rate, steps), count in charges.items():
+            row = (run, noise, rate, steps)
+            query = "SELECT count(*) FROM rounds WHERE (run, noise_multiplier, sample_rate, steps) = (?, ?, ?, ?)"
+            (known,) = database.execute(query, row).fetchone()
+            if known < count:
+                _learn_cost(database, noise, rate)
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            for _ in range(known, count):
+                database.execute(
+                    "INSERT INTO rounds (time, run, noise_multiplier, sample_rate, steps) VALUES (?, ?, ?, ?, ?)",
+                    (now, *row),
+                )
+                added += 1
+    return added
 
 
 def spent_epsilon(site: Site, *, delta: float, run: str | None = None) -> float:

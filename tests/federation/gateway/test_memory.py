@@ -3,14 +3,17 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from flwr.app import Message, MetricRecord, RecordDict
 
 from federation.gateway import task_exchange, task_intake
-from federation.gateway.memory import Memory, private, summed
+from federation.gateway.memory import Memory, charged, private, summed
+from federation.gateway.schema import Schema
 from federation.gateway.spool import Spool
 from federation.ledger.chain import PASSED, Entry, Ledger, ledger_file
 from federation.ledger.restored import accept
@@ -19,8 +22,10 @@ from federation.secure_aggregation.store import Store, witness_folder
 from models.refusal import Refusal
 from pipeline.cohort.store import Cohort, PatientRow
 from pipeline.site.folder import Site
+from pipeline.training import privacy_budget
+from pipeline.training.privacy_budget import ORDERS, PrivateRound
 from tests.federation.gateway.fake_server import Bench, Server
-from tests.federation.gateway.messages import Model, model, moments, record_of, train_here
+from tests.federation.gateway.messages import Model, first_of, model, moments, record_of, train_here
 from tests.federation.gateway.test_questions import SCHEMA, figures
 from tests.federation.gateway.test_task_exchange import (  # noqa: F401
     lines,
@@ -33,6 +38,7 @@ from tests.federation.gateway.test_task_exchange import (  # noqa: F401
 )
 
 RNG = np.random.default_rng(11)
+COSTS = json.dumps([0.01 * order for order in ORDERS])
 TEST, EMBED = "evaluate.test", "evaluate.embed"
 
 
@@ -184,3 +190,33 @@ def test_sums_that_were_revealed_are_known_from_the_ledger(site: Site) -> None: 
     assert not store.was_revealed("first model", "evaluate.test") and not store.was_revealed("another", "train")
     store.close()
     shutil.rmtree(witness_folder(site.folder))
+
+
+def test_private_rounds_are_charged_from_the_ledger(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """With costs of Opacus's kind, which take seconds to compute."""
+    monkeypatch.setattr(privacy_budget.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=COSTS))
+    planned, ledger = PrivateRound(1.1, 0.05, 40, 1e-5), Ledger(ledger_file(site))
+    for _ in range(3):
+        ledger.append(Entry("run", 1, "here", *charged(planned)[:1], 0, "", "", "", PASSED))
+    privacy_budget.check_and_spend(site, planned, run="run")  # what an older copy of the budget knows
+    Memory(site, Spool(site.folder / "gateway")).rebuild()
+    spent = privacy_budget.spent_epsilon(site, delta=1e-5)
+    shutil.rmtree(site.folder / "privacy")
+    Memory(site, Spool(site.folder / "gateway")).rebuild()
+    assert privacy_budget.spent_epsilon(site, delta=1e-5) == spent > 0
+    (site.folder / "privacy" / "budget.sqlite").write_text("damaged")
+    Memory(site, Spool(site.folder / "gateway")).rebuild()  # other studies go on; private rounds are refused
+
+
+def test_private_round_leaves_the_line_from_which_it_can_be_charged(
+    bench: Bench,
+    schema: Callable[[Schema], None],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(privacy_budget.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=COSTS))
+    schema(replace(SCHEMA, private_round=PrivateRound(1.0, 0.1, 10, 1e-5)))
+    bench.server.give(task_content(first_of(SCHEMA), **{"server-round": 1}))
+    with bench.node() as node:
+        assert node.fetch() is not None
+    noted = [line.kind for line in lines(bench) if line.direction == "here"]
+    assert noted == ["private study", "private round: noise 1.0, rate 0.1, steps 10"]

@@ -27,6 +27,7 @@ from pipeline.training.privacy_budget import (
     ORDERS,
     PrivacySettings,
     PrivateRound,
+    charge_missing,
     check_and_spend,
     epsilon_of,
     spent_epsilon,
@@ -174,6 +175,17 @@ def test_rounds_add_up_over_runs_and_restarts(site: Site) -> None:
     assert spent_epsilon(reopened, delta=1e-5, run="a") == again
     everything = spent_epsilon(reopened, delta=1e-4)
     assert everything == pytest.approx(opacus(1e-4, ROUND, ROUND, OTHER), rel=0.01)
+
+
+def test_rounds_that_another_record_names_are_charged_once(site: Site) -> None:
+    """The budget was restored from a backup of before the second round, and lost the run b."""
+    check_and_spend(site, ROUND, run="a")
+    charges = {("a", 2.0, 0.1, 20): 2, ("b", 1.1, 0.05, 40): 1}
+    assert charge_missing(site, charges) == 2
+    assert (
+        charge_missing(site, charges) == charge_missing(site, {("a", 2.0, 0.1, 20): 1}) == charge_missing(site, {}) == 0
+    )
+    assert spent_epsilon(site, delta=1e-4) == pytest.approx(opacus(1e-4, ROUND, ROUND, OTHER), rel=0.01)
 
 
 def test_round_beyond_the_budget_is_refused_and_not_charged(site: Site) -> None:
