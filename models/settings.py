@@ -48,17 +48,15 @@ def load_settings(path: Path, model: type[Settings]) -> Settings:
 
 
 def _problems(error: ValidationError) -> str:
-    """Say what is wrong with each key; keys that do not exist are listed once for each table."""
-    unknown: dict[str, list[str]] = {}
-    found = []
+    """Say what is wrong with each key; those that do not exist are listed together."""
+    unknown, found = [], []
     for problem in error.errors(include_url=False, include_input=False):
-        *table, key = [str(part) for part in problem["loc"]] or ["the file"]
+        key = ".".join(str(part) for part in problem["loc"]) or "the file"
         if problem["type"] == "extra_forbidden":
-            unknown.setdefault(".".join(table), []).append(key)
+            unknown.append(key)
         else:
-            found.append(f"{'.'.join([*table, key])}: {problem['msg']}")
-    found += [f"{table or 'the file'} has no such keys: {', '.join(keys)}" for table, keys in unknown.items()]
-    return "; ".join(found)
+            found.append(f"{key}: {problem['msg']}")
+    return "; ".join([*found, f"these keys do not exist: {', '.join(unknown)}"] if unknown else found)
 
 
 def with_value(text: str, table: str, key: str, value: str) -> str:

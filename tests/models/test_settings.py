@@ -85,9 +85,9 @@ def test_refusal_names_all_invalid_keys_at_once(path: Path) -> None:
         assert f"{key}:" in found.says
 
 
-def test_keys_that_do_not_exist_are_listed_once_for_each_table(path: Path) -> None:
+def test_keys_that_do_not_exist_are_listed_together(path: Path) -> None:
     path.write_text('name = "ward"\ncolour = 1\n[table]\nweeks = 1\nmonths = 2\n')
-    assert refusal(path).says.endswith("table has no such keys: weeks, months; the file has no such keys: colour")
+    assert refusal(path).says.endswith("these keys do not exist: table.weeks, table.months, colour")
 
 
 def test_refusal_names_a_missing_key(path: Path) -> None:
