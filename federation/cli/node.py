@@ -13,6 +13,7 @@ from federation.cli.node_peers import approve_peers, peers, revoke_peers
 from federation.cli.node_releases import approve_release, releases, revoke_release
 from federation.cli.node_studies import approve_study, revoke_study, studies
 from federation.cli.options import Json
+from federation.cli.support import support_report
 from federation.cli.withdraw import decommission, withdraw
 from models.refusal import Refusal
 
@@ -314,6 +315,7 @@ for command in (
     accept_restore,
     withdraw,
     decommission,
+    support_report,
 ):
     app.command()(command)
 app.command("backup")(backup_site)
