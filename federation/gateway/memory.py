@@ -19,7 +19,7 @@ from federation.gateway.questions import Question, Questions
 from federation.gateway.spool import Spool
 from federation.ledger import reasons as ledger_reasons
 from federation.ledger.chain import PASSED, Line, ledger_file, read_lines
-from federation.ledger.restored import is_restored, mark_if_copied
+from federation.ledger.restored import is_mark, is_restored, mark_if_copied
 from federation.protocol.metric_allowlist import TRAINING
 from federation.secure_aggregation.store import Store, revealed_key, witness_folder
 from models.refusal import Refusal
@@ -91,14 +91,16 @@ class Memory:
             store.close()
 
     def _remembered(self) -> Iterator[Line]:
-        restored = []
+        """Yield the lines to remember; a ledger can be long, so only the few marks of restores are kept."""
+        marks = []
         for line in read_lines(self._path):
-            if line.verdict == PASSED and line.direction == "here":
+            if is_mark(line):
+                marks.append(line)
+            elif line.verdict == PASSED and (
+                line.direction == "here" or (line.direction == "in" and line.kind in TRAINING)
+            ):
                 yield line
-                restored.append(line)
-            elif line.verdict == PASSED and line.direction == "in" and line.kind in TRAINING:
-                yield line
-        self._is_restored = is_restored(restored)
+        self._is_restored = is_restored(marks)
 
     def check_restored(self) -> None:
         """Raises Refusal E_RESTORED if the site was restored, and the hospital has not accepted this."""

@@ -50,9 +50,14 @@ def is_restored(lines: Iterable[Line]) -> bool:
     """Tell whether a ledger was restored, and the hospital has not accepted this since."""
     restored = False
     for line in lines:
-        if line.direction == "here" and line.kind.partition(":")[0] in (RESTORED, ACCEPTED):
+        if is_mark(line):
             restored = line.kind.startswith(f"{RESTORED}:")
     return restored
+
+
+def is_mark(line: Line) -> bool:
+    """Tell whether a line says that the ledger was restored, or that this was accepted."""
+    return line.direction == "here" and line.kind.partition(":")[0] in (RESTORED, ACCEPTED)
 
 
 def accept(path: Path, note: str) -> None:
