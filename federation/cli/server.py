@@ -107,10 +107,14 @@ def renew(folder: ServerDir) -> None:
 
 @app.command()
 def sites(folder: ServerDir, as_json: Json = False) -> None:
-    """List the invited and joined sites, and whether they are online. The server must be running."""
-    from federation.enrolment.invitations import overview
+    """List the invited and joined sites, and whether they are online. The server must be running.
 
-    found = overview(folder)
+    The version is the one that a site reported at the start of the last run.
+    """
+    from federation.enrolment.invitations import overview
+    from federation.runs.listing import last_versions
+
+    found, versions = overview(folder), last_versions(folder)
     if as_json:
         print_json(
             [
@@ -120,13 +124,14 @@ def sites(folder: ServerDir, as_json: Json = False) -> None:
                     "state": s.state,
                     "patients": s.patients,
                     "until": s.until.isoformat() if s.until else None,
+                    "version": versions.get(s.name),
                 }
                 for s in found
             ]
         )
         return
     print_table(
-        ["site", "online", "state", "patients", "certificate until"],
+        ["site", "online", "state", "patients", "certificate until", "version"],
         [
             [
                 s.name,
@@ -134,6 +139,7 @@ def sites(folder: ServerDir, as_json: Json = False) -> None:
                 s.state,
                 str(s.patients or ""),
                 f"{s.until:%Y-%m-%d}" if s.until else "",
+                versions.get(s.name, ""),
             ]
             for s in found
         ],

@@ -6,6 +6,7 @@ whose end was not recorded.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -162,6 +163,16 @@ def _where(server: Path, folder: Path) -> dict[str, str]:
     }
     found = {what: str(path) for what, path in places.items() if path.exists()}
     return found | {"mlflow": how_to_see(server, folder)}
+
+
+def last_versions(server: Path) -> dict[str, str]:
+    """Return the version that each site last reported in a handshake, by name. Damaged histories are left out."""
+    versions: dict[str, str] = {}
+    for name in run_names(server):
+        with suppress(Refusal):
+            for entry in read_history(server / "runs" / name):
+                versions |= entry.get("versions", {})
+    return versions
 
 
 def round_lines(history: Sequence[Mapping[str, Any]]) -> list[list[str]]:

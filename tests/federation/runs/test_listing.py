@@ -17,6 +17,7 @@ from federation.runs.listing import (
     detail,
     final_table,
     final_values,
+    last_versions,
     list_lines,
     masked_lines,
     round_lines,
@@ -295,3 +296,13 @@ def test_progress_keeps_the_last_state_while_a_file_is_incomplete(tmp_path):
     write_run(tmp_path, "trial-b")
     progress.watch("trial-b")
     assert progress.now().done == 0
+
+
+def test_last_reported_version_of_each_site_is_known(tmp_path):
+    write_run(
+        tmp_path, "trial-a", number=0, history=[{"step": "handshake", "versions": {"north": "0.1.0", "west": "0.1.0"}}]
+    )
+    write_run(tmp_path, "trial-b", number=1, history=[{"step": "handshake", "versions": {"north": "0.1.2"}}, entry(1)])
+    (write_run(tmp_path, "trial-c", number=2) / "history.json").write_text("[")
+    assert last_versions(tmp_path) == {"north": "0.1.2", "west": "0.1.0"}
+    assert last_versions(tmp_path / "new") == {}
