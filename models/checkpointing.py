@@ -1,6 +1,6 @@
 """Activation checkpointing (Chen et al., Training deep nets with sublinear memory cost, 2016) of a network's backbone.
 
-The backward pass computes each stage of the ResNet again instead of keeping its activations. The result stays the same
+The backward pass computes each stage of the network again instead of keeping its activations. The result stays the same
 to the bit: batch norm normalises with the same batch, and does not count it twice.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-_STAGE = re.compile(r"(.*\.)?layer\d+")
+_STAGE = re.compile(r"(.*\.)?(layer|denseblock)\d+")
 
 
 def has_batch_norm(network: nn.Module) -> bool:
@@ -37,7 +37,7 @@ def uncounted(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def checkpointed(network: nn.Module) -> Iterator[None]:
-    """Train with checkpoints at each stage of the ResNet until the context ends."""
+    """Train with checkpoints at each stage of the network until the context ends."""
     stages = [layer for name, layer in network.named_modules() if _STAGE.fullmatch(name)]
     for stage in stages:
         stage.forward = _with_checkpoint(stage, stage.forward)

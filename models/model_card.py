@@ -58,10 +58,11 @@ def _head(d: "Description", sha256: str) -> str:
         else "the hospitals of the study"
     )
     dimensions = "2.5D" if d.network.is_slicewise else "3D"
+    pooling = f"{d.network.pooling} pooling, " if d.network.pooling else ""
     facts = {
         "release (SHA-256 of model.json)": f"`{sha256}`",
         "network": f"{dimensions} {d.network.architecture}, width {d.network.widen_factor}, {d.network.norm} norm, "
-        "late fusion of age and sex",
+        f"{pooling}late fusion of age and sex",
         "labels": ", ".join(d.labels),
         "trained on": origin,
         "hospitals": str(d.sites),

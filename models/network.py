@@ -1,25 +1,28 @@
 """Defines the networks: a MONAI backbone (3D or slice by slice), late fusion of age and sex, one logit per label."""
 
-from typing import Literal
+from typing import Any, Literal, Self, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
 
 from models.import_lean import import_lean
 
+Architecture = Literal["resnet10", "resnet18", "resnet18_slices", "densenet121", "seresnet50"]
 LABELS: tuple[Literal["pcr_positive"], Literal["severe"]] = ("pcr_positive", "severe")
 CHANNELS = 2  # lung window, lung mask
 TABULAR = 4  # see `tabular`
 AGE_SCALE_YEARS = 20.0
+ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 HEAD_RMS = 0.4  # largest RMS of a label's weights on fixed features of age and sex
-_BLOCKS = {"resnet10": [1, 1, 1, 1], "resnet18": [2, 2, 2, 2], "resnet18_slices": [2, 2, 2, 2]}
 
 
 class NetworkSettings(BaseModel):
     """The settings that define the network; part of every release.
 
-    `architecture`: MONAI's 3D ResNets, or with "_slices" a 2D ResNet on each slice (`models.slicewise`).
+    `architecture`: MONAI's 3D networks, or with "_slices" a 2D ResNet on each slice (`models.backbones`). `pooling`:
+    how the features of places or slices become those of the scan (`models.pooling`); "": the architecture's usual way,
+    a mean over places, or gated attention over slices.
     `age_band_years`: the network receives the middle of an age band of this width instead of the age. Releases without
     this setting were trained on exact ages (0). `tabular`: whether the features of age and sex are learnt, or the same
     fixed ones in every network (`_fix_features`).
@@ -27,7 +30,8 @@ class NetworkSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    architecture: Literal["resnet10", "resnet18", "resnet18_slices"] = "resnet18"
+    architecture: Architecture = "resnet18"
+    pooling: Literal["", "mean", "attention", "gated"] = ""
     widen_factor: float = Field(default=0.25, ge=1 / 16, le=2)
     tabular_features: int = Field(default=8, ge=1, le=256)
     norm: Literal["batch", "group"] = "batch"  # group: for training with differential privacy
@@ -38,6 +42,25 @@ class NetworkSettings(BaseModel):
     def is_slicewise(self) -> bool:
         """Whether the backbone is 2.5D and reads slice by slice."""
         return self.architecture.endswith("_slices")
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether attention, not a mean, pools the features of places or slices."""
+        return self.pooling in ("attention", "gated") or (self.is_slicewise and not self.pooling)
+
+    @model_validator(mode="after")
+    def slices_have_attention(self) -> Self:
+        if self.is_slicewise and self.pooling == "mean":
+            raise ValueError(f'{self.architecture} weights its slices: pooling must be "attention" or "gated"')
+        return self
+
+    @model_serializer(mode="wrap")
+    def pooling_is_written_only_if_it_is_chosen(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the usual pooling, so that releases and the digests of studies stay as they were."""
+        content: dict[str, Any] = write(self)
+        if not self.pooling:
+            content.pop("pooling", None)
+        return content
 
 
 def tabular(age_years: float | None, sex: str | None) -> list[float]:
@@ -97,30 +120,10 @@ class SeverityNetwork(nn.Module):
     def __init__(self, settings: NetworkSettings) -> None:
         # Imported here because it takes a second, and the workers that ingest scans do not need it.
         import_lean("monai")
-        from monai.networks.nets.resnet import ResNet, get_inplanes
-
-        from models.blocks import OutOfPlaceBlock, replace_batch_norm
-        from models.slicewise import SlicesBackbone
+        from models.backbones import build_backbone
 
         super().__init__()
-        grouped = settings.norm == "group"
-        resnet = ResNet(
-            block=OutOfPlaceBlock if grouped else "basic",
-            layers=_BLOCKS[settings.architecture],
-            block_inplanes=get_inplanes(),
-            spatial_dims=2 if settings.is_slicewise else 3,
-            n_input_channels=CHANNELS,
-            conv1_t_size=5,
-            conv1_t_stride=2,  # MONAI's default of 1 takes about ten times as long
-            shortcut_type="B",
-            widen_factor=settings.widen_factor,
-            feed_forward=False,
-            act=("relu", {"inplace": not grouped}),
-        )
-        if grouped:
-            replace_batch_norm(resnet)
-        self.features = int(get_inplanes()[-1] * settings.widen_factor)  # number of features of the backbone
-        self.backbone = SlicesBackbone(resnet, self.features) if settings.is_slicewise else resnet
+        self.backbone, self.features = build_backbone(settings)
         self.age_band_years = settings.age_band_years
         self.fixed = settings.tabular == "fixed"
         layer = nn.Linear(TABULAR, settings.tabular_features)

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from federation.approval.studies import FREE_KEYS
+from federation.protocol.tensor_bounds import is_measured
 
 if TYPE_CHECKING:
     from federation.protocol.study_config import Study
@@ -96,6 +97,12 @@ def _of_training(study: "Study") -> list[str]:
         found.append(f"A round has only {table.local_steps} training steps: an update is close to a single gradient.")
     if training.learning_rate > HIGH_RATE:
         found.append(f"The learning rate is high ({training.learning_rate:g}): each patient changes the weights more.")
+    if not is_measured(study.network):
+        found.append(
+            f"The network ({study.network.architecture}) was not measured in this form: it is not known how far its "
+            "weights move in honest training, compared with the limits on how far a server may move them. An honest "
+            "run may be refused, and the limits may stop less than for the usual networks."
+        )
     if study.network.tabular_features > MANY_TABULAR:
         found.append(
             f"{study.network.tabular_features} features are computed from age and sex: with more features, smaller "

@@ -4,6 +4,7 @@ A server that could choose weights freely could choose weights whose update reve
 every model against these bounds, and a study that starts from a release checks it as well. Needs torch.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +13,7 @@ from federation.protocol.batch_norm import MEAN, VARIANCE, is_buffer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from models.network import SeverityNetwork
+    from models.network import NetworkSettings, SeverityNetwork
 
 
 class Bound(NamedTuple):
@@ -47,8 +48,24 @@ _USUAL_RATE, _USUAL_EPOCHS = 0.05, 2
 # the first stage moved further; they are not bounded here.
 _FILTER = 0.85
 _STEM_SCALE, _STEM_SHIFT, _SCALE, _SHIFT = 1.0, 0.7, 0.5, 0.4
-_HELD_STAGES = (".layer2.", ".layer3.", ".layer4.")
+_STAGE = re.compile(r"\.(?:layer|denseblock|transition)(\d)\.")
+_HELD_STAGES = (2, 3, 4)
 _USUAL_ROUNDS = 40
+
+
+# The networks besides the ResNets for which honest training was compared with these bounds (docs/one-reply.md).
+_MEASURED_WIDTH = 0.25
+_MEASURED = {("densenet121", "mean", "batch")}
+
+
+def is_measured(network: "NetworkSettings") -> bool:
+    """Tell whether honest training of a network was compared with these bounds."""
+    usual = "gated" if network.is_slicewise else "mean"
+    pooling = network.pooling or usual
+    if network.architecture.startswith("resnet") and pooling == usual:
+        return True
+    known = (network.architecture, pooling, network.norm) in _MEASURED
+    return known and network.widen_factor == _MEASURED_WIDTH
 
 
 class Part(NamedTuple):
@@ -101,17 +118,31 @@ def _held(name: str, tensor: "Tensor") -> "Iterator[tuple[Tensor, float]]":
 
     A replaced filter, or a large shift, can create a unit that responds to a single patient.
     """
-    is_backbone = name.startswith("backbone.")
-    if is_backbone and tensor.ndim > 2 and any(stage in name for stage in _HELD_STAGES):
+    if _is_pooling(name) or not name.startswith("backbone."):
+        yield tensor, _UNBOUNDED
+    elif tensor.ndim > 1 and _stage(name) in _HELD_STAGES:
         for weights in tensor:
             yield weights, _FILTER * float(weights.double().square().mean().sqrt())
-    elif is_backbone and tensor.ndim == 1 and (".bn" in name or ".downsample." in name):
-        is_stem, is_shift = ".layer" not in name, name.endswith("bias")
+    elif tensor.ndim == 1:
+        is_stem, is_shift = _stage(name) == 0, name.endswith("bias")
         scale, shift = (_STEM_SCALE, _STEM_SHIFT) if is_stem else (_SCALE, _SHIFT)
         for channel in tensor:
             yield channel, shift if is_shift else scale
     else:
         yield tensor, _UNBOUNDED
+
+
+def _stage(name: str) -> int:
+    """Return the stage of a backbone's tensor, 1 to 4; 0: the layers before. DenseNet's last norm ends stage 4."""
+    if name.startswith("backbone.features.norm5."):
+        return 4
+    found = _STAGE.search(name)
+    return int(found.group(1)) if found else 0
+
+
+def _is_pooling(name: str) -> bool:
+    """Tell whether a tensor belongs to the attention that pools a backbone's features (`models.pooling`)."""
+    return re.search(r"\.(?:content|gate)\.(?:weight|bias)$|\.importance$", name) is not None
 
 
 def parts_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int) -> dict[str, list[Part]]:

@@ -10,7 +10,7 @@ from models.checkpointing import checkpointed, has_batch_norm, uncounted
 from models.loss import masked_bce
 from models.network import NetworkSettings, SeverityNetwork, build_network
 
-ARCHITECTURES = ("resnet10", "resnet18_slices")
+ARCHITECTURES = ("resnet10", "resnet18_slices", "densenet121", "seresnet50")
 
 
 def network(architecture: str = "resnet10", norm: str = "batch") -> SeverityNetwork:

@@ -24,7 +24,7 @@ def test_age_and_sex_are_encoded_as_numbers(age_years: float | None, sex: str | 
     assert len(numbers) == TABULAR
 
 
-@pytest.mark.parametrize("architecture", ["resnet10", "resnet18"])
+@pytest.mark.parametrize("architecture", ["resnet10", "resnet18", "densenet121", "seresnet50"])
 def test_network_returns_one_logit_per_label(architecture: str) -> None:
     network = build_network(NetworkSettings.model_validate({"architecture": architecture}), seed=1).eval()
     logits = network(torch.zeros(3, 2, 24, 32, 28), torch.zeros(3, TABULAR))

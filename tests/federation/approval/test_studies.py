@@ -175,6 +175,8 @@ def test_damaged_approvals_file_blocks_every_study(site: Site, spoil: bytes) -> 
         ({"training": {"batch_size": 4}}, "4 patients"),
         ({"training": {"learning_rate": 0.5}}, "learning rate"),
         ({"network": {"tabular_features": 16}}, "16 features"),
+        ({"network": {"architecture": "densenet121", "widen_factor": 1.0}}, "not measured"),
+        ({"network": {"pooling": "attention"}}, "not measured"),
         ({"study": {**FULL["study"], "local_steps": 2}}, "2 training steps"),
         ({"study": {**FULL["study"], "rounds": 200}}, "200 rounds"),
         ({"evaluation": {"local_models": True}}, "Local models"),
@@ -186,6 +188,12 @@ def test_damaged_approvals_file_blocks_every_study(site: Site, spoil: bytes) -> 
 def test_settings_that_weaken_privacy_are_listed(change: dict[str, Any], word: str) -> None:
     study = Study.model_validate({"study": FULL["study"], **change})
     assert any(word in line for line in weakenings(study))
+
+
+@pytest.mark.parametrize("network", [{"architecture": "densenet121"}, {"architecture": "resnet10", "pooling": "mean"}])
+def test_measured_network_is_not_listed(network: dict[str, str]) -> None:
+    study = Study.model_validate({"study": FULL["study"], "network": network})
+    assert not any("not measured" in line for line in weakenings(study))
 
 
 def test_private_preset_has_no_weakenings() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from federation.gateway.batch_norm_bounds import MAX_GROWTH, MOMENTUM, could_follow, steps_of_round
-from models.network import NetworkSettings, build_network
+from models.network import ARCHITECTURES, NetworkSettings, build_network
 from pipeline.training.train import epoch_batches
 
 
@@ -22,7 +22,7 @@ def test_steps_of_a_round_equal_those_of_training(patients: int, batch_size: int
 
 
 def test_all_networks_use_the_momentum_of_the_bounds() -> None:
-    for architecture, widen in itertools.product(("resnet10", "resnet18", "resnet18_slices"), (0.0625, 0.25)):
+    for architecture, widen in itertools.product(ARCHITECTURES, (0.0625, 0.25)):
         network = build_network(NetworkSettings(architecture=architecture, widen_factor=widen), seed=1)  # type: ignore[arg-type]
         norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d)]
         assert norms and all(norm.momentum == MOMENTUM and norm.track_running_stats for norm in norms)
