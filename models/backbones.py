@@ -13,9 +13,13 @@ from monai.networks.nets.resnet import ResNet, get_inplanes
 from monai.networks.nets.senet import SENet
 from torch import Tensor, nn
 
+from models import own_networks
 from models.blocks import OutOfPlaceBlock, replace_batch_norm
 from models.network import CHANNELS, NetworkSettings
+from models.network_layers import OwnBackbone, initialise
 from models.pooling import PlaceAttention
+from models.reasons import NETWORK_PLAN
+from models.refusal import Refusal
 from models.slicewise import SlicesBackbone
 
 _RESNETS = {"resnet10": [1, 1, 1, 1], "resnet18": [2, 2, 2, 2], "resnet18_slices": [2, 2, 2, 2]}
@@ -24,11 +28,22 @@ _SQUEEZE = 16  # channels per hidden unit of squeeze-and-excitation, as publishe
 
 def build_backbone(settings: NetworkSettings) -> tuple[nn.Module, int]:
     """Return the backbone of these settings, and its number of features. Draws from torch's generator."""
+    if settings.is_own:
+        return _own(settings)
     builder: Callable[[NetworkSettings], tuple[nn.Module, int]] = {
         "densenet121": _densenet121,
         "seresnet50": _seresnet50,
     }.get(settings.architecture, _resnet)
     return builder(settings)
+
+
+def _own(settings: NetworkSettings) -> tuple[nn.Module, int]:
+    """Return the layers of a package with our pooling. Raises Refusal as `own_networks.build` does."""
+    layers, plan = own_networks.build(settings.architecture, settings.code)
+    if settings.norm == "group" and plan.has_batch_norm:
+        raise Refusal(NETWORK_PLAN, problem='it has batch norm, and the study says norm = "group"')
+    initialise(layers, plan)
+    return OwnBackbone(layers, plan.features, settings.pooling), plan.features
 
 
 def _resnet(settings: NetworkSettings) -> tuple[nn.Module, int]:

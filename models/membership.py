@@ -79,7 +79,7 @@ def control(settings: NetworkSettings, *, seed: int = 0) -> Control:
 
     It is a small network with the norm of `settings`, on synthetic scans with CONTROL_SIDE voxels a side; some seconds.
     """
-    small = settings.model_copy(update={"architecture": "resnet10", "pooling": "", "widen_factor": 1 / 8})
+    small = settings.model_copy(update={"architecture": "resnet10", "code": "", "pooling": "", "widen_factor": 1 / 8})
     network = build_network(small, seed=seed)
     rng = np.random.default_rng(seed)
     members, others = _patients(rng), _patients(rng)

@@ -1,12 +1,21 @@
 """Defines the networks: a MONAI backbone (3D or slice by slice), late fusion of age and sex, one logit per label."""
 
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor, nn
 
 from models.import_lean import import_lean
+from models.own_networks import NAME
 
 Architecture = Literal["resnet10", "resnet18", "resnet18_slices", "densenet121", "seresnet50"]
 LABELS: tuple[Literal["pcr_positive"], Literal["severe"]] = ("pcr_positive", "severe")
@@ -23,6 +32,9 @@ class NetworkSettings(BaseModel):
     `architecture`: MONAI's 3D networks, or with "_slices" a 2D ResNet on each slice (`models.backbones`). `pooling`:
     how the features of places or slices become those of the scan (`models.pooling`); "": the architecture's usual way,
     a mean over places, or gated attention over slices.
+
+    `architecture` may also be "package:name", a network of one's own (`models.own_networks`); `code` is then the
+    SHA-256 of the package's files, and `widen_factor` does not apply.
     `age_band_years`: the network receives the middle of an age band of this width instead of the age. Releases without
     this setting were trained on exact ages (0). `tabular`: whether the features of age and sex are learnt, or the same
     fixed ones in every network (`_fix_features`).
@@ -30,7 +42,8 @@ class NetworkSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    architecture: Architecture = "resnet18"
+    architecture: Architecture | Annotated[str, StringConstraints(pattern=NAME)] = "resnet18"
+    code: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     pooling: Literal["", "mean", "attention", "gated"] = ""
     widen_factor: float = Field(default=0.25, ge=1 / 16, le=2)
     tabular_features: int = Field(default=8, ge=1, le=256)
@@ -41,7 +54,12 @@ class NetworkSettings(BaseModel):
     @property
     def is_slicewise(self) -> bool:
         """Whether the backbone is 2.5D and reads slice by slice."""
-        return self.architecture.endswith("_slices")
+        return not self.is_own and self.architecture.endswith("_slices")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the network is code of a package."""
+        return ":" in self.architecture
 
     @property
     def has_attention(self) -> bool:
@@ -54,12 +72,23 @@ class NetworkSettings(BaseModel):
             raise ValueError(f'{self.architecture} weights its slices: pooling must be "attention" or "gated"')
         return self
 
+    @model_validator(mode="after")
+    def code_is_named_exactly_if_it_is_a_packages(self) -> Self:
+        if self.is_own and not self.code:
+            raise ValueError(f"{self.architecture} needs code: `fedthorax study network {self.architecture}` prints it")
+        if self.code and not self.is_own:
+            raise ValueError("code belongs to a network of a package")
+        if self.is_own and self.widen_factor != type(self).model_fields["widen_factor"].default:
+            raise ValueError("widen_factor does not apply to a network of a package: remove it")
+        return self
+
     @model_serializer(mode="wrap")
-    def pooling_is_written_only_if_it_is_chosen(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the usual pooling, so that releases and the digests of studies stay as they were."""
+    def pooling_and_code_are_written_only_if_chosen(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the usual pooling and no code, so that releases and the digests of studies stay as they were."""
         content: dict[str, Any] = write(self)
-        if not self.pooling:
-            content.pop("pooling", None)
+        for key in ("pooling", "code"):
+            if not getattr(self, key):
+                content.pop(key, None)
         return content
 
 
@@ -124,6 +153,7 @@ class SeverityNetwork(nn.Module):
 
         super().__init__()
         self.backbone, self.features = build_backbone(settings)
+        self.is_own = settings.is_own
         self.age_band_years = settings.age_band_years
         self.fixed = settings.tabular == "fixed"
         layer = nn.Linear(TABULAR, settings.tabular_features)
@@ -131,6 +161,8 @@ class SeverityNetwork(nn.Module):
             _fix_features(layer)
         self.tabular = nn.Sequential(layer, nn.ReLU())
         self.head = nn.Linear(self.features + settings.tabular_features, len(LABELS))
+        if settings.is_own:
+            return
         channels_last = torch.channels_last if settings.is_slicewise else torch.channels_last_3d
         self.to(memory_format=channels_last)  # type: ignore[call-overload]  # a fifth faster on CPUs
 

@@ -92,6 +92,26 @@ COMPUTE_SCALE = Reason(
     "the gradients do not fit into fp16, even with the smallest scale",
     "Set precision in [compute] to auto, fp32 or bf16.",
 )
+NETWORK_CLOSED = Reason(
+    "E_NETWORK_CLOSED",
+    "the network is code of a package, and this program runs no code of packages",
+    "Run it where that is intended: in a study, or with `fedthorax score --run-package`.",
+)
+NETWORK_PACKAGE = Reason(
+    "E_NETWORK_PACKAGE",
+    "the package {name} cannot be used for a network: {problem}",
+    "See docs/own-networks.md. Install it in the usual form (pip install, not --editable) where this command runs.",
+)
+NETWORK_UNLIKE = Reason(
+    "E_NETWORK_UNLIKE",
+    "the installed package {name} has other files than the study or the release names",
+    "Install exactly the version that the study names. For a new version, `fedthorax study network` prints its code.",
+)
+NETWORK_PLAN = Reason(
+    "E_NETWORK_PLAN",
+    "the tensors of the package's network cannot be used: {problem}",
+    "Change the network. docs/own-networks.md states what it may consist of.",
+)
 SYSTEM = Reason(
     "E_SYSTEM",
     "the operating system reported an error: {problem}",

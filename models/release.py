@@ -29,6 +29,7 @@ from models.attacks import Attacks
 from models.description import Description
 from models.model_card import card
 from models.network import SeverityNetwork, build_network
+from models.own_networks import allow_installed
 from models.reasons import MODEL_ALTERED, MODEL_FORMAT, MODEL_SIGNED, NO_MODEL
 from models.refusal import Refusal
 from models.signature import SIGNATURE, verify
@@ -72,7 +73,7 @@ def save_release(folder: Path, network: SeverityNetwork, description: Descriptio
     return Release(network, described, sha256)
 
 
-def load_release(folder: Path, trusted_keys: Sequence[Path] = ()) -> Release:
+def load_release(folder: Path, trusted_keys: Sequence[Path] = (), *, runs_package: bool = False) -> Release:
     """Read and verify a release, and its signature where public keys are trusted.
 
     `models.signature.verify` checks the signature.
@@ -83,6 +84,9 @@ def load_release(folder: Path, trusted_keys: Sequence[Path] = ()) -> Release:
         The release's folder.
     trusted_keys : sequence of Path
         Files of public keys (.pub); with none, the signature is not checked.
+    runs_package : bool
+        Whether the installed package of a network of one's own may run, if it has exactly the files that the release
+        names.
 
     Returns
     -------
@@ -93,7 +97,8 @@ def load_release(folder: Path, trusted_keys: Sequence[Path] = ()) -> Release:
     ------
     Refusal
         E_NO_MODEL, E_MODEL_ALTERED (hash or tensors do not fit), E_MODEL_FORMAT; with `trusted_keys` also those of
-        `verify`: E_TRUSTED_KEY, E_NOT_SIGNED, E_SIGNATURE.
+        `verify`: E_TRUSTED_KEY, E_NOT_SIGNED, E_SIGNATURE. For a network of a package: E_NETWORK_CLOSED, with
+        `runs_package` E_NETWORK_PACKAGE, E_NETWORK_UNLIKE.
     """
     try:
         text, weights = (folder / DESCRIPTION).read_bytes(), (folder / WEIGHTS).read_bytes()
@@ -106,6 +111,8 @@ def load_release(folder: Path, trusted_keys: Sequence[Path] = ()) -> Release:
         raise Refusal(MODEL_FORMAT) from error
     if hashlib.sha256(weights).hexdigest() != description.weights_sha256:
         raise Refusal(MODEL_ALTERED)
+    if runs_package and description.network.is_own:
+        allow_installed(description.network.architecture, description.network.code)
     network = build_network(description.network, seed=0)
     try:
         network.load_state_dict(load_tensors(weights), strict=True)

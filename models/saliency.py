@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.compute import PROCESSOR, Compute
 from models.network import SeverityNetwork
+from models.network_layers import OwnBackbone
 
 METHOD = "integrated gradients from the same lungs without dense parts"
 STEPS = 4  # between baseline and scan; 8 and 32 do not locate lesions better
@@ -60,6 +61,10 @@ def attributions(
         path = compute.move(scan - left_out[:, None, None, None, None] * dense)
         # The backward pass through the first layer would take nearly all of the time. The layer is linear, so one
         # backward pass with the mean of all steps gives the same result, at any point of the path.
+        if isinstance(network.backbone, OwnBackbone):  # whose first layer nobody knows
+            logits = network(path.requires_grad_(), compute.move(tabular).expand(STEPS, -1))[:, label_index]
+            (gradients,) = torch.autograd.grad(logits.sum(), path)
+            return dense[0] * gradients.mean(dim=0)[0].cpu()
         first = next(layer for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.Conv3d)))
         seen: list[tuple[Tensor, Tensor]] = []
         with first.register_forward_hook(lambda _layer, given, made: seen.append((given[0], made))):

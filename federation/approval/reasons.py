@@ -83,3 +83,13 @@ SECAGG_NO_MEMORY = Reason(
     "the keys of a round cannot be kept in memory, because /dev/shm cannot be written; they would be on a disk",
     "Let the node's user write to /dev/shm, or leave the system's temporary folder out of all backups.",
 )
+NETWORK_REFUSED = Reason(
+    "E_NETWORK_REFUSED",
+    "the package of the study's network is not approved at this site",
+    "Install the package beside the node, read it and approve it with `fedthorax node approve-network`.",
+)
+NETWORK_CHANGED = Reason(
+    "E_NETWORK_CHANGED",
+    "the files of an approved package were changed or deleted after its approval, and do not run",
+    "Find out who changed SITE_DIR/networks. Restore it from a backup, or approve the package again.",
+)

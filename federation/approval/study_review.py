@@ -97,6 +97,13 @@ def _of_training(study: "Study") -> list[str]:
         found.append(f"A round has only {table.local_steps} training steps: an update is close to a single gradient.")
     if training.learning_rate > HIGH_RATE:
         found.append(f"The learning rate is high ({training.learning_rate:g}): each patient changes the weights more.")
+    if study.network.is_own:
+        found.append(
+            f"The network {study.network.architecture} is code of a package that is not part of this release. It runs "
+            "in the sandbox with this hospital's scans. Code can be written so that an update reveals single patients, "
+            "and no limit of the gateway stops that: somebody must have read it. The package needs its own approval "
+            "(`fedthorax node approve-network`)."
+        )
     if not is_measured(study.network):
         found.append(
             f"The network ({study.network.architecture}) was not measured in this form: it is not known how far its "

@@ -137,6 +137,10 @@ def score(
     device: Annotated[
         str, typer.Option(help="cpu, auto, cuda or cuda:N. Another device than the CPU may change the last digits.")
     ] = "cpu",
+    run_package: Annotated[
+        bool,
+        typer.Option("--run-package", help="Run the network of an installed package that the release names."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Score one scan: probability of severe Covid-19, with quality checks. Research use, not a medical device."""
@@ -153,6 +157,7 @@ def score(
         lungs=lungs,
         out=out,
         device=device,
+        runs_package=run_package,
         as_json=as_json,
     )
 

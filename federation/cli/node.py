@@ -9,6 +9,7 @@ import typer
 from federation.cli.apps import approve, apps, ledger, revoke
 from federation.cli.backup import accept_restore, backup_site, restore_site
 from federation.cli.console import print_json, print_table, progress_bar, say
+from federation.cli.node_networks import approve_network, networks, revoke_network
 from federation.cli.node_peers import approve_peers, peers, revoke_peers
 from federation.cli.node_releases import approve_release, releases, revoke_release
 from federation.cli.node_studies import approve_study, revoke_study, studies
@@ -305,6 +306,9 @@ for command in (
     studies,
     approve_study,
     revoke_study,
+    networks,
+    approve_network,
+    revoke_network,
     releases,
     approve_release,
     peers,

@@ -33,6 +33,11 @@ RELEASE_UNKNOWN = Reason(
     "no release with this name is known at this site",
     "List the releases with a decision, by their SHA-256, with `fedthorax node releases`.",
 )
+NETWORK_UNKNOWN = Reason(
+    "E_NETWORK_UNKNOWN",
+    "no package of networks with this code is known at this site",
+    "List the packages with a decision, by the SHA-256 of their files, with `fedthorax node networks`.",
+)
 STUDY_UNKNOWN = Reason(
     "E_STUDY_UNKNOWN",
     "no study with this name or digest is known at this site",

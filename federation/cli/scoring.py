@@ -27,6 +27,7 @@ def score_series(
     lungs: Path | None = None,
     out: Path | None,
     device: str = "cpu",
+    runs_package: bool = False,
     as_json: bool,
 ) -> None:
     """Score one series and show the answer. With `out`, also write the files there.
@@ -37,12 +38,13 @@ def score_series(
 
     `trusted`: public keys, one of which must have signed the model. If it is empty, the signature is not checked.
     `lungs`: the hospital's own lung mask of this scan. `device`: as in [compute] of site.toml.
+    `runs_package`: as for `load_release`.
 
     Raises Refusal: those of `Compute.open`, `load_release`, `read_one` and `score_scan`.
     """
     # One thread, as in the clinic: the network is small, and more threads only wait for each other.
     compute = Compute.open(ComputeSettings(device=device), threads=1)
-    release = load_release(model, trusted)
+    release = load_release(model, trusted, runs_package=runs_package)
     scan = read_one(series[0] if len(series) == 1 else series, lungs=lungs)
     try:
         result = score_scan(scan, release, compute=compute)

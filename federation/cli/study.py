@@ -13,6 +13,7 @@ from federation.cli.new_study import init
 from federation.cli.options import Json
 from federation.cli.release_run import release
 from federation.cli.report import report
+from federation.cli.study_network import network
 
 if TYPE_CHECKING:
     from federation.runs.launch import Finished, Say
@@ -30,6 +31,7 @@ Simulate = Annotated[
 
 
 app.command()(init)
+app.command()(network)
 
 
 @app.command()

@@ -39,6 +39,7 @@ from federation.protocol.first_weights import begun_sites
 from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.handshake import SiteAbout, most_patients
 from federation.protocol.metric_allowlist import APPEARANCE_SIZE, LOSS
+from federation.protocol.network_code import allow_in_run
 from federation.protocol.release_files import BEGINS_FROM
 from federation.protocol.study_config import Study
 from federation.protocol.tensor_bounds import fixed_ranges, parts_of
@@ -105,6 +106,7 @@ class ServerRun:
     def execute(self) -> None:
         """Run all remaining rounds, then the final evaluation; write the results and the candidate."""
         table = self.study.study
+        allow_in_run(self.study.network, self.folder)
         inner = build_strategy(self.study.strategy.name, self.study.strategy.options, sites=table.asked_a_round)
         self.robust = is_robust(inner)
         self.training = Training(

@@ -1,7 +1,8 @@
 """The schema of a study: the arrays of its messages, and how long it trains.
 
 Only torch can determine the arrays of a network, and torch takes several times the memory that the gateway may use.
-Once per study, a separate process reads the study from its standard input and writes the schema as JSON:
+Once per study, a separate process reads the study from its standard input and writes the schema as JSON. It runs no
+code of a package: of a network of one's own, the plan that the hospital approved states the arrays.
 
     python -m federation.gateway.schema RELEASES [FOLDER]
 
@@ -33,6 +34,7 @@ from federation.protocol import reasons as protocol_reasons
 from federation.protocol import tensor_bounds
 from federation.protocol.half_precision import HALF, UPDATE
 from federation.protocol.metric_allowlist import APPEARANCE_SIZE, HANDSHAKE, MAX_PROBED, Kind
+from federation.protocol.network_files import NETWORKS
 from federation.protocol.summed_answers import SUMMED
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
@@ -280,10 +282,12 @@ def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = N
     from federation.protocol.first_weights import begin_network
     from federation.protocol.flat_weights import WEIGHTS, pack
     from federation.protocol.half_precision import rounded
+    from federation.protocol.network_code import allow_plans
     from federation.protocol.study_config import Study
     from federation.strategy.flower_strategies import build_strategy, is_robust, server_optimiser
 
     study = Study.model_validate_json(study_json)
+    allow_plans(study.network, releases.parent / NETWORKS)  # both lie in the site's folder
     network = begin_network(study, releases)
     weights, packed_buffers = pack(network)
     first = {"arrays": rounded(weights, study.wire.precision), "buffers": packed_buffers}

@@ -19,6 +19,7 @@ from google.protobuf.message import Message as ProtobufMessage
 
 from federation.approval.approvals import Approvals
 from federation.approval.fab import read as read_app
+from federation.approval.networks import NetworkApprovals
 from federation.approval.presets import names_by_digest
 from federation.approval.releases import ReleaseApprovals
 from federation.approval.studies import StudyApprovals, begins_from, study_digest
@@ -155,6 +156,7 @@ class Arrivals:
         self._approvals, self._ledger = approvals, ledger
         self._studies, self._releases = StudyApprovals(site), ReleaseApprovals(site)
         self._memory = Memory(site, spool)
+        self._networks = NetworkApprovals(site)
         self._admission = Admission(spool.folder, site.settings.gateway, min_patients=site.settings.site.min_patients)
         self._run: Run | None = None
 
@@ -166,8 +168,9 @@ class Arrivals:
         """Check everything of a task except its arrays' data, and fill in the task's fields.
 
         Raises Refusal: those of `task_checks`, E_RESTORED, E_APP_REFUSED, E_APP_DAMAGED, E_APPROVALS, E_STUDY_REFUSED,
-        E_BEGIN_REFUSED, E_BEGIN_UNLIKE, E_TASK_DAMAGED, E_LEDGER_CUT, E_ROUNDS_A_DAY, E_ROUNDS_A_MONTH, E_RUN_OVER,
-        E_PRIVACY_DOWNGRADE, those of `Admission.earlier` and of `check_and_spend`.
+        E_NETWORK_REFUSED, E_NETWORK_CHANGED, E_BEGIN_REFUSED, E_BEGIN_UNLIKE, E_TASK_DAMAGED, E_LEDGER_CUT,
+        E_ROUNDS_A_DAY, E_ROUNDS_A_MONTH, E_RUN_OVER, E_PRIVACY_DOWNGRADE, those of `Admission.earlier` and of
+        `check_and_spend`.
         """
         task.kind = kind = task_checks.task_kind(task.message.metadata.message_type)
         if kind != HANDSHAKE:
@@ -236,15 +239,17 @@ class Arrivals:
         return run
 
     async def _check_study(self, study: str, digest: str) -> None:
-        """Check that the study may run here now, and that the release it starts from is approved.
+        """Check that the study may run here now, and that its network and the release it starts from are approved.
 
-        Raises Refusal: E_STUDY_REFUSED, E_BEGIN_REFUSED, E_APPROVALS, E_GATEWAY_FAILED.
+        Raises Refusal: E_STUDY_REFUSED, E_NETWORK_REFUSED, E_NETWORK_CHANGED, E_BEGIN_REFUSED, E_RUN_CONFIG,
+        E_APPROVALS, E_GATEWAY_FAILED.
         """
         names = await asyncio.to_thread(names_by_digest, self._spool.folder)
         verdict = await asyncio.to_thread(self._studies.verdict, digest, names.get(digest, ()))
         if verdict not in ("preset", "approved"):
             await asyncio.to_thread(self._studies.keep, study)
             raise Refusal(reasons.STUDY_REFUSED, private=f"{verdict}: {digest}")
+        await asyncio.to_thread(self._networks.check, study)
         begun = begins_from(study)
         if begun and not await asyncio.to_thread(self._releases.may_begin, begun):
             raise Refusal(reasons.BEGIN_REFUSED, private=begun)

@@ -63,3 +63,8 @@ KEEP_FOLDER = Reason(
     "the folder for what is kept exists already, or is inside the site's folder",
     "Name a new folder outside the site's folder.",
 )
+NETWORK_TRIAL = Reason(
+    "E_NETWORK_TRIAL",
+    "a network of the package could not be built and tried in the sandbox",
+    "The text above says why, if the package's code said it. Ask its author; docs/own-networks.md states the rules.",
+)

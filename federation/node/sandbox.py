@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from federation.approval.networks import NetworkApprovals
 from federation.node import confinement, gpu_access, reasons
 from federation.system.process import LOOPBACK, QUIET, Process, flower_command
 from models.gpu_devices import may_have_gpu
@@ -42,7 +43,7 @@ ETC = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime")
 # PyTorch and OpenMP read the number of cores here.
 CORES = ("/sys/devices/system/cpu", "/sys/devices/system/node")
 # The parts of the site's folder that a study's code must never see.
-HIDDEN = ("keys", "ledger", "privacy", "apps", "gateway", "pacs", "pull", "results", "fhir", "omop")
+HIDDEN = ("keys", "ledger", "privacy", "apps", "networks", "gateway", "pacs", "pull", "results", "fhir", "omop")
 TMP, TMP_BYTES = "/tmp", 2**30  # noqa: S108 - the sandbox's own
 NETWORK = Path("/proc/net")
 TRY_SECONDS = 20.0
@@ -159,8 +160,8 @@ def start_superexec(site: Site, *, runtime_port: int, secret_file: Path, log: Pa
 
     `secret_file` is the SuperNode's --superexec-auth-secret-file. Only this process may write to `log`, because the
     code inside writes there and could read everything else in it. With kind = "systemd" only the connection to the
-    SuperNode is opened; the unit does the rest. Raises Refusal: those of `available`, E_COHORT_FILE. Raises OSError if
-    the site's folder cannot be written.
+    SuperNode is opened; the unit does the rest. Raises Refusal: those of `available`, E_COHORT_FILE,
+    E_APPROVALS. Raises OSError if the site's folder cannot be written.
     """
     from pipeline.cohort.store import Cohort
 
@@ -168,6 +169,7 @@ def start_superexec(site: Site, *, runtime_port: int, secret_file: Path, log: Pa
     with Cohort(site):  # the code inside cannot write, so it cannot complete a killed ingest
         pass
     _hand_over(secret_file, _secret(site))
+    NetworkApprovals(site).hand_over()
     way = [sys.executable, "-I", str(RELAY), f"unix:{_socket(site)}", f"tcp:{runtime_port}"]
     command = {
         "bwrap": [*way, *confined(site, sys.executable, "-I", "-m", "federation.node.sandbox", str(site.folder))],
@@ -219,14 +221,16 @@ def environment(site: Site) -> dict[str, str]:
 # --- bubblewrap's sandbox ---------------------------------------------------------------------------------
 
 
-def confined(site: Site, *command: str) -> list[str]:
+def confined(site: Site, *command: str, shows_site: bool = True) -> list[str]:
     """Return the command line that runs a command in bubblewrap's sandbox (0.8 or later, see bwrap(1)).
+
+    `shows_site`: False for code that needs no cohort; it then sees nothing of the site, and no GPU.
 
     Later mounts cover earlier ones: a site or a Python below /tmp is visible, the rest of /tmp is not. The kernel's
     settings are covered, because root may write them without any capability and some start a program outside
     (core_pattern). The lists of keys are covered, because they name the keys of the user who started the node.
     """
-    seen = [*_programs(), site.folder / "site.toml", site.cohort_folder, _folder(site)]
+    seen = [*_programs(), *([site.folder / "site.toml", site.cohort_folder, _folder(site)] if shows_site else [])]
     return [
         *(sys.executable, "-I", str(CONFINEMENT), shutil.which("bwrap") or "bwrap"),
         *("--unshare-all", "--unshare-user", "--disable-userns", "--hostname", "sandbox"),
@@ -235,9 +239,9 @@ def confined(site: Site, *command: str) -> list[str]:
         *("--proc", "/proc", *_each("--ro-bind", [Path("/proc/sys")]), "--dev", "/dev"),
         *(word for path in confinement.KEY_LISTS if path.exists() for word in ("--ro-bind", "/dev/null", str(path))),
         *("--size", str(TMP_BYTES), "--tmpfs", TMP),
-        *gpu_access.gpu_binds(site.settings.compute.device),
+        *(gpu_access.gpu_binds(site.settings.compute.device) if shows_site else ()),
         *_each("--ro-bind", seen),
-        *_each("--bind", [_app_log(site)]),
+        *_each("--bind", [_app_log(site)] if shows_site else []),
         *("--remount-ro", "/", "--chdir", "/", "--", *command),
     ]
 

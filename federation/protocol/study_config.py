@@ -212,6 +212,8 @@ class Study(BaseModel, extra="forbid"):
         asked = self.evaluation
         if not self.study.begin_from:
             return self
+        if self.network.is_own:
+            raise ValueError("a study with a network of a package starts from its seed: remove begin_from")
         if self.privacy is not None:
             raise ValueError("[privacy] does not count what a release learnt before this study: remove begin_from")
         if asked.local_models or asked.leave_one_out or asked.pooled:

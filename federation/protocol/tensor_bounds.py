@@ -4,6 +4,7 @@ A server that could choose weights freely could choose weights whose update reve
 every model against these bounds, and a study that starts from a release checks it as well. Needs torch.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -50,16 +51,25 @@ _FILTER = 0.85
 _STEM_SCALE, _STEM_SHIFT, _SCALE, _SHIFT = 1.0, 0.7, 0.5, 0.4
 _STAGE = re.compile(r"\.(?:layer|denseblock|transition)(\d)\.")
 _HELD_STAGES = (2, 3, 4)
+_POOLING = re.compile(r"\.(?:content|gate)\.(?:weight|bias)$|\.importance$")  # see `models.pooling`
+_OWN = "backbone.maps."  # the layers of a package, see `models.network_layers`
 _USUAL_ROUNDS = 40
 
 
 # The networks besides the ResNets for which honest training was compared with these bounds (docs/one-reply.md).
 _MEASURED_WIDTH = 0.25
-_MEASURED = {("densenet121", "mean", "batch")}
+_MEASURED = {
+    ("resnet18", "gated", "batch"),
+    ("densenet121", "mean", "batch"),
+    ("densenet121", "gated", "batch"),
+    ("seresnet50", "mean", "batch"),
+}
 
 
 def is_measured(network: "NetworkSettings") -> bool:
     """Tell whether honest training of a network was compared with these bounds."""
+    if network.is_own:
+        return False
     usual = "gated" if network.is_slicewise else "mean"
     pooling = network.pooling or usual
     if network.architecture.startswith("resnet") and pooling == usual:
@@ -102,29 +112,31 @@ def reaches_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int,
     longer = _faster(learning_rate, epochs) * max(1.0, rounds / _USUAL_ROUNDS)
     reaches: dict[str, list[Reach]] = {}
     ends: dict[str, int] = {}
+    stages = _stages(network)
     for name, tensor in network.state_dict().items():
         if is_buffer(name):
             continue
         group = group_of(name)
-        for piece, farthest in _held(name, tensor):
+        for piece, farthest in _held(name, tensor, stages.get(name)):
             start = ends.get(group, 0)
             ends[group] = start + piece.numel()
             reaches.setdefault(group, []).append(Reach(start, longer * farthest))
     return reaches
 
 
-def _held(name: str, tensor: "Tensor") -> "Iterator[tuple[Tensor, float]]":
+def _held(name: str, tensor: "Tensor", stage: int | None) -> "Iterator[tuple[Tensor, float]]":
     """Yield the filters or channels of a tensor, each with its largest distance from the seed's.
 
-    A replaced filter, or a large shift, can create a unit that responds to a single patient.
+    A replaced filter, or a large shift, can create a unit that responds to a single patient. `stage`: of the backbone;
+    None: the tensor is in none.
     """
-    if _is_pooling(name) or not name.startswith("backbone."):
+    if stage is None:
         yield tensor, _UNBOUNDED
-    elif tensor.ndim > 1 and _stage(name) in _HELD_STAGES:
+    elif tensor.ndim > 1 and stage in _HELD_STAGES:
         for weights in tensor:
             yield weights, _FILTER * float(weights.double().square().mean().sqrt())
     elif tensor.ndim == 1:
-        is_stem, is_shift = _stage(name) == 0, name.endswith("bias")
+        is_stem, is_shift = stage == 0, name.endswith("bias")
         scale, shift = (_STEM_SCALE, _STEM_SHIFT) if is_stem else (_SCALE, _SHIFT)
         for channel in tensor:
             yield channel, shift if is_shift else scale
@@ -132,17 +144,32 @@ def _held(name: str, tensor: "Tensor") -> "Iterator[tuple[Tensor, float]]":
         yield tensor, _UNBOUNDED
 
 
+def _stages(network: "SeverityNetwork") -> dict[str, int]:
+    """Return the stage, 1 to 4, of each tensor of a backbone, without those of its pooling; 0: the layers before.
+
+    What a package calls its tensors is its choice, so only their order counts: those before the second quarter of its
+    convolutions are in stage 0, all others in stage 2.
+    """
+    backbone = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("backbone.")}
+    if not network.is_own:
+        return {name: _stage(name) for name in backbone if not _POOLING.search(name)}
+    names = [name for name in backbone if name.startswith(_OWN)]
+    convolutions = [name for name in names if backbone[name].ndim > 2]
+    early = convolutions[: math.ceil(len(convolutions) / 4)]
+    held = next((name for name in convolutions if name not in early), names[-1])
+    return {name: 0 if place < names.index(held) else 2 for place, name in enumerate(names)}
+
+
 def _stage(name: str) -> int:
-    """Return the stage of a backbone's tensor, 1 to 4; 0: the layers before. DenseNet's last norm ends stage 4."""
-    if name.startswith("backbone.features.norm5."):
+    if name.startswith("backbone.features.norm5."):  # DenseNet's last norm ends stage 4
         return 4
     found = _STAGE.search(name)
     return int(found.group(1)) if found else 0
 
 
-def _is_pooling(name: str) -> bool:
-    """Tell whether a tensor belongs to the attention that pools a backbone's features (`models.pooling`)."""
-    return re.search(r"\.(?:content|gate)\.(?:weight|bias)$|\.importance$", name) is not None
+def _first_convolution(network: "SeverityNetwork") -> str:
+    """Return the name of the convolution that may move further than others."""
+    return next(name for name, tensor in network.state_dict().items() if tensor.ndim > 2)
 
 
 def parts_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int) -> dict[str, list[Part]]:
@@ -150,12 +177,13 @@ def parts_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int) -
     from federation.protocol.flat_weights import group_of
 
     faster = _faster(learning_rate, epochs)
+    first = _first_convolution(network)
     learnt = {name for name, weight in network.named_parameters() if weight.requires_grad}
     parts: dict[str, list[Part]] = {}
     ends: dict[str, int] = {}
     for name, tensor in network.state_dict().items():
         group = group_of(name)
-        for piece, usual in _pieces(name, tensor, network.features):
+        for piece, usual in _pieces(name, tensor, network.features, first):
             start = ends.get(group, 0)
             ends[group] = start + piece.numel()
             bound = usual if name in learnt or is_buffer(name) else _FIXED
@@ -173,7 +201,7 @@ def fixed_ranges(parts: Sequence[Sequence[float]], length: int) -> list[tuple[in
     ]
 
 
-def _pieces(name: str, tensor: "Tensor", features: int) -> "Iterator[tuple[Tensor, Bound]]":
+def _pieces(name: str, tensor: "Tensor", features: int, first: str) -> "Iterator[tuple[Tensor, Bound]]":
     """Yield a tensor with its bound; of the head, each label's weights on the scan and those on age and sex separately.
 
     Large weights on age and sex alone would turn an update into a count of the patients in a group.
@@ -188,7 +216,7 @@ def _pieces(name: str, tensor: "Tensor", features: int) -> "Iterator[tuple[Tenso
         yield tensor, _RUNNING_MEAN
     elif name.endswith(VARIANCE):
         yield tensor, _RUNNING_VARIANCE
-    elif name in ("backbone.conv1.weight", "backbone.encoder.conv1.weight"):
+    elif name == first:
         yield tensor, _FIRST_CONVOLUTION
     elif tensor.ndim <= 1:
         yield tensor, _NORM_SHIFT if name.endswith("bias") else _NORM_SCALE

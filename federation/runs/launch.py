@@ -13,6 +13,7 @@ from configs import usual_studies
 from federation.approval.presets import names_of
 from federation.approval.studies import study_digest
 from federation.protocol.first_weights import bring_release
+from federation.protocol.network_code import bring_network
 from federation.protocol.study_config import Study
 from federation.runs import reasons
 from federation.runs.first_models import check_first_models
@@ -107,13 +108,16 @@ def launch(study: Study, server: Path, say: Say, *, group: str = "", began: Say 
     """Run a study on the running server in `server`; `say` gets the progress, line by line.
 
     Raises Refusal: those of `build_strategy` and `submit`; E_RUN_STOPPED, E_RUN_FAILED if the run does not complete;
-    and those of `bring_release` if the study starts from a release.
+    those of `bring_release` if the study starts from a release, and of `bring_network` for a package's network.
     """
     build_strategy(study.strategy.name, study.strategy.options, sites=study.study.asked_a_round)
     config = read_server_config(server)  # first: without a server, nothing is written
     name = f"{study.study.name}-{secrets.token_hex(4)}"
     folder = server / "runs" / name
     bring_release(study, server, folder)
+    bring_network(study.network, folder)
+    if study.network.is_own and not config.simulated_sites:
+        say(f"each hospital must have approved the package of the network {study.network.architecture}")
     if study.study.begin_from and not config.simulated_sites:
         say(f"each hospital must have approved the release {study.study.begin_from[:12]} that the study starts from")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,137 @@
+"""A network of a package behind the real gateway, played by a server that may send anything."""
+
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from federation.approval.networks import NetworkApprovals
+from federation.gateway.schema import schema_of
+from federation.protocol.network_files import handed_over
+from federation.protocol.study_config import Study
+from federation.protocol.tensor_bounds import reaches_of
+from models import own_networks
+from models.network import SeverityNetwork, build_network
+from models.network_layers import plan_of
+from models.own_networks import Package, installed
+from tests.attacks.cohort import PREPROCESSING
+from tests.attacks.rig import Rig, rig
+from tests.helpers.own_package import CODE, write_package
+
+pytestmark = pytest.mark.slow
+
+
+def packed(folder: Path, name: str, code: str = CODE) -> Package:
+    return installed(name, [write_package(folder, name, code)])
+
+
+def study(package: Package, network: str = "tiny", **changes: object) -> Study:
+    table = {"architecture": f"{package.name}:{network}", "code": package.sha256, **changes}
+    settings = {"name": "trial", "rounds": 20, "sites": 1, "quorum": 1, "local_epochs": 1}
+    return Study.model_validate(
+        {"study": settings, "network": table, "preprocessing": PREPROCESSING.model_dump(), "evaluation": {}}
+    )
+
+
+def approve(attacked: Rig, package: Package) -> None:
+    """Approve a package as `fedthorax node approve-network` does; here the plans need no sandbox."""
+    plans = {}
+    own_networks.allow(package)
+    for name in package.networks:
+        layers, plans[name] = own_networks.build(f"{package.name}:{name}", package.sha256)
+        assert plan_of(layers) == plans[name]
+    NetworkApprovals(attacked.hospital.site).approve(package, plans, by="the hospital")
+
+
+def test_unapproved_package_is_refused_before_its_code_is_seen(tmp_path: Path) -> None:
+    package = packed(tmp_path, "unapproved-nets", "raise SystemExit('this code ran')\n")
+    with rig() as attacked:
+        attacked.talk_into(study(package))
+        assert attacked.ask("query.handshake", study(package)).code == "E_NETWORK_REFUSED"
+        assert not handed_over(attacked.hospital.site.folder, package.sha256).exists()
+    assert "unapproved_nets" not in sys.modules
+
+
+def test_approved_network_trains_and_stays_within_its_bounds(tmp_path: Path) -> None:
+    package = packed(tmp_path, "honest-nets")
+    trial = study(package, pooling="gated")
+    with rig() as attacked:
+        approve(attacked, package)
+        assert attacked.ask("query.handshake", trial).code == "E_STUDY_REFUSED", "the study needs an approval too"
+        attacked.talk_into(trial)
+        model = build_network(trial.network, seed=trial.study.seed)
+        for number in (1, 2):
+            model = attacked.must("train", trial, model, round_number=number).network(trial)
+        for name in ("backbone.maps.blocks.2.0.weight", "backbone.maps.blocks.1.1.weight", "head.weight"):
+            hostile = spoiled(model, name, lambda weight: weight[:1].mul_(-1.0) if weight.ndim > 2 else weight.mul_(9))
+            assert attacked.ask("train", trial, hostile, round_number=3).code == "E_MODEL_DRIFT", name
+        assert attacked.ask("train", trial, model, round_number=3).code == ""
+        assert attacked.ask("evaluate.embed", trial, model).code == ""
+        NetworkApprovals(attacked.hospital.site).revoke(package.sha256, by="the hospital")
+        assert attacked.ask("train", trial, model, round_number=4).code == "E_NETWORK_REFUSED"
+
+
+def spoiled(model: SeverityNetwork, name: str, change: Callable[[torch.Tensor], object]) -> SeverityNetwork:
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        change(other.get_parameter(name))
+    return other
+
+
+def test_first_model_must_be_the_seeds(tmp_path: Path) -> None:
+    """Its weights come from the seed and the plan; the package's own code draws none of them."""
+    own_seed = CODE.replace("return Tiny()", "import torch; torch.manual_seed(7); return Tiny()")
+    package = packed(tmp_path, "seeded-nets", own_seed)
+    trial = study(package)
+    with rig() as attacked:
+        approve(attacked, package)
+        attacked.talk_into(trial)
+        other = build_network(trial.network, seed=trial.study.seed + 1)
+        assert attacked.ask("train", trial, other).code == "E_MODEL_FIRST"
+        assert attacked.ask("train", trial, build_network(trial.network, seed=trial.study.seed)).code == ""
+
+
+def test_bytes_that_change_after_the_approval_are_refused(tmp_path: Path) -> None:
+    package = packed(tmp_path, "tampered-nets")
+    trial = study(package)
+    with rig() as attacked:
+        site = attacked.hospital.site
+        approve(attacked, package)
+        attacked.talk_into(trial)
+        (site.folder / "networks" / f"{package.sha256}.json").write_bytes(package.content + b"\n")
+        assert attacked.ask("query.handshake", trial).code == "E_NETWORK_CHANGED"
+
+
+def test_gateway_knows_the_arrays_without_the_code(tmp_path: Path) -> None:
+    """The process that works out the schema has the plan alone: the package is nowhere on its path."""
+    package = packed(tmp_path, "schema-nets")
+    with rig() as attacked:
+        approve(attacked, package)
+        site = attacked.hospital.site
+        (site.folder / "networks" / f"{package.sha256}.json").unlink()
+        schema = schema_of(study(package).model_dump_json(), tmp_path / "schemas", site.folder / "begins-from")
+    network = build_network(study(package).network, seed=1)
+    assert schema.features == 32
+    assert schema.arrays["weights"].length == sum(w.numel() for w in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["gate", "content"])
+def test_names_of_our_own_layers_do_not_escape_the_bounds(tmp_path: Path, name: str) -> None:
+    """Attention of ours has no bound on single filters; a package could call its layers the same."""
+    code = CODE.replace("self.blocks", f"self.{name}")
+    package = packed(tmp_path, f"named-{name}", code)
+    own_networks.allow(package)
+    found, usual = (
+        reaches_of(build_network(study(each).network, seed=1), learning_rate=0.05, epochs=1, rounds=20)
+        for each in (package, plain(tmp_path))
+    )
+    assert found == usual
+
+
+def plain(folder: Path) -> Package:
+    package = packed(folder / "plain", "plain-nets")
+    own_networks.allow(package)
+    return package
