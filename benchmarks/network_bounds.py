@@ -1,6 +1,6 @@
 """How much of the gateway's bounds on weights does honest training use, network by network?
 
-    python benchmarks/network_bounds.py [--patients 90] [--rounds 20] [--networks densenet121:gated:batch ...]
+    python benchmarks/network_bounds.py [--patients 110] [--until 20] [--networks densenet121:gated:batch ...]
 
 One synthetic hospital trains alone with the settings of configs/study.toml, so each round moves the model as far as
 local training can. After each round every tensor, filter and channel is compared with its bound
@@ -45,10 +45,10 @@ Packed = dict[str, NDArray[np.float64]]
 Shares = dict[str, dict[str, float]]
 
 
-def study_of(network: str, rounds: int) -> Study:
+def study_of(network: str) -> Study:
     architecture, pooling, norm = network.split(":")
     tables = load_settings(STUDY, Study).model_dump()
-    tables["study"] |= {"rounds": rounds, "sites": 1, "quorum": 1}
+    tables["study"] |= {"sites": 1, "quorum": 1}
     tables["network"] |= {"architecture": architecture, "pooling": pooling, "norm": norm}
     return Study.model_validate(tables)
 
@@ -137,11 +137,12 @@ class Watch:
             )
 
 
-def measure(network_name: str, examples: Examples, rounds: int) -> Shares:
-    study = study_of(network_name, rounds)
+def measure(network_name: str, examples: Examples, until: int) -> Shares:
+    """Train until this round of the study's 20, which decide the learning rate."""
+    study = study_of(network_name)
     network = build_network(study.network, seed=study.study.seed)
     watch, old = Watch(network, study), packed(network)
-    for number in range(1, rounds + 1):
+    for number in range(1, until + 1):
         train(network, examples, study.training, study.schedule(number), seed=number)
         new = packed(network)
         watch.after_round(old, new)
@@ -151,22 +152,22 @@ def measure(network_name: str, examples: Examples, rounds: int) -> Shares:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patients", type=int, default=130)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--patients", type=int, default=110)
+    parser.add_argument("--until", type=int, default=20)
     parser.add_argument("--networks", nargs="*", default=NETWORKS)
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         site = synthetic_site(Path(folder) / "site", "here", seed=1, min_patients=10)
-        settings = study_of(NETWORKS[0], asked.rounds).preprocessing
+        settings = study_of(NETWORKS[0]).preprocessing
         write_cohort(site, hospital(0), patients=asked.patients, seed=1, settings=settings, anatomy="template")
         with Cohort.read(site) as cohort:
             examples = Examples(cohort.examples("train"))
             stored = json.loads(asked.out.read_text()) if asked.out.is_file() else {}
             for name in asked.networks:
-                found = measure(name, examples, asked.rounds)
-                stored[f"{name}, {len(examples)} patients"] = found
+                found = measure(name, examples, asked.until)
+                stored[f"{name}, {len(examples)} patients, {asked.until} rounds"] = found
                 asked.out.write_text(json.dumps(stored, indent=1) + "\n")
                 print(name, len(examples), json.dumps(found, indent=1), flush=True)
 

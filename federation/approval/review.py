@@ -104,9 +104,8 @@ class Review:
         return {**asdict(self), "caution": CAUTION}
 
 
-def review(app: App, before: App | None = None) -> Review:
-    """Review an app; `before` is the app that its difference is relative to."""
-    sources = {name: data.decode("utf-8-sig") for name, data in sorted(app.files.items())}
+def look_at(sources: Mapping[str, str]) -> tuple[list[Finding], set[str]]:
+    """Return the places to check in texts, by path, and the top-level names that their Python files import."""
     findings: list[Finding] = []
     imports: set[str] = set()
     for name, text in sources.items():
@@ -115,6 +114,13 @@ def review(app: App, before: App | None = None) -> Review:
             found, modules = _look(name, text)
             findings += found
             imports |= modules
+    return sorted(findings, key=lambda finding: (finding.file, finding.line, finding.what)), imports
+
+
+def review(app: App, before: App | None = None) -> Review:
+    """Review an app; `before` is the app that its difference is relative to."""
+    sources = {name: data.decode("utf-8-sig") for name, data in sorted(app.files.items())}
+    findings, imports = look_at(sources)
     difference = list(_difference(before.files if before else {}, app.files))
     dependencies = app.config["project"].get("dependencies", [])
     return Review(
@@ -123,7 +129,7 @@ def review(app: App, before: App | None = None) -> Review:
         files=[(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in sorted(app.files.items())],
         dependencies=[str(one) for one in dependencies] if isinstance(dependencies, list) else [str(dependencies)],
         imports=sorted(imports),
-        findings=sorted(findings, key=lambda finding: (finding.file, finding.line, finding.what)),
+        findings=findings,
         compared_with=before.sha256 if before else "",
         difference=difference[:MAX_DIFF_LINES],
         left_out=max(0, len(difference) - MAX_DIFF_LINES),

@@ -100,13 +100,18 @@ def _found(code: str, known: list[str]) -> str:
 
 
 def _show_files(package: "Package") -> None:
-    """Show the code that would run, with terminal control characters made visible."""
-    from federation.approval.review import printable
+    """Show the code that would run, with terminal control characters made visible, and the places to check."""
+    from federation.approval.review import CAUTION, look_at, printable
 
     for path, text in package.files.items():
         typer.echo(f"--- {path}")
         for number, line in enumerate(text.splitlines(), start=1):
             typer.echo(f"{number:5}  {printable(line)}")
+    findings, imports = look_at(package.files)
+    typer.echo(f"\nimports     {', '.join(sorted(map(printable, imports)))}\nto check    {len(findings)} places")
+    for finding in findings:
+        typer.echo(f"  {finding.file}:{finding.line}  {printable(finding.what)}: {' '.join(finding.why.split())}")
+    typer.echo(CAUTION)
 
 
 def _show_plans(package: "Package", plans: "Mapping[str, Plan]") -> None:

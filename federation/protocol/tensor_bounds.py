@@ -38,6 +38,7 @@ _NORM_SCALE = Bound(0.12, 0, 2, 0)
 _NORM_SHIFT = Bound(0, 0.1, 0, 0.6)  # zero at the seed
 _HEAD_OF_SCAN, _HEAD_OF_AGE_AND_SEX, _HEAD_BIAS = Bound(3, 0, 0, 0.6), Bound(3, 0, 0, 0.6), Bound(0, 0.25, 0, 1.2)
 _OTHER = Bound(0.7, 0.05, 6, 0.6)
+_PLAIN_ATTENTION = Bound(0.9, 0, 2, 0)  # without gates, the weights of its hidden units move further than norms do
 _UNBOUNDED = 1e30  # the length of running means and variances has no meaning
 _RUNNING_MEAN, _RUNNING_VARIANCE = Bound(4, 6, 0, _UNBOUNDED), Bound(16, 16, 0, _UNBOUNDED)
 _FIXED = Bound(0, 0, 1, 0)
@@ -60,7 +61,10 @@ _USUAL_ROUNDS = 40
 _MEASURED_WIDTH = 0.25
 _MEASURED = {
     ("resnet18", "gated", "batch"),
+    ("resnet18", "attention", "batch"),
+    ("resnet18_slices", "attention", "batch"),
     ("densenet121", "mean", "batch"),
+    ("densenet121", "mean", "group"),
     ("densenet121", "gated", "batch"),
     ("seresnet50", "mean", "batch"),
 }
@@ -172,18 +176,30 @@ def _first_convolution(network: "SeverityNetwork") -> str:
     return next(name for name, tensor in network.state_dict().items() if tensor.ndim > 2)
 
 
+def _plain_attention(network: "SeverityNetwork") -> set[str]:
+    """Return the name of the weights of hidden units, if our pooling is attention without gates."""
+    from models.pooling import Attention
+
+    return {
+        f"{name}.importance"
+        for name, layer in network.named_modules()
+        if isinstance(layer, Attention) and layer.gate is None and not f"{name}.".startswith(_OWN)
+    }
+
+
 def parts_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int) -> dict[str, list[Part]]:
     """Return the tensors of each packed array of a network with their bounds, for a training of these settings."""
     from federation.protocol.flat_weights import group_of
 
     faster = _faster(learning_rate, epochs)
-    first = _first_convolution(network)
+    first, plain = _first_convolution(network), _plain_attention(network)
     learnt = {name for name, weight in network.named_parameters() if weight.requires_grad}
     parts: dict[str, list[Part]] = {}
     ends: dict[str, int] = {}
     for name, tensor in network.state_dict().items():
         group = group_of(name)
-        for piece, usual in _pieces(name, tensor, network.features, first):
+        pieces = [(tensor, _PLAIN_ATTENTION)] if name in plain else _pieces(name, tensor, network.features, first)
+        for piece, usual in pieces:
             start = ends.get(group, 0)
             ends[group] = start + piece.numel()
             bound = usual if name in learnt or is_buffer(name) else _FIXED

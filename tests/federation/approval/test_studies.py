@@ -176,7 +176,7 @@ def test_damaged_approvals_file_blocks_every_study(site: Site, spoil: bytes) -> 
         ({"training": {"learning_rate": 0.5}}, "learning rate"),
         ({"network": {"tabular_features": 16}}, "16 features"),
         ({"network": {"architecture": "densenet121", "widen_factor": 1.0}}, "not measured"),
-        ({"network": {"pooling": "attention"}}, "not measured"),
+        ({"network": {"pooling": "attention", "norm": "group"}}, "not measured"),
         ({"study": {**FULL["study"], "local_steps": 2}}, "2 training steps"),
         ({"study": {**FULL["study"], "rounds": 200}}, "200 rounds"),
         ({"evaluation": {"local_models": True}}, "Local models"),

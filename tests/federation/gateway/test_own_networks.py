@@ -12,7 +12,6 @@ from federation.approval.networks import NetworkApprovals
 from federation.gateway.schema import schema_of
 from federation.protocol.network_files import handed_over
 from federation.protocol.study_config import Study
-from federation.protocol.tensor_bounds import reaches_of
 from models import own_networks
 from models.network import SeverityNetwork, build_network
 from models.network_layers import plan_of
@@ -116,22 +115,3 @@ def test_gateway_knows_the_arrays_without_the_code(tmp_path: Path) -> None:
     network = build_network(study(package).network, seed=1)
     assert schema.features == 32
     assert schema.arrays["weights"].length == sum(w.numel() for w in network.parameters())
-
-
-@pytest.mark.parametrize("name", ["gate", "content"])
-def test_names_of_our_own_layers_do_not_escape_the_bounds(tmp_path: Path, name: str) -> None:
-    """Attention of ours has no bound on single filters; a package could call its layers the same."""
-    code = CODE.replace("self.blocks", f"self.{name}")
-    package = packed(tmp_path, f"named-{name}", code)
-    own_networks.allow(package)
-    found, usual = (
-        reaches_of(build_network(study(each).network, seed=1), learning_rate=0.05, epochs=1, rounds=20)
-        for each in (package, plain(tmp_path))
-    )
-    assert found == usual
-
-
-def plain(folder: Path) -> Package:
-    package = packed(folder / "plain", "plain-nets")
-    own_networks.allow(package)
-    return package

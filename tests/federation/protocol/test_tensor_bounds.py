@@ -1,0 +1,114 @@
+"""Which bound a tensor gets: by its place in the network, and of a package's network never by its name."""
+
+from pathlib import Path
+
+import pytest
+
+from federation.protocol.flat_weights import WEIGHTS
+from federation.protocol.study_config import StudyNetwork
+from federation.protocol.tensor_bounds import is_measured, parts_of, reaches_of
+from models import own_networks
+from models.network import ARCHITECTURES, SeverityNetwork, build_network
+from models.own_networks import installed
+from tests.helpers.own_package import CODE, write_package
+
+UNBOUNDED = 1e20
+ATTENTIVE = """
+
+from models.pooling import PlaceAttention
+
+
+class Attentive(Tiny):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = PlaceAttention(self.features, is_gated=False)
+
+    def forward(self, scan: Tensor) -> Tensor:
+        return self.pool(super().forward(scan))[:, :, None, None, None]
+
+
+def attentive() -> nn.Module:
+    return Attentive()
+"""
+
+
+def made(architecture: str, pooling: str = "", norm: str = "batch") -> SeverityNetwork:
+    content = {"architecture": architecture, "pooling": pooling, "norm": norm, "widen_factor": 0.125}
+    return build_network(StudyNetwork.model_validate(content), seed=1)
+
+
+def own(folder: Path, name: str, code: str = CODE, network: str = "tiny") -> SeverityNetwork:
+    package = installed(name, [write_package(folder / name, name, code, networks=(network,))])
+    own_networks.allow(package)
+    content = {"architecture": f"{name}:{network}", "code": package.sha256, "pooling": "attention"}
+    return build_network(StudyNetwork.model_validate(content), seed=1)
+
+
+def share_of(network: SeverityNetwork, wanted: str) -> float:
+    """Return the share by which a weight may move in a round."""
+    start = 0
+    for name, weight in network.state_dict().items():
+        if name == wanted:
+            break
+        start += weight.numel() if name in dict(network.named_parameters()) else 0
+    parts = parts_of(network, learning_rate=0.05, epochs=2)[WEIGHTS]
+    return next(part.share for part in parts if part.start == start)
+
+
+def held(network: SeverityNetwork) -> list[tuple[int, float]]:
+    reaches = reaches_of(network, learning_rate=0.05, epochs=2, rounds=20)[WEIGHTS]
+    return [(reach.start, reach.farthest) for reach in reaches if reach.farthest < UNBOUNDED]
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_most_filters_of_every_network_are_held(architecture: str, norm: str) -> None:
+    network = made(architecture, norm=norm)
+    late = [
+        weight
+        for name, weight in network.named_parameters()
+        if weight.ndim > 2 and any(stage in name for stage in ("2.", "3.", "4.")) and "layer1" not in name
+    ]
+    assert len(held(network)) > 0.5 * sum(len(weight) for weight in late)
+    assert share_of(network, next(n for n, w in network.named_parameters() if w.ndim > 2)) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pool"),
+    [
+        ("resnet18", "backbone.avgpool"),
+        ("resnet18_slices", "backbone"),
+        ("densenet121", "backbone.class_layers.pool"),
+        ("seresnet50", "backbone.adaptive_avg_pool"),
+    ],
+)
+def test_weights_of_attention_may_move_further_without_gates(architecture: str, pool: str) -> None:
+    assert share_of(made(architecture, "attention"), f"{pool}.importance") == 0.9
+    assert share_of(made(architecture, "gated"), f"{pool}.importance") == 0.12
+
+
+def test_layers_of_a_package_get_no_bound_of_our_attention(tmp_path: Path) -> None:
+    network = own(tmp_path, "attentive-nets", CODE + ATTENTIVE, "attentive")
+    assert share_of(network, "backbone.maps.pool.importance") == 0.12
+    assert share_of(network, "backbone.pool.importance") == 0.9
+
+
+@pytest.mark.parametrize("name", ["gate", "content", "importance", "layer1", "bn"])
+def test_names_in_a_package_do_not_change_its_bounds(tmp_path: Path, name: str) -> None:
+    usual = own(tmp_path, f"usual-{name}-nets")
+    renamed = own(tmp_path, f"named-{name}-nets", CODE.replace("self.blocks", f"self.{name}"))
+    assert held(renamed) == held(usual)
+    first = usual.get_parameter("backbone.maps.blocks.0.0.weight").numel()
+    filters = [start for start, _ in held(usual) if start >= first]
+    assert len(filters) == 8 + 8 + 16 + 16 + 16 + 32 + 32 + 32, "channels of three norms, filters after the first layer"
+
+
+def test_only_measured_forms_count_as_measured() -> None:
+    for known in ({}, {"architecture": "resnet10", "widen_factor": 1}, {"architecture": "densenet121"}):
+        assert is_measured(StudyNetwork.model_validate(known))
+    for unknown in (
+        {"architecture": "densenet121", "widen_factor": 0.5},
+        {"architecture": "seresnet50", "norm": "group"},
+        {"architecture": "resnet-nets:tiny", "code": "0" * 64},
+    ):
+        assert not is_measured(StudyNetwork.model_validate(unknown))
