@@ -5,9 +5,12 @@ The sandbox is the one of a study's code without the site: no network, no patien
     python -I -m federation.node.network_plans     inside: reads the package's document, writes the plans as JSON
 """
 
+import resource
 import shutil
 import subprocess
 import sys
+import tempfile
+from typing import IO
 
 from pydantic import ValidationError
 
@@ -35,23 +38,35 @@ def plans_of_package(site: Site, package: Package) -> dict[str, Plan]:
         if shutil.which("bwrap") is None:
             raise Refusal(reasons.SANDBOX_MISSING)
         command = sandbox.confined(site, *command, shows_site=False)
-    try:
-        done = subprocess.run(
-            command,
-            input=package.content,
-            capture_output=True,
-            timeout=_SECONDS,
-            check=True,
-            env=sandbox.environment(site) | {"OMP_NUM_THREADS": "1"},
-        )
-        plans = plans_of(done.stdout[:_MAX_BYTES])
-    except subprocess.CalledProcessError as error:
-        raise Refusal(reasons.NETWORK_TRIAL, private=error.stderr.decode(errors="replace")[-2000:]) from None
-    except (subprocess.TimeoutExpired, ValidationError) as error:
-        raise Refusal(reasons.NETWORK_TRIAL, private=str(error)[:2000]) from None
+    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as said:
+        try:
+            subprocess.run(
+                command,
+                input=package.content,
+                stdout=answer,
+                stderr=said,
+                timeout=_SECONDS,
+                check=True,
+                env=sandbox.environment(site) | {"OMP_NUM_THREADS": "1"},
+                preexec_fn=_limit_files,
+            )
+            plans = plans_of(_all_of(answer))
+        except (subprocess.SubprocessError, ValidationError) as error:
+            text = f"{_all_of(said).decode(errors='replace')[-2000:]} {str(error)[:500]}"
+            raise Refusal(reasons.NETWORK_TRIAL, private=text) from None
     if plans.keys() != package.networks.keys():
         raise Refusal(reasons.NETWORK_TRIAL, private="plans of other networks than the package has")
     return plans
+
+
+def _limit_files() -> None:
+    """Let the process write no larger file, so that what it says fits into memory."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_BYTES, _MAX_BYTES))
+
+
+def _all_of(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read(_MAX_BYTES)
 
 
 def main() -> int:

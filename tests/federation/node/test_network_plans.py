@@ -36,9 +36,10 @@ def site(tmp_path: Path) -> Site:
         ),
         (CODE + "\n\nimport sys; sys.stdout.write('{}')\n", ""),
         (CODE + "\n\nimport os; os.write(1, b'{}')\n", "E_NETWORK_TRIAL"),
+        (CODE + "\n\nimport os\nwhile True: os.write(1, bytes(2**20))\n", "E_NETWORK_TRIAL"),
         (CODE + "\n\nfrom pathlib import Path; assert not Path(SITE).exists()\n", ""),
     ],
-    ids=["plain", "fails", "buffer", "prints", "lies", "looks for the site"],
+    ids=["plain", "fails", "buffer", "prints", "lies", "never ends", "looks for the site"],
 )
 def test_sandbox_works_out_the_plans_and_sees_no_site(site: Site, tmp_path: Path, code: str, says: str) -> None:
     text = code.replace("SITE", repr(str(site.folder)))
