@@ -49,6 +49,7 @@ def study_of(network: str) -> Study:
     architecture, pooling, norm = network.split(":")
     tables = load_settings(STUDY, Study).model_dump()
     tables["study"] |= {"sites": 1, "quorum": 1}
+    tables["aggregation"] |= {"summed_answers": False}  # of one site there is no sum
     tables["network"] |= {"architecture": architecture, "pooling": pooling, "norm": norm}
     return Study.model_validate(tables)
 
