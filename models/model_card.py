@@ -59,10 +59,11 @@ def _head(d: "Description", sha256: str) -> str:
     )
     dimensions = "2.5D" if d.network.is_slicewise else "3D"
     pooling = f"{d.network.pooling} pooling, " if d.network.pooling else ""
+    form = f"code `{d.network.code}`" if d.network.is_own else f"width {d.network.widen_factor}"
     facts = {
         "release (SHA-256 of model.json)": f"`{sha256}`",
-        "network": f"{dimensions} {d.network.architecture}, width {d.network.widen_factor}, {d.network.norm} norm, "
-        f"{pooling}late fusion of age and sex",
+        "network": f"{dimensions} {d.network.architecture}, {form}, {d.network.norm} norm, {pooling}"
+        "late fusion of age and sex",
         "labels": ", ".join(d.labels),
         "trained on": origin,
         "hospitals": str(d.sites),

@@ -195,6 +195,7 @@ def test_release_opens_only_where_the_package_may_run(tmp_path: Path, monkeypatc
     own_networks.allow(package)
     network = build_network(settings(package), seed=1).eval()
     save_release(tmp_path / "model", network, description(network=settings(package)))
+    assert f"release-nets:tiny, code `{package.sha256}`" in (tmp_path / "model" / "card.md").read_text()
     scan, known = torch.randn(2, 16, 24, 20), torch.zeros(TABULAR)
     loaded = load_release(tmp_path / "model").network
     with torch.inference_mode():
