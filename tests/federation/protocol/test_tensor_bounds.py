@@ -109,6 +109,7 @@ def test_only_measured_forms_count_as_measured() -> None:
     for unknown in (
         {"architecture": "densenet121", "widen_factor": 0.5},
         {"architecture": "seresnet50", "norm": "group"},
+        {"architecture": "densenet121", "pooling": "gated"},
         {"architecture": "resnet-nets:tiny", "code": "0" * 64},
     ):
         assert not is_measured(StudyNetwork.model_validate(unknown))
