@@ -85,3 +85,18 @@ def test_tutorial_trains_a_network_of_a_package_at_hospitals_that_approved_it(
     network = load_release(folder, runs_package=True).network
     assert torch.isfinite(network(torch.zeros(1, 2, 40, 56, 56), torch.zeros(1, TABULAR))).all()
     assert "my-networks:wide" in (folder / "card.md").read_text()
+
+
+def test_network_of_a_package_runs_in_simulation(
+    two_sites: Path, tmp_path: Path, start: Callable[..., Command], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No hospital approves anything: the machine of the data scientist runs its own package."""
+    packages, study = package_of_tutorial(tmp_path / "packages"), tmp_path / "study.toml"
+    lines = ok("study", "network", "my-networks:wide", "--from", packages)
+    table = STUDY.replace("sites = 3", "sites = 2").replace("rounds = 4", "rounds = 1")
+    study.write_text(table[: table.index("[network]")] + f"[network]\n{lines}")
+    monkeypatch.setenv("PYTHONPATH", str(packages))
+    options = [option for name in ("north", "south") for option in ("--simulate", two_sites / name)]
+    run = start("study", "run", study, "--server", tmp_path / "simulation", *options)
+    assert run.wait(seconds=700) == 0, run.text()
+    assert "round 1 of 1 · 2 of 2 sites" in run.text()
