@@ -54,6 +54,7 @@ _FOR_GOOD = {
         gateway_reasons.QUESTIONS_RUN,
         reasons.SECAGG_CHANGES,
         reasons.SECAGG_MODEL_USED,
+        reasons.SECAGG_NOT_SAME,
         reasons.SECAGG_ROUND_OLD,
     )
 }
@@ -159,7 +160,7 @@ class MaskedSums:
         return found
 
     def _attempt(self, kind: Kind, question: Question, records: Records) -> _Found:
-        asked, number = self._online(), round_of(kind, self.rounds)
+        asked, number = self._online(kind), round_of(kind, self.rounds)
         settings = self._settings(kind)
         self.masked.note(answers=settings.model_dump(mode="json"))
         header = self.masked.next_header(
@@ -179,12 +180,16 @@ class MaskedSums:
         self.sites.heads.update(heads)
         return self._unmasked(current, settings, _Found(refused=refused, heads=heads))
 
-    def _online(self) -> dict[int, str]:
-        """Return the names of the nodes that are online, by node; wait for enough of them."""
+    def _online(self, kind: Kind) -> dict[int, str]:
+        """Return the names of the nodes to ask that are online, by node; wait for enough of them.
+
+        If the hospitals have summed such answers before, these are the same ones, and all of them.
+        """
         until = time.monotonic() + self.masked.last_seconds
+        needed = len(self.masked.summed_over(kind) or ()) or self.masked.roster.threshold
         while True:
-            nodes = self.masked.on_roster(self.sites.nodes())
-            if len(nodes) >= self.masked.roster.threshold or time.monotonic() > until:
+            nodes = self.masked.on_roster(self.sites.nodes(), kind)
+            if len(nodes) >= needed or time.monotonic() > until:
                 return {node: self.masked.names[node] for node in nodes}
             time.sleep(1)
 
@@ -210,6 +215,7 @@ class MaskedSums:
                 if not current.may_be_revealed or refusal.reason is reasons.SECAGG_RANGE:
                     break
             else:
+                self.masked.note_summed(current.header.kind, present)
                 return replace(so_far, sums=sums, present=present)
         return so_far
 

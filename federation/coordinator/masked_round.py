@@ -6,7 +6,7 @@ The hospitals' gateways ask for the next step, and wait for its answer here. All
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from federation.secure_aggregation import reasons
 from federation.secure_aggregation.answer_vector import AnswerSettings
@@ -30,7 +30,8 @@ class MaskedRound:
     """`header`: of the attempt; its app is that of the first hospital that asks. `expected`: names of the hospitals.
 
     `seconds`: how long to wait for their training. `quorum`: least number of replies, besides the roster's threshold;
-    with fewer, nothing is unmasked. `server`: an attempt that a killed server had begun.
+    with fewer, nothing is unmasked. `server`: an attempt that a killed server had begun. `only`: the hospitals that may
+    take part, if not all of the roster.
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class MaskedRound:
         seconds: float,
         quorum: int = 0,
         server: ServerRound | None = None,
+        only: Collection[str] | None = None,
     ) -> None:
-        self.header, self.settings, self.quorum = header, settings, quorum
+        self.header, self.settings, self.quorum, self._only = header, settings, quorum, only
         self._make, self._server = make, server
         self._waiting = set(expected)
         self._changed = threading.Condition()
@@ -57,8 +59,10 @@ class MaskedRound:
     def answer(self, site: str, step: str, content: bytes, about: str) -> bytes | None:
         """Return the answer to a hospital's message, None if it must ask again. `about`: digest of its header.
 
-        Raises Refusal: those of `ServerRound`.
+        Raises Refusal: those of `ServerRound`, E_SECAGG_NOT_SAME.
         """
+        if self._only is not None and site not in self._only:
+            raise Refusal(reasons.SECAGG_NOT_SAME)
         with self._changed:
             if step == "begin":
                 return self._begin(content)

@@ -23,6 +23,7 @@ from pipeline.system.atomic_files import write_durably
 
 TRAINING_SHARE = 0.8  # of a round's time limit: then the hospitals that are there mask without the others
 WATCH_SECONDS = 5.0
+_SUMMED = "summed.json"
 _NO_APP = "0" * 64  # until the first hospital names its app
 log = logging.getLogger(__name__)
 
@@ -64,9 +65,33 @@ class MaskedStudy:
     fixed: tuple[tuple[int, int], ...] = ()
     is_private: bool = False
 
-    def on_roster(self, nodes: Iterable[int]) -> list[int]:
-        """Return the nodes of hospitals on the roster."""
-        return [node for node in nodes if self.names.get(node) in self.roster.by_name]
+    def on_roster(self, nodes: Iterable[int], kind: str = "") -> list[int]:
+        """Return the nodes of hospitals on the roster; with a kind, of those over which it was summed before."""
+        members = self.summed_over(kind) or self.roster.by_name
+        return [node for node in nodes if self.names.get(node) in members]
+
+    # --- over which hospitals figures and answers were summed, in any run of this server --------------------
+
+    def summed_over(self, kind: str) -> tuple[str, ...] | None:
+        """Return the hospitals over which figures or answers of a kind were summed; None if they never were.
+
+        The hospitals sum them over these or not at all: the difference of two sums would be one hospital's.
+        """
+        found = self._summed().get(self.roster.digest, {}).get(kind)
+        return tuple(found) if found else None
+
+    def note_summed(self, kind: str, present: Collection[str]) -> None:
+        """Note the hospitals of a sum, durably. Raises OSError."""
+        summed = self._summed()
+        summed.setdefault(self.roster.digest, {}).setdefault(kind, sorted(present))
+        write_durably(self.server_folder / _SUMMED, json.dumps(summed).encode())
+
+    def _summed(self) -> dict[str, dict[str, list[str]]]:
+        try:
+            summed: dict[str, dict[str, list[str]]] = json.loads((self.server_folder / _SUMMED).read_bytes())
+            return summed
+        except FileNotFoundError:
+            return {}
 
     # --- numbers that outlive the process -------------------------------------------------------------------
 

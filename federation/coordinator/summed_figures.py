@@ -52,7 +52,7 @@ class SummedFigures(GuardedStrategy):
         Raises Refusal as the base class does; OSError if the state cannot be stored.
         """
         messages = list(super().configure_train(server_round, arrays, config, grid))
-        asked = {node: self.masked.names[node] for node in self.masked.on_roster(self._sampled)}
+        asked = {node: self.masked.names[node] for node in self.masked.on_roster(self._sampled, ROUND_FIGURES)}
         settings, question = self._settings(), self._question()
         header = self.masked.next_header(
             self.first_round - 1 + server_round,
@@ -68,6 +68,7 @@ class SummedFigures(GuardedStrategy):
             lambda header: ServerRound(self.masked.roster, header, folder, words=settings.words),
             asked.values(),
             seconds=TRAINING_SHARE * self.masked.round_seconds,
+            only=self.masked.summed_over(ROUND_FIGURES),
         )
         watch(current, lambda: self.current is current, asked, grid)
         return messages
@@ -122,6 +123,7 @@ class SummedFigures(GuardedStrategy):
             return {}
         try:
             total, present = current.unmask(WAIT_SECONDS)
+            self.masked.note_summed(ROUND_FIGURES, present)
             return sum_of(total, self._settings(), len(present)).means
         except Refusal as refusal:
             log.info("round %d has no figures: %s", number, refusal)

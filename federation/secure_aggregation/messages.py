@@ -1,7 +1,7 @@
 """The messages of a masked round, and what each signature and digest covers. Input is untrusted."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -83,7 +83,8 @@ class Advertisement(_Message):
     `sealing` and `masking`: X25519 keys, with which shares are sealed and pairs of masks made. `seed`: SHA-256 of the
     seed of its own mask, by which the server detects wrong shares. `told`: of the hospital's header, so that the others
     can tell who was told something else. `brings`: which of the optional parts of a reply this hospital has, as bits in
-    hexadecimal digits; see `SiteRound.kept`.
+    hexadecimal digits; see `SiteRound.kept`. `summed`: the `hospitals_digest` of those over which figures or answers of
+    this kind were summed before; NOTHING if they never were here.
     """
 
     name: Name
@@ -92,6 +93,7 @@ class Advertisement(_Message):
     seed: Digest
     told: Digest
     brings: Parts
+    summed: Digest = NOTHING
     signature: Signature
 
     @classmethod
@@ -105,6 +107,7 @@ class Advertisement(_Message):
         masking: bytes,
         seed: str,
         brings: int = 0,
+        summed: str = NOTHING,
     ) -> Self:
         unsigned = cls(
             name=name,
@@ -113,6 +116,7 @@ class Advertisement(_Message):
             seed=seed,
             told=header.told,
             brings=f"{brings:x}",
+            summed=summed,
             signature=bytes(64),
         )
         return unsigned.model_copy(update={"signature": identity.sign("advertise", unsigned.covered(header))})
@@ -127,6 +131,11 @@ class Advertisement(_Message):
         check_signature(member.key, self.signature, "advertise", self.covered(header))
         if self.told != header.told:
             raise Refusal(reasons.SECAGG_UNLIKE, private=self.name)
+
+
+def hospitals_digest(names: Iterable[str] | None) -> str:
+    """Return the digest of a set of hospitals; NOTHING for None."""
+    return NOTHING if names is None else digest("hospitals", sorted(names))
 
 
 class Advertised(_Message):

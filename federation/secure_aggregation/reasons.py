@@ -87,6 +87,12 @@ SECAGG_FEW_BRING = Reason(
     "a hospital dropped out, and the sum of one of the figures would now be that of fewer than three hospitals",
     "The round is lost and the model stays as it was. In the next attempt the hospitals leave this figure out.",
 )
+SECAGG_NOT_SAME = Reason(
+    "E_SECAGG_NOT_SAME",
+    "figures or answers of this kind were summed before over other hospitals of the list: the difference of the sums "
+    "would be the figures of the hospitals that are in one of them",
+    "Wait until the same hospitals are online. If one is gone for good, the hospitals approve a list without it.",
+)
 SECAGG_CHANGES = Reason(
     "E_SECAGG_CHANGES",
     "the hospitals in the sum changed more than {allowed} times in this run",

@@ -14,7 +14,7 @@ A step that is asked again with the same content gets the same answer, so that a
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,8 @@ from federation.secure_aggregation.keys import (
 )
 from federation.secure_aggregation.masking import Masks
 from federation.secure_aggregation.messages import (
+    NOTHING,
+    TRAIN,
     Advertised,
     Advertisement,
     Confirmation,
@@ -41,6 +43,7 @@ from federation.secure_aggregation.messages import (
     Uploaded,
     confirmed,
     context,
+    hospitals_digest,
     lists_digest,
     members_of,
     pair,
@@ -119,6 +122,7 @@ class SiteRound:
             masking=public_key(keys["masking"]),
             seed=seed_digest(keys["seed"]),
             brings=brings,
+            summed=hospitals_digest(self._store.summed_over(header.roster, header.kind)),
         )
         content: dict[str, Any] = {what: key.hex() for what, key in keys.items()}
         content |= {"header": header.digest, "advertisement": own.content.decode()}
@@ -184,7 +188,8 @@ class SiteRound:
         """Return the masks of the reply, given the other hospitals' shares. Can be called once in an attempt.
 
         The hospitals that sent shares, and this one, are U2: pairs of masks are made with them. Raises Refusal:
-        E_SECAGG_MASKED, E_SECAGG_TOO_FEW, E_SECAGG_MEMBER, E_SECAGG_SHARE, E_SECAGG_STEP, E_SECAGG_LOST.
+        E_SECAGG_MASKED, E_SECAGG_TOO_FEW, E_SECAGG_NOT_SAME, E_SECAGG_MEMBER, E_SECAGG_SHARE, E_SECAGG_STEP,
+        E_SECAGG_LOST.
         """
         current = self._current(SHARED)
         if current.step > SHARED:
@@ -195,6 +200,7 @@ class SiteRound:
         if self.name in received.shares:
             raise Refusal(reasons.SECAGG_MEMBER)
         self._check_number(len(received.shares) + 1)
+        self._check_same(others, {*received.shares, self.name})
         shares: dict[str, str] = dict(current.secrets["shares"])
         for name, sealed in received.shares.items():
             own_key = bytes.fromhex(current.secrets["sealing"])
@@ -214,13 +220,30 @@ class SiteRound:
     def kept(self) -> int:
         """The parts of the reply that may be in the sum: those that MIN_PEERS hospitals or more bring.
 
-        A sum of one or two hospitals' figures would nearly be theirs. All hospitals leave out the same parts, because
-        their masks cancel only if all were told the same. Known from the masked reply on.
+        A sum of one or two hospitals' figures would nearly be theirs. None if figures of this kind were summed over
+        other hospitals of the roster before: they follow from the model and the patients alone, so the difference of
+        two sums about nearly the same model would be the figures of the hospital that is missing in one. All hospitals
+        leave out the same parts, because their masks cancel only if all were told the same. Known from the masked reply
+        on.
         """
         return int(self._current(MASKED).secrets["kept"])
 
-    def _brought(self, advertised: Mapping[str, Advertisement], present: Iterable[str]) -> int:
+    def _are_the_same(self, advertised: Mapping[str, Advertisement], present: Collection[str]) -> bool:
+        """Whether this kind of figures or answers was summed before over these hospitals, or never.
+
+        All of them say it: one that was missing then does not know it.
+        """
+        before = {advertised[name].summed for name in present}
+        return before <= {NOTHING, hospitals_digest(present)}
+
+    def _check_same(self, advertised: Mapping[str, Advertisement], present: Collection[str]) -> None:
+        if self._header.kind != TRAIN and not self._are_the_same(advertised, present):
+            raise Refusal(reasons.SECAGG_NOT_SAME)
+
+    def _brought(self, advertised: Mapping[str, Advertisement], present: Collection[str]) -> int:
         """Return the parts that enough of the hospitals that are present bring."""
+        if not self._are_the_same(advertised, present):
+            return 0
         brings = [int(advertised[name].brings, 16) for name in present]
         bits = max(each.bit_length() for each in brings)
         enough = (bit for bit in range(bits) if sum(each >> bit & 1 for each in brings) >= MIN_PEERS)
@@ -232,7 +255,7 @@ class SiteRound:
         """Sign the list of hospitals whose replies the server has (U3), one list in an attempt.
 
         Raises Refusal: E_SECAGG_UPLOADED_TWICE, E_SECAGG_LEFT_OUT, E_SECAGG_MEMBER, E_SECAGG_TOO_FEW,
-        E_SECAGG_FEW_BRING, E_SECAGG_CHANGES, E_SECAGG_STEP, E_SECAGG_LOST.
+        E_SECAGG_FEW_BRING, E_SECAGG_NOT_SAME, E_SECAGG_CHANGES, E_SECAGG_STEP, E_SECAGG_LOST.
         """
         current = self._current(MASKED)
         if current.step == MASKED:
@@ -241,10 +264,13 @@ class SiteRound:
                 raise Refusal(reasons.SECAGG_LEFT_OUT)
             self._check_number(len(uploaded.hospitals))
             advertised = Advertised.parse(current.secrets["advertised"].encode()).by_name
+            self._check_same(advertised, uploaded.hospitals)
             if current.secrets["kept"] & ~self._brought(advertised, uploaded.hospitals):
                 raise Refusal(reasons.SECAGG_FEW_BRING)
             current = self._counted(current, uploaded)
-            self._advance(current, CONFIRMED, {"uploaded": list(uploaded.hospitals)})
+            has_figures = self._header.kind != TRAIN or current.secrets["kept"]
+            summed = (self._header.roster, self._header.kind) if has_figures else None
+            self._advance(current, CONFIRMED, {"uploaded": list(uploaded.hospitals)}, summed=summed)
         elif current.secrets["uploaded"] != list(uploaded.hospitals):
             raise Refusal(reasons.SECAGG_UPLOADED_TWICE)
         content = confirmed(self._header, current.secrets["lists"], uploaded)
@@ -309,13 +335,19 @@ class SiteRound:
         return last
 
     def _advance(
-        self, current: Attempt, step: int, content: Mapping[str, Any], *, revealed: tuple[str, str] | None = None
+        self,
+        current: Attempt,
+        step: int,
+        content: Mapping[str, Any],
+        *,
+        revealed: tuple[str, str] | None = None,
+        summed: tuple[str, str] | None = None,
     ) -> None:
         secrets_now = {**current.secrets, **content}
         if step == MASKED:  # no longer needed: whoever finds them later could rebuild the masks
             for what in ("sealing", "masking", "seed"):
                 secrets_now.pop(what)
-        self._store.advance(replace(current, step=step, secrets=secrets_now), revealed=revealed)
+        self._store.advance(replace(current, step=step, secrets=secrets_now), revealed=revealed, summed=summed)
 
     def _check_number(self, present: int) -> None:
         if present < self._least:

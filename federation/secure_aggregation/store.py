@@ -3,7 +3,8 @@
 Two files, written before each message is sent:
 
 - the database (SQLite, flushed to the disk): for each run its last attempt and step, for ever; the sums that were
-  revealed, by model and kind, for ever; and the secrets of the last attempt, encrypted.
+  revealed, by model and kind, for ever; over which hospitals of a list figures and answers of each kind were summed,
+  for ever; and the secrets of the last attempt, encrypted.
 - the witness, in a folder that is in memory and in no backup (`witness_folder`): the key of these secrets, which is new
   in every attempt, and the step that was reached.
 
@@ -42,7 +43,8 @@ CREATE TABLE IF NOT EXISTS runs (
     secrets BLOB NOT NULL, uploaded TEXT NOT NULL, changes INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS revealed (model TEXT, kind TEXT, PRIMARY KEY (model, kind)) STRICT;
-PRAGMA user_version = 2;
+CREATE TABLE IF NOT EXISTS summed (roster TEXT, kind TEXT, hospitals TEXT NOT NULL, PRIMARY KEY (roster, kind)) STRICT;
+PRAGMA user_version = 3;
 """
 # Version 1 knew only sums of training.
 _FROM_1 = """
@@ -51,7 +53,6 @@ ALTER TABLE revealed RENAME TO trained;
 CREATE TABLE revealed (model TEXT, kind TEXT, PRIMARY KEY (model, kind)) STRICT;
 INSERT INTO revealed SELECT model, 'train' FROM trained;
 DROP TABLE trained;
-PRAGMA user_version = 2;
 COMMIT;
 """
 
@@ -89,9 +90,9 @@ class Store:
         version = self._database.execute("PRAGMA user_version").fetchone()[0]
         if not version:
             write_ahead(self._database, seconds=_WAIT_SECONDS)
-            self._database.executescript(_SCHEMA)
-        elif version == 1:
+        if version == 1:
             self._database.executescript(_FROM_1)
+        self._database.executescript(_SCHEMA)
 
     def close(self) -> None:
         self._database.close()
@@ -120,11 +121,15 @@ class Store:
         self._write_witness({**seen, attempt.run: (secrets.token_hex(KEY_BYTES), 0)})
         self.advance(attempt)
 
-    def advance(self, attempt: Attempt, *, revealed: tuple[str, str] | None = None) -> None:
-        """Store a step, durably; with `revealed`, also that the sum of this model and kind may be revealed from now on.
+    def advance(
+        self, attempt: Attempt, *, revealed: tuple[str, str] | None = None, summed: tuple[str, str] | None = None
+    ) -> None:
+        """Store a step, durably.
 
+        With `revealed`, also that the sum of this model and kind may be revealed from now on. With `summed`, a roster's
+        digest and a kind, also that figures or answers are summed over the hospitals `uploaded` (see `summed_over`).
         The database is written first: a witness that is ahead of it means that the database was restored.
-        Raises Refusal: E_SECAGG_LOST, E_SECAGG_MODEL_USED.
+        Raises Refusal: E_SECAGG_LOST, E_SECAGG_MODEL_USED, E_SECAGG_NOT_SAME.
         """
         seen = self._seen()
         if attempt.run not in seen:  # removed between two steps
@@ -142,7 +147,19 @@ class Store:
             database.execute("REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             if revealed and not database.execute("INSERT OR IGNORE INTO revealed VALUES (?, ?)", revealed).rowcount:
                 raise Refusal(reasons.SECAGG_MODEL_USED)  # another run revealed it between the check and now
+            if summed:
+                hospitals = sorted(attempt.uploaded)
+                database.execute("INSERT OR IGNORE INTO summed VALUES (?, ?, ?)", (*summed, json.dumps(hospitals)))
+                if self.summed_over(*summed) != tuple(hospitals):
+                    raise Refusal(reasons.SECAGG_NOT_SAME)
         self._write_witness({**seen, attempt.run: (key.hex(), attempt.step)})
+
+    def summed_over(self, roster: str, kind: str) -> tuple[str, ...] | None:
+        """Return the hospitals of a roster over which figures or answers of this kind were summed; None if never."""
+        found = self._database.execute(
+            "SELECT hospitals FROM summed WHERE roster = ? AND kind = ?", (roster, kind)
+        ).fetchone()
+        return tuple(json.loads(found[0])) if found else None
 
     def was_revealed(self, model: str, kind: str) -> bool:
         """Tell whether a sum of this kind for this model may have been revealed."""
