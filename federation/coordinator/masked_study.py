@@ -14,6 +14,7 @@ from federation.coordinator.masked_reply import read_reply
 from federation.coordinator.masked_round import LAST_STEPS_SECONDS
 from federation.protocol import reasons as protocol_reasons
 from federation.protocol.error_codes import code_in
+from federation.protocol.masked_replies import SUMMED_OVER
 from federation.protocol.reply_validation import LedgerHead, ledger_head
 from federation.secure_aggregation.masking import Words
 from federation.secure_aggregation.messages import Header
@@ -23,7 +24,6 @@ from pipeline.system.atomic_files import write_durably
 
 TRAINING_SHARE = 0.8  # of a round's time limit: then the hospitals that are there mask without the others
 WATCH_SECONDS = 5.0
-_SUMMED = "summed.json"
 _NO_APP = "0" * 64  # until the first hospital names its app
 log = logging.getLogger(__name__)
 
@@ -84,11 +84,11 @@ class MaskedStudy:
         """Note the hospitals of a sum, durably. Raises OSError."""
         summed = self._summed()
         summed.setdefault(self.roster.digest, {}).setdefault(kind, sorted(present))
-        write_durably(self.server_folder / _SUMMED, json.dumps(summed).encode())
+        write_durably(self.server_folder / SUMMED_OVER, json.dumps(summed).encode())
 
     def _summed(self) -> dict[str, dict[str, list[str]]]:
         try:
-            summed: dict[str, dict[str, list[str]]] = json.loads((self.server_folder / _SUMMED).read_bytes())
+            summed: dict[str, dict[str, list[str]]] = json.loads((self.server_folder / SUMMED_OVER).read_bytes())
             return summed
         except FileNotFoundError:
             return {}

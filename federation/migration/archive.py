@@ -5,6 +5,7 @@ manifest-SHA256.json      the format, the settings, the contents in numbers, and
 certificates/ca.*         the study's authority
 sites.sqlite              the roster
 runs/                     each run's folder
+summed.json               over which hospitals masked figures and answers were summed, if they were
 mlflow/                   the studies' experiments (federation.migration.experiments)
 
 `tar -xf` opens it anywhere. Our reader is stricter than tar: it accepts only plain files, exactly those of the
@@ -30,7 +31,7 @@ FORMAT: Final = 1
 Progress = Callable[[int, int], None]  # (done, total), in MiB
 
 _MANIFEST = re.compile(r"manifest-([0-9a-f]{64})\.json")
-_TOP = re.compile(r"(certificates/ca\.(crt|key)|sites\.sqlite|(runs|mlflow)/[^\x00-\x1f\x7f\\]+)")
+_TOP = re.compile(r"(certificates/ca\.(crt|key)|sites\.sqlite|summed\.json|(runs|mlflow)/[^\x00-\x1f\x7f\\]+)")
 _MAX_MANIFEST_BYTES = 64 * 2**20
 _PIECE_BYTES = 2**20
 

@@ -10,6 +10,7 @@ from federation.protocol.metric_allowlist import EPSILON, HANDSHAKE, Kind
 from federation.protocol.metric_allowlist import FIGURES as ALL
 from federation.protocol.summed_answers import SUMMED, Table
 
+SUMMED_OVER = "summed.json"  # in the server's folder: over which hospitals figures and answers were summed
 MASKED, WORDS = "masked", "words"  # the record of a masked reply, and its only array
 FIGURES = tuple(sorted(set(ALL["train"]) - {EPSILON}))  # ε is each site's own, and sent beside the sum
 # The figures of a round as a sum of their own, beside an update that is not masked.

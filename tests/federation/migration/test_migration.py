@@ -26,6 +26,7 @@ from federation.migration import age_file, archive, import_archive
 from federation.migration.common import Moved
 from federation.migration.export import export_server
 from federation.migration.import_archive import import_server
+from federation.protocol.masked_replies import SUMMED_OVER
 from federation.protocol.study_config import Study
 from federation.runs.run_folder import RunNote, read_note, write_note
 from federation.runs.tracking import SPOOL, WHERE, Tracker, tracking_uri
@@ -262,6 +263,15 @@ def test_without_new_hosts_the_server_keeps_its_address(bare: Path, tmp_path: Pa
     assert came.address == after.address == before.address
     assert (after.port, after.host) == (before.port, before.host)
     assert host_names(tmp_path / "new" / "certificates" / "server.crt") == ["old.example", "192.0.2.7"]
+
+
+def test_new_server_asks_the_same_hospitals_for_sums(bare: Path, tmp_path: Path):
+    """Otherwise it would ask others, and the hospitals would refuse."""
+    noted = '{"' + "a" * 64 + '": {"evaluate.test": ["east", "north", "west"]}}'
+    (bare / SUMMED_OVER).write_text(noted)
+    leave(bare, tmp_path / "archive.tar")
+    arrive(tmp_path / "archive.tar", tmp_path / "new")
+    assert (tmp_path / "new" / SUMMED_OVER).read_text() == noted
 
 
 def test_encrypted_archive_is_imported_with_its_passphrase(bare: Path, tmp_path: Path):
