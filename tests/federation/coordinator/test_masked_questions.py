@@ -154,6 +154,18 @@ def test_sum_without_a_hospital_that_failed(folder: Path) -> None:  # noqa: F811
     assert "test without south: E_SITE_FAILED" in said
 
 
+def test_next_run_asks_the_same_hospitals(folder: Path) -> None:  # noqa: F811
+    """The one that was missing is asked no more, for the others would refuse; about other kinds it is asked."""
+    hospitals, said = Answering(folder, count=4, fails={1: {2}}), list[str]()
+    sums = sums_of(hospitals, said)
+    with sums.serving():
+        sums.ask("evaluate.test", records_of(), "test")
+    next_run = sums_of(hospitals, said).masked
+    assert next_run.summed_over("evaluate.test") == ("east", "north", "west")
+    assert next_run.on_roster(NAMES, "evaluate.test") == [1, 3, 4]
+    assert next_run.on_roster(NAMES, "evaluate.embed") == [1, 2, 3, 4]
+
+
 def test_lost_question_is_asked_again(folder: Path) -> None:  # noqa: F811
     hospitals, said = Answering(folder, fails={1: {2}}), list[str]()
     sums = sums_of(hospitals, said)
