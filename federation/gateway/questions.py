@@ -22,6 +22,7 @@ from federation.gateway.first_model import MODEL_RECORDS, heads_as_json, model_d
 from federation.gateway.flower_objects import Content
 from federation.protocol.metric_allowlist import Kind
 from models.refusal import Refusal
+from pipeline.site.folder import MONTH_SECONDS
 from pipeline.system.atomic_files import write_durably
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ QUESTIONS: tuple[Kind, ...] = (
     "evaluate.assign",
 )
 EMBED: Kind = "evaluate.embed"
-MONTH_SECONDS = 31 * 24 * 3600.0
 # Settings of a message that are not part of the question.
 _AROUND = {"server-round", "proximal-mu", "ledger-head", "ledger-lines"}
 

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from federation.gateway import reasons
 from models.refusal import Refusal
+from pipeline.site.folder import MONTH_SECONDS
 from pipeline.system.atomic_files import write_atomically, write_durably
 
 _DAY_SECONDS = 24 * 3600.0
-_MONTH_SECONDS = 31 * _DAY_SECONDS
 
 
 class Objects:
@@ -121,7 +121,7 @@ class Spool:
     def add_rounds(self, times: list[float]) -> None:
         """Count rounds that began at `times`, in seconds since 1970, if fewer rounds are known in a day or a month."""
         now = time.time()
-        known, recent = self._recent_rounds(now), [at for at in times if now - _MONTH_SECONDS < at]
+        known, recent = self._recent_rounds(now), [at for at in times if now - MONTH_SECONDS < at]
         if len(recent) > len(known) or _of_last_day(recent, now) > _of_last_day(known, now):
             write_durably(self._rounds, json.dumps(recent).encode())
 
@@ -130,7 +130,7 @@ class Spool:
             known = [float(at) for at in json.loads(self._rounds.read_text())]
         except FileNotFoundError:
             known = []
-        return [at for at in known if now - _MONTH_SECONDS < at]
+        return [at for at in known if now - MONTH_SECONDS < at]
 
 
 def _of_last_day(times: list[float], now: float) -> int:

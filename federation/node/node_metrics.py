@@ -14,12 +14,11 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, InfoMetricFamily, Metric
 
 from federation.enrolment.standing import standing
-from federation.gateway.questions import MONTH_SECONDS
 from federation.ledger.chain import PASSED, ledger_file
 from federation.ledger.restored import ACCEPTED, RESTORED
 from federation.node.state import NodeState
 from federation.system.monitoring import gauge, gauges
-from pipeline.site.folder import Site
+from pipeline.site.folder import MONTH_SECONDS, Site
 
 ANSWERED = "answered: "
 

@@ -78,6 +78,9 @@ class TrainingTable(BaseModel, extra="forbid"):
     threads: int = Field(default=0, ge=0)  # processor cores that a study may use; 0 means all
 
 
+MONTH_SECONDS = 31 * 24 * 3600.0  # of the limits "in a month"
+
+
 class GatewayTable(BaseModel, extra="forbid"):
     """[gateway]: what a study may request from this site, and how far a round may change its weights."""
 
