@@ -4,7 +4,6 @@ Flower's SuperNode receives the tasks, the sandbox runs the study's code for the
 the three that communicates with the server. If one process ends, all are ended.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -46,7 +45,7 @@ from models.processor_report import report
 from models.refusal import Reason, Refusal
 from pipeline.feeds.result_queue import queue_state
 from pipeline.site.folder import Site
-from pipeline.system.locks import alone
+from pipeline.system.locks import alone, is_held
 
 ONLINE_SECONDS = 60.0
 LOOK_SECONDS = 0.5  # between two looks at the processes and their logs
@@ -302,17 +301,6 @@ def _follow(node: Node, tails: Sequence[Tail], state: NodeState, logs: Path, tel
         time.sleep(LOOK_SECONDS)
 
 
-def _is_running(site: Site) -> bool:
-    try:
-        with (site.logs / LOCK).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
 def _notify_systemd(message: str) -> None:
     """Send a message with the protocol of sd_notify(3); do nothing if systemd does not ask for it."""
     address = os.environ.get("NOTIFY_SOCKET", "")
@@ -356,7 +344,7 @@ def node_status(site: Site) -> dict[str, Any]:
     from pipeline.cohort.store import Cohort
 
     masked, processor = list(peer_checks.lines(site)), report(site.settings.compute)
-    state, is_running = NodeState.load(site.logs), _is_running(site)
+    state, is_running = NodeState.load(site.logs), is_held(site.logs / LOCK)
     with Cohort(site) as cohort:
         patients = cohort.patients()
     return {

@@ -8,7 +8,6 @@ beside the first; the reader takes the newest version of each result. Nothing is
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -21,6 +20,7 @@ from pipeline.records.laboratory.listener_settings import ListenerTable
 from pipeline.records.laboratory.settings import Hl7Laboratory
 from pipeline.site.folder import Site
 from pipeline.system.atomic_files import sync_folder, write_durably
+from pipeline.system.locks import is_held
 
 _HEX = 32  # digits of each hash
 LOCK = "listener.lock"
@@ -85,15 +85,4 @@ def queue_state(site: Site) -> QueueState | None:
     counts = {path: sum(1 for _ in path.glob("*.hl7")) for path in folders}
     times = [path.stat().st_mtime for path, count in counts.items() if count]  # of the last rename into it
     last = datetime.fromtimestamp(max(times)).astimezone() if times else None
-    return QueueState(_is_listening(site), sum(counts.values()), last)
-
-
-def _is_listening(site: Site) -> bool:
-    try:
-        with (site.logs / LOCK).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return QueueState(is_held(site.logs / LOCK), sum(counts.values()), last)

@@ -20,3 +20,15 @@ def alone(path: Path, reason: Reason) -> Iterator[None]:
         except BlockingIOError:
             raise Refusal(reason) from None
         yield
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock `path`; a file that does not exist is held by nobody."""
+    try:
+        with path.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
