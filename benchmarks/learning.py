@@ -1,14 +1,14 @@
 """Does a federation learn as much as pooled training? The defaults that a user gets, on synthetic hospitals.
 
-    make learning                                       all kinds and seeds, on all cores; about four hours on two
-    python benchmarks/learning.py --cells DIR           the same, with finished cells in DIR: it goes on where it was
-    python benchmarks/learning.py --cells DIR --tables  only the tables, from the cells that are there
+    make learning                             all kinds and seeds, on all cores; about four hours on two
+    python benchmarks/learning.py --tables    only the tables, from the cells that are there
     python benchmarks/learning.py --form quick --kinds "8 small" --seeds 101 102 --methods pooled ours \\
         --set study.rounds=40 study.local_epochs=1   other settings, on seeds that the tables do not have
 
-A cell is one trained model: a kind of difference, a seed and a method. Finished cells are lines of DIR/cells.jsonl.
-Each names the settings it was trained with, and cells of other settings are not used. `learning_sites` has the
-hospitals, `learning_methods` the methods, `learning_tables` the tables.
+A cell is one trained model: a kind of difference, a seed and a method. Finished cells are lines of
+results/learning/cells.jsonl, or of another folder (`--cells DIR`), so that the tables can be made again, and an
+interrupted run goes on where it was. Each names the settings it was trained with, and cells of other settings are not
+used. `learning_sites` has the hospitals, `learning_methods` the methods, `learning_tables` the tables.
 """
 
 import argparse
@@ -35,7 +35,8 @@ SEEDS = tuple(range(1, 21))
 # The seeds of each kind in the full table; see docs/learning.md for why they are not twenty everywhere.
 FULL = {"8 small": 20, "label": 4, "scanner": 4, "size": 4, "20 small": 2}
 CELLS = "cells.jsonl"
-CELLS_FOLDER = Path(__file__).parents[1] / "build" / "learning"
+CELLS_FOLDER = Path(__file__).parent / "results" / "learning"
+COHORTS_FOLDER = Path(__file__).parents[1] / "build" / "learning"
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,12 @@ def _unpacked(packed: dict[str, str]) -> dict[str, np.ndarray]:
 
 
 def cell_settings(form: Form, kind: str) -> str:
-    """Return a digest of what the cells of a kind depend on: the study, the hospitals, and the method of comparison."""
+    """Return a digest of what the cells of a kind depend on: the study, the hospitals, how scans are prepared here, and
+    the method of comparison.
+    """
     places = KINDS[kind].places
     study = form.settings(0, len(places)).model_dump_json()
-    described = f"{study}|{places}|{test_orders(Path(), replace(form, name=''), 0)}|{NAIVE_EPOCHS}"
+    described = f"{study}|{places}|{test_orders(Path(), replace(form, name=''), 0)}|{NAIVE_EPOCHS}|{form.golden}"
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
@@ -149,10 +152,10 @@ class Plan:
 def make_cells(plan: Plan, folder: Path, *, workers: int) -> None:
     """Make the cells that are missing, and append each to the file of cells when it is finished.
 
-    The cohorts of a seed are deleted when its cells are finished.
+    The cohorts of a seed are kept in `build/learning`, and deleted when its cells are finished.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    root, began, done = folder / "cohorts", time.monotonic(), 0
+    root, began, done = COHORTS_FOLDER, time.monotonic(), 0
     missing = [
         (seed, [j for j in jobs if j.key not in read_cells(folder, plan.form)]) for seed, jobs in plan.by_seed(root)
     ]

@@ -22,6 +22,7 @@ from pipeline.phantom.cohorts import Body, plain, synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS, Anatomy, Hospital, Scanner
 from pipeline.phantom.patients import CaseMix
 from pipeline.phantom.scans import acquire
+from pipeline.preprocessing.golden_volume import golden_digest
 from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
 from pipeline.site.folder import Site
 
@@ -66,6 +67,11 @@ class Form:
     @property
     def preprocessing(self) -> Preprocessing:
         return self.settings(1, 1).preprocessing
+
+    @cached_property
+    def golden(self) -> str:
+        """The digest that hospitals compare: it changes if scans are prepared in another way, by code or weights."""
+        return golden_digest(self.preprocessing)
 
     def cohorts(self, root: Path) -> Path:
         """Return the folder of this form's cohorts."""
