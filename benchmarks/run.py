@@ -36,7 +36,7 @@ PARTS = (
     "startup",
     "learning_short",
 )
-ALONE = ("hundred", "learning")  # take half an hour and four hours: run only if they are named
+ALONE = ("hundred", "clinic_day", "learning")  # take half an hour to four hours: run only if they are named
 RESULTS = Path(__file__).with_name("results")
 VERSIONS = ("torch", "numpy", "pydicom", "monai", "itk", "simpleitk")
 
