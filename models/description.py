@@ -40,12 +40,23 @@ class Privacy(BaseModel):
     epsilon: dict[str, float | None]
 
 
+class EncoderRecord(BaseModel):
+    """The frozen encoder whose features the model uses: its name for people, where it comes from, its licence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    source: str
+    licence: str
+
+
 class Description(BaseModel):
     """The content of model.json. `calibration`: only of labels that were calibrated.
 
     `operating_points`: by label, thresholds on the calibrated probability: rule out below "rule_out", rule in at or
     above "rule_in". `missing_points`: by label, why a point is not among them; earlier versions did not record it.
-    `provenance`: of a released model; a candidate and a baseline have none.
+    `provenance`: of a released model; a candidate and a baseline have none. `encoder`: of a released model that uses
+    one.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -68,6 +79,7 @@ class Description(BaseModel):
     missing_points: dict[str, dict[str, MissingPoint]] = {}
     familiarity: Familiarity | None = None
     provenance: Provenance | None = None
+    encoder: EncoderRecord | None = None
     intended_use: str = INTENDED_USE
     limits: tuple[str, ...] = LIMITS
     weights_sha256: str = ""

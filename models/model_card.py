@@ -57,13 +57,9 @@ def _head(d: "Description", sha256: str) -> str:
         if d.trained_on_synthetic_data
         else "the hospitals of the study"
     )
-    dimensions = "2.5D" if d.network.is_slicewise else "3D"
-    pooling = f"{d.network.pooling} pooling, " if d.network.pooling else ""
-    form = f"code `{d.network.code}`" if d.network.is_own else f"width {d.network.widen_factor}"
     facts = {
         "release (SHA-256 of model.json)": f"`{sha256}`",
-        "network": f"{dimensions} {d.network.architecture}, {form}, {d.network.norm} norm, {pooling}"
-        "late fusion of age and sex",
+        "network": f"{_network(d)}, late fusion of age and sex",
         "labels": ", ".join(d.labels),
         "trained on": origin,
         "hospitals": str(d.sites),
@@ -85,6 +81,18 @@ def _head(d: "Description", sha256: str) -> str:
 ## Limits
 {limits}
 """
+
+
+def _network(d: "Description") -> str:
+    network = d.network
+    if network.encoder:
+        whose = ", ".join(map(_line, (d.encoder.name, d.encoder.source, d.encoder.licence))) if d.encoder else ""
+        origin = f" ({whose})" if whose else ""
+        return f"a head on {network.encoder_features} features of the frozen encoder `{network.encoder}`{origin}"
+    dimensions = "2.5D" if network.is_slicewise else "3D"
+    pooling = f", {network.pooling} pooling" if network.pooling else ""
+    form = f"code `{network.code}`" if network.is_own else f"width {network.widen_factor}"
+    return f"{dimensions} {network.architecture}, {form}, {network.norm} norm{pooling}"
 
 
 def _hospitals(p: Provenance) -> str:

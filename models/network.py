@@ -38,6 +38,9 @@ class NetworkSettings(BaseModel):
     `age_band_years`: the network receives the middle of an age band of this width instead of the age. Releases without
     this setting were trained on exact ages (0). `tabular`: whether the features of age and sex are learnt, or the same
     fixed ones in every network (`_fix_features`).
+
+    `encoder`: name of a frozen encoder in place of the architecture (`models.encoders`), whose `encoder_features` are
+    the input of the head. Only the head is then trained and sent.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,6 +53,8 @@ class NetworkSettings(BaseModel):
     norm: Literal["batch", "group"] = "batch"  # group: for training with differential privacy
     age_band_years: Literal[0, 5] = 0
     tabular: Literal["learnt", "fixed"] = "learnt"
+    encoder: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    encoder_features: int = Field(default=0, ge=0, le=4096)
 
     @property
     def is_slicewise(self) -> bool:
@@ -78,15 +83,29 @@ class NetworkSettings(BaseModel):
             raise ValueError(f"{self.architecture} needs code: `fedthorax study network {self.architecture}` prints it")
         if self.code and not self.is_own:
             raise ValueError("code belongs to a network of a package")
-        if self.is_own and self.widen_factor != type(self).model_fields["widen_factor"].default:
+        if self.is_own and self._is_chosen("widen_factor"):
             raise ValueError("widen_factor does not apply to a network of a package: remove it")
         return self
 
+    @model_validator(mode="after")
+    def an_encoder_is_the_whole_backbone(self) -> Self:
+        if bool(self.encoder) != bool(self.encoder_features):
+            raise ValueError("encoder and encoder_features belong together: `fedthorax study encoder` prints them")
+        chosen = [key for key in ("architecture", "code", "pooling", "widen_factor") if self._is_chosen(key)]
+        if self.encoder and chosen:
+            raise ValueError(f"an encoder takes the place of the architecture: remove {', '.join(chosen)}")
+        return self
+
+    def _is_chosen(self, key: str) -> bool:
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
+
     @model_serializer(mode="wrap")
-    def pooling_and_code_are_written_only_if_chosen(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the usual pooling and no code, so that releases and the digests of studies stay as they were."""
+    def pooling_code_and_encoder_are_written_only_if_chosen(
+        self, write: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        """Leave out the usual pooling, no code and no encoder: releases and digests of studies stay as they were."""
         content: dict[str, Any] = write(self)
-        for key in ("pooling", "code"):
+        for key in ("pooling", "code", "encoder", "encoder_features"):
             if not getattr(self, key):
                 content.pop(key, None)
         return content
@@ -161,13 +180,16 @@ class SeverityNetwork(nn.Module):
             _fix_features(layer)
         self.tabular = nn.Sequential(layer, nn.ReLU())
         self.head = nn.Linear(self.features + settings.tabular_features, len(LABELS))
-        if settings.is_own:
+        if settings.is_own or settings.encoder:
             return
         channels_last = torch.channels_last if settings.is_slicewise else torch.channels_last_3d
         self.to(memory_format=channels_last)  # type: ignore[call-overload]  # a fifth faster on CPUs
 
     def forward(self, scan: Tensor, tabular: Tensor) -> Tensor:
-        """Map `scan` (batch, 2, slices, rows, columns) and `tabular` (batch, 4) to logits (batch, 2), float32."""
+        """Map `scan` (batch, 2, slices, rows, columns) and `tabular` (batch, 4) to logits (batch, 2), float32.
+
+        With an encoder, `scan` may also be its features of the scans (batch, encoder_features).
+        """
         return self.head(self.joined(scan, tabular)).float()
 
     @torch.no_grad()
@@ -185,8 +207,14 @@ class SeverityNetwork(nn.Module):
 
     def joined(self, scan: Tensor, tabular: Tensor) -> Tensor:
         """Return the input of the head: the scan's features, then those of age and sex, shape (batch, features)."""
-        scan = scan.contiguous(memory_format=torch.channels_last_3d)
-        return torch.cat([self.backbone(scan), self.tabular(banded(tabular, self.age_band_years))], dim=1)
+        return torch.cat([self.of_scans(scan), self.tabular(banded(tabular, self.age_band_years))], dim=1)
+
+    def of_scans(self, scan: Tensor) -> Tensor:
+        """Return the backbone's features of scans, without age and sex, shape (batch, features)."""
+        if scan.ndim == 5:
+            scan = scan.contiguous(memory_format=torch.channels_last_3d)
+        found: Tensor = self.backbone(scan)
+        return found
 
 
 def build_network(settings: NetworkSettings, *, seed: int) -> SeverityNetwork:

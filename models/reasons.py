@@ -59,6 +59,27 @@ SIGNING_KEY = Reason(
     "the signing key cannot be used",
     "Give a private key on P-256, P-384 or P-521 as PEM without password, or omit --key.",
 )
+ENCODER_FILES = Reason(
+    "E_ENCODER_FILES",
+    "the folder is not an encoder that this version can read",
+    "Give a folder with encoder.json and encoder.safetensors, as `fedthorax study make-encoder` writes it.",
+)
+ENCODER_ALTERED = Reason(
+    "E_ENCODER_ALTERED",
+    "the encoder's weights do not match their hash",
+    "Do not use this copy. Fetch the encoder again.",
+)
+ENCODER_WEIGHTS = Reason(
+    "E_ENCODER_WEIGHTS",
+    "the weights cannot be used as an encoder: {problem}",
+    "Give the file of the pretrained weights, and the options of exactly the network that they belong to.",
+)
+ENCODER_CLOSED = Reason(
+    "E_ENCODER_CLOSED",
+    "the encoder of this model is not there",
+    "Use the signed release, which brings its encoder. `fedthorax study release` takes its folder with --encoder; the "
+    "SHA-256 of its encoder.json is `encoder` in study.toml.",
+)
 COMPUTE_DEVICE = Reason(
     "E_COMPUTE_DEVICE",
     "the processor {device} of [compute] is not there or does not work",

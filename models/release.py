@@ -4,6 +4,7 @@
     model.json          architecture, preprocessing, labels, calibration, thresholds, origin, hash of the weights
     card.md             the same in words, with intended use and limits
     attacks.json        results of attacks on the model, after they were measured
+    encoder.json, encoder.safetensors   of a head on a frozen encoder (`models.encoders`)
 
 The SHA-256 of model.json is the name of the release; it covers the weights through their hash. `model_card` makes the
 card only from model.json and attacks.json, and attacks.json names the model that was attacked. So measuring attacks
@@ -27,6 +28,8 @@ from safetensors.torch import save as save_tensors
 
 from models.attacks import Attacks
 from models.description import Description
+from models.encoders import CARD as ENCODER_CARD
+from models.encoders import allow, load_encoder
 from models.model_card import card
 from models.network import SeverityNetwork, build_network
 from models.own_networks import allow_installed
@@ -64,7 +67,9 @@ def save_release(folder: Path, network: SeverityNetwork, description: Descriptio
     folder.mkdir(parents=True, exist_ok=True)
     weights = save_tensors({name: t.contiguous().clone() for name, t in network.state_dict().items()})
     described = description.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
-    text = json.dumps(described.model_dump(mode="json"), indent=1, sort_keys=True).encode()
+    # Without an encoder, versions that know none can read the release.
+    content = described.model_dump(mode="json", exclude={"encoder"} if described.encoder is None else None)
+    text = json.dumps(content, indent=1, sort_keys=True).encode()
     sha256 = hashlib.sha256(text).hexdigest()
     (folder / WEIGHTS).write_bytes(weights)
     (folder / DESCRIPTION).write_bytes(text)
@@ -98,7 +103,7 @@ def load_release(folder: Path, trusted_keys: Sequence[Path] = (), *, runs_packag
     Refusal
         E_NO_MODEL, E_MODEL_ALTERED (hash or tensors do not fit), E_MODEL_FORMAT; with `trusted_keys` also those of
         `verify`: E_TRUSTED_KEY, E_NOT_SIGNED, E_SIGNATURE. For a network of a package: E_NETWORK_CLOSED, with
-        `runs_package` E_NETWORK_PACKAGE, E_NETWORK_UNLIKE.
+        `runs_package` E_NETWORK_PACKAGE, E_NETWORK_UNLIKE. For an encoder, those of `load_encoder`.
     """
     try:
         text, weights = (folder / DESCRIPTION).read_bytes(), (folder / WEIGHTS).read_bytes()
@@ -111,6 +116,8 @@ def load_release(folder: Path, trusted_keys: Sequence[Path] = (), *, runs_packag
         raise Refusal(MODEL_FORMAT) from error
     if hashlib.sha256(weights).hexdigest() != description.weights_sha256:
         raise Refusal(MODEL_ALTERED)
+    if description.network.encoder and (folder / ENCODER_CARD).is_file():
+        _allow_encoder(folder, description)
     if runs_package and description.network.is_own:
         allow_installed(description.network.architecture, description.network.code)
     network = build_network(description.network, seed=0)
@@ -120,6 +127,14 @@ def load_release(folder: Path, trusted_keys: Sequence[Path] = (), *, runs_packag
         raise Refusal(MODEL_ALTERED) from error
     network.eval()
     return Release(network, description, hashlib.sha256(text).hexdigest(), signed_by)
+
+
+def _allow_encoder(folder: Path, description: Description) -> None:
+    """Let this process use a release's encoder. Raises Refusal as `load_encoder` does, E_MODEL_ALTERED."""
+    encoder = load_encoder(folder)
+    if encoder.card.sha256 != description.network.encoder:
+        raise Refusal(MODEL_ALTERED)
+    allow(encoder)
 
 
 def add_attacks(folder: Path, attacks: Attacks) -> None:

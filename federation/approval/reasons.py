@@ -88,6 +88,12 @@ NETWORK_REFUSED = Reason(
     "the package of the study's network is not approved at this site",
     "Install the package beside the node, read it and approve it with `fedthorax node approve-network`.",
 )
+ENCODER_REFUSED = Reason(
+    "E_ENCODER_REFUSED",
+    "the encoder of the study is not approved at this site",
+    "Get the encoder's folder, find out where its weights come from, and approve it with `fedthorax node "
+    "approve-encoder`.",
+)
 NETWORK_CHANGED = Reason(
     "E_NETWORK_CHANGED",
     "the files of an approved package were changed or deleted after its approval, and do not run",

@@ -89,7 +89,7 @@ def _of_training(study: "Study") -> list[str]:
             "the weights that the first update depends on. The release needs its own approval (`fedthorax node "
             "approve-release`)."
         )
-    if not training.augment:
+    if not training.augment and not study.network.encoder:
         found.append("Augmentation is off: scans are not varied, so an update follows single scans more closely.")
     if training.batch_size < FEW_PATIENTS_A_STEP:
         found.append(f"A training step uses only {training.batch_size} patients: each has more influence on it.")
@@ -104,9 +104,18 @@ def _of_training(study: "Study") -> list[str]:
             "and no limit of the gateway stops that: somebody must have read it. The package needs its own approval "
             "(`fedthorax node approve-network`)."
         )
-    if not is_measured(study.network):
+    if study.network.encoder:
         found.append(
-            f"The network ({study.network.architecture}) was not measured in this form: it is not known how far its "
+            f"The features come from a frozen encoder ({study.network.encoder[:12]}) that is not part of this release. "
+            f"Only a head on its {study.network.encoder_features} features is trained and sent. Weights of an encoder "
+            "can be made so that a feature responds to single patients, and an update of the head then reveals their "
+            "labels: somebody must know where the weights come from. The encoder needs its own approval (`fedthorax "
+            "node approve-encoder`)."
+        )
+    if not is_measured(study.network):
+        network = "a head on an encoder" if study.network.encoder else study.network.architecture
+        found.append(
+            f"The network ({network}) was not measured in this form: it is not known how far its "
             "weights move in honest training, compared with the limits on how far a server may move them. An honest "
             "run may be refused, and the limits may stop less than for the usual networks."
         )

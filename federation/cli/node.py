@@ -9,6 +9,7 @@ import typer
 from federation.cli.apps import approve, apps, ledger, revoke
 from federation.cli.backup import accept_restore, backup_site, restore_site
 from federation.cli.console import print_json, print_table, progress_bar, say
+from federation.cli.node_encoders import approve_encoder, encode, encoders, revoke_encoder
 from federation.cli.node_networks import approve_network, networks, revoke_network
 from federation.cli.node_peers import approve_peers, peers, revoke_peers
 from federation.cli.node_releases import approve_release, releases, revoke_release
@@ -198,6 +199,7 @@ def _pull(site: "Site") -> dict[str, Any] | None:
 def ingest(site_dir: SiteDir, study: StudyFile = None, as_json: Json = False) -> None:
     """Update the cohort from PACS, databases and files. Files that were ingested before are not read again."""
     from federation.cli.doctor_screen import show_waterfall
+    from federation.node.site_encoding import encode_site
     from federation.protocol.study_config import preprocessing_of
     from pipeline.cohort.ingest import ingest as run
     from pipeline.site.folder import Site
@@ -206,8 +208,9 @@ def ingest(site_dir: SiteDir, study: StudyFile = None, as_json: Json = False) ->
     pulled, fetched, of_omop = _pull(site), _fetch(site), _fetch_omop(site)
     with progress_bar("examining series") as progress:
         assessment = run(site, preprocessing_of(study), progress)
+    encoded = encode_site(site, progress_bar)
     if as_json:
-        content = {**assessment.to_json(), "examined_now": assessment.examined_now}
+        content = {**assessment.to_json(), "examined_now": assessment.examined_now, "encoded": encoded}
         print_json({**content, "pulled": pulled, "fhir": fetched, "omop": of_omop})
         return
     print_table(
@@ -309,6 +312,10 @@ for command in (
     networks,
     approve_network,
     revoke_network,
+    encoders,
+    approve_encoder,
+    revoke_encoder,
+    encode,
     releases,
     approve_release,
     peers,

@@ -33,6 +33,11 @@ RELEASE_UNKNOWN = Reason(
     "no release with this name is known at this site",
     "List the releases with a decision, by their SHA-256, with `fedthorax node releases`.",
 )
+ENCODER_UNKNOWN = Reason(
+    "E_ENCODER_UNKNOWN",
+    "no encoder with this name is known at this site",
+    "List the encoders with a decision, by the SHA-256 of encoder.json, with `fedthorax node encoders`.",
+)
 NETWORK_UNKNOWN = Reason(
     "E_NETWORK_UNKNOWN",
     "no package of networks with this code is known at this site",

@@ -25,12 +25,15 @@ def release(
             help="Why a model is released that there are reasons to doubt. Card and clinician's page show it.",
         ),
     ] = "",
+    encoder: Annotated[
+        Path | None, typer.Option(help="Folder of the study's frozen encoder, if it has one: the release brings it.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write the signed model folder of a run, and set the alias `released` on its version in MLflow."""
     from federation.comparison.signed_release import release_run
 
-    released = release_run(run_name, server, say, out=out, key=key, reason=reason)
+    released = release_run(run_name, server, say, out=out, key=key, reason=reason, encoder=encoder)
     if as_json:
         print_json(released.to_json())
         return

@@ -13,6 +13,7 @@ from federation.cli.new_study import init
 from federation.cli.options import Json
 from federation.cli.release_run import release
 from federation.cli.report import report
+from federation.cli.study_encoder import encoder, make_encoder
 from federation.cli.study_network import network
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ Simulate = Annotated[
 
 app.command()(init)
 app.command()(network)
+app.command()(make_encoder)
+app.command()(encoder)
 
 
 @app.command()

@@ -66,11 +66,16 @@ def load_network(study: Study, arrays: Arrays, buffers: Arrays) -> SeverityNetwo
 
 
 def load_examples(site: Site, study: Study, *splits: Split) -> Examples:
-    """Load the site's examples of some splits. Raises Refusal E_PREPROCESSING if they were prepared differently."""
+    """Load the site's examples of some splits, with the features of the study's encoder if it has one.
+
+    Raises Refusal E_PREPROCESSING if they were prepared differently, E_NOT_ENCODED if features are missing.
+    """
     with Cohort.read(site) as cohort:
         if cohort.settings() - {settings_digest(study.preprocessing)}:
             raise Refusal(PREPROCESSING)
-        return Examples(cohort.examples(*splits))
+        if study.network.encoder:
+            cohort.require_encoded(study.network.encoder)
+        return Examples(cohort.examples(*splits, encoder=study.network.encoder))
 
 
 def _enough(site: Site, examples: Examples) -> Examples:

@@ -190,7 +190,7 @@ def _invert(view: View, typical: Tensor, steps: int, tick: Callable[[], None]) -
 def _scans(examples: Examples) -> Iterator[Tensor]:
     """Yield all scans in batches."""
     for index in np.array_split(np.arange(len(examples)), range(AT_ONCE, len(examples), AT_ONCE)):
-        yield examples.batch(index, None)[0]
+        yield examples.scans(index)
 
 
 def _mean_scan(examples: Examples) -> Tensor:

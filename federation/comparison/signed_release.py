@@ -10,6 +10,7 @@ MLflow gets the alias `released`.
 """
 
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,14 +21,17 @@ from typing import TYPE_CHECKING, Any
 from federation.comparison import reasons
 from federation.comparison.release_gate import doubts
 from federation.protocol.network_code import allow_in_run
+from federation.protocol.release_files import ENCODER_FILES
 from federation.runs import reasons as runs_reasons
 from federation.runs.figures_from_counts import means_row, of_label, pooled_row, summed_of
 from federation.runs.results import FEDERATED, Audit, Results, read_results
 from federation.runs.run_folder import find_run
 from models.attacks import Attacks
-from models.description import Description
+from models.description import Description, EncoderRecord
+from models.encoders import EncoderCard, load_encoder
 from models.network import LABELS
 from models.provenance import AuditRecord, FlagRecord, Provenance, SiteRecord, SumsRecord
+from models.reasons import ENCODER_CLOSED
 from models.refusal import Refusal
 from models.release import ATTACKS, Release, add_attacks, load_release, save_release
 from models.signature import fingerprint, new_private_key, public_key, sign
@@ -73,13 +77,16 @@ def release_run(
     out: Path | None = None,
     key: Path | None = None,
     reason: str = "",
+    encoder: Path | None = None,
 ) -> Released:
     """Release a run's candidate to the folder `out`, signed with `key`. The folder is written completely or not at all.
 
-    `reason`: why a model with `release_gate.doubts` is released.
+    `reason`: why a model with `release_gate.doubts` is released. `encoder`: folder of the study's frozen encoder, which
+    the release brings.
 
     Raises Refusal: E_RUN_UNKNOWN, E_RESULTS, E_CANDIDATE_OTHER, E_AUDIT_FLAGS, E_RELEASE_EXISTS, E_SIGNING_KEY,
-    E_MLFLOW_SILENT, and those of `load_release` for the candidate.
+    E_MLFLOW_SILENT, those of `load_release` for the candidate, those of `load_encoder`, and E_ENCODER_CLOSED if that is
+    not the study's encoder.
     """
     run = find_run(server, run_name)
     results = read_results(run)
@@ -96,14 +103,18 @@ def release_run(
     public = out.with_name(f"{out.name}.pub")
     if out.exists() or public.exists():
         raise Refusal(reasons.RELEASE_EXISTS, private=str(out))
+    brought = _encoder_of(candidate.description, encoder)
     key = key or _own_key(server)
     public_pem = public_key(key)
     described = describe(candidate.description, results, reason=reason if found else "")
+    if brought:
+        record = EncoderRecord(name=brought.name, source=brought.source, licence=brought.licence)
+        described = described.model_copy(update={"encoder": record})
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".release-") as temporary:
         folder, handed_out = Path(temporary) / out.name, Path(temporary) / public.name
         handed_out.write_bytes(public_pem)
-        release = _write(folder, candidate, described, run / "release" / ATTACKS)
+        release = _write(folder, candidate, described, run / "release" / ATTACKS, encoder if brought else None)
         sign(folder, key)
         load_release(folder, [handed_out])  # as every scoring process does
         version = mark_released(server, results, folder, release.sha256, say)
@@ -179,12 +190,26 @@ def _own_key(server: Path) -> Path:
     return key
 
 
-def _write(folder: Path, candidate: Release, described: Description, attacks: Path) -> Release:
-    """Write the release's files, unsigned, including the attack results of the candidate."""
+def _encoder_of(candidate: Description, folder: Path | None) -> EncoderCard | None:
+    """Return the encoder that a release needs; None if it needs none. Raises Refusal as `release_run` says."""
+    if not candidate.network.encoder:
+        return None
+    card = load_encoder(folder).card if folder else None
+    if card is None or card.sha256 != candidate.network.encoder:
+        raise Refusal(ENCODER_CLOSED)
+    return card
+
+
+def _write(folder: Path, candidate: Release, described: Description, attacks: Path, encoder: Path | None) -> Release:
+    """Write the release's files, unsigned, including the attack results of the candidate and its encoder."""
     release = save_release(folder, candidate.network, described)
     if attacks.exists():
         add_attacks(folder, Attacks.model_validate_json(attacks.read_bytes()))
-    write_bundle(folder, release)
+    if encoder is None:
+        write_bundle(folder, release)
+    else:  # MONAI's configuration knows no encoder
+        for name in ENCODER_FILES:
+            shutil.copyfile(encoder / name, folder / name)
     return release
 
 

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as ProtobufMessage
 
 from federation.approval.approvals import Approvals
+from federation.approval.encoders import EncoderApprovals
 from federation.approval.fab import read as read_app
 from federation.approval.networks import NetworkApprovals
 from federation.approval.presets import names_by_digest
@@ -157,6 +158,7 @@ class Arrivals:
         self._studies, self._releases = StudyApprovals(site), ReleaseApprovals(site)
         self._memory = Memory(site, spool)
         self._networks = NetworkApprovals(site)
+        self._encoders = EncoderApprovals(site)
         self._admission = Admission(spool.folder, site.settings.gateway, min_patients=site.settings.site.min_patients)
         self._run: Run | None = None
 
@@ -168,7 +170,7 @@ class Arrivals:
         """Check everything of a task except its arrays' data, and fill in the task's fields.
 
         Raises Refusal: those of `task_checks`, E_RESTORED, E_APP_REFUSED, E_APP_DAMAGED, E_APPROVALS, E_STUDY_REFUSED,
-        E_NETWORK_REFUSED, E_NETWORK_CHANGED, E_BEGIN_REFUSED, E_BEGIN_UNLIKE, E_TASK_DAMAGED, E_LEDGER_CUT,
+        E_NETWORK_REFUSED, E_NETWORK_CHANGED, E_ENCODER_REFUSED, E_BEGIN_REFUSED, E_BEGIN_UNLIKE, E_TASK_DAMAGED,
         E_ROUNDS_A_DAY, E_ROUNDS_A_MONTH, E_RUN_OVER, E_PRIVACY_DOWNGRADE, those of `Admission.earlier` and of
         `check_and_spend`.
         """
@@ -250,6 +252,7 @@ class Arrivals:
             await asyncio.to_thread(self._studies.keep, study)
             raise Refusal(reasons.STUDY_REFUSED, private=f"{verdict}: {digest}")
         await asyncio.to_thread(self._networks.check, study)
+        await asyncio.to_thread(self._encoders.check, study)
         begun = begins_from(study)
         if begun and not await asyncio.to_thread(self._releases.may_begin, begun):
             raise Refusal(reasons.BEGIN_REFUSED, private=begun)

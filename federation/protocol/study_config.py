@@ -198,6 +198,12 @@ class Study(BaseModel, extra="forbid"):
         return self
 
     @model_validator(mode="after")
+    def features_of_an_encoder_do_not_vary(self) -> Self:
+        if self.network.encoder and self.training.augment:
+            raise ValueError("the features of an encoder are computed once a scan: set augment = false in [training]")
+        return self
+
+    @model_validator(mode="after")
     def private_rounds_are_for_one_model(self) -> Self:
         asked = self.evaluation
         extra = asked.local_models or asked.leave_one_out or asked.pooled or asked.fine_tune

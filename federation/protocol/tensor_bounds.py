@@ -72,7 +72,7 @@ _MEASURED = {
 
 def is_measured(network: "NetworkSettings") -> bool:
     """Tell whether honest training of a network was compared with these bounds."""
-    if network.is_own:
+    if network.is_own or network.encoder:
         return False
     usual = "gated" if network.is_slicewise else "mean"
     pooling = network.pooling or usual
@@ -172,8 +172,8 @@ def _stage(name: str) -> int:
 
 
 def _first_convolution(network: "SeverityNetwork") -> str:
-    """Return the name of the convolution that may move further than others."""
-    return next(name for name, tensor in network.state_dict().items() if tensor.ndim > 2)
+    """Return the name of the convolution that may move further than others; "" with a frozen encoder."""
+    return next((name for name, tensor in network.state_dict().items() if tensor.ndim > 2), "")
 
 
 def _plain_attention(network: "SeverityNetwork") -> set[str]:

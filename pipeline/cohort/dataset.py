@@ -20,7 +20,8 @@ class Example:
     """One patient as the network sees them; `severe` and `pcr_positive` are None where missing.
 
     `measures`: what is known of the scan itself, for figures by scanner; no network sees them. `pseudonym`: the
-    patient's, which only this site can make; "" outside a cohort.
+    patient's, which only this site can make; "" outside a cohort. `features`: those of a frozen encoder, which a
+    network with this encoder receives instead of the scan.
     """
 
     tensor: Path
@@ -30,6 +31,7 @@ class Example:
     severe: bool | None
     measures: Measures | None = None
     pseudonym: str = ""
+    features: Path | None = None
 
 
 def target(example: Example) -> list[float]:
@@ -57,9 +59,28 @@ class Examples:
         return len(self.examples)
 
     def batch(self, index: NDArray[np.int64], augment: Callable[[Tensor], Tensor] | None) -> Batch:
-        """Scans (batch, 2, slices, rows, columns) float32, tabular (batch, 4), targets (batch, 2)."""
+        """Scans (batch, 2, slices, rows, columns) float32, tabular (batch, 4), targets (batch, 2).
+
+        Where the examples have features of an encoder, these (batch, features) take the place of the scans, and
+        `augment` has no effect.
+        """
+        features = self._features(index)
+        scans = self.scans(index, augment) if features is None else features
+        return scans, torch.from_numpy(self.tabular[index]), torch.from_numpy(self.targets[index])
+
+    def scans(self, index: NDArray[np.int64], augment: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Read scans (batch, 2, slices, rows, columns), float32."""
         scans = [torch.from_numpy(np.load(self.examples[i].tensor)) for i in index]
         if augment is not None:
             scans = [augment(scan.float()) for scan in scans]
         # Stacked in half precision, then widened at once; by torch, which is ten times as fast at it as numpy.
-        return torch.stack(scans).float(), torch.from_numpy(self.tabular[index]), torch.from_numpy(self.targets[index])
+        return torch.stack(scans).float()
+
+    @property
+    def has_features(self) -> bool:
+        """Whether the network receives features of an encoder."""
+        return any(example.features is not None for example in self.examples)
+
+    def _features(self, index: NDArray[np.int64]) -> Tensor | None:
+        files = [self.examples[i].features for i in index]
+        return torch.stack([torch.from_numpy(np.load(file)) for file in files if file]) if all(files) else None

@@ -57,3 +57,14 @@ PREPROCESSING = Reason(
     "the cohort was preprocessed with other settings than those of the study",
     "Run `fedthorax node ingest` with --study and the study's file.",
 )
+NOT_ENCODED = Reason(
+    "E_NOT_ENCODED",
+    "the study uses an encoder, and {missing} of the site's {scans} scans have no features of it yet",
+    "Approve the encoder with `fedthorax node approve-encoder`, then run `fedthorax node encode`.",
+)
+NO_ENCODER = Reason(
+    "E_NO_ENCODER",
+    "no approved encoder fits the preprocessing of this site's cohort",
+    "Approve an encoder with `fedthorax node approve-encoder`. If one is approved, run `fedthorax node ingest` with "
+    "--study and the file of the study that uses it.",
+)

@@ -7,6 +7,8 @@ The same transaction removes series that are no longer in the site's files, for 
 afterwards. Tensors of existing series are kept, also for other settings: a study with these settings may be running,
 and returning to it must not need a new ingest.
 
+`encoded/ENCODER/` holds the features of frozen encoders, one file for each tensor, under the same name.
+
 The module imports little, because a node imports it at its start and then runs for months.
 """
 
@@ -133,6 +135,7 @@ class Cohort:
     def _place(self, site: Site) -> None:
         self.folder = site.cohort_folder
         self.tensors = self.folder / "tensors"
+        self.encoded = self.folder / "encoded"
 
     def _connect(self, mode: str) -> None:
         with self._refusing():
@@ -209,14 +212,24 @@ class Cohort:
             self._db.executemany("DELETE FROM scans WHERE fingerprint = ?", gone)
 
     def sweep(self) -> None:
-        """Delete files in the tensor folder that belong to no scan, including those that a killed process left.
+        """Delete tensors and features that belong to no scan, including those that a killed process left.
 
         If this process is killed too, the next call deletes the rest.
         """
-        named = {row[0] for row in self._db.execute("SELECT tensor FROM scans WHERE tensor IS NOT NULL")}
-        for path in self.tensors.iterdir():
-            if path.name not in named:
-                path.unlink(missing_ok=True)
+        named = set(self.prepared())
+        encoded = self.encoded.iterdir() if self.encoded.is_dir() else ()
+        for folder in (self.tensors, *encoded):
+            for path in folder.iterdir():
+                if path.name not in named:
+                    path.unlink(missing_ok=True)
+
+    def prepared(self, settings: str | None = None) -> list[str]:
+        """Return the names of all tensors, or of those that were made with these settings, sorted."""
+        rows = self._db.execute(
+            "SELECT tensor FROM scans WHERE tensor IS NOT NULL AND (?1 IS NULL OR settings = ?1) ORDER BY tensor",
+            (settings,),
+        )
+        return [row[0] for row in rows]
 
     def _insert(self, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
         for row in rows:
@@ -249,8 +262,15 @@ class Cohort:
         rows = self._db.execute("SELECT DISTINCT settings FROM scans WHERE tensor IN (SELECT tensor FROM patients)")
         return {row[0] for row in rows}
 
-    def examples(self, *splits: Split) -> "list[Example]":
-        """Return the examples of some splits, sorted by pseudonym."""
+    def require_encoded(self, encoder: str) -> None:
+        """Raise Refusal E_NOT_ENCODED unless the features of an encoder are there for all patients."""
+        patients = self.patients()
+        missing = sum(not (self.encoded / encoder / patient.tensor).is_file() for patient in patients)
+        if missing:
+            raise Refusal(reasons.NOT_ENCODED, missing=missing, scans=len(patients))
+
+    def examples(self, *splits: Split, encoder: str = "") -> "list[Example]":
+        """Return the examples of some splits, sorted by pseudonym. `encoder`: with the paths of its features."""
         from pipeline.cohort.dataset import Example
         from pipeline.preprocessing.measures import Measures
 
@@ -265,6 +285,7 @@ class Cohort:
                 p.severe,
                 measures.get(p.tensor),
                 p.pseudonym,
+                self.encoded / encoder / p.tensor if encoder else None,
             )
             for p in self.patients()
             if p.split in splits

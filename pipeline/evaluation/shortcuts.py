@@ -22,7 +22,7 @@ from torch import Tensor
 
 from models.compute import PROCESSOR, Compute
 from models.familiarity import APPEARANCE_SIZE, Moments, appearance_features
-from models.network import LABELS, SeverityNetwork
+from models.network import LABELS, TABULAR, SeverityNetwork
 from pipeline.cohort.dataset import Examples
 from pipeline.evaluation.discrimination import Auroc, auroc, classes_of, delong_variance, logit_interval
 from pipeline.preprocessing.measures import Measures
@@ -57,8 +57,8 @@ def shortcut_figures(
     `splits`: the site's patients by split: tags and scanners cover all of them, blanked lungs those that the training
     did not use. A split of which one class has fewer than `min_patients` is left out of the metrics of that label: a
     metric of several splits, next to those of the others alone, would reveal the classes of the small one.
-    Names: auroc_<label>_tags and auroc_severe_outside, each with _low and _high; scanner_from_embedding and
-    scanner_chance. Raises Refusal: those of `Compute.use`.
+    Names: auroc_<label>_tags and auroc_severe_outside (not with a frozen encoder), each with _low and _high;
+    scanner_from_embedding and scanner_chance. Raises Refusal: those of `Compute.use`.
     """
     measured = [Examples([example for example in each.examples if example.measures]) for each in splits.values()]
     held_out = [each for name, each in splits.items() if name != "train"]
@@ -67,7 +67,8 @@ def shortcut_figures(
         for column, label in enumerate(LABELS)
     }
     severe = LABELS.index("severe")
-    found["auroc_severe_outside"] = outside_auroc(network, _large(held_out, severe, min_patients), compute=compute)
+    if not any(each.has_features for each in held_out):  # of a scan with blanked lungs, no features were computed
+        found["auroc_severe_outside"] = outside_auroc(network, _large(held_out, severe, min_patients), compute=compute)
     figures: dict[str, float] = {}
     for name, each in found.items():
         if math.isfinite(each.value):
@@ -166,7 +167,7 @@ def outside_auroc(network: SeverityNetwork, held_out: Examples, *, compute: Comp
     indices = _indices(held_out, compute)
     if not indices:
         return Auroc.undefined(0)
-    typical = torch.stack([held_out.batch(index, None)[0].sum(dim=0) for index in indices]).sum(dim=0) / len(held_out)
+    typical = torch.stack([held_out.scans(index).sum(dim=0) for index in indices]).sum(dim=0) / len(held_out)
     with compute.use(network):
         scores = [_score_outside(network, held_out, index, typical.numpy(), compute) for index in indices]
     return auroc(np.concatenate(scores), held_out.targets[:, LABELS.index("severe")])
@@ -180,11 +181,10 @@ def _score_outside(
     typical: NDArray[np.float32],
     compute: Compute,
 ) -> NDArray[np.float32]:
-    scans, tabular, _ = examples.batch(index, None)
-    blanked = torch.stack([torch.from_numpy(blank_lungs(scan.numpy(), typical)) for scan in scans])
+    blanked = torch.stack([torch.from_numpy(blank_lungs(scan.numpy(), typical)) for scan in examples.scans(index)])
     network.eval()
     with compute.autocast():
-        logits = network(compute.move(blanked), compute.move(torch.zeros_like(tabular)))  # age and sex are missing
+        logits = network(compute.move(blanked), compute.move(torch.zeros(len(index), TABULAR)))  # age and sex: missing
     scores: NDArray[np.float32] = logits[:, LABELS.index("severe")].cpu().numpy()
     return scores
 
@@ -237,17 +237,15 @@ def embed(network: SeverityNetwork, examples: Examples, *, compute: Compute = PR
     found: list[Tensor] = []
     with compute.use(network):
         for index in _indices(examples, compute):
-            scans = examples.batch(index, None)[0].contiguous(memory_format=torch.channels_last_3d)
+            given = compute.move(examples.batch(index, None)[0])
             with compute.autocast():
-                found.append(network.backbone(compute.move(scans)).float().cpu())
+                found.append(network.of_scans(given).float().cpu())
     return torch.cat(found).numpy() if found else np.zeros((0, network.head.in_features), dtype=np.float32)
 
 
 def appearance(examples: Examples) -> Features:
     """Return the appearance features of the scans; shape (patients, APPEARANCE_SIZE)."""
-    found = [
-        appearance_features(scan.numpy()) for index in _indices(examples) for scan in examples.batch(index, None)[0]
-    ]
+    found = [appearance_features(scan.numpy()) for index in _indices(examples) for scan in examples.scans(index)]
     return np.array(found, dtype=np.float32).reshape(-1, APPEARANCE_SIZE)
 
 

@@ -1,0 +1,91 @@
+"""`fedthorax study make-encoder | encoder`: make a frozen encoder of pretrained weights, and name it in a study."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from models.encoders import EncoderCard
+
+
+def make_encoder(
+    source: Annotated[
+        Path,
+        typer.Argument(help="A release's folder, a MONAI bundle's folder, or a file: .safetensors or a state dict."),
+    ],
+    encoder_dir: Annotated[Path, typer.Argument(help="The folder to write.")],
+    name: Annotated[str, typer.Option(help="A short name, for people.")],
+    licence: Annotated[str, typer.Option(help="The terms under which the weights may be used, such as Apache-2.0.")],
+    origin: Annotated[str, typer.Option(help="Where the weights come from. Not for a release.")] = "",
+    resnet: Annotated[int, typer.Option(help="Depth of MONAI's ResNet. Not for a release.")] = 0,
+    channels: Annotated[int, typer.Option(help="1: the network reads the scan alone; 2: also the mask.")] = 1,
+    shortcut: Annotated[str, typer.Option(help="shortcut_type of MONAI's ResNet, A or B.")] = "B",
+    bias: Annotated[bool, typer.Option(help="bias_downsample of MONAI's ResNet.")] = True,
+    stem: Annotated[tuple[int, int], typer.Option(help="Size and stride of the first convolution.")] = (7, 1),
+    pool: Annotated[bool, typer.Option(help="Whether a max pool follows the first convolution.")] = True,
+    scale: Annotated[float, typer.Option(help="Factor of the scan's values, which are -1 to 1.")] = 1.0,
+    offset: Annotated[float, typer.Option(help="Added to the scan's values after the factor.")] = 0.0,
+    study: Annotated[
+        Path | None, typer.Option(help="Study file whose [preprocessing] the encoder is for. Default: the usual one.")
+    ] = None,
+) -> None:
+    """Make an encoder: a folder with weights that are never trained further, and where they come from.
+
+    Files that hold code are never opened: weights are read as tensors alone.
+    """
+    from federation.protocol.study_config import preprocessing_of
+    from models.encoder_sources import of_release, of_weights
+    from models.encoders import EncoderCard, ResNetLayers, features_of
+    from models.release import DESCRIPTION
+
+    if (source / DESCRIPTION).is_file():
+        made = of_release(source, encoder_dir, name=name, licence=licence)
+    else:
+        if not (resnet and origin):
+            raise typer.BadParameter("weights from elsewhere need --resnet and --origin")
+        layers = ResNetLayers.model_validate(
+            {
+                "depth": resnet,
+                "shortcut_type": shortcut,
+                "bias_downsample": bias,
+                "conv1_t_size": stem[0],
+                "conv1_t_stride": stem[1],
+                "no_max_pool": not pool,
+            }
+        )
+        card = EncoderCard(
+            name=name,
+            layers=layers,
+            features=features_of(layers),
+            channels=2 if channels == 2 else 1,
+            scale=scale,
+            offset=offset,
+            preprocessing=preprocessing_of(study).model_dump(mode="json"),
+            source=origin,
+            licence=licence,
+            weights_sha256="0" * 64,
+        )
+        made = of_weights(source, encoder_dir, card)
+    _print_lines(made.card)
+
+
+def encoder(encoder_dir: Annotated[Path, typer.Argument(help="The encoder's folder.")]) -> None:
+    """Print the lines of a study that use an encoder, after a check of its files."""
+    from models.encoders import load_encoder
+
+    _print_lines(load_encoder(encoder_dir).card)
+
+
+def _print_lines(card: "EncoderCard") -> None:
+    """Print the tables of study.toml in which an encoder differs from the usual study."""
+    typer.echo(f'[network]\nencoder = "{card.sha256}"\nencoder_features = {card.features}\n')
+    typer.echo("[training]\naugment = false\n\n[preprocessing]")
+    for key, value in card.preprocessing.items():
+        typer.echo(f"{key} = {_toml(value)}")
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)

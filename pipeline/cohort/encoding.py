@@ -1,0 +1,73 @@
+"""Computes the features of a frozen encoder for the scans of a cohort, once for each scan, and keeps them.
+
+COHORT/encoded/ENCODER/TENSOR    float32, shape (features,); ENCODER is the encoder's SHA-256
+
+The features are data of the patients: they stay in the site's folder, and are deleted with the tensors that they come
+from. They have the name of the tensor, so a scan that is prepared again is encoded again.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from models.compute import PROCESSOR, Compute
+from models.encoders import Encoder, EncoderCard
+from models.reasons import ENCODER_FILES
+from models.refusal import Refusal
+from pipeline.cohort.reasons import PREPROCESSING
+from pipeline.cohort.store import Cohort, save_tensor
+from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+from pipeline.site.folder import Site
+
+_AT_ONCE = 4
+
+
+@torch.inference_mode()
+def encode_cohort(
+    site: Site, encoder: Encoder, progress: Callable[[int, int], None], *, compute: Compute = PROCESSOR
+) -> int:
+    """Compute the features that are missing, of patients with and without labels; return how many were computed.
+
+    Each scan's features are stored at once, so that an interruption loses nothing. They are computed in float32.
+    `progress`: called with the number of scans that are done and their total.
+
+    Raises Refusal: E_PREPROCESSING if the cohort has no scan that was prepared as the encoder needs it, E_COHORT_BUSY,
+    E_COHORT_FILE, those of `Compute.use`.
+    """
+    with Cohort(site) as cohort, cohort.alone():
+        scans = cohort.prepared(_settings(encoder.card))
+        if not scans:
+            raise Refusal(PREPROCESSING)
+        folder = cohort.encoded / encoder.card.sha256
+        folder.mkdir(parents=True, exist_ok=True)
+        missing = [name for name in scans if not (folder / name).is_file()]
+        progress(len(scans) - len(missing), len(scans))
+        exact = compute.exact()
+        with exact.use(encoder.layers):
+            for start in range(0, len(missing), _AT_ONCE):
+                names = missing[start : start + _AT_ONCE]
+                for name, features in zip(names, _encoded(encoder, cohort.tensors, names, exact), strict=True):
+                    save_tensor(folder, name, features)
+                progress(len(scans) - len(missing) + start + len(names), len(scans))
+        return len(missing)
+
+
+def _encoded(encoder: Encoder, tensors: Path, names: Sequence[str], compute: Compute) -> np.ndarray:
+    scans = torch.stack([torch.from_numpy(np.load(tensors / name)) for name in names]).float()
+    found: np.ndarray = encoder.encode(compute.move(scans)).cpu().numpy()
+    return found
+
+
+def fits(cohort: Cohort, card: EncoderCard) -> bool:
+    """Whether the cohort has scans that were prepared as the encoder needs them. Raises Refusal E_ENCODER_FILES."""
+    return bool(cohort.prepared(_settings(card)))
+
+
+def _settings(card: EncoderCard) -> str:
+    try:
+        return settings_digest(Preprocessing.model_validate(card.preprocessing))
+    except ValidationError as error:
+        raise Refusal(ENCODER_FILES) from error

@@ -1,0 +1,56 @@
+"""Decisions about frozen encoders: only approved ones may be used, and only by their names."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from federation.approval.encoders import EncoderApprovals, encoder_of
+from federation.approval.study_review import weakenings
+from federation.protocol.study_config import Study
+from models.refusal import Refusal
+from pipeline.cohort.store import Cohort
+from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.site.folder import Site, init_site, site_settings
+from tests.helpers.encoders import head_on, small_encoder
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return init_site(tmp_path / "site", site_settings(None, name="hospital-a"))
+
+
+def asking(name: object) -> str:
+    return json.dumps({"network": {"encoder": name}})
+
+
+def test_only_an_approved_encoder_may_be_used(site: Site, tmp_path: Path) -> None:
+    name = small_encoder(tmp_path / "encoder", Preprocessing()).card.sha256
+    approvals = EncoderApprovals(site)
+    approvals.check("{}")
+    with pytest.raises(Refusal, match="E_ENCODER_REFUSED"):
+        approvals.check(asking(name))
+    assert approvals.approve(tmp_path / "encoder", by="the hospital") == name
+    with Cohort(site):
+        approvals.check(asking(name))  # of no patient, no features are missing
+    assert [path.name for path in approvals.approved()] == [name]
+    approvals.revoke(name, by="the hospital")
+    with pytest.raises(Refusal, match="E_ENCODER_REFUSED"):
+        approvals.check(asking(name))
+    assert approvals.approved() == [] and not (approvals.folder / name).exists()
+
+
+@pytest.mark.parametrize("name", ["../../keys", "A" * 64, "0" * 63, 7, None, ["0" * 64]])
+def test_name_that_is_no_hash_is_refused(name: object) -> None:
+    with pytest.raises(Refusal, match="E_RUN_CONFIG"):
+        encoder_of(asking(name))
+
+
+def test_review_says_what_an_encoder_can_do(tmp_path: Path) -> None:
+    encoder = small_encoder(tmp_path / "encoder", Preprocessing())
+    tables = {"study": {"name": "heads", "rounds": 5, "sites": 3, "quorum": 3}, "network": head_on(encoder)}
+    with pytest.raises(ValueError, match="augment = false"):
+        Study.model_validate(tables)
+    found = weakenings(Study.model_validate({**tables, "training": {"augment": False}}))
+    assert any("frozen encoder" in each and "approve-encoder" in each for each in found)
+    assert not any("Augmentation is off" in each for each in found)

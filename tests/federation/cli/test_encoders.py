@@ -1,0 +1,82 @@
+"""Tests of `fedthorax node encoders | approve-encoder | revoke-encoder | encode` and `study make-encoder | encoder`."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from typer.testing import CliRunner
+
+from federation.cli.node import app as node
+from federation.cli.study import app as study
+from federation.protocol.study_config import Study
+from models.encoders import ResNetLayers, build_layers, load_encoder
+from models.network import NetworkSettings, build_network
+from models.refusal import Refusal
+from models.release import save_release
+from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.site.folder import Site, init_site, site_settings
+from tests.helpers.descriptions import description
+from tests.helpers.encoders import small_encoder
+from tests.models.test_encoders import foreign
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return init_site(tmp_path / "site", site_settings(None, name="hospital-a"))
+
+
+def run(app: object, *arguments: str | Path, answer: str = "") -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)), input=answer)  # type: ignore[arg-type]
+
+
+def code(result: Result) -> str:
+    assert isinstance(result.exception, Refusal), result.output
+    return result.exception.code
+
+
+def test_encoder_is_shown_approved_listed_and_revoked(site: Site, tmp_path: Path) -> None:
+    name = small_encoder(tmp_path / "encoder", Preprocessing()).card.sha256
+    assert run(node, "approve-encoder", site.folder, tmp_path / "encoder", answer="n\n").exit_code == 1
+    assert run(node, "encoders", site.folder, "--json").stdout.strip() == "[]"
+    shown = run(node, "approve-encoder", site.folder, tmp_path / "encoder", answer="y\n")
+    assert shown.exit_code == 0, shown.output
+    for part in (name, "random weights", "Apache-2.0", "resnet10"):
+        assert part in shown.stdout
+    assert name[:12] in run(node, "encoders", site.folder).stdout
+    (listed,) = json.loads(run(node, "encoders", site.folder, "--json").stdout)
+    assert (listed["sha256"], listed["decided"]) == (name, "approved")
+    assert code(run(node, "encode", site.folder)) == "E_NO_ENCODER", "there is no cohort yet"
+    assert code(run(node, "revoke-encoder", site.folder, "0" * 12)) == "E_ENCODER_UNKNOWN"
+    assert run(node, "revoke-encoder", site.folder, name[:12]).exit_code == 0
+    assert code(run(node, "approve-encoder", site.folder, tmp_path)) == "E_ENCODER_FILES"
+
+
+def test_encoder_of_a_release_is_named_in_a_study(tmp_path: Path) -> None:
+    settings = NetworkSettings(architecture="resnet10", widen_factor=1 / 16)
+    usual = Preprocessing().model_dump(mode="json")
+    network = build_network(settings, seed=5).eval()
+    save_release(tmp_path / "release", network, description(network=settings, preprocessing=usual))
+    options = ("--name", "ours", "--licence", "Apache-2.0")
+    made = run(study, "make-encoder", tmp_path / "release", tmp_path / "encoder", *options)
+    assert made.exit_code == 0, made.output
+    assert made.stdout == run(study, "encoder", tmp_path / "encoder").stdout
+    tables = tomllib.loads(made.stdout)
+    asked = Study.model_validate({"study": {"name": "heads", "rounds": 5, "sites": 3, "quorum": 3}, **tables})
+    assert asked.network.encoder == load_encoder(tmp_path / "encoder").card.sha256
+    assert asked.preprocessing == Preprocessing()
+
+
+def test_weights_of_another_project(tmp_path: Path) -> None:
+    layers = ResNetLayers(depth=10, conv1_t_stride=2, no_max_pool=True, shortcut_type="A", bias_downsample=False)
+    torch.save(build_layers(foreign(layers)).state_dict(), tmp_path / "weights.pt")
+    options = ["--name", "theirs", "--licence", "MIT", "--resnet", "10", "--stem", "7", "2", "--no-pool"]
+    options += ["--shortcut", "A", "--no-bias", "--scale", "0.5"]
+    without = run(study, "make-encoder", tmp_path / "weights.pt", tmp_path / "encoder", *options)
+    assert without.exit_code == 2 and not (tmp_path / "encoder").exists()
+    made = run(study, "make-encoder", tmp_path / "weights.pt", tmp_path / "encoder", *options, "--origin", "elsewhere")
+    assert made.exit_code == 0, made.output
+    card = load_encoder(tmp_path / "encoder").card
+    assert (card.layers, card.channels, card.scale, card.source) == (layers, 1, 0.5, "elsewhere")

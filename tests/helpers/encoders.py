@@ -1,0 +1,29 @@
+"""A small frozen encoder with random weights, for tests."""
+
+from pathlib import Path
+
+from models.encoders import Encoder, EncoderCard, build_layers, save_encoder
+from models.network import NetworkSettings
+from pipeline.preprocessing.preprocess import Preprocessing
+
+LAYERS = NetworkSettings(architecture="resnet10", widen_factor=1 / 16)
+FEATURES = 32
+
+
+def small_encoder(folder: Path, preprocessing: Preprocessing, *, name: str = "small") -> Encoder:
+    """Write an encoder of 32 features into a folder. Its weights are random."""
+    card = EncoderCard(
+        name=name,
+        layers=LAYERS,
+        features=FEATURES,
+        preprocessing=preprocessing.model_dump(mode="json"),
+        source="random weights",
+        licence="Apache-2.0",
+        weights_sha256="0" * 64,
+    )
+    return save_encoder(folder, card, build_layers(card))
+
+
+def head_on(encoder: Encoder) -> dict[str, object]:
+    """Return the table [network] of a study that uses an encoder."""
+    return {"encoder": encoder.card.sha256, "encoder_features": encoder.card.features}

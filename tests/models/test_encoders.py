@@ -1,0 +1,217 @@
+"""Frozen encoders: files that hold no code, weights from elsewhere, and a network that trains only its head."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+
+from models.encoder_sources import of_release, of_weights
+from models.encoders import (
+    CARD,
+    WEIGHTS,
+    Encoder,
+    EncoderCard,
+    ResNetLayers,
+    allow,
+    build_layers,
+    features_of,
+    load_encoder,
+)
+from models.network import NetworkSettings, build_network
+from models.refusal import Refusal
+from models.release import load_release, save_release
+from models.saliency import saliency
+from pipeline.preprocessing.preprocess import Preprocessing
+from tests.helpers.descriptions import description
+from tests.helpers.encoders import FEATURES, head_on, small_encoder
+
+PREPROCESSING = Preprocessing(method=1, shape=(16, 16, 16))
+SCANS = torch.rand(3, 2, 16, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+KNOWN = torch.zeros(3, 4)
+THIN = ResNetLayers(depth=10, widen_factor=1 / 16)
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Encoder:
+    return small_encoder(tmp_path / "encoder", PREPROCESSING)
+
+
+def foreign(layers: ResNetLayers | dict[str, object] = THIN, **changes: object) -> EncoderCard:
+    content = {
+        "name": "foreign",
+        "layers": layers,
+        "features": features_of(layers) if isinstance(layers, ResNetLayers) else 32,
+        "channels": 1,
+        "preprocessing": PREPROCESSING.model_dump(mode="json"),
+        "source": "another project",
+        "licence": "MIT",
+        "weights_sha256": "0" * 64,
+    }
+    return EncoderCard.model_validate(content | changes)
+
+
+def test_encoder_is_read_as_it_was_written(encoder: Encoder, tmp_path: Path) -> None:
+    read = load_encoder(tmp_path / "encoder")
+    assert read.card == encoder.card and read.card.sha256 == encoder.card.sha256
+    torch.testing.assert_close(read.encode(SCANS), encoder.encode(SCANS), rtol=0, atol=0)
+    assert read.encode(SCANS).shape == (3, FEATURES)
+    assert not any(weight.requires_grad for weight in read.layers.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda folder: (folder / WEIGHTS).unlink(), "E_ENCODER_FILES"),
+        (lambda folder: (folder / CARD).write_text("{}"), "E_ENCODER_FILES"),
+        (lambda folder: (folder / CARD).write_bytes((folder / CARD).read_bytes() + b" "), "E_ENCODER_FILES"),
+        (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes() + b"\0"), "E_ENCODER_ALTERED"),
+        (lambda folder: with_layers(folder, widen_factor=0.125, features=64), "E_ENCODER_WEIGHTS"),
+        (lambda folder: with_layers(folder, features=31), "E_ENCODER_WEIGHTS"),
+    ],
+)
+def test_damaged_encoder_is_refused(encoder: Encoder, tmp_path: Path, change: object, code: str) -> None:
+    change(tmp_path / "encoder")  # type: ignore[operator]
+    with pytest.raises(Refusal, match=code):
+        load_encoder(tmp_path / "encoder")
+
+
+def with_layers(folder: Path, *, features: int, widen_factor: float = 1 / 16) -> None:
+    """Change what a card says of its layers, in the usual form."""
+    content = json.loads((folder / CARD).read_text())
+    content["features"], content["layers"]["widen_factor"] = features, widen_factor
+    (folder / CARD).write_bytes(EncoderCard.model_validate(content).content)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [{"architecture": "my-nets:tiny", "code": "0" * 64}, {"encoder": "0" * 64, "encoder_features": 32}],
+)
+def test_layers_are_those_of_the_release(layers: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="network of this release"):
+        foreign(layers, channels=2)
+
+
+# --- the network ---
+
+
+def test_only_the_head_is_trained_and_sent(encoder: Encoder) -> None:
+    network = build_network(NetworkSettings(**head_on(encoder)), seed=1)  # type: ignore[arg-type]
+    assert set(network.state_dict()) == {"tabular.0.weight", "tabular.0.bias", "head.weight", "head.bias"}
+    assert network.head.weight.shape == (2, FEATURES + 8)
+
+
+def test_features_computed_before_give_the_same_answer_as_scans(encoder: Encoder) -> None:
+    allow(encoder)
+    network = build_network(NetworkSettings(**head_on(encoder)), seed=1).eval()  # type: ignore[arg-type]
+    torch.testing.assert_close(network(encoder.encode(SCANS), KNOWN), network(SCANS, KNOWN), rtol=0, atol=0)
+    features = network.of_scans(SCANS)
+    np.testing.assert_allclose(features.mean(dim=1), 0, atol=1e-5)
+    np.testing.assert_allclose(features.std(dim=1, unbiased=False), 1, atol=1e-2)
+
+
+def test_scan_needs_an_encoder_that_this_process_may_use() -> None:
+    network = build_network(NetworkSettings(encoder="a" * 64, encoder_features=5), seed=1)
+    assert network(torch.rand(3, 5), KNOWN).shape == (3, 2)
+    with pytest.raises(Refusal, match="E_ENCODER_CLOSED"):
+        network(SCANS, KNOWN)
+
+
+def test_map_shows_what_the_encoder_saw(encoder: Encoder) -> None:
+    allow(encoder)
+    network = build_network(NetworkSettings(**head_on(encoder)), seed=1).eval()  # type: ignore[arg-type]
+    scan = SCANS[0].clone()
+    scan[1] = 1.0
+    heat = [saliency(network, scan, KNOWN[0], label) for label in (0, 1)]
+    assert all(each.shape == (16, 16, 16) for each in heat) and any(each.max() == 1 for each in heat)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"encoder_features": 0}, {"encoder": ""}, {"architecture": "resnet10"}, {"pooling": "gated"}, {"widen_factor": 1}],
+)
+def test_encoder_takes_the_place_of_the_architecture(changes: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        NetworkSettings.model_validate({"encoder": "a" * 64, "encoder_features": 5} | changes)
+
+
+def test_networks_without_encoder_are_written_as_before() -> None:
+    assert not {"encoder", "encoder_features"} & NetworkSettings().model_dump().keys()
+
+
+# --- weights from elsewhere ---
+
+
+def test_backbone_of_a_release_becomes_an_encoder(tmp_path: Path) -> None:
+    settings = NetworkSettings(architecture="resnet10", widen_factor=1 / 16)
+    network = build_network(settings, seed=5).eval()
+    save_release(tmp_path / "release", network, description(network=settings))
+    made = of_release(tmp_path / "release", tmp_path / "made", name="ours", licence="Apache-2.0")
+    assert load_release(tmp_path / "release").sha256 in made.card.source
+    torch.testing.assert_close(load_encoder(tmp_path / "made").encode(SCANS), network.backbone(SCANS))
+
+
+@pytest.mark.parametrize("form", ["safetensors", "state dict", "wrapped", "bundle"])
+def test_weights_of_another_project_become_an_encoder(tmp_path: Path, form: str) -> None:
+    card = foreign(scale=0.5, offset=0.5)
+    layers = build_layers(card)
+    tensors = {name: tensor.clone() for name, tensor in layers.state_dict().items()}
+    source = tmp_path / "weights.pt"
+    match form:
+        case "safetensors":
+            source = tmp_path / "weights.safetensors"
+            save_file(tensors, source)
+        case "state dict":
+            torch.save(tensors | {"fc.weight": torch.zeros(3, 3)}, source)
+        case "wrapped":
+            torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}}, source)
+        case "bundle":
+            source = tmp_path / "bundle"
+            (source / "models").mkdir(parents=True)
+            torch.save(tensors, source / "models" / "model.pt")
+    of_weights(source, tmp_path / "made", card)
+    torch.testing.assert_close(load_encoder(tmp_path / "made").encode(SCANS), layers.eval()(SCANS[:, :1] * 0.5 + 0.5))
+
+
+class Opens:
+    """Creates a folder if it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("form", ["pickle", "torch"])
+def test_file_with_code_is_never_run(tmp_path: Path, form: str) -> None:
+    source, opened = tmp_path / "weights.pt", tmp_path / "opened"
+    content = {"conv1.weight": torch.zeros(1), "more": Opens(opened)}
+    if form == "torch":
+        torch.save(content, source)
+    else:
+        source.write_bytes(pickle.dumps(content))
+    with pytest.raises(Refusal, match="E_ENCODER_WEIGHTS"):
+        of_weights(source, tmp_path / "made", foreign())
+    assert not opened.exists() and not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("content", [{}, {"conv1.weight": torch.zeros(1)}, [1, 2], {"state_dict": "no"}])
+def test_other_weights_are_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(Refusal, match="E_ENCODER_WEIGHTS"):
+        of_weights(tmp_path / "weights.pt", tmp_path / "made", foreign())
+    with pytest.raises(Refusal, match="there is no file"):
+        of_weights(tmp_path / "absent.pt", tmp_path / "made", foreign())
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_number_of_features_is_known_without_the_layers(depth: int) -> None:
+    layers = ResNetLayers(depth=depth, widen_factor=1 / 16)  # type: ignore[arg-type]
+    assert build_layers(foreign(layers))(SCANS[:, :1]).shape == (3, features_of(layers))
