@@ -27,6 +27,7 @@ from threading import Event, Lock
 from typing import Any
 
 from pynetdicom.association import Association
+from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.events import Event as StoreEvent
 
 from models.refusal import Refusal
@@ -52,6 +53,7 @@ _BROKEN_OFF_FACTOR = 30  # times `quiet_seconds`
 _KEEP_SECONDS = 3600.0
 _RESERVE_BYTES = 2**30  # disk space reserved for the scans that are being scored
 _LOOK_SECONDS = 0.5
+PREAMBLE = bytes(128) + b"DICM"
 _SERIES = tags("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID")
 _IMAGE = tags("SOPInstanceUID")
 _PATIENT = tags("PatientName", "PatientSex", "PatientAge")
@@ -135,14 +137,15 @@ class Reception:
             return self._count("set_aside", SUCCESS)
         part = self._folder / f".{os.urandom(16).hex()}.part"
         try:
-            self._write(event.encoded_dataset(), part)
+            self._write(event, part)
+            series, image = _names(part)  # first: what names no series may be a damaged slice, and is not set aside
             try:
                 inspect_file(part)
             except Refusal as refusal:
                 if refusal.reason in BESIDES_THE_SCAN:
                     return self._count("set_aside", SUCCESS)
                 # All other problems of a slice are reported when it is scored.
-            self._keep(part, event.assoc)
+            self._keep(part, series, image, event.assoc)
             return self._count("kept", SUCCESS)
         except OSError as error:
             log.warning("a received image cannot be written: %s", errno.errorcode.get(error.errno or 0, "?"))
@@ -179,29 +182,25 @@ class Reception:
             self.counts[fate] += 1
         return status
 
-    def _write(self, content: bytes, part: Path) -> None:
-        """Raises OSError."""
-        if shutil.disk_usage(self._folder).free < _RESERVE_BYTES + len(content):
+    def _write(self, event: StoreEvent, part: Path) -> None:
+        """Write the file of an image (PS3.10). Raises OSError."""
+        # In one piece with its preamble, the image would be in memory twice.
+        image = event.encoded_dataset(include_meta=False)
+        if shutil.disk_usage(self._folder).free < _RESERVE_BYTES + len(image):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with part.open("wb") as file:
-            file.write(content)
+            file.writelines([PREAMBLE, encode_file_meta(event.file_meta), image])
             file.flush()
             os.fsync(file.fileno())
 
-    def _keep(self, part: Path, association: Association) -> None:
-        """Move an image into the folder of its series. Raises Refusal E_NOT_DICOM, E_PARSE, and OSError."""
-        header = read_header(part, _SERIES + _IMAGE)
-        names = [text(header, keyword) for keyword in ("PatientID", "IssuerOfPatientID")]
-        uids = [text(header, keyword) for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
-        if not all(uids):
-            raise Refusal(reasons.PARSE)
-        key = _digest(*names, *uids[:2])
+    def _keep(self, part: Path, key: str, image: str, association: Association) -> None:
+        """Move an image into the folder of its series. Raises OSError."""
         folder = self._folder / key
         with self._lock:
             if not folder.exists():
                 folder.mkdir(mode=0o700)
                 sync_folder(self._folder)
-            part.replace(folder / image_file(uids[2]))
+            part.replace(folder / image_file(image))
             sync_folder(folder)
             arrival = self._arrivals.setdefault(key, _Arrival(0.0))
             arrival.at, arrival.last, arrival.is_queued = self._clock(), association, False
@@ -234,6 +233,18 @@ class Reception:
                 age_years=age_in_years(text(header, "PatientAge")),
             ),
         )
+
+
+def _names(part: Path) -> tuple[str, str]:
+    """Return the name of an image's series here, and its SOPInstanceUID. Raises Refusal E_NOT_DICOM, E_PARSE."""
+    header = read_header(part, _SERIES + _IMAGE)
+    patient = [text(header, keyword) for keyword in ("PatientID", "IssuerOfPatientID")]
+    study, series, image = (
+        text(header, keyword) for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+    )
+    if not (study and series and image):
+        raise Refusal(reasons.PARSE)
+    return _digest(*patient, study, series), image
 
 
 def _tls(table: ReceiverTable, folder: Path) -> ssl.SSLContext | None:

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 from pydicom import Dataset, dcmread, dcmwrite
-from pydicom.uid import CTImageStorage, EnhancedSRStorage, JPEG2000Lossless, MRImageStorage
+from pydicom.uid import UID, CTImageStorage, EnhancedSRStorage, ExplicitVRLittleEndian, JPEG2000Lossless, MRImageStorage
 from pynetdicom import AE
 from pynetdicom.association import Association
+from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from models.refusal import Refusal
-from pipeline.clinic.cstore_receiver import IDLE_SECONDS, Reception
+from pipeline.clinic.cstore_receiver import IDLE_SECONDS, PREAMBLE, Reception
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
 from pipeline.pacs.association import keep_answers
@@ -73,27 +74,31 @@ def store(clinic: Clinic) -> Iterator[Store]:
         yield opened
 
 
-def encoded(image: Dataset) -> bytes:
-    file = BytesIO()
-    image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
-    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
-    dcmwrite(file, image, enforce_file_format=True)
-    return file.getvalue()
+class Sent:
+    """A C-STORE request in the form that pynetdicom passes to the handler; bytes are a data set that is damaged."""
+
+    def __init__(self, image: Dataset | bytes, sender: Sender, sop_class: Any) -> None:
+        self.request, self.assoc = SimpleNamespace(AffectedSOPClassUID=sop_class), sender
+        if isinstance(image, bytes):
+            self._content = image
+            self.file_meta = create_file_meta(
+                sop_class_uid=CTImageStorage, sop_instance_uid=UID("1.2"), transfer_syntax=ExplicitVRLittleEndian
+            )
+            return
+        self.file_meta, file = image.file_meta, BytesIO()
+        self.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
+        self.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+        dcmwrite(file, image, enforce_file_format=True)
+        self._content = file.getvalue()[len(PREAMBLE) + len(encode_file_meta(self.file_meta)) :]
+
+    def encoded_dataset(self, include_meta: bool = True) -> bytes:
+        assert not include_meta, "the file in one piece would be in memory twice"
+        return self._content
 
 
 def send(reception: Reception, sender: Sender, *sent: Dataset | bytes, sop_class: Any = CTImageStorage) -> list[int]:
-    """Send C-STORE requests in the form that pynetdicom passes to the handler. Return the statuses."""
-    contents = [each if isinstance(each, bytes) else encoded(each) for each in sent]
-    return [
-        reception.store(
-            SimpleNamespace(  # type: ignore[arg-type]
-                request=SimpleNamespace(AffectedSOPClassUID=sop_class),
-                assoc=sender,
-                encoded_dataset=lambda content=content: content,
-            )
-        )
-        for content in contents
-    ]
+    """Send C-STORE requests. Return the statuses."""
+    return [reception.store(Sent(each, sender, sop_class)) for each in sent]  # type: ignore[arg-type]
 
 
 def deliver(reception: Reception, *sent: Dataset) -> None:
@@ -234,8 +239,7 @@ def test_multi_frame_ct_becomes_a_job(clinic: Clinic, store: Store, tmp_path: Pa
     image = make(single_frames(write_series(tmp_path / "single", body())))
     save_frames(image, tmp_path / "1.dcm")
     reception, sender = Reception(clinic), Sender()
-    content = (tmp_path / "1.dcm").read_bytes()
-    assert send(reception, sender, content, sop_class=image.SOPClassUID) == [SUCCESS]
+    assert send(reception, sender, dcmread(tmp_path / "1.dcm"), sop_class=image.SOPClassUID) == [SUCCESS]
     sender.end()
     reception.sweep(store)
     (job,) = store.jobs.newest()
@@ -249,7 +253,7 @@ def test_multi_frame_ct_that_cannot_be_scored_becomes_a_job_too(clinic: Clinic, 
     del image.PerFrameFunctionalGroupsSequence
     save_frames(image, tmp_path / "1.dcm")
     reception, sender = Reception(clinic), Sender()
-    send(reception, sender, (tmp_path / "1.dcm").read_bytes(), sop_class=image.SOPClassUID)
+    send(reception, sender, dcmread(tmp_path / "1.dcm"), sop_class=image.SOPClassUID)
     sender.end()
     reception.sweep(store)
     (job,) = store.jobs.newest()
