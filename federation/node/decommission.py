@@ -22,6 +22,8 @@ from federation.enrolment.standing import standing
 from federation.ledger.chain import PASSED, Entry, Ledger, ledger_file, verify
 from federation.node import reasons
 from federation.node.start import LOCK
+from federation.protocol.network_files import NETWORKS
+from federation.protocol.release_files import BEGINS_FROM, ENCODERS
 from federation.secure_aggregation.store import witness_folder
 from models.refusal import Refusal
 from pipeline.site.folder import Site
@@ -29,7 +31,7 @@ from pipeline.system.atomic_files import sync_tree, write_durably
 from pipeline.system.locks import alone
 
 LINE = "node decommissioned"
-_APPROVALS = ("apps", "studies", "peers", "begins-from")
+_APPROVALS = ("apps", "studies", "peers", NETWORKS, BEGINS_FROM, ENCODERS)
 # The keys first: without them, pseudonyms in a copy that somebody has mean nothing.
 _OURS = (
     *("keys", "cohort", "pacs", "pull", "gateway", "privacy", "sandbox", "flower_home", "logs", *_APPROVALS),

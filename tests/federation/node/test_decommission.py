@@ -12,15 +12,18 @@ from typer.testing import CliRunner
 
 from federation.approval import fab
 from federation.approval.approvals import Approvals
+from federation.approval.encoders import EncoderApprovals
 from federation.cli.main import app
 from federation.ledger.chain import PASSED, Entry, Ledger, ledger_file, read_lines, verify
 from federation.node.decommission import decommission
 from federation.secure_aggregation.store import Store, witness_folder
 from models.refusal import Refusal
 from pipeline.cohort.store import Cohort
+from pipeline.preprocessing.preprocess import Preprocessing
 from pipeline.site.folder import Site
 from tests.canary.scanner import Planted, Scanner
 from tests.federation.gateway.messages import site_of_thirty
+from tests.helpers.encoders import small_encoder
 
 NAME, IDENTIFIER = "Bergqvist^Sylvi", "4401728395566"
 
@@ -31,6 +34,8 @@ def site(tmp_path: Path) -> Site:
     site = site_of_thirty(tmp_path)
     Ledger(ledger_file(site)).append(Entry("run", 1, "out", "train", 1, "a" * 64, "", "", PASSED))
     Approvals(site).approve(fab.build(fab.APP), by="A.", note="seen")
+    small_encoder(tmp_path / "encoder", Preprocessing())
+    EncoderApprovals(site).approve(tmp_path / "encoder", by="A.")
     site.logs.mkdir(exist_ok=True)
     (site.logs / "failures.log").write_text(f"/export/{NAME}/{IDENTIFIER}.dcm\n")
     Store(site.folder / "gateway" / "secagg", witness_folder(site.folder)).close()
@@ -58,7 +63,7 @@ def test_what_is_kept_proves_the_deletion(site: Site, tmp_path: Path) -> None:
     before = {path.name for path in site.folder.iterdir() if path.is_dir()}
     parts, others = decommission(site, keep := tmp_path / "keep")
     lines = list(read_lines(keep / "ledger" / "ledger.jsonl"))
-    assert [line.kind for line in lines[::2]] == ["train", "node decommissioned"]
+    assert [line.kind for line in lines] == ["train", "approval", "encoder approval", "node decommissioned"]
     proof = json.loads((keep / "deletion.json").read_text())
     assert proof["nothing_left"] is True and others == proof["other_files_left"] == 0
     assert {part["name"] for part in proof["deleted"]} >= before
@@ -68,7 +73,8 @@ def test_what_is_kept_proves_the_deletion(site: Site, tmp_path: Path) -> None:
     head = verify(keep / "ledger" / "ledger.jsonl")
     assert proof["ledger"] == {"lines": head.lines, "sha256": head.sha256}
     assert sum(part.files for part in parts) == sum(part["files"] for part in proof["deleted"]) > 0
-    assert json.loads((keep / "approvals" / "apps.json").read_text())["decisions"][0]["by"] == "A."
+    for kind in ("apps", "encoders"):
+        assert json.loads((keep / "approvals" / f"{kind}.json").read_text())["decisions"][0]["by"] == "A."
 
 
 def test_files_of_the_hospital_are_left(site: Site, tmp_path: Path) -> None:
