@@ -62,7 +62,7 @@ def build(folder: Path) -> bytes:
 
     Raises Refusal: E_APP_CONFIG, E_APP_SIZE, E_APP_TEXT.
     """
-    from flwr.cli.build import build_fab_from_disk
+    from federation.flower.app_build import build_fab_from_disk
 
     try:
         content = build_fab_from_disk(folder)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import cast
 
 from flwr.app import Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from federation.client.client_app import app
 from federation.coordinator.connected_sites import Sites
 from federation.coordinator.eager_grid import EagerGrid
 from federation.coordinator.simulated_gateways import SimulatedGateways
+from federation.flower.identity import TaskIdentity
 from federation.protocol.simulated_sites import SIMULATED
 from federation.protocol.study_config import Study
 from pipeline.site.folder import Site

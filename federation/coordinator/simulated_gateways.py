@@ -19,15 +19,12 @@ from typing import Literal
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.proto.fab_pb2 import GetFabResponse
-from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.proto.message_pb2 import Metadata, ObjectTree
-from flwr.proto.run_pb2 import GetRunResponse
 
 from federation.approval.peers import PeerApprovals, identity_file
 from federation.approval.studies import study_digest
 from federation.coordinator.connected_sites import Records
 from federation.coordinator.masked_study import MaskedStudy
+from federation.flower.messages import GetFabResponse, GetRunResponse, Metadata, ObjectTree, ProtoMessage
 from federation.gateway.first_model import Heads, chunks_of, model_digest, write_chunks
 from federation.gateway.flower_objects import Content, object_id
 from federation.gateway.masked_only import MASKED_KINDS

@@ -7,19 +7,23 @@ from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from datetime import datetime
 
-from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
-from flwr.supercore.constant import (
+from federation.enrolment.certificates import load_node_key
+from federation.flower.signatures import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
     FLEET_HTTP_SIGNATURE_HEADER,
     FLWR_COMPONENT_NAME_METADATA_KEY,
     FLWR_PACKAGE_NAME_METADATA_KEY,
     FLWR_PACKAGE_VERSION_METADATA_KEY,
+    SYSTEM_TIME_TOLERANCE,
+    TIMESTAMP_HEADER,
+    TIMESTAMP_TOLERANCE,
+    now,
+    package_name,
+    package_version,
+    public_key_to_bytes,
+    sign_message,
+    verify_signature,
 )
-from flwr.supercore.date import now
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message, verify_signature
-from flwr.supercore.version import package_name, package_version
-
-from federation.enrolment.certificates import load_node_key
 from pipeline.site.folder import Site
 
 _SIGN_SECONDS = 60.0  # creating a signature takes about as long as the rest of a small request

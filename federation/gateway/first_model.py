@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
 from numpy.typing import NDArray
 
+from federation.flower.chunks import CHUNK_BYTES
 from federation.gateway.flower_objects import ArrayHead, object_id
 
 MODEL_RECORDS = ("arrays", "buffers")

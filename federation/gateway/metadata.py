@@ -6,12 +6,8 @@ composed without it.
 
 import math
 
-from flwr.common.serde import user_config_to_proto
-from flwr.common.serde_utils import metadata_from_proto, metadata_to_proto
-from flwr.proto.message_pb2 import Metadata
-from flwr.proto.run_pb2 import Run
-
 from federation.approval import fab
+from federation.flower.messages import Metadata, Run, metadata_from_proto, metadata_to_proto, user_config_to_proto
 from federation.gateway import reasons
 from federation.system.digests import SHA256
 from models.refusal import Refusal

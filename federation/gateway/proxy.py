@@ -11,38 +11,39 @@ from io import BytesIO
 from weakref import WeakSet
 
 from aiohttp import web
-from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
-from flwr.proto.fab_pb2 import GetFabRequest, GetFabResponse
-from flwr.proto.fleet_pb2 import (
-    ActivateNodeRequest,
-    ActivateNodeResponse,
-    DeactivateNodeRequest,
-    DeactivateNodeResponse,
-    PullMessagesRequest,
-    PullMessagesResponse,
-    PushMessagesRequest,
-    PushMessagesResponse,
-)
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
-from flwr.proto.message_pb2 import (
-    ConfirmMessageReceivedRequest,
-    ConfirmMessageReceivedResponse,
-    PullObjectRequest,
-    PullObjectResponse,
-    PushObjectRequest,
-    PushObjectResponse,
-)
-from flwr.proto.node_pb2 import Node
-from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
 from google.protobuf.message import DecodeError, Message
 
+from federation.flower.addresses import PREFIX
+from federation.flower.messages import (
+    HEARTBEAT_DEFAULT_INTERVAL,
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    ConfirmMessageReceivedRequest,
+    ConfirmMessageReceivedResponse,
+    DeactivateNodeRequest,
+    DeactivateNodeResponse,
+    GetFabRequest,
+    GetFabResponse,
+    GetRunRequest,
+    GetRunResponse,
+    Node,
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+    SendNodeHeartbeatRequest,
+    SendNodeHeartbeatResponse,
+)
 from federation.gateway import reasons
 from federation.gateway.credentials import NodeKey
 from federation.gateway.task_exchange import Exchange, Forbidden
 from federation.gateway.upstream import MAX_BODY_BYTES, MEDIA_TYPE, Declined, TooLong, Unreachable, Upstream, read_body
 from models.refusal import Reason
 
-PREFIX = "/v1/fleet/"
 _LARGE = ("pull-object", "push-object")  # one request at a time, complete, to limit memory
 # Flower's client gives up a request after 30 s (flwr.supercore.protobuf.client); our last try must end before that.
 NODE_WAITS_SECONDS = 22.0  # no try begins later than this after the node's request

@@ -8,12 +8,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.app.message import make_message
-from flwr.common.serde import message_to_proto
-from flwr.common.serde_utils import metadata_from_proto, metadata_to_proto
-from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.proto.message_pb2 import ObjectTree
 
+from federation.flower.messages import (
+    ObjectTree,
+    ProtoMessage,
+    make_message,
+    message_to_proto,
+    metadata_from_proto,
+    metadata_to_proto,
+)
 from federation.gateway.flower_objects import Content, compose, compose_array, compose_names, object_id
 from federation.ledger.chain import Head
 

@@ -3,9 +3,8 @@
 import asyncio
 import secrets
 
-from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
-from flwr.proto.message_pb2 import ObjectTree
-
+from federation.flower.chunks import CHUNK_BYTES
+from federation.flower.messages import ObjectTree
 from federation.gateway import reasons
 from federation.gateway.flower_objects import CHUNK_OVERHEAD, MAX_HEAD_BYTES, Content, object_id, read_content
 from federation.gateway.spool import Objects

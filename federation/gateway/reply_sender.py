@@ -4,11 +4,14 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
-from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
-from flwr.proto.node_pb2 import Node
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-
+from federation.flower.messages import (
+    Node,
+    PushMessagesRequest,
+    PushMessagesResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+    iterate_object_tree,
+)
 from federation.gateway.flower_objects import with_content
 from federation.gateway.reply import Outgoing
 from federation.gateway.task_intake import Task

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
 
 from federation.approval import reasons as approval_reasons
+from federation.flower.chunks import CHUNK_BYTES
 from federation.gateway import first_model
 from federation.gateway.flower_objects import ArrayHead, Arrays
 from federation.protocol import reasons as protocol_reasons

@@ -6,13 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, cast
 
-from flwr.common.serde import user_config_from_proto
-from flwr.proto.message_pb2 import ObjectTree
-from flwr.proto.run_pb2 import Run
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-
 from federation.approval import fab
 from federation.approval import reasons as approval_reasons
+from federation.flower.messages import ObjectTree, Run, iterate_object_tree, user_config_from_proto
 from federation.gateway import reasons
 from federation.gateway.batch_norm_bounds import steps_of_round
 from federation.gateway.flower_objects import Content

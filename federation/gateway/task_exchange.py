@@ -16,18 +16,21 @@ from io import BytesIO
 from typing import Any, Literal, cast
 
 from flwr.app import MetricRecord
-from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest, PushMessagesResponse
-from flwr.proto.message_pb2 import (
-    ConfirmMessageReceivedRequest,
-    ConfirmMessageReceivedResponse,
-    ObjectTree,
-    PullObjectResponse,
-    PushObjectRequest,
-)
-from flwr.proto.node_pb2 import Node
 
 from federation.approval import reasons as approval_reasons
 from federation.approval.approvals import Approvals
+from federation.flower.messages import (
+    ConfirmMessageReceivedRequest,
+    ConfirmMessageReceivedResponse,
+    Node,
+    ObjectTree,
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PullObjectResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+    PushObjectRequest,
+)
 from federation.gateway import reasons
 from federation.gateway.about import about_site
 from federation.gateway.admission import Admission

@@ -7,13 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message
-from flwr.proto.fab_pb2 import Fab, GetFabRequest, GetFabResponse
-from flwr.proto.fleet_pb2 import PullMessagesResponse
-from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PullObjectResponse
-from flwr.proto.node_pb2 import Node
-from flwr.proto.recorddict_pb2 import RecordDict
-from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as ProtobufMessage
 
@@ -24,6 +17,20 @@ from federation.approval.networks import NetworkApprovals
 from federation.approval.presets import names_by_digest
 from federation.approval.releases import ReleaseApprovals
 from federation.approval.studies import StudyApprovals, begins_from, study_digest
+from federation.flower.messages import (
+    Fab,
+    GetFabRequest,
+    GetFabResponse,
+    GetRunRequest,
+    GetRunResponse,
+    Node,
+    ObjectTree,
+    ProtoMessage,
+    PullMessagesResponse,
+    PullObjectRequest,
+    PullObjectResponse,
+)
+from federation.flower.messages import ProtoRecordDict as RecordDict
 from federation.gateway import reasons, task_checks
 from federation.gateway.admission import Admission, Asked
 from federation.gateway.flower_objects import MAX_HEAD_BYTES, Content, chunk_body, object_id, read_content

@@ -10,10 +10,11 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import aiohttp
-from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
 from google.protobuf.message import DecodeError, Message
 
 from federation.enrolment import reasons as enrolment_reasons
+from federation.flower.addresses import PREFIX
+from federation.flower.chunks import CHUNK_BYTES
 from federation.gateway import reasons
 from federation.gateway.credentials import NodeKey
 from federation.secure_aggregation.messages import MAX_BYTES
@@ -124,7 +125,7 @@ class Upstream:
 
     async def _post(self, path: str, content: BytesIO, timeout: aiohttp.ClientTimeout, limit: int) -> bytearray:
         headers = {**self._key.headers(), "content-type": MEDIA_TYPE, "accept": MEDIA_TYPE}
-        return await self._send(f"/v1/fleet/{path}", content, headers, timeout, limit)
+        return await self._send(f"{PREFIX}{path}", content, headers, timeout, limit)
 
     async def _send(
         self,

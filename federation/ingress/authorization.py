@@ -23,6 +23,7 @@ from federation.enrolment import reasons as enrolment_reasons
 from federation.enrolment.invitations import JoinRequest, accept, renew
 from federation.enrolment.peers import register, roster
 from federation.enrolment.registry import Holder, holder
+from federation.flower.addresses import HEADERS, PREFIX, PUBLIC_KEY_HEADER, TIMESTAMP_HEADER
 from federation.ingress import reasons
 from federation.secure_aggregation import reasons as secagg_reasons
 from federation.secure_aggregation.messages import MAX_BYTES
@@ -42,7 +43,7 @@ from models.refusal import Reason, Refusal
 from pipeline.site.study_server import MAX_AHEAD_SECONDS, MAX_BEHIND_SECONDS
 
 FLEET = frozenset(
-    f"/v1/fleet/{name}"
+    f"{PREFIX}{name}"
     for name in (
         "activate-node",
         "deactivate-node",
@@ -299,14 +300,14 @@ async def _read_form(request: web.BaseRequest) -> bytes:
 def _travels(header: str) -> bool:
     """Whether a header is forwarded: Flower's own and those of the body, not those of a connection or proxy."""
     name = header.lower()
-    return name.startswith("flwr-") or name in ("content-type", "content-length", "accept")
+    return name.startswith(HEADERS) or name in ("content-type", "content-length", "accept")
 
 
 def _check_signed_headers(request: web.BaseRequest, node: Holder) -> None:
     """Check key and time of Flower's own authentication. The SuperLink checks the signature itself."""
     try:
-        key = base64.b64decode(request.headers["flwr-public-key"], validate=True)
-        signed = datetime.fromisoformat(request.headers["flwr-timestamp"])
+        key = base64.b64decode(request.headers[PUBLIC_KEY_HEADER], validate=True)
+        signed = datetime.fromisoformat(request.headers[TIMESTAMP_HEADER])
         age = time.time() - signed.timestamp() if signed.tzinfo else None
     except (KeyError, ValueError, OverflowError, binascii.Error) as error:
         raise Refusal(reasons.NODE_KEY) from error

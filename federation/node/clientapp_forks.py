@@ -33,7 +33,7 @@ _PIPE_BYTES = 2**20  # default capacity of a pipe on Linux (pipe(7))
 
 def imported() -> Callable[[], None]:
     """Import what every ClientApp needs; return Flower's program that runs one. No Python thread may remain."""
-    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+    from federation.flower.clientapp import flwr_clientapp
 
     import_lean("monai")
     import_lean("sklearn.metrics")

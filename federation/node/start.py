@@ -25,6 +25,7 @@ from federation.approval import reasons as approval_reasons
 from federation.enrolment import reasons as enrolment_reasons
 from federation.enrolment.join import node_certificate
 from federation.enrolment.standing import standing
+from federation.flower import log_lines
 from federation.gateway import reasons as gateway_reasons
 from federation.gateway.loopback import loopback_certificate
 from federation.gateway.process import start_gateway
@@ -56,10 +57,7 @@ _SAVE_SECONDS = 10.0
 _LAST_LINES = 30
 LOCK = "node.lock"
 
-_NODE_ID = re.compile(r"SuperNode ID: (\d+)")
-# What the logs show if the server does not accept the node: Flower's FLEET_NODE_ACTIVATION_FAILED, or a code of the
-# gateway or the server's ingress, as printed by Flower's node or by the gateway.
-_NOT_ENROLLED = "[code: 2004]"
+_NODE_ID = re.compile(log_lines.NODE_ID)
 # What the gateway prints if the server was moved or has lost its database: the server had accepted the node, and no
 # longer knows the id that it assigned. Flower's SuperNode then ends, not always with a reason.
 _FORGOTTEN = re.compile(r"the server declined (?!activate-node)[a-z-]+: HTTP 401")
@@ -174,13 +172,13 @@ def wait_online(node: Node, *, seconds: float = ONLINE_SECONDS) -> int:
     except Refusal as refusal:
         node.stop()
         output = "\n".join(node.outputs())
-        is_silent = "Connection attempt failed" in output
+        is_silent = log_lines.NOT_CONNECTED in output
         reason = _cause(output, enrolment_reasons.SERVER_SILENT if is_silent else refusal.reason)
         raise Refusal(reason, private=refusal.private, **refusal.numbers) from None
 
 
 def _cause(output: str, otherwise: Reason) -> Reason:
-    if _NOT_ENROLLED in output:
+    if log_lines.NOT_ENROLLED in output:
         return reasons.NOT_ENROLLED
     codes = [code for code in _CODED.findall(output) if code in _OF_SERVER]
     # E_NOT_FOR_NODE refuses one request, for example about a run that has just ended; it ends no node.

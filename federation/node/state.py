@@ -19,6 +19,7 @@ from typing import Literal
 from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from federation.enrolment.reasons import SERVER_SILENT
+from federation.flower import log_lines
 from federation.node.reasons import TASK_DIED
 from federation.protocol.reasons import SITE_FAILED
 from federation.system.refusals_page import REASONS
@@ -194,23 +195,22 @@ class NodeState(BaseModel, extra="ignore"):
         self.connection, self.doing = "ended", ""
 
 
-# Lines of Flower 1.42 (supernode/start_client_internal.py, supercore/retry/http_retry.py), then of the logs of our app
-# and of the gateway, which begin with the time.
+# Lines of Flower, then of the logs of our app and of the gateway, which begin with the time.
 _Rules = Sequence[tuple[re.Pattern[str], Callable[[NodeState, re.Match[str]], str | None]]]
 # By the name of the log.
 RULES: dict[str, _Rules] = {
     name: [(re.compile(pattern, re.ASCII), react) for pattern, react in rules]
     for name, rules in {
         "node.log": (
-            (r"INFO .*SuperNode ID: \d+$", NodeState._online),
-            (r"WARNING .*Connection attempt failed, retrying", NodeState._failed),
-            (r"INFO .*Connection successful after ([\d.]+) seconds", NodeState._connected_again),
-            (r"INFO .*Receiving: ([a-z.]+) message", NodeState._task),
-            (r"INFO .*Sent successfully$", NodeState._sent),
-            (r"INFO .*is not in `RUNNING` status", NodeState._dropped),
-            (r"ERROR .*Failed to (receive|send) message", NodeState._not_passed),
-            (r"ERROR .*raised an exception$", NodeState._raised),
-            (r"INFO .*SuperNode terminated gracefully", NodeState._ended),
+            (log_lines.ONLINE, NodeState._online),
+            (log_lines.CONNECTION_FAILED, NodeState._failed),
+            (log_lines.CONNECTED_AGAIN, NodeState._connected_again),
+            (log_lines.RECEIVING, NodeState._task),
+            (log_lines.SENT, NodeState._sent),
+            (log_lines.NOT_RUNNING, NodeState._dropped),
+            (log_lines.NOT_PASSED, NodeState._not_passed),
+            (log_lines.RAISED, NodeState._raised),
+            (log_lines.ENDED, NodeState._ended),
         ),
         APP_LOG: (
             (r"^\d{4}-\S+ \S+ INFO task: (.+)$", NodeState._working),

@@ -24,7 +24,7 @@ from federation.system.process import Process, free_port, port_is_taken
 from models.refusal import Refusal
 
 if TYPE_CHECKING:
-    from flwr.proto.federation_config_pb2 import SimulationConfig
+    from federation.flower.control import SimulationConfig
 
 MARK = "fedthorax: "  # prefix of the ServerApp's lines that are shown to those who follow the run
 
@@ -56,9 +56,8 @@ def submit(folder: Path, run_config: Mapping[str, str]) -> int:
 
     Raises Refusal: E_NO_SERVER, E_SERVER_UNREACHABLE, E_CONTROL_FAILED.
     """
-    from flwr.common.serde import user_config_to_proto
-    from flwr.proto.control_pb2 import StartRunRequest
-    from flwr.proto.fab_pb2 import Fab
+    from federation.flower.control import StartRunRequest
+    from federation.flower.messages import Fab, user_config_to_proto
 
     content, sha256 = build_app()
     request = StartRunRequest(
@@ -75,7 +74,7 @@ def status(folder: Path, run_id: int) -> str:
 
     Raises Refusal: E_RUN_UNKNOWN and those of `submit`.
     """
-    from flwr.proto.control_pb2 import ListRunsRequest
+    from federation.flower.control import ListRunsRequest
 
     with control(folder) as client:
         run = client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict[run_id]
@@ -105,7 +104,7 @@ def wait(folder: Path, run_id: int, on_line: Callable[[str], None]) -> str:
 
     Raises Refusal: E_RUN_UNKNOWN and those of `submit`; E_SERVER_UNREACHABLE if the server ends before the run.
     """
-    from flwr.proto.control_pb2 import StreamLogsRequest
+    from federation.flower.control import StreamLogsRequest
 
     rest = ""
     with control(folder) as client:
@@ -123,7 +122,7 @@ def stop(folder: Path, run_id: int) -> None:
 
     Raises Refusal: E_RUN_UNKNOWN and those of `submit`; E_CONTROL_FAILED if it has already ended.
     """
-    from flwr.proto.control_pb2 import StopRunRequest
+    from federation.flower.control import StopRunRequest
 
     with control(folder) as client:
         client.StopRun(StopRunRequest(run_id=run_id))
@@ -179,7 +178,7 @@ def _refuse_other_server(folder: Path) -> None:
 
 def _simulation(sites: int) -> "SimulationConfig | None":
     """One simulated node for each site; as many run at once as there are processors."""
-    from flwr.proto.federation_config_pb2 import SimulationConfig
+    from federation.flower.control import SimulationConfig
 
     if not sites:
         return None

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Bulyan, FedAvg, MultiKrum
-from flwr.serverapp.strategy.multikrum import select_multikrum
 from numpy.typing import NDArray
 
+from federation.flower.krum import select_multikrum
 from federation.protocol.metric_allowlist import EXAMPLES
 from federation.protocol.reply_validation import encode
 from federation.strategy.centered_clip import CenteredClip

@@ -19,7 +19,8 @@ from models.settings import load_settings
 
 if TYPE_CHECKING:
     import httpx
-    from flwr.supercore.control import ControlHttpClient
+
+    from federation.flower.control import ControlHttpClient
 
 
 # The header with which federation.superlink.fleet_binding tells the ingress that it refused a request.
@@ -85,8 +86,8 @@ def control(folder: Path) -> Iterator["ControlHttpClient"]:
     and E_CONTROL_FAILED for anything else that the server refuses.
     """
     import httpx
-    from flwr.supercore.control import ControlHttpClient
-    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+    from federation.flower.control import ControlHttpClient, RuntimeVersionHttpInterceptor
 
     config = read_server_config(folder)
     os.environ["no_proxy"] = without_proxy()  # Flower's client has no other way to bypass the proxy
@@ -108,7 +109,7 @@ def control(folder: Path) -> Iterator["ControlHttpClient"]:
 
 def _refusal(error: "httpx.HTTPStatusError") -> Refusal:
     """Convert Flower's answer to its client; details stay in Flower's own log."""
-    from flwr.supercore.error import ApiErrorCode, FlowerError
+    from federation.flower.control import ApiErrorCode, FlowerError
 
     answer = FlowerError.from_json(error.response.text)
     if answer and answer.code == ApiErrorCode.RUN_ID_NOT_FOUND:

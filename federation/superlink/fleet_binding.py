@@ -19,27 +19,6 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.proto.fab_pb2 import GetFabRequest
-from flwr.proto.fleet_pb2 import (
-    ActivateNodeRequest,
-    DeactivateNodeRequest,
-    PullMessagesRequest,
-    PushMessagesRequest,
-    PushMessagesResponse,
-    RegisterNodeFleetRequest,
-    UnregisterNodeFleetRequest,
-)
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
-from flwr.proto.run_pb2 import GetRunRequest
-from flwr.server.superlink.linkstate import SqlLinkState
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.state.schema.corestate_models import ObjectPushSession, ObjectPushSessionRoot
-from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
-from flwr.supercore.state.schema.objectstore_models import ObjectChild, StoredObject
-from flwr.supercore.utils import uint64_to_int64
-from flwr.superlink.dependencies.linkstate import get_linkstate
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -47,6 +26,35 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
+from federation.flower.addresses import PREFIX
+from federation.flower.link_state import (
+    SUPERLINK_NODE_ID,
+    MessageIns,
+    MessageRes,
+    ObjectChild,
+    ObjectPushSession,
+    ObjectPushSessionRoot,
+    SqlLinkState,
+    StoredObject,
+    get_linkstate,
+    uint64_to_int64,
+)
+from federation.flower.messages import (
+    ActivateNodeRequest,
+    ConfirmMessageReceivedRequest,
+    DeactivateNodeRequest,
+    GetFabRequest,
+    GetRunRequest,
+    PullMessagesRequest,
+    PullObjectRequest,
+    PushMessagesRequest,
+    PushMessagesResponse,
+    PushObjectRequest,
+    RegisterNodeFleetRequest,
+    SendNodeHeartbeatRequest,
+    UnregisterNodeFleetRequest,
+    iterate_object_tree,
+)
 from federation.superlink import reasons
 from federation.superlink.control import REFUSED_HEADER
 from models.refusal import Refusal
@@ -55,7 +63,6 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from sqlalchemy.orm import Session
 
-PREFIX = "/v1/fleet/"
 _REMEMBERED = 32  # announcements per node
 TREES_KEPT = 256  # messages; about 30 kB each for a model of 250 arrays
 _AT_ONCE = 10_000  # ids in one statement; SQLite allows 32,766

@@ -25,7 +25,7 @@ def enrol(folder: Path, public_key: bytes, name: str) -> int:
     A node of this name with another key is removed. Raises Refusal: E_ALREADY_ENROLLED if another site has the key,
     E_KEY_REVOKED if the key was removed before, E_NO_SERVER, E_SERVER_UNREACHABLE.
     """
-    from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
+    from federation.flower.control import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
 
     with control(folder) as client:
         nodes = client.ListNodes(ListNodesRequest()).nodes_info
@@ -44,7 +44,7 @@ def enrol(folder: Path, public_key: bytes, name: str) -> int:
 
 def strike_off(folder: Path, name: str) -> None:
     """Remove the node of site `name`. Raises Refusal: E_NO_SERVER, E_SERVER_UNREACHABLE."""
-    from flwr.proto.control_pb2 import ListNodesRequest, UnregisterNodeRequest
+    from federation.flower.control import ListNodesRequest, UnregisterNodeRequest
 
     with control(folder) as client:
         for node in client.ListNodes(ListNodesRequest()).nodes_info:
@@ -57,7 +57,7 @@ def sites(folder: Path) -> list[Site]:
 
     Raises Refusal: E_NO_SERVER, E_SERVER_UNREACHABLE.
     """
-    from flwr.proto.control_pb2 import ListNodesRequest
+    from federation.flower.control import ListNodesRequest
 
     with control(folder) as client:
         nodes = client.ListNodes(ListNodesRequest()).nodes_info

@@ -45,17 +45,14 @@ def main() -> None:
     If nodes are enrolled, each is restricted to its own messages. That middleware runs last, after Flower has parsed
     and authenticated the request.
     """
-    from flwr.superlink import extensions
-    from flwr.superlink import main as application
-    from flwr.superlink.cli import flower_superlink
+    from federation.flower.superlink_program import run_superlink
 
-    extensions.get_middleware = lambda: (Middleware(Pieces),)
+    innermost = []
     if ENROLLED in sys.argv:
         from federation.superlink.fleet_binding import FleetBinding
 
-        of_flower = application._get_middleware
-        application._get_middleware = lambda: [*of_flower(), Middleware(FleetBinding)]
-    flower_superlink()
+        innermost.append(Middleware(FleetBinding))
+    run_superlink(outermost=[Middleware(Pieces)], innermost=innermost)
 
 
 if __name__ == "__main__":

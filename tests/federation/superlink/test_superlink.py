@@ -7,6 +7,7 @@ import pytest
 from starlette.middleware import Middleware
 from starlette.types import Message, Receive, Scope, Send
 
+from federation.flower import superlink_program
 from federation.superlink import superlink
 from federation.superlink.superlink import ENROLLED, PIECE_BYTES, Pieces
 
@@ -62,12 +63,11 @@ def test_lifespan_state_is_not_cleared():
 def test_flower_builds_its_application_with_our_middleware(monkeypatch: pytest.MonkeyPatch, enrolled: bool):
     """With enrolled nodes, FleetBinding runs last, after Flower has parsed and authenticated the request."""
     from flwr.superlink import extensions, main
-    from flwr.superlink.cli import flower_superlink as _  # noqa: F401
 
     found: list[Middleware] = []
     for module, name in ((extensions, "get_middleware"), (main, "_get_middleware")):
         monkeypatch.setattr(module, name, getattr(module, name))  # so that monkeypatch restores it
-    monkeypatch.setattr("flwr.superlink.cli.flower_superlink", lambda: found.extend(main._get_middleware()))
+    monkeypatch.setattr(superlink_program, "flower_superlink", lambda: found.extend(main._get_middleware()))
     monkeypatch.setattr("sys.argv", ["superlink", *([ENROLLED] if enrolled else [])])
     superlink.main()
     assert found[0].cls is Pieces

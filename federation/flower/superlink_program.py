@@ -1,0 +1,22 @@
+"""Flower's SuperLink program, with middleware of ours around and behind its own."""
+
+from collections.abc import Sequence
+
+from flwr.superlink import extensions
+from flwr.superlink import main as application
+from flwr.superlink.cli import flower_superlink
+from starlette.middleware import Middleware
+
+__all__ = ["run_superlink"]
+
+
+def run_superlink(*, outermost: Sequence[Middleware], innermost: Sequence[Middleware]) -> None:
+    """Run `flower-superlink` with the options of this process until it ends.
+
+    `outermost` sees a request before Flower's own middleware, `innermost` after Flower has parsed and authenticated it.
+    """
+    extensions.get_middleware = lambda: tuple(outermost)
+    if innermost:
+        of_flower = application._get_middleware
+        application._get_middleware = lambda: [*of_flower(), *innermost]
+    flower_superlink()
