@@ -7,12 +7,6 @@ HANDSHAKE_QUORUM = Reason(
     "{present} sites answered before round 1, and the study needs {quorum} in each ({others})",
     "Fix the causes that the sites' codes name, or wait for the sites, then start the study again.",
 )
-VERSION_UNLIKE = Reason(
-    "E_VERSION_UNLIKE",
-    "the site runs another version of fedthorax than the server",
-    "Upgrade whichever is older, as the run's log says. The first two numbers must be equal: 0.1.0 and 0.1.3 work "
-    "together. The site takes part in the next run.",
-)
 SITES_UNLIKE = Reason(
     "E_SITES_UNLIKE",
     "the sites do not agree: {differences}",

@@ -1,6 +1,5 @@
 """The handshake before round 1: check that the sites agree on version, data contract and golden volume."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,9 +10,11 @@ from flwr.app import Message, RecordDict
 from federation.coordinator import reasons
 from federation.coordinator.connected_sites import Sites
 from federation.protocol.handshake import EXPECTED, SiteAbout
+from federation.protocol.reasons import SITE_OUTDATED
 from federation.protocol.reply_validation import ABOUT
 from federation.protocol.study_config import Study
-from models.refusal import Refusal
+from federation.protocol.versions import who_must_upgrade
+from models.refusal import Reason, Refusal
 
 _DIFFERS = {"contract": "the data contract", "golden": "the golden volume"}
 
@@ -22,7 +23,7 @@ _DIFFERS = {"contract": "the data contract", "golden": "the golden volume"}
 class Agreement:
     """The result of the handshake. `about`: what the sites that may take part report, by name.
 
-    `entry`: for the history. `left_out`: the nodes whose version is none of the server's, with the reason, by node.
+    `entry`: for the history. `left_out`: why the server does not accept a node's version, by node.
     """
 
     about: dict[str, SiteAbout]
@@ -38,11 +39,13 @@ def shake_hands(sites: Sites, study: Study) -> Agreement:
     timeout_s = study.study.round_timeout_s
     sifted = sites.ask("query.handshake", lambda _: RecordDict(), EXPECTED, nodes=sites.nodes(), timeout_s=timeout_s)
     told = {node: read(reply) for node, reply in sifted.valid.items()}
-    left_out = {node: why for node, each in told.items() if (why := _outdated(sites.name(node), each.version))}
+    own = version("fedthorax")
+    outdated = {node: why for node, each in told.items() if (why := who_must_upgrade(each.version, own))}
+    left_out = {node: _explain(sites.name(node), told[node].version, own, why) for node, why in outdated.items()}
     about = {sites.name(node): each for node, each in told.items() if node not in left_out}
     entry = sites.entry("handshake", sifted)
     entry["sites"] = sorted(about)
-    entry["refused"] |= {sites.name(node): reasons.VERSION_UNLIKE.code for node in left_out}
+    entry["refused"] |= {sites.name(node): why.code for node, why in outdated.items()}
     entry["versions"] = {sites.name(node): each.version for node, each in sorted(told.items())}
     judge(about)
     if len(about) < study.study.quorum:
@@ -52,18 +55,9 @@ def shake_hands(sites: Sites, study: Study) -> Agreement:
     return Agreement(about, entry, left_out)
 
 
-def _outdated(site: str, theirs: str) -> str:
-    """Return why a site of this version is left out, and who must upgrade; "" for a version that may take part."""
-    own = version("fedthorax")
-    if _series(theirs) == _series(own):
-        return ""
-    who = site if _series(theirs) < _series(own) else "the server"
-    return f"{site} has version {theirs}, the server {own}: {who} must upgrade"
-
-
-def _series(release: str) -> tuple[int, ...]:
-    """Return the part of a version that must be equal: major and minor number. Patch releases work together."""
-    return tuple(int(number) for number in re.findall(r"\d+", release)[:2])
+def _explain(site: str, theirs: str, own: str, why: Reason) -> str:
+    who = site if why is SITE_OUTDATED else "the server"
+    return f"{site} has version {theirs}, the server {own}: {who} must upgrade ({why.code})"
 
 
 def read(reply: Message) -> SiteAbout:

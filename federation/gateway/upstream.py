@@ -5,6 +5,7 @@ import logging
 import re
 import ssl
 from collections.abc import Mapping
+from importlib.metadata import version
 from io import BytesIO
 from types import TracebackType
 from typing import Self, TypeVar
@@ -17,6 +18,7 @@ from federation.flower.addresses import PREFIX
 from federation.flower.chunks import CHUNK_BYTES
 from federation.gateway import reasons
 from federation.gateway.credentials import NodeKey
+from federation.protocol.versions import VERSION_HEADER
 from federation.secure_aggregation.messages import MAX_BYTES
 from federation.superlink.masked_address import PATH
 from models.refusal import Reason
@@ -30,6 +32,7 @@ _MAX_DETAIL_CHARACTERS = 300
 _MASKED_SECONDS = 40.0
 _TRY_AGAIN = (408, 502, 503, 504)
 _TIMEOUT = aiohttp.ClientTimeout(total=600, connect=10, sock_read=60)
+_HEADERS = {"content-type": MEDIA_TYPE, "accept": MEDIA_TYPE, VERSION_HEADER: version("fedthorax")}
 _CODE = re.compile(rb'"detail": ?"(E_[A-Z_]{2,40})"')  # the format of the study's ingress
 
 Answer = TypeVar("Answer", bound=Message)
@@ -124,7 +127,7 @@ class Upstream:
         return bytes(body) or None
 
     async def _post(self, path: str, content: BytesIO, timeout: aiohttp.ClientTimeout, limit: int) -> bytearray:
-        headers = {**self._key.headers(), "content-type": MEDIA_TYPE, "accept": MEDIA_TYPE}
+        headers = {**self._key.headers(), **_HEADERS}
         return await self._send(f"{PREFIX}{path}", content, headers, timeout, limit)
 
     async def _send(

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -25,6 +26,7 @@ from federation.enrolment.peers import register, roster
 from federation.enrolment.registry import Holder, holder
 from federation.flower.addresses import HEADERS, PREFIX, PUBLIC_KEY_HEADER, TIMESTAMP_HEADER
 from federation.ingress import reasons
+from federation.protocol.versions import VERSION_HEADER, who_must_upgrade
 from federation.secure_aggregation import reasons as secagg_reasons
 from federation.secure_aggregation.messages import MAX_BYTES
 from federation.secure_aggregation.roster import PeerKey
@@ -57,6 +59,7 @@ FLEET = frozenset(
         "confirm-message-received",
     )
 )
+CONNECT = f"{PREFIX}activate-node"
 # Flower splits arrays into objects of 5 MiB. A node's requests are at most a few of them long.
 MAX_BODY_BYTES = 16 * 2**20
 MAX_FORM_BYTES = 16 * 2**10
@@ -127,6 +130,8 @@ class Ingress:
     async def _fleet(self, request: web.BaseRequest) -> web.StreamResponse:
         node = self._node(request)
         _check_signed_headers(request, node)
+        if request.raw_path == CONNECT:
+            _check_version(request)
         if request.content_length is None or request.content_length > MAX_BODY_BYTES:
             raise Refusal(reasons.BODY_SIZE, megabytes=MAX_BODY_BYTES // 2**20)
         with self._one_of_few(node.site):
@@ -301,6 +306,13 @@ def _travels(header: str) -> bool:
     """Whether a header is forwarded: Flower's own and those of the body, not those of a connection or proxy."""
     name = header.lower()
     return name.startswith(HEADERS) or name in ("content-type", "content-length", "accept")
+
+
+def _check_version(request: web.BaseRequest) -> None:
+    """Check the version of a node that connects. One that does not send it is judged in the handshake of each run."""
+    theirs = request.headers.get(VERSION_HEADER)
+    if theirs is not None and (why := who_must_upgrade(theirs, version("fedthorax"))):
+        raise Refusal(why)
 
 
 def _check_signed_headers(request: web.BaseRequest, node: Holder) -> None:

@@ -36,6 +36,7 @@ from federation.ledger.restored import is_restored
 from federation.node import reasons, sandbox
 from federation.node.node_metrics import NodeMetrics
 from federation.node.state import APP_LOG, NodeState, now
+from federation.protocol import reasons as protocol_reasons
 from federation.superlink import reasons as superlink_reasons
 from federation.system.child_logs import Tail, cut, put_aside
 from federation.system.monitoring import monitored
@@ -86,6 +87,7 @@ _OF_SERVER = {
             enrolment_reasons.SERVER_UNTRUSTED,
             gateway_reasons.GATEWAY_KEY,
         ),
+        *(protocol_reasons.SITE_OUTDATED, protocol_reasons.SERVER_OUTDATED),
     )
 }
 _CODED = re.compile(r"(?:\[code: \d+\]|the server refused:) (E_[A-Z_]+)")

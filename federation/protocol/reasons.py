@@ -68,6 +68,18 @@ HANDSHAKE = Reason(
     "the site's description of itself is not its version, two hashes and the band of its number of patients",
     "Install the same version of fedthorax at the site and at the server.",
 )
+SITE_OUTDATED = Reason(
+    "E_SITE_OUTDATED",
+    "the site's version of fedthorax is older than the server accepts: the site must upgrade",
+    "Upgrade the node at this hospital (docs/upgrading.md); `fedthorax node upgrade-check` says how. The run goes on "
+    "without it. It takes part in the next run, or when this run is resumed.",
+)
+SERVER_OUTDATED = Reason(
+    "E_SERVER_OUTDATED",
+    "the site's version of fedthorax is newer than the server's: the server must upgrade",
+    "Upgrade the study's server first (docs/upgrading.md), or go back to the server's version at this hospital. The "
+    "run goes on without it. It takes part in the next run, or when this run is resumed.",
+)
 REPLY_LEDGER = Reason(
     "E_REPLY_LEDGER",
     "the reply's description of the site's ledger is not a hash and a number of lines",

@@ -200,7 +200,7 @@ def test_site_of_another_version_is_asked_nothing_more(server, caplog):
     with caplog.at_level("INFO", logger="flwr"):
         history = execute(server, Older())
     assert asked == ["query.handshake"]
-    assert history[0]["refused"] == {"south": "E_VERSION_UNLIKE"}
+    assert history[0]["refused"] == {"south": "E_SITE_OUTDATED"}
     assert all(entry["sites"] == ["north", "west"] for entry in history)
     assert "south has version 0.0.1" in caplog.text and "south must upgrade" in caplog.text
 

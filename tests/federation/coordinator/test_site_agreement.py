@@ -98,16 +98,21 @@ def test_handshake_results_are_returned_by_site_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("theirs", "who"), [("99.0.0", "the server must upgrade"), ("0.0.9", "west must upgrade"), ("0.10.0", "the server")]
+    ("theirs", "who", "code"),
+    [
+        ("99.0.0", "the server must upgrade", "E_SERVER_OUTDATED"),
+        ("0.0.9", "west must upgrade", "E_SITE_OUTDATED"),
+        ("0.10.0", "the server must upgrade", "E_SERVER_OUTDATED"),
+    ],
 )
-def test_site_of_another_version_is_left_out_by_name(theirs: str, who: str) -> None:
+def test_site_of_another_version_is_left_out_by_name(theirs: str, who: str, code: str) -> None:
     unlike = {"version": theirs, "golden": "c" * 64}  # another version may prepare scans otherwise
     agreed = shake_hands(sites(north={}, south={}, west=unlike), STUDY)
     assert set(agreed.about) == {"north", "south"}
-    assert agreed.entry["refused"] == {"west": "E_VERSION_UNLIKE"}
+    assert agreed.entry["refused"] == {"west": code}
     assert agreed.entry["versions"]["west"] == theirs
     assert list(agreed.left_out) == [3]
-    assert who in agreed.left_out[3] and f"west has version {theirs}" in agreed.left_out[3]
+    assert f"{who} ({code})" in agreed.left_out[3] and f"west has version {theirs}" in agreed.left_out[3]
 
 
 def test_patch_release_takes_part() -> None:

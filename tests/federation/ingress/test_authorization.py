@@ -6,6 +6,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import aiohttp
@@ -13,6 +14,8 @@ import pytest
 
 from federation.enrolment import invitations as enrolment
 from federation.ingress import authorization, connections, listener
+from federation.ingress.authorization import CONNECT
+from federation.protocol.versions import OLDEST_NODE, VERSION_HEADER
 from tests.e2e.ingress_rig import PULL, Node, Rig, open_rig
 from tests.federation.enrolment.test_certificates import group_authority
 
@@ -64,6 +67,30 @@ def test_proxy_headers_and_cookies_are_not_forwarded(rig: Rig, north: Node) -> N
         *("host", "content-type", "content-length", "accept"),
         *("flwr-public-key", "flwr-timestamp", "flwr-signature", "flwr-package-name"),
     }
+
+
+@pytest.mark.parametrize(
+    ("theirs", "answer"),
+    [
+        (version("fedthorax"), (200, "from the SuperLink")),
+        (OLDEST_NODE + ".0", (200, "from the SuperLink")),
+        ("0.0.9", (403, "E_SITE_OUTDATED")),
+        ("999.0.0", (403, "E_SERVER_OUTDATED")),
+        ("1e9.0\x85", (403, "E_SITE_OUTDATED")),
+    ],
+)
+def test_node_of_a_version_that_is_not_accepted_learns_who_must_upgrade(
+    rig: Rig, north: Node, theirs: str, answer: tuple[int, str]
+) -> None:
+    """It is refused when it connects, and its version does not reach the SuperLink or the log."""
+    headers = {**north.headers(), VERSION_HEADER: theirs}
+    assert rig.ask(north, CONNECT, headers=headers) == answer
+    assert all(VERSION_HEADER not in seen.headers for seen in rig.seen)
+    assert not any(theirs in line for line in rig.lines)
+
+
+def test_node_that_does_not_send_its_version_is_judged_in_the_handshake(rig: Rig, north: Node) -> None:
+    assert rig.ask(north, CONNECT)[0] == 200
 
 
 def test_body_of_unknown_length_is_refused(rig: Rig, north: Node) -> None:
