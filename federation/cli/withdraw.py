@@ -1,5 +1,6 @@
 """`fedthorax node withdraw` and `node decommission`: delete one patient's data, or all of them."""
 
+from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,10 @@ def withdraw(
     done = remove(site, identifiers)
     say(f"Withdrawn: {done.new} new of {len(set(identifiers))}. Their data are refused from now on.")
     say(f"Deleted: {done.in_cohort} patients of the cohort, {done.series} fetched series.")
+    if any(astuple(done.erased)):
+        erased = done.erased
+        say(f"Deleted of feeds: {erased.messages} HL7 messages or parts of them, {erased.resources} FHIR resources,")
+        say(f"and the OMOP events of {erased.histories} patients.")
     if done.in_cohort < len(set(identifiers)):
         say("Not all were in the cohort. If one should have been, compare the identifier with the one in the PACS.")
     say("Models that were trained before keep what they learnt. The sources of this hospital were not changed.")

@@ -26,6 +26,7 @@ from federation.protocol.network_files import NETWORKS
 from federation.protocol.release_files import BEGINS_FROM, ENCODERS
 from federation.secure_aggregation.store import witness_folder
 from models.refusal import Refusal
+from pipeline.feeds.result_queue import queue_folder
 from pipeline.site.folder import Site
 from pipeline.system.atomic_files import sync_tree, write_durably
 from pipeline.system.locks import alone
@@ -60,7 +61,7 @@ def decommission(site: Site, keep: Path) -> tuple[list[Part], int]:
         raise Refusal(reasons.KEEP_FOLDER, private=str(keep))
     site.logs.mkdir(exist_ok=True)
     with alone(site.logs / LOCK, reasons.NODE_RUNNING):
-        found, parts = standing(site), list(_parts(folder))
+        found, parts = standing(site), list(_parts(site, folder))
         planned = json.dumps([asdict(part) for part in parts]).encode()
         verify(ledger_file(site))
         digest = hashlib.sha256(planned).hexdigest()
@@ -70,6 +71,7 @@ def decommission(site: Site, keep: Path) -> tuple[list[Part], int]:
         shutil.rmtree(witness_folder(folder), ignore_errors=True)
         for part in parts:
             _delete(folder / part.name)
+        _remove_empty(site)
     others = len(list(folder.iterdir()))
     if not others:
         folder.rmdir()
@@ -81,20 +83,21 @@ def decommission(site: Site, keep: Path) -> tuple[list[Part], int]:
         "ledger": asdict(head),
         "deleted": [asdict(part) for part in parts],
         "deleted_sha256": digest,
-        "nothing_left": not any((folder / name).exists() for name in _OURS) and not witness_folder(folder).exists(),
+        "nothing_left": not [*_parts(site, folder)] and not witness_folder(folder).exists(),
         "other_files_left": others,
     }
     write_durably(keep / "deletion.json", json.dumps(about, indent=1).encode())
     return parts, others
 
 
-def _parts(folder: Path) -> Iterator[Part]:
-    for path in (folder / name for name in _OURS):
+def _parts(site: Site, folder: Path) -> Iterator[Part]:
+    for path in (*(folder / name for name in _OURS), *_of_feeds(site)):
+        name = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
         if path.is_symlink() or path.is_file():
-            yield Part(path.name, 1, path.lstat().st_size)
+            yield Part(name, 1, path.lstat().st_size)
         elif path.is_dir():
             files = [each for each in path.rglob("*") if not each.is_dir()]
-            yield Part(path.name, len(files), sum(each.lstat().st_size for each in files))
+            yield Part(name, len(files), sum(each.lstat().st_size for each in files))
 
 
 def _delete(path: Path) -> None:
@@ -103,6 +106,21 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def _of_feeds(site: Site) -> Iterator[Path]:
+    """Yield the files of what feeds have sent; in their folders a hospital may keep files of its own."""
+    yield from sorted(queue_folder(site).glob("??/*.hl7"))
+    yield from sorted(site.fhir_store.parent.glob(f"{site.fhir_store.name}*"))
+    yield from (path for path in (site.omop_events,) if path.is_file())
+
+
+def _remove_empty(site: Site) -> None:
+    """Remove the folders of feeds in which nothing is left."""
+    queue = queue_folder(site)
+    for path in (*queue.glob("??"), queue, site.fhir_store.parent, site.omop_events.parent):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
 
 
 def _copy(folder: Path, keep: Path) -> None:

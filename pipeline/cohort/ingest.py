@@ -21,7 +21,7 @@ from pipeline.records.join import Labels, Records, label
 from pipeline.site import reasons as site_reasons
 from pipeline.site.folder import Site
 from pipeline.site.site_data import read_records, read_series_list
-from pipeline.system.atomic_files import replacing
+from pipeline.system.atomic_files import remove_unfinished, replacing
 from pipeline.system.codes import BY_CODE
 from pipeline.system.findings import Finding
 
@@ -208,6 +208,7 @@ def _write(
 ) -> None:
     """Replace the cohort's content and its two tables, and delete what no longer belongs to it."""
     cohort.replace(patients, found, fingerprints)
+    remove_unfinished(cohort.folder)
     _list_refusals(cohort.folder / "refusals.csv", found)
     _export(cohort.folder / "cohort.csv", cohort)
     cohort.sweep()

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pipeline.imaging.lung_mask import LungMask
     from pipeline.preprocessing.preprocess import Prepared
 
+FAILURES = "failures.log"  # in the folder of logs
+
 
 def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
     """Read and preprocess one series, and cache its tensor, in a worker process; a refusal is a valid result."""
@@ -62,7 +64,7 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
         raise  # a full disk is not a fault of the scan
     except Exception:
         refused = Refusal(reasons.EXAMINE_FAILED)
-        _log_failure(tensors.parents[1] / "logs" / "failures.log", series)
+        _log_failure(tensors.parents[1] / "logs" / FAILURES, series)
     return Scan(
         fingerprint=series.fingerprint,
         settings=settings_digest(settings),

@@ -16,6 +16,7 @@ from models.refusal import Refusal
 from pipeline.feeds import reasons
 from pipeline.feeds.fhir_client import FhirClient, GoneError
 from pipeline.feeds.fhir_search import Wants, is_id, keep_bundle
+from pipeline.feeds.withdrawn_resources import WithdrawnResources
 from pipeline.records.fhir_store import ResourceStore
 from pipeline.site.fhir_settings import FhirTable
 
@@ -30,6 +31,7 @@ def export(
     table: FhirTable,
     kinds: Sequence[str],
     wants: Wants,
+    withdrawn: WithdrawnResources,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
     """Export resources of these types, store the wanted ones, and return their number.
@@ -48,7 +50,7 @@ def export(
             store.write(files=_files(manifest), at=manifest.get("transactionTime"))
         state = store.state()
         for number in range(state["done"], len(state["files"])):
-            count += _file(client, store, state["files"][number], wants)
+            count += _file(client, store, state["files"][number], wants, withdrawn)
             store.write(done=number + 1)
     except GoneError:
         store.write(export=None)
@@ -101,7 +103,9 @@ def _files(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     return files
 
 
-def _file(client: FhirClient, store: ResourceStore, file: dict[str, Any], wants: Wants) -> int:
+def _file(
+    client: FhirClient, store: ResourceStore, file: dict[str, Any], wants: Wants, withdrawn: WithdrawnResources
+) -> int:
     """Store one file. Raises GoneError, Refusal."""
     count = 0
     trees = _trees(client.lines(file["url"], with_token=file["token"]))
@@ -109,7 +113,7 @@ def _file(client: FhirClient, store: ResourceStore, file: dict[str, Any], wants:
         if file["deleted"]:
             store.write(gone=[name for tree in some for name in _deleted(tree)])
         else:
-            count += keep_bundle(client, store, {"entry": [{"resource": tree} for tree in some]}, wants)
+            count += keep_bundle(client, store, {"entry": [{"resource": tree} for tree in some]}, wants, withdrawn)
     return count
 
 

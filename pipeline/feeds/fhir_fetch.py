@@ -19,6 +19,7 @@ from pipeline.feeds import reasons
 from pipeline.feeds.fhir_client import FhirClient
 from pipeline.feeds.fhir_export import export
 from pipeline.feeds.fhir_search import COURSES, RESULTS, Query, fetch_missing, name_in, referenced, search
+from pipeline.feeds.withdrawn_resources import WithdrawnResources
 from pipeline.records.fhir_store import ResourceStore
 from pipeline.records.laboratory.codes import GENES, OVERALL, Code, kind_of
 from pipeline.records.laboratory.settings import FhirLaboratory, canonical
@@ -61,17 +62,40 @@ def fetch(site: Site, *, sleep: Callable[[float], None] = time.sleep) -> FetchRe
             FhirClient(table, site.folder, sleep) as client,
         ):
             _begin(site, store, table, queries)
+            withdrawn = WithdrawnResources(site, store)
             if table.method == "export":
                 kinds = [*(_LABORATORY if _fetches_results(site) else ("Patient",)), *(COURSES if courses else ())]
-                count = export(client, store, table, kinds, wants, sleep)
+                count = export(client, store, table, kinds, wants, withdrawn, sleep)
             else:
-                count = _search(client, store, table, queries, wants)
+                count = _search(client, store, table, queries, wants, withdrawn)
                 if courses:
-                    count += search(client, store, table, _course_queries(site, client, store), wants)
-            count += _end(site, store, client)
+                    count += search(client, store, table, _course_queries(site, client, store), wants, withdrawn)
+            count += _end(site, store, client, withdrawn)
             return FetchReport(count, round(client.received / 1e6, 1))
     except (sqlite3.Error, OSError) as error:
         raise Refusal(reasons.FETCH_DISK, private=str(error)) from error
+
+
+def erase(site: Site) -> int:
+    """Delete the fetched resources of withdrawn patients; return their number. Repeat it after a kill.
+
+    Raises Refusal: E_FETCH_RUNNING, E_FETCH_DISK.
+    """
+    if not site.fhir_store.is_file():
+        return 0
+    try:
+        site.logs.mkdir(exist_ok=True)
+        with alone(site.logs / "fetch.lock", reasons.FETCH_RUNNING), ResourceStore(site.fhir_store) as store:
+            withdrawn = WithdrawnResources(site, store)
+            gone = withdrawn.stored()
+            # The link to the next page of an interrupted search may name patients: its query begins again.
+            store.write(gone=gone, withdrawn=withdrawn.state)
+            if store.state().get("next"):
+                store.write(next="")
+            store.compact()
+    except (sqlite3.Error, OSError) as error:
+        raise Refusal(reasons.FETCH_DISK, private=str(error)) from error
+    return len(gone)
 
 
 def last_fetch(site: Site) -> datetime | None:
@@ -110,18 +134,23 @@ def _begin(site: Site, store: ResourceStore, table: FhirTable, queries: Sequence
 
 
 def _search(
-    client: FhirClient, store: ResourceStore, table: FhirTable, queries: Sequence[Query], wants: "_Wanted"
+    client: FhirClient,
+    store: ResourceStore,
+    table: FhirTable,
+    queries: Sequence[Query],
+    wants: "_Wanted",
+    withdrawn: WithdrawnResources,
 ) -> int:
     """Search for results, unless this fetch has already done so before it was interrupted."""
     if store.state().get("has_results"):
         return 0
-    count = search(client, store, table, queries, wants)
+    count = search(client, store, table, queries, wants, withdrawn)
     began = store.state().get("began")
     store.write(has_results=True, began=None, since=began - _OVERLAP_SECONDS if began else None)
     return count
 
 
-def _end(site: Site, store: ResourceStore, client: FhirClient) -> int:
+def _end(site: Site, store: ResourceStore, client: FhirClient, withdrawn: WithdrawnResources) -> int:
     """Delete what is no longer needed, fetch what is missing, and return the number of these resources."""
     if store.state().get("is_full"):
         store.delete_older()
@@ -134,7 +163,7 @@ def _end(site: Site, store: ResourceStore, client: FhirClient) -> int:
                 if name_in(client.base, each.get("subject")) not in needed:
                     gone.append(f"{kind}/{each['id']}")
     store.write(gone=gone)
-    count = fetch_missing(client, store, needed)
+    count = fetch_missing(client, store, needed, withdrawn)
     fetched = datetime.now().astimezone().isoformat(timespec="seconds")
     store.write(is_open=None, has_results=None, fetched=fetched)
     return count

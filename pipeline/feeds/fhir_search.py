@@ -3,8 +3,10 @@
 A later fetch asks only for what has changed at the server since the last one (`_lastUpdated`).
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +14,7 @@ from urllib.parse import quote
 from models.refusal import Refusal
 from pipeline.feeds import reasons
 from pipeline.feeds.fhir_client import FhirClient, GoneError, absolute
+from pipeline.feeds.withdrawn_resources import WithdrawnResources
 from pipeline.records.fhir_store import ResourceStore, kept
 from pipeline.site.fhir_settings import FhirTable
 
@@ -33,28 +36,44 @@ class Query:
     changes_only: bool = False  # since the last fetch
 
 
-def search(client: FhirClient, store: ResourceStore, table: FhirTable, queries: Sequence[Query], wants: Wants) -> int:
+def search(
+    client: FhirClient,
+    store: ResourceStore,
+    table: FhirTable,
+    queries: Sequence[Query],
+    wants: Wants,
+    withdrawn: WithdrawnResources,
+) -> int:
     """Fetch all queries; return the number of resources.
 
-    A fetch that was interrupted continues at its last page. Raises Refusal as `FhirClient.get_json`, E_FHIR_ENDLESS.
+    A fetch that was interrupted continues at its last page, unless the queries have changed since: they name patients,
+    and one of them may have withdrawn. Raises Refusal as `FhirClient.get_json`, E_FHIR_ENDLESS.
     """
     state = store.state()
-    if "number" not in state:
-        store.write(number=0, next="")
+    digest = hashlib.sha256(json.dumps([asdict(query) for query in queries]).encode()).hexdigest()
+    if "number" not in state or state.get("queries") != digest:
+        store.write(number=0, next="", queries=digest)
     count = 0
     for number in range(store.state()["number"], len(queries)):
         try:
-            count += _pages(client, store, table, queries[number], wants)
+            count += _pages(client, store, table, queries[number], wants, withdrawn)
         except Refusal as refusal:
             if refusal.reason not in _WAIT:
                 store.write(next="")  # the page may never come: the next fetch begins the query again
             raise
         store.write(number=number + 1, next="")
-    store.write(number=None, next=None)
+    store.write(number=None, next=None, queries=None)
     return count
 
 
-def _pages(client: FhirClient, store: ResourceStore, table: FhirTable, query: Query, wants: Wants) -> int:
+def _pages(
+    client: FhirClient,
+    store: ResourceStore,
+    table: FhirTable,
+    query: Query,
+    wants: Wants,
+    withdrawn: WithdrawnResources,
+) -> int:
     """Fetch all pages of a query, from the stored link if there is one."""
     state, count, seen = store.state(), 0, set[str]()
     url, params, began_again = str(state.get("next") or ""), None, False
@@ -72,7 +91,7 @@ def _pages(client: FhirClient, store: ResourceStore, table: FhirTable, query: Qu
             raise Refusal(reasons.FHIR_ANSWER, private=f"{query.kind}: not a Bundle")
         began = store.state().get("began") or (time if query.changes_only else None)
         url, params = _next(client, bundle), None
-        count += keep_bundle(client, store, bundle, wants, next=url, began=began)
+        count += keep_bundle(client, store, bundle, wants, withdrawn, next=url, began=began)
         if not url:
             return count
         if url in seen:
@@ -103,11 +122,29 @@ def _next(client: FhirClient, bundle: dict[str, Any]) -> str:
     return ""
 
 
-def keep_bundle(client: FhirClient, store: ResourceStore, bundle: dict[str, Any], wants: Wants, **state: Any) -> int:
-    """Store the wanted resources of a Bundle, delete the others if they were stored before; return the number."""
+def keep_bundle(
+    client: FhirClient,
+    store: ResourceStore,
+    bundle: dict[str, Any],
+    wants: Wants,
+    withdrawn: WithdrawnResources,
+    **state: Any,
+) -> int:
+    """Store the wanted resources of a Bundle, delete the others if they were stored before; return the number.
+
+    Resources of withdrawn patients are not wanted. If the Bundle tells which these are, those stored before are
+    deleted.
+    """
     found = list(_resources(client.base, bundle))
-    gone = [f"{each['resourceType']}/{each['id']}" for _, each in found if not wants(each)]
-    return store.write(((url, each) for url, each in found if wants(each)), gone=gone, **state)
+    others, gone, knows_more = withdrawn.split(each for _, each in found)
+    kept = {id(each) for each in others if wants(each)}
+    gone |= {f"{each['resourceType']}/{each['id']}" for each in others if not wants(each)}
+    if knows_more:
+        state["withdrawn"] = withdrawn.state
+    count = store.write(((url, each) for url, each in found if id(each) in kept), gone=gone, **state)
+    if knows_more:
+        store.write(gone=withdrawn.stored(), withdrawn=withdrawn.state)
+    return count
 
 
 def _resources(base: str, bundle: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -144,7 +181,7 @@ def name_in(base: str, reference: Any) -> str:
     return str(text or "").removeprefix(f"{base}/").split("/_history/")[0]
 
 
-def fetch_missing(client: FhirClient, store: ResourceStore, needed: set[str]) -> int:
+def fetch_missing(client: FhirClient, store: ResourceStore, needed: set[str], withdrawn: WithdrawnResources) -> int:
     """Fetch the needed Patients and Specimens (type/id) that the server has not sent."""
     count = 0
     for name in sorted(needed - store.names()):
@@ -153,5 +190,5 @@ def fetch_missing(client: FhirClient, store: ResourceStore, needed: set[str]) ->
             resource, _time = client.get_json(f"{client.base}/{kind}/{quote(identifier)}")
         except GoneError:
             continue
-        count += keep_bundle(client, store, {"entry": [{"resource": resource}]}, lambda _: True)
+        count += keep_bundle(client, store, {"entry": [{"resource": resource}]}, lambda _: True, withdrawn)
     return count

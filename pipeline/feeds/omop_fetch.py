@@ -15,13 +15,14 @@ from models.refusal import Refusal
 from pipeline.feeds import reasons
 from pipeline.records.laboratory import read_pcr
 from pipeline.records.outcomes.coded_sources import OmopOutcomes
-from pipeline.records.outcomes.omop_histories import write_lines
+from pipeline.records.outcomes.omop_histories import read_lines, write_lines
 from pipeline.site.folder import Site
 from pipeline.site.omop_settings import OmopTable
 from pipeline.site.pacs_settings import read_secret
 from pipeline.site.tls import as_client
+from pipeline.site.withdrawn import Withdrawn
 from pipeline.system.addresses import is_loopback
-from pipeline.system.atomic_files import write_durably
+from pipeline.system.atomic_files import remove_unfinished, write_durably
 from pipeline.system.locks import alone
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def fetch_omop(site: Site) -> int:
     if table is None or not isinstance(settings.outcomes, OmopOutcomes) or settings.laboratory is None:
         raise Refusal(reasons.NO_OMOP)
     results, _ = read_pcr(settings.laboratory, time_zone=settings.site.time_zone, issuer=settings.site.issuer)
-    patients = sorted({result.patient_id for result in results})
+    withdrawn = Withdrawn(site)
+    patients = sorted({result.patient_id for result in results if not withdrawn.names(result.patient_id)})
     with alone(site.logs / "fetch.lock", reasons.FETCH_RUNNING):
         with _coded(), closing(_connect(site, table)) as database:
             records = list(_Database(database, table, settings.outcomes).histories(patients))
@@ -66,6 +68,28 @@ def fetch_omop(site: Site) -> int:
         except OSError as error:
             raise Refusal(reasons.FETCH_DISK, private=str(error)) from error
     return len({record["patient"] for record in records})
+
+
+def erase_omop(site: Site) -> int:
+    """Delete what was fetched about withdrawn patients; return how many of them were known. Repeat it after a kill.
+
+    Raises Refusal: E_FETCH_RUNNING, E_FETCH_DISK, E_TABLE_FILE.
+    """
+    folder, withdrawn = site.omop_events.parent, Withdrawn(site)
+    if not folder.is_dir():
+        return 0
+    try:
+        site.logs.mkdir(exist_ok=True)
+        with alone(site.logs / "fetch.lock", reasons.FETCH_RUNNING):
+            remove_unfinished(folder)
+            records = read_lines(site.omop_events) if site.omop_events.is_file() else []
+            gone = {record["patient"] for record in records if withdrawn.names(record["patient"])}
+            if gone:
+                left = (record for record in records if record["patient"] not in gone)
+                write_durably(site.omop_events, write_lines(left))
+    except OSError as error:
+        raise Refusal(reasons.FETCH_DISK, private=str(error)) from error
+    return len(gone)
 
 
 def check_omop(site: Site) -> None:

@@ -29,7 +29,7 @@ from pipeline.pacs.deidentify import check_patient, image_file, strip
 from pipeline.pacs.pacs import Pacs, open_pacs
 from pipeline.pacs.pull_log import Entry, Journal
 from pipeline.pacs.queries import RemoteSeries, StudyQuery
-from pipeline.pacs.series_store import SeriesStore
+from pipeline.pacs.series_store import SeriesStore, unlisted_series
 from pipeline.site import reasons as site_reasons
 from pipeline.site.folder import Site
 from pipeline.site.pacs_settings import Limits, PacsTable, named_file
@@ -100,11 +100,11 @@ def pull(site: Site, progress: Callable[[int, int], None]) -> PullReport:
 def delete_series(site: Site, pseudonyms: Collection[str]) -> int:
     """Delete the fetched series of some patients; return their number. Raises Refusal: E_PULL_RUNNING, E_DISK."""
     state = site.folder / "pull"
-    if site.settings.pacs is None or not (state / "journal.sqlite").exists():
+    if site.settings.pacs is None or not state.is_dir():
         return 0
     try:
         with alone(state / "lock", reasons.PULL_RUNNING), Journal(state / "journal.sqlite") as journal:
-            keys = journal.of_patients(pseudonyms)
+            keys = {*journal.of_patients(pseudonyms), *unlisted_series(site, journal, pseudonyms)}
             for key in keys:
                 SeriesStore(site, key, "").clear()
                 journal.forget(key)

@@ -7,11 +7,32 @@ After a power cut some files may therefore be truncated; their size reveals it, 
 
 import shutil
 import time
+from collections.abc import Collection
+from pathlib import Path
 
 from pipeline.pacs.deidentify import series_folder
+from pipeline.pacs.pull_log import Journal
 from pipeline.pacs.queries import RemoteSeries
 from pipeline.site.folder import Site
 from pipeline.system.atomic_files import write_atomically
+
+
+def unlisted_series(site: Site, journal: Journal, pseudonyms: Collection[str]) -> list[str]:
+    """Return the keys of these patients' series that are stored and not in the journal, which may have been lost."""
+    folders = [*site.ct_folder.glob("*"), *(site.folder / "pull" / "partial").glob("*")]
+    return [each.name for each in folders if journal.entry(each.name) is None and _owner(each) in pseudonyms]
+
+
+def _owner(folder: Path) -> str:
+    """Return the pseudonym in the first image that can be read."""
+    from pydicom import dcmread
+
+    for path in folder.glob("*"):
+        try:
+            return str(dcmread(path, force=True, specific_tags=["PatientID"]).get("PatientID", ""))
+        except Exception:  # noqa: S112 - a truncated file of a fetch that was killed; pydicom raises many types
+            continue
+    return ""
 
 
 class SeriesStore:

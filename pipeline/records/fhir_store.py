@@ -107,6 +107,10 @@ class ResourceStore:
         """Delete the resources that the current fetch, the state `round`, has not written."""
         self._db.execute("DELETE FROM resource WHERE round <> ?", (self.state().get("round", 0),))
 
+    def compact(self) -> None:
+        """Rewrite the file, so that nothing of a deleted resource remains in its unused parts."""
+        self._db.execute("VACUUM")
+
     def names(self) -> set[str]:
         return {name for (name,) in self._db.execute("SELECT name FROM resource")}
 

@@ -22,6 +22,10 @@ class Withdrawn:
     def __contains__(self, pseudonym: str) -> bool:
         return bool(self._marks) and self._mark(pseudonym) in self._marks
 
+    def names(self, patient_id: str) -> bool:
+        """Whether the patient with this identifier has withdrawn. Raises Refusal E_SITE_KEY."""
+        return bool(self._marks) and self._site.pseudonym(patient_id) in self
+
     def __len__(self) -> int:
         return len(self._marks)
 

@@ -33,6 +33,15 @@ def replacing(path: Path, *, mode: int = 0o666, flush: bool = False) -> Iterator
         raise
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Delete what killed processes left of files that they were writing. Nobody may be writing there now.
+
+    Raises OSError.
+    """
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Write or replace a file in one step, without waiting for the disk. Raises OSError and then changes nothing."""
     with replacing(path, mode=mode) as file:

@@ -22,6 +22,14 @@ def alone(path: Path, reason: Reason) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Hold the lock `path`; wait while another process or thread holds it. For steps of some milliseconds."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def is_held(path: Path) -> bool:
     """Whether a process holds the lock `path`; a file that does not exist is held by nobody."""
     try:

@@ -133,7 +133,7 @@ def _orders(message: "Message", issuer: str) -> list[_Order]:
     for segment in message[1:]:
         name = part(segment, 0)
         if name == "PID":
-            patient = choose(_identifiers(segment), issuer)
+            patient = choose(identifiers_of(segment), issuer)
         elif name == "OBR":
             orders.append(_Order(patient, segment))
         elif not orders:
@@ -158,7 +158,8 @@ def _add_result(order: _Order, obx: "Segment") -> None:
         order.results.append(([obx], len(order.specimens)))
 
 
-def _identifiers(pid: "Segment") -> Iterator[Identifier]:
+def identifiers_of(pid: "Segment") -> Iterator[Identifier]:
+    """Yield the identifiers of a patient (PID-3)."""
     for repetition in range(1, repetitions(pid, 3) + 1):
         names = (part(pid, 3, 4, repetition, sub) for sub in (1, 2))
         yield Identifier(

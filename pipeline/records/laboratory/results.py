@@ -87,16 +87,20 @@ class Reading:
         return kind in ("overall", "gene")
 
 
+def of_site(identifiers: Iterable[Identifier], issuer: str) -> list[Identifier]:
+    """Return the identifiers that the site's authority issued; all of them if none names an authority."""
+    given = [identifier for identifier in identifiers if identifier.value]
+    ours = [each for each in given if not issuer or issuer in each.authorities]
+    return ours if ours or any(each.authorities for each in given) else given
+
+
 def choose(identifiers: Iterable[Identifier], issuer: str) -> Identifier | Reason:
     """Choose the identifier that the site's authority issued; of several, the medical record number.
 
     If no identifier names an authority, a single identifier is the site's, as in a CSV file. Identifiers are never
     changed: leading zeros and case are kept. Reasons: E_NO_IDENTIFIER, E_IDENTIFIER_AMBIGUOUS.
     """
-    given = [identifier for identifier in identifiers if identifier.value]
-    ours = [each for each in given if not issuer or issuer in each.authorities]
-    if not ours and not any(each.authorities for each in given):
-        ours = given
+    ours = of_site(identifiers, issuer)
     if len({each.value for each in ours}) > 1:
         ours = [each for each in ours if each.kind == "MR"] or ours
     if len({each.value for each in ours}) > 1:

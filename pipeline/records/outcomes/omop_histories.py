@@ -30,7 +30,7 @@ def read(table: OmopOutcomes) -> Histories:
     assert table.file is not None  # Site.open sets it
     check_file(table.file, "outcome")
     histories = Histories()
-    for record in _records(table.file):
+    for record in read_lines(table.file):
         histories.units += 1
         patient = record["patient"]
         if "codes" in record:
@@ -45,7 +45,8 @@ def read(table: OmopOutcomes) -> Histories:
     return histories
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a file. Raises Refusal E_TABLE_FILE."""
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:

@@ -38,6 +38,9 @@ def site(tmp_path: Path) -> Site:
     EncoderApprovals(site).approve(tmp_path / "encoder", by="A.")
     site.logs.mkdir(exist_ok=True)
     (site.logs / "failures.log").write_text(f"/export/{NAME}/{IDENTIFIER}.dcm\n")
+    for name in ("results/ab/ab1-2.hl7", "fhir/resources.sqlite", "omop/events.ndjson"):
+        (site.folder / name).parent.mkdir(parents=True)
+        (site.folder / name).write_text(f"{NAME} {IDENTIFIER}")
     Store(site.folder / "gateway" / "secagg", witness_folder(site.folder)).close()
     return site
 
@@ -66,7 +69,7 @@ def test_what_is_kept_proves_the_deletion(site: Site, tmp_path: Path) -> None:
     assert [line.kind for line in lines] == ["train", "approval", "encoder approval", "node decommissioned"]
     proof = json.loads((keep / "deletion.json").read_text())
     assert proof["nothing_left"] is True and others == proof["other_files_left"] == 0
-    assert {part["name"] for part in proof["deleted"]} >= before
+    assert {part["name"].split("/")[0] for part in proof["deleted"]} >= before
     assert (
         lines[-1].digest == proof["deleted_sha256"] == hashlib.sha256(json.dumps(proof["deleted"]).encode()).hexdigest()
     )
@@ -85,9 +88,11 @@ def test_files_of_the_hospital_are_left(site: Site, tmp_path: Path) -> None:
     (site.folder / "ct").mkdir()
     (site.folder / "ct" / "scan.dcm").write_text("a scan")
     (site.folder / "laboratory.csv").write_text("rows")
+    (site.folder / "results" / "export.hl7").write_text("MSH")
     parts, others = decommission(site, tmp_path / "keep")
-    assert others == 2 and "pacs" in {part.name for part in parts}
-    assert sorted(path.name for path in site.folder.iterdir()) == ["ct", "laboratory.csv"]
+    assert others == 3 and "pacs" in {part.name for part in parts}
+    assert sorted(path.name for path in site.folder.iterdir()) == ["ct", "laboratory.csv", "results"]
+    assert [path.name for path in (site.folder / "results").iterdir()] == ["export.hl7"]
     assert (site.folder / "ct" / "scan.dcm").exists() and (elsewhere / "scan.dcm").exists()
 
 

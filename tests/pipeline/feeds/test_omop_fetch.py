@@ -14,10 +14,11 @@ from federation.system.process import LOOPBACK, free_port
 from models.refusal import Refusal
 from pipeline.doctor.connectivity import omop as omop_lines
 from pipeline.doctor.environment import secret_files
-from pipeline.feeds.omop_fetch import fetch_omop
+from pipeline.feeds.omop_fetch import erase_omop, fetch_omop
 from pipeline.records.outcomes import Outcome, read_outcomes
 from pipeline.site.folder import Site, init_site
 from pipeline.site.site_data import read_records
+from pipeline.site.withdrawn import Withdrawn
 from tests.helpers.postgres import start_postgres
 from tests.pipeline.pacs.authority import Authority
 
@@ -164,6 +165,16 @@ def test_unusable_database_is_refused(
         fetch_omop(site)
     assert (caught.value.code, SECRET in caught.value.private) == (code, False)
     assert not site.omop_events.exists()
+
+
+def test_withdrawn_patient_is_not_asked_for(tmp_path: Path, hospital: tuple[Path, int]) -> None:
+    site = make_site(tmp_path, hospital)
+    fetch_omop(site)
+    Withdrawn(site).add([site.pseudonym("0001"), site.pseudonym("0099")])
+    assert erase_omop(site) == 1
+    assert '"0001"' not in site.omop_events.read_text() and '"0002"' in site.omop_events.read_text()
+    assert fetch_omop(site) == 8
+    assert '"0001"' not in site.omop_events.read_text()
 
 
 def test_unknown_patients_and_a_table_of_source_values_alone(tmp_path: Path, hospital: tuple[Path, int]) -> None:

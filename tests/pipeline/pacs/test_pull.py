@@ -581,3 +581,23 @@ def test_series_of_a_withdrawn_patient_are_deleted_and_not_fetched_again(
         assert all(not finding.patient_id for finding in report.findings)
     assert stored(site) == {site.pseudonym("P2"): 4}
     assert delete_series(make(), {gone}) == 0  # nothing was pulled yet
+
+
+def test_series_of_a_withdrawn_patient_are_found_without_the_journal(
+    pacs: MemoryPacs, make: Callable[..., Site]
+) -> None:
+    site = make()
+    for number in (1, 2, 3):
+        pacs.add(number)
+    run(site)
+    (site.folder / "pull" / "partial").mkdir(exist_ok=True)
+    for number, patient in ((1, "P1"), (3, "P3")):  # series whose fetch was interrupted
+        (folder,) = (
+            path for path in site.ct_folder.iterdir() if site.pseudonym(patient) in str(dcmread(next(path.iterdir())))
+        )
+        folder.rename(site.folder / "pull" / "partial" / f"{number}")
+    for path in (site.folder / "pull").glob("journal.sqlite*"):
+        path.unlink()
+    assert delete_series(site, {site.pseudonym("P1"), site.pseudonym("P2")}) == 2
+    left = [path for folder in ("pacs", "pull/partial") for path in (site.folder / folder).glob("*/*.dcm")]
+    assert {str(dcmread(path).PatientID) for path in left} == {site.pseudonym("P3")}
