@@ -48,14 +48,17 @@ def token(
     days: Annotated[
         float | None, typer.Option(min=0.01, max=3650, help="Days until it expires. Default: no expiry.")
     ] = None,
+    person: Annotated[
+        str, typer.Option(help="Name of its owner, FAMILY^GIVEN, who may then accept, correct and reject results.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Create a token for a person to sign in or a program to call the API. It is shown once and not stored."""
     from pipeline.clinic.web.auth import Tokens
 
-    secret = Tokens(_open(folder).folder).make(name, role.value, by=BY, days=days)
+    secret = Tokens(_open(folder).folder).make(name, role.value, by=BY, days=days, person=person)
     if as_json:
-        print_json({"name": name, "role": role.value, "token": secret})
+        print_json({"name": name, "role": role.value, "person": person, "token": secret})
         return
     typer.echo(secret)
     say(f"Send it to {name} over a confidential channel. To revoke it: fedthorax clinic revoke {folder} '{name}'")
@@ -70,7 +73,7 @@ def tokens(folder: ClinicDir, as_json: Json = False) -> None:
     if as_json:
         print_json(made)
         return
-    columns = ("name", "role", "made_at", "ends_at", "revoked_at")
+    columns = ("name", "role", "person", "made_at", "ends_at", "revoked_at")
     _print(columns, made)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from models.refusal import Refusal
 from pipeline.clinic.audit import write_record
-from pipeline.clinic.database import Database, now, stamp
-from pipeline.clinic.deliveries import delivery_of
+from pipeline.clinic.database import Database, stamp
+from pipeline.clinic.decisions import DECISION_COLUMNS, decision_of
+from pipeline.clinic.deliveries import DELIVERY_COLUMNS, delivery_of, queue_in
 from pipeline.clinic.patient_keys import PatientKeys
 from pipeline.clinic.queue import end_job, patient_of
 from pipeline.clinic.reasons import ALREADY_ANSWERED, NO_SUCH_ANSWER
@@ -18,11 +19,16 @@ from pipeline.imaging.discovery import Series
 from pipeline.scoring.verdict import redecided
 from pipeline.system.days import check_day
 
-_SELECT = """
-    SELECT answers.*, result, collected_on, pcr.source, by, state, attempts, code, due_at, sent_at FROM answers
-    LEFT JOIN pcr ON pcr.answer_id = answers.id LEFT JOIN deliveries ON deliveries.answer_id = answers.id
-"""
-_QUEUE_DELIVERY = "INSERT OR IGNORE INTO deliveries (answer_id, state, attempts, due_at) VALUES (?, 'waiting', 0, ?)"
+_SELECT = f"""
+    SELECT answers.*, result, collected_on, pcr.source, pcr.by,
+        {", ".join(f"deliveries.{name} AS pacs_{name}" for name in DELIVERY_COLUMNS)},
+        {", ".join(f"decisions.{name} AS decision_{name}" for name in DECISION_COLUMNS)}
+    FROM answers
+    LEFT JOIN pcr ON pcr.answer_id = answers.id
+    LEFT JOIN deliveries ON deliveries.number =
+        (SELECT max(number) FROM deliveries WHERE answer_id = answers.id AND target = 'pacs')
+    LEFT JOIN decisions ON decisions.number = (SELECT max(number) FROM decisions WHERE answer_id = answers.id)
+"""  # noqa: S608
 _DAY_CHARACTERS = len("2021-03-04")
 
 
@@ -46,7 +52,7 @@ class Answers:
                 raise Refusal(ALREADY_ANSWERED)
             self._insert(db, job, answer)
             if deliver:
-                db.execute(_QUEUE_DELIVERY, (answer.id, stamp(now())))
+                queue_in(db, answer.id, "pacs")
             write_record(
                 db,
                 job.asked_by,
@@ -113,7 +119,7 @@ class Answers:
         """
         with self._database.transaction() as db:
             if deliver:
-                db.execute(_QUEUE_DELIVERY, (answer.id, stamp(now())))
+                queue_in(db, answer.id, "pacs")
             end_job(db, job, "answered", answer_id=answer.id, patient=self._keys.patient_text(answer.patient))
             known = {"input_sha256": answer.score["input"]["hu_sha256"], "model_sha256": answer.model_sha256}
             write_record(db, job.asked_by, "repeat", job_id=job.id, answer_id=answer.id, **known)
@@ -176,7 +182,8 @@ class Answers:
             folder=self._database.folder / "answers" / row["id"],
             patient=patient_of(row),
             pcr=_pcr(row) if row["result"] else None,
-            pacs=delivery_of(row["id"], row) if row["state"] else None,
+            pacs=delivery_of(row, "pacs_") if row["pacs_state"] else None,
+            decision=decision_of(row, "decision_") if row["decision_id"] else None,
         )
 
 

@@ -17,6 +17,31 @@ NO_SUCH_ANSWER = Reason(
     "there is no such answer",
     "Look at the worklist. Answers are removed after the time set in clinic.toml.",
 )
+ANSWER_CHANGED = Reason(
+    "E_ANSWER_CHANGED",
+    "the answer has changed since it was shown: another person decided, or a PCR result was entered",
+    "Look at the answer as it is now, then decide again.",
+)
+DECISION = Reason(
+    "E_DECISION",
+    "the decision is not complete or contradicts itself: {problems}",
+    "Correct it on the page, or in the request as the API's document describes it.",
+)
+NOT_A_PERSON = Reason(
+    "E_NOT_A_PERSON",
+    "only a named person can accept, correct or reject a result; this token names none",
+    "Ask an administrator for a token of your own: `fedthorax clinic token CLINIC NAME --person 'FAMILY^GIVEN'`.",
+)
+PERSON_NAME = Reason(
+    "E_PERSON_NAME",
+    "this is not a person's name as DICOM writes it",
+    "Write FAMILY^GIVEN, at most 64 characters, without backslash, equals sign and control characters.",
+)
+NOT_ACCEPTED = Reason(
+    "E_NOT_ACCEPTED",
+    "no named person has accepted this result, so it is not sent",
+    'Accept or correct it first. Only with send = "always" in clinic.toml are results sent before, marked unverified.',
+)
 QUEUE_FULL = Reason(
     "E_QUEUE_FULL",
     "{waiting} scans are already waiting",

@@ -3,7 +3,9 @@
 Times with a time zone are UTC. `to_json` returns the JSON of the API (v1); its keys are stable.
 """
 
-from dataclasses import asdict, dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,7 +16,12 @@ Role = Literal["live", "shadow"]
 PcrResult = Literal["positive", "negative", "indeterminate"]
 PcrSource = Literal["entered", "laboratory"]
 WorkerState = Literal["starting", "ready", "no_model"]
-DeliveryState = Literal["waiting", "sent", "failed"]
+DeliveryState = Literal["waiting", "sent", "failed", "dropped"]
+Target = Literal["pacs", "fhir", "hl7"]
+Verdict = Literal["accepted", "corrected", "rejected"]
+WhyNot = Literal[
+    "level", "lungs", "missed", "overcalled", "other_disease", "image_quality", "wrong_scan", "clinical", "other"
+]
 
 JOB_STATES: tuple[JobState, ...] = get_args(JobState)
 
@@ -103,9 +110,17 @@ class Pcr:
 
 @dataclass(frozen=True)
 class Delivery:
-    """The delivery of an answer to the PACS. `code`: why the last attempt failed. `due_at`: time of the next one."""
+    """The delivery of an answer to another system.
 
+    `decision_id`: of the decision that is sent; '' for what the model said, unverified. `state`: "dropped" if it was
+    not sent because a newer decision holds, or because there was nothing to take back. `code`: why the last attempt
+    failed. `due_at`: time of the next one.
+    """
+
+    number: int
     answer_id: str
+    target: Target
+    decision_id: str
     state: DeliveryState
     attempts: int = 0
     code: str | None = None
@@ -113,15 +128,66 @@ class Delivery:
     sent_at: datetime | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {"state": self.state, "attempts": self.attempts, "code": self.code, "sent_at": moment(self.sent_at)}
+        return {
+            "state": self.state,
+            "attempts": self.attempts,
+            "code": self.code,
+            "sent_at": moment(self.sent_at),
+            "decision_id": self.decision_id or None,
+        }
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a reader corrected. `levels`: by label. `shares`: by side, part (a third) and density; 0 to 1.
+
+    `lungs_usable`: False if the outline of the lungs, and so the table and the masks, must not be used.
+    """
+
+    levels: dict[str, str] = field(default_factory=dict)
+    shares: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    lungs_usable: bool = True
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.levels and not self.shares and self.lungs_usable
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a person decided about an answer. `by`: name of their token; `person`: their DICOM name.
+
+    `revision`: the answer that they saw (`Answer.revision`). `before`: what was said until then (`review.said`).
+    """
+
+    id: str
+    answer_id: str
+    at: datetime
+    by: str
+    person: str
+    verdict: Verdict
+    reason: WhyNot | None
+    comment: str
+    correction: Correction
+    revision: str
+    before: dict[str, Any]
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the result may be used, as it is or corrected."""
+        return self.verdict != "rejected"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "at": moment(self.at)}
 
 
 @dataclass(frozen=True)
 class Answer:
     """The model's answer for one scan.
 
-    `score`: `Score.to_json()`. `acquired_at`: local time of the scan, without time zone; midnight if its headers give
-    only the day, and then `has_clock` is false. `role`: the model's role at that time; answers of a shadow model are
+    `score`: `Score.to_json()`. `decision`: the newest one. `pacs`: the newest delivery to the PACS.
+    `acquired_at`: local time of the scan, without time zone; midnight if its headers give only the day, and then
+    `has_clock` is false. `role`: the model's role at that time; answers of a shadow model are
     for comparison only, and no clinician sees them. `folder`: its files.
     """
 
@@ -141,6 +207,7 @@ class Answer:
     pcr: Pcr | None = None
     pacs: Delivery | None = None
     has_clock: bool = True
+    decision: Decision | None = None
 
     @property
     def acquired(self) -> str | None:
@@ -148,6 +215,12 @@ class Answer:
         if self.acquired_at is None or self.has_clock:
             return moment(self.acquired_at)
         return self.acquired_at.date().isoformat()
+
+    @property
+    def revision(self) -> str:
+        """Identify what a reader sees of this answer: the score, the PCR result, and the newest decision."""
+        shown = [self.score, self.pcr and self.pcr.to_json(), self.decision and self.decision.id]
+        return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:32]
 
     def to_json(self) -> dict[str, Any]:
         files = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
@@ -166,6 +239,8 @@ class Answer:
             "model": {"sha256": self.model_sha256, "name": self.model_name, "role": self.role},
             "pcr": self.pcr and self.pcr.to_json(),
             "pacs": self.pacs and self.pacs.to_json(),
+            "decision": self.decision and self.decision.to_json(),
+            "revision": self.revision,
             "files": files,
         }
 
@@ -189,9 +264,9 @@ class Model:
 class AuditRecord:
     """One audit record; it names no patient.
 
-    `action`: "answer", "repeat", "no_score", "pcr", "send", "promote", "sign_in", a view ("look", "job", "worklist",
-    "list", "history", "search"), ... `input_sha256`: SHA-256 of the volume in Hounsfield units. `output`: the model's
-    output, what was shown, or other details. `code`: why there is no score. `version`: of fedthorax.
+    `action`: "answer", "repeat", "no_score", "pcr", "send", "promote", "sign_in", "decide", a view ("look", "job",
+    "worklist", "list", "history", "search"), ... `input_sha256`: SHA-256 of the volume in Hounsfield units. `output`:
+    the model's output, what was shown, or other details. `code`: why there is no score. `version`: of fedthorax.
     """
 
     number: int

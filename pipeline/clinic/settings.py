@@ -26,6 +26,7 @@ from pipeline.site.pacs_settings import AE_TITLE, DicomWebTable, DimseTable, Pac
 from pipeline.system.addresses import is_loopback
 
 SETTINGS = "clinic.toml"
+Sends = Literal["off", "on_request", "accepted", "always"]
 FOLDERS = ("scans", "answers", "models", "logs", "work")
 
 
@@ -82,7 +83,8 @@ class NodeTable(BaseModel, extra="forbid"):
 class ResultsTable(BaseModel, extra="forbid"):
     """[results]: what is sent to the PACS."""
 
-    send: Literal["off", "on_request", "always"] = "off"
+    send: Sends = "off"
+    organization: str = Field(default="", max_length=64)  # of the persons who verify results; in verified reports
     by: Literal["stow", "c-store"] = "stow"
     url: str = ""  # stow: the part of the URL before /studies
     user: str = ""

@@ -14,6 +14,7 @@ from typing import Self
 from pipeline.clinic.answers import Answers
 from pipeline.clinic.audit import Audit
 from pipeline.clinic.database import LEAST_AUDIT_DAYS, Database, now, stamp
+from pipeline.clinic.decisions import Decisions
 from pipeline.clinic.deliveries import Deliveries
 from pipeline.clinic.model_table import Models
 from pipeline.clinic.patient_keys import PatientKeys
@@ -37,6 +38,7 @@ class Store:
         self.keys = PatientKeys(self.database)
         self.jobs = Jobs(self.database, self.keys)
         self.answers = Answers(self.database, self.keys)
+        self.decisions = Decisions(self.database)
         self.deliveries = Deliveries(self.database)
         self.models = Models(self.database)
         self.audit = Audit(self.database)

@@ -87,7 +87,7 @@ def open_clinic(folder: Path, start: Callable[..., Command]) -> Iterator[Clinic]
         if orthanc:
             assert orthanc.upload(files) == 0
         served.wait_for(rf"http://127\.0\.0\.1:{port}", seconds=120)
-        token = Tokens(site).make("a reader", "score", by="a test")
+        token = Tokens(site).make("a reader", "score", by="a test", person="Leser^Anna")
         yield Clinic(f"http://127.0.0.1:{port}", token, scans, orthanc)
 
 

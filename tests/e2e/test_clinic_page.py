@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pipeline.clinic.store import Store
 from tests.e2e.browser import Page, open_browser
 from tests.e2e.clinic_rig import IN_PACS, MARKUP, Clinic, open_clinic
 from tests.e2e.conftest import Command
+from tests.e2e.orthanc import Orthanc
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -282,9 +284,8 @@ def test_worklist_shows_synthetic_model_warning_next_to_the_level(page, answered
 
 
 def test_pacs_buttons_are_shown_only_with_a_pacs(page, clinic):
-    for button in ("#choose-pacs", "#send"):
-        shown = page.js(f"document.querySelector('{button}').checkVisibility()")
-        assert shown is (clinic.orthanc is not None)
+    shown = page.js("document.querySelector('#choose-pacs').checkVisibility()")
+    assert shown is (clinic.orthanc is not None)
     page.js("document.activeElement.blur()")
     page.js("""
         import('./static/pacs.js').then(({ allowPacs }) => allowPacs({ role: 'score', searches_pacs: false }));
@@ -424,10 +425,104 @@ def test_scan_is_fetched_from_the_pacs_and_its_result_sent_back(page, clinic):
     page.click("#pacs-found button")
     page.wait_for(SHOWN, seconds=60)
     assert IN_PACS in page.text("#patient-facts")
+    assert not page.js("document.querySelector('#send').checkVisibility()")  # nobody has accepted it yet
+    page.click("#accept")
+    page.wait_for_text("Accepted by Leser, Anna", "#decide-says")
     page.click("#send")
     page.wait_for_text("In the PACS since", "#pacs-state", seconds=60)
-    query = json.dumps({"Level": "Series", "Query": {"Modality": "SR"}}).encode()
-    assert len(clinic.orthanc.rest("POST", "/tools/find", query)) == 1
+    (report,) = reports_in(clinic.orthanc)
+    assert (report["VerificationFlag"], report["PatientID"]) == ("VERIFIED", IN_PACS)
+    (observer,) = report["VerifyingObserverSequence"]
+    assert observer["VerifyingObserverName"] == "Leser^Anna"
+    page.click("#reject")
+    page.click("#reasons [value=image_quality]")
+    page.wait_for_text("Rejected in the PACS since", "#pacs-state", seconds=60)
+    assert len(clinic.orthanc.rest("POST", "/tools/find", b'{"Level": "Series", "Query": {"Modality": "KO"}}')) == 1
+
+
+def reports_in(orthanc: Orthanc) -> list[dict[str, Any]]:
+    """Return the headers of all structured reports in the PACS."""
+    found = orthanc.rest("POST", "/tools/find", b'{"Level": "Instance", "Query": {"Modality": "SR"}}')
+    return [orthanc.rest("GET", f"/instances/{each}/simplified-tags") for each in found]
+
+
+# --- the reader's decision ---
+
+
+def decisions(clinic: Clinic, page: Page) -> list[str]:
+    """Return the verdicts about the answer that is shown, oldest first."""
+    job_id = page.js("location.hash").rpartition("/")[2]
+    with Store(clinic.scans.parent / "site") as store:
+        return [each.verdict for each in store.decisions.of(str(store.jobs.get(job_id).answer_id))]
+
+
+def test_reader_accepts_with_one_click_and_a_double_click_counts_once(page, clinic):
+    before = decisions(clinic, page)
+    page.js("document.querySelector('#accept').click(); document.querySelector('#accept').click()")
+    page.wait_for_text("Accepted by Leser, Anna", "#decide-says")
+    page.wait_for_text("Accepted", "#scans [aria-current]")
+    assert decisions(clinic, page) == [*before, "accepted"]
+
+
+def test_reader_rejects_with_two_clicks(page, clinic):
+    page.click("#reject")
+    page.wait_for("document.querySelector('#decide-form').checkVisibility()")
+    assert not page.js("document.querySelector('#corrections').checkVisibility()")
+    page.click("#reasons [value=lungs]")
+    page.wait_for_text("Rejected by Leser, Anna", "#decide-says")
+    assert "Outline of the lungs is wrong" in page.text("#decide-says")
+    page.wait_for_text("Rejected", "#scans [aria-current]")
+    assert decisions(clinic, page)[-1] == "rejected"
+
+
+def test_reader_corrects_level_and_table_with_the_keyboard(page, clinic):
+    page.js("document.activeElement.blur()")
+    page.key("c")
+    page.wait_for("document.querySelector('#corrections').checkVisibility()")
+    page.js("document.querySelector('#level-severe').value = 'high'")
+    field = "document.querySelector('#corrected-shares [data-side=left][data-part=upper][data-density=consolidation]')"
+    page.js(f"{field}.value = '12.5'")
+    page.js("document.querySelector('#reasons [value=missed]').focus()")
+    page.key("Enter")
+    page.wait_for_text("Corrected by Leser, Anna", "#decide-says")
+    assert "Severe course: high" in page.text("#decide-says")
+    assert "High" in page.text("#severe .figure")
+    assert "Set by the reader: high. The model said: intermediate." in page.text("#severe")
+    assert "12.5 %" in page.text("#measures")
+    page.click("#correct")
+    assert page.js(f"{field}.value") == "12.5"
+    page.click("#lungs-unusable")
+    page.click("#reasons [value=lungs]")
+    page.wait_for_text("outline of the lungs not usable", "#decide-says")
+    assert "The reader found the outline of the lungs not usable." in page.text("#measures")
+    assert decisions(clinic, page)[-2:] == ["corrected", "corrected"]
+
+
+def test_answer_that_changed_meanwhile_is_shown_again_before_a_decision(page, clinic):
+    with Store(clinic.scans.parent / "site") as store:
+        answer_id = str(store.jobs.get(page.js("location.hash").rpartition("/")[2]).answer_id)
+        changed = store.answers.set_pcr(answer_id, "indeterminate", None, "entered", "somebody else")
+    before = decisions(clinic, page)
+    page.click("#accept")
+    page.wait_for_text("(E_ANSWER_CHANGED)", "#decide-refused")
+    page.wait_for_text("Indeterminate", "#pcr-says")
+    assert decisions(clinic, page) == before
+    page.click("#accept")
+    page.wait_for_text("Accepted by Leser, Anna", "#decide-says")
+    assert changed.id and decisions(clinic, page) == [*before, "accepted"]
+
+
+def test_user_who_is_no_named_person_sees_the_decision_but_no_buttons(page):
+    page.js(
+        "import('./static/decide.js').then((d) => { d.allowDecide({ role: 'score', person: '' }); d.closeDecide() })"
+    )
+    page.js("location.hash = '#/'")
+    page.wait_for("document.querySelector('#answer').hidden")
+    page.js("history.back()")
+    page.wait_for(SHOWN)
+    assert not page.js("document.querySelector('#accept').checkVisibility()")
+    assert page.text("#decide-says")
+    page.js("import('./static/decide.js').then((d) => d.allowDecide({ role: 'score', person: 'Leser^Anna' }))")
 
 
 def test_answer_prints_on_one_a4_page_with_images(page):

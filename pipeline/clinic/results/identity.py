@@ -22,11 +22,15 @@ def uid(*parts: str) -> UID:
 
 
 def series(answer: Answer, kind: str, number: int, description: str) -> dict[str, Any]:
-    """Return highdicom's arguments for a series with one file of this kind ("report", "picture")."""
-    made = _made(answer)
+    """Return highdicom's arguments for a series with one file of this kind ("report", "picture").
+
+    A decision's files are new series: nothing that was sent before is overwritten.
+    """
+    made = made_at(answer)
+    what = (answer.id, answer.decision.id, kind) if answer.decision else (answer.id, kind)
     return {
-        "series_instance_uid": uid(answer.id, kind, "series"),
-        "sop_instance_uid": uid(answer.id, kind, "instance"),
+        "series_instance_uid": uid(*what, "series"),
+        "sop_instance_uid": uid(*what, "instance"),
         "series_number": number,
         "instance_number": 1,
         "series_description": description,
@@ -42,14 +46,15 @@ def series(answer: Answer, kind: str, number: int, description: str) -> dict[str
 
 
 def sign(made: Dataset, answer: Answer) -> None:
-    """Set all creation times to the time of the answer, so that writing the file again gives the same file."""
-    at = _made(answer)
+    """Set all creation times to that of the answer or its decision: written again, the file is the same."""
+    at = made_at(answer)
     made.InstanceCreationDate, made.InstanceCreationTime = DA(at.date()), TM(at.time())
     for equipment in made.ContributingEquipmentSequence:
         if "ContributionDateTime" in equipment:
             equipment.ContributionDateTime = DT(at)
 
 
-def _made(answer: Answer) -> datetime:
-    """Return the answer's creation time in local time, as scanners write it, in whole seconds."""
-    return answer.created_at.astimezone().replace(microsecond=0, tzinfo=None)
+def made_at(answer: Answer) -> datetime:
+    """Return the time of the answer, or of its decision, in local time, as scanners write it, in whole seconds."""
+    at = answer.decision.at if answer.decision else answer.created_at
+    return at.astimezone().replace(microsecond=0, tzinfo=None)

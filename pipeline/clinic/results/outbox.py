@@ -1,8 +1,11 @@
 """Send an answer's results to the PACS, with retries until it succeeds.
 
-The queue is in the clinic's store, written with the answer in one transaction; the files are in the answer's folder. A
-kill or a power cut therefore loses nothing. Files that were sent but not yet marked as sent are sent again: their UIDs
-never change (`identity.uid`), so the PACS stores them once.
+What a named person accepted is sent as verified; with `send = "always"` the model's own results are sent before,
+marked as unverified. A rejection of what was sent is sent too. What a newer decision replaced is not sent any more.
+
+The queue is in the clinic's store, written with the answer or decision in one transaction; the files are in the
+answer's folder. A kill or a power cut therefore loses nothing. Files that were sent but not yet marked as sent are sent
+again: their UIDs never change (`identity.uid`), so the PACS stores them once.
 """
 
 from collections.abc import Sequence
@@ -13,8 +16,9 @@ from threading import Event
 
 from models.refusal import Refusal
 from pipeline.clinic.database import now
-from pipeline.clinic.reasons import NO_RESULTS, NOT_FOR_PATIENTS
-from pipeline.clinic.records import Answer, Delivery
+from pipeline.clinic.reasons import NO_RESULTS, NOT_ACCEPTED, NOT_FOR_PATIENTS, RESULT_NO_DICOM, RESULT_WRITE
+from pipeline.clinic.records import Answer, Decision, Delivery, Target, Verdict
+from pipeline.clinic.results.verified import rejection_files, verified_files
 from pipeline.clinic.results.write import RESULTS, why_no_results
 from pipeline.clinic.settings import Clinic
 from pipeline.pacs.pacs import connect
@@ -24,7 +28,7 @@ from pipeline.scoring.verdict import withheld
 
 LONGEST_PAUSE = timedelta(hours=1)
 _LOOK_EVERY_SECONDS = 1.0
-_FOR_GOOD = (PACS_STORE, PACS_SERVICE, NO_RESULTS, NOT_FOR_PATIENTS)
+_FOR_GOOD = (PACS_STORE, PACS_SERVICE, NO_RESULTS, NOT_FOR_PATIENTS, RESULT_NO_DICOM, RESULT_WRITE)
 
 
 class Outbox:
@@ -32,23 +36,38 @@ class Outbox:
 
     def __init__(self, clinic: Clinic) -> None:
         self._clinic = clinic
-        self._is_on = clinic.settings.results.send != "off"
+        self._sends = clinic.settings.results.send
+        self._is_on = self._sends != "off"
         self._first_pause = timedelta(seconds=clinic.settings.results.retry_seconds)
 
     def put(self, answer: Answer) -> None:
-        """Queue the answer's results for sending, also if they failed permanently or were sent before.
+        """Queue what a person accepted for sending, also if it failed permanently or was sent before.
 
-        Raises Refusal E_NOT_FOR_PATIENTS, E_CLINIC_FILE; if there are no results, E_RESULT_IDENTITY, E_RESULT_NO_DICOM
-        or E_RESULT_WRITE where the cause is known, else E_NO_RESULTS.
+        Raises Refusal E_NOT_FOR_PATIENTS, E_CLINIC_FILE; E_NOT_ACCEPTED if nobody accepted it, unless all results are
+        sent; if there are no results, E_RESULT_IDENTITY, E_RESULT_NO_DICOM or E_RESULT_WRITE where the cause is known,
+        else E_NO_RESULTS.
         """
         if withheld(answer.score):
             raise Refusal(NOT_FOR_PATIENTS)
         if not self._is_on or answer.role != "live":
             raise Refusal(NO_RESULTS)
-        if not _files(answer):
+        if not _has_results(answer):
             raise Refusal(why_no_results(answer.folder) or NO_RESULTS)
+        decision = answer.decision
+        is_accepted = decision.is_valid if decision else self._sends == "always"
+        if not is_accepted:
+            raise Refusal(NOT_ACCEPTED)
         with self._clinic.store() as store:
-            store.deliveries.set(Delivery(answer.id, "waiting", due_at=now()))
+            store.deliveries.queue(answer.id, "pacs", decision.id if decision else "")
+
+    def targets(self, answer: Answer, verdict: Verdict) -> tuple[Target, ...]:
+        """Return the systems to which a decision about the answer is sent without a request.
+
+        A rejection goes wherever the result may have gone before.
+        """
+        if not self._is_on or not _has_results(answer):
+            return ()
+        return ("pacs",) if verdict == "rejected" or self._sends in ("accepted", "always") else ()
 
     def run(self, stop: Event) -> None:
         """Send what is due until `stop` is set, in its own thread. Raises Refusal E_CLINIC_FILE."""
@@ -67,11 +86,17 @@ class Outbox:
         """Try once to send, and store the outcome. Raises Refusal E_CLINIC_FILE."""
         with self._clinic.store() as store:
             answer = store.answers.get(delivery.answer_id)
-        tried = replace(delivery, attempts=delivery.attempts + 1)
+            earlier = store.deliveries.perhaps_sent(answer.id, delivery.target)
+            if not _is_current(delivery, answer) or _has_nothing_to_take_back(answer, earlier):
+                outcome = replace(delivery, state="dropped", due_at=None)
+                store.deliveries.set(outcome)
+                return outcome
+            tried = store.deliveries.begin(delivery)
+            decisions = store.decisions.of(answer.id)
         try:
             if withheld(answer.score):  # queued by an earlier version
                 raise Refusal(NOT_FOR_PATIENTS)
-            self._send(_files(answer))
+            self._send(self._files(answer, decisions, earlier))
             outcome = replace(tried, state="sent", code=None, due_at=None, sent_at=now())
         except Refusal as refusal:
             if refusal.reason in _FOR_GOOD:
@@ -83,6 +108,15 @@ class Outbox:
                 store.audit.add("outbox", outcome.state, job_id=answer.job_id, answer_id=answer.id, code=outcome.code)
             store.deliveries.set(outcome)
         return outcome
+
+    def _files(self, answer: Answer, decisions: Sequence[Decision], earlier: Sequence[Delivery]) -> list[Path]:
+        """Return the files of what holds: the model's results, those of a decision, or a note that rejects them."""
+        if answer.decision is None:
+            return _files_in(answer.folder)
+        if answer.decision.is_valid:
+            return verified_files(self._clinic, answer, decisions)
+        sent = [path for each in earlier for path in _files_in(answer.folder / each.decision_id)]
+        return rejection_files(answer, sent)
 
     def _send(self, files: Sequence[Path]) -> None:
         """Send the files. Raises Refusal; a permanent one takes precedence, because retries cannot help then."""
@@ -98,5 +132,21 @@ class Outbox:
         return min(self._first_pause * 2 ** min(attempts - 1, 20), LONGEST_PAUSE)
 
 
-def _files(answer: Answer) -> list[Path]:
-    return [path for name in RESULTS if (path := answer.folder / name).is_file()]
+def _is_current(delivery: Delivery, answer: Answer) -> bool:
+    """Whether the delivery is of what holds now."""
+    return delivery.decision_id == (answer.decision.id if answer.decision else "")
+
+
+def _has_nothing_to_take_back(answer: Answer, earlier: Sequence[Delivery]) -> bool:
+    """Whether a person rejected what no other system can have. Notes of earlier rejections do not count."""
+    if answer.decision is None or answer.decision.is_valid:
+        return False
+    return not any(_files_in(answer.folder / each.decision_id) for each in earlier)
+
+
+def _has_results(answer: Answer) -> bool:
+    return bool(_files_in(answer.folder))
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return [path for name in RESULTS if (path := folder / name).is_file()]

@@ -19,15 +19,17 @@ from pipeline.clinic.pictures import IMAGE, LUNGS, SALIENCY, Overlay, draw_slice
 from pipeline.clinic.records import Answer
 from pipeline.clinic.results import identity
 from pipeline.clinic.results.source import Source
+from pipeline.clinic.review import decision_text, reviewed_levels
 from pipeline.scoring.html_report import percent
 
-SERIES_NUMBER = 902
-DESCRIPTION = "fedthorax picture, research use only"
+SERIES_NUMBER, VERIFIED_NUMBER = 902, 912
+DESCRIPTION = "fedthorax UNVERIFIED picture, research use only"
+VERIFIED_DESCRIPTION = "fedthorax verified picture, research use only"
 ROWS, COLUMNS = 3, 4  # of slices
 AROUND_LUNGS_MM = 25.0
 # The layout, in pixels: text lines above and below the slices, gaps around each slice, the colour bar at the right.
 GAP, LINE = 12, 26
-HEAD_LINES, FOOT_LINES = 3, 2  # number of lines
+HEAD_LINES = 3
 BAR = 110
 _TILE = 280  # the longer side of a slice
 _TEXT = 17
@@ -49,7 +51,12 @@ def picture(answer: Answer, source: Source, folder: Path) -> Dataset:
         coordinate_system="PATIENT",
         patient_orientation=("L", "P"),
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        **identity.series(answer, "picture", SERIES_NUMBER, DESCRIPTION),
+        **identity.series(
+            answer,
+            "picture",
+            VERIFIED_NUMBER if answer.decision else SERIES_NUMBER,
+            VERIFIED_DESCRIPTION if answer.decision else DESCRIPTION,
+        ),
     )
     made.copy_patient_and_study_information(source.header)
     made.BodyPartExamined = "CHEST"
@@ -63,13 +70,15 @@ def draw(answer: Answer, folder: Path) -> NDArray[np.uint8]:
     """Draw the picture as RGB, shape (rows, columns, 3)."""
     has_map = (folder / SALIENCY).is_file()
     slices, crop = choose_slices(folder)
-    overlays: tuple[Overlay, ...] = ("saliency", "lungs") if has_map else ("lungs",)
+    outlines: tuple[Overlay, ...] = ("lungs",) if _outlines_lungs(answer) else ()
+    overlays: tuple[Overlay, ...] = ("saliency", *outlines) if has_map else outlines
+    foot = _foot(answer)
     tiles = [_crop(draw_slice(folder, "axial", index, overlays), crop) for index, _ in slices]
     scale = _TILE / max(tiles[0].size)
     width, height = (round(side * scale) for side in tiles[0].size)
     top, across, down = HEAD_LINES * LINE + GAP, COLUMNS * (width + GAP), ROWS * (height + GAP)
     bar = BAR if has_map else 0
-    canvas = Image.new("RGB", (GAP + across + bar, top + down + FOOT_LINES * LINE + GAP))
+    canvas = Image.new("RGB", (GAP + across + bar, top + down + len(foot) * LINE + GAP))
     pen = ImageDraw.Draw(canvas)
     for place, (tile, (_, height_mm)) in enumerate(zip(tiles, slices, strict=True)):
         row, column = divmod(place, COLUMNS)
@@ -80,7 +89,7 @@ def draw(answer: Answer, folder: Path) -> NDArray[np.uint8]:
         _draw_bar(canvas, pen, (GAP + across, top, GAP + across + BAR // 4, top + down - GAP))
     for number, line in enumerate(heading(answer, has_map=has_map)):
         pen.text((GAP, GAP // 2 + number * LINE), line, _INK, _FONT)
-    for number, line in enumerate(_foot(answer)):
+    for number, line in enumerate(foot):
         pen.text((GAP, top + down + number * LINE), line, _INK, _FONT)
     return np.asarray(canvas)
 
@@ -148,24 +157,33 @@ def heading(answer: Answer, *, has_map: bool) -> list[str]:
     labels = sorted(answer.score["probability"], key=lambda label: (label != explained, label != "severe"))
     probabilities = [f"Probability of {_NAMES[label]}: {_said(answer, label)}" for label in labels]
     probabilities += [f"{_NAMES[label]}: {why}" for label, why in (answer.score.get("no_number") or {}).items()]
+    outlined = "Lungs outlined." if _outlines_lungs(answer) else "The outline of the lungs is not usable."
     if has_map:
         shown = "where the model looked for the first, in percent of this scan's own maximum; not a lesion contour"
-        return [*probabilities, f"Colours: {shown}. Lungs outlined."]
-    return [*probabilities, f"No map: {saliency.get('why_not') or 'none was made'}. Lungs outlined."]
+        return [*probabilities, f"Colours: {shown}. {outlined}"]
+    return [*probabilities, f"No map: {saliency.get('why_not') or 'none was made'}. {outlined}"]
 
 
 def _said(answer: Answer, label: str) -> str:
     """Format the probability, with its band and level if they exist."""
     score = answer.score
-    band, level = (score.get("interval") or {}).get(label), (score.get("level") or {}).get(label)
+    band, level = (score.get("interval") or {}).get(label), reviewed_levels(answer).get(label)
     within = f" (95 % band {percent(band[0])} to {percent(band[1])})" if band else ""
-    return f"{percent(score['probability'][label])}{within}" + (f", level {level}" if level else "")
+    by_reader = " set by the reader" if answer.decision and label in answer.decision.correction.levels else ""
+    return f"{percent(score['probability'][label])}{within}" + (f", level {level}{by_reader}" if level else "")
+
+
+def _outlines_lungs(answer: Answer) -> bool:
+    return answer.decision is None or answer.decision.correction.lungs_usable
 
 
 def _foot(answer: Answer) -> list[str]:
     synthetic = " Trained only on synthetic data: not valid for patients." if _is_synthetic(answer) else ""
     model = f"{answer.model_name[:60]}, SHA-256 {answer.model_sha256[:16]}, {answer.score['scored_at']}"
-    return [f"{answer.score['notice']} Nobody has verified this.{synthetic}", f"Model: {model}"]
+    decided = decision_text(answer, with_comment=False)
+    verified = [decided] if decided else []
+    unverified = "" if decided else " Nobody has verified this."
+    return [f"{answer.score['notice']}{unverified}{synthetic}", *verified, f"Model: {model}"]
 
 
 def _is_synthetic(answer: Answer) -> bool:

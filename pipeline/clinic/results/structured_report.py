@@ -1,9 +1,11 @@
 """The structured report of one answer: a Measurement Report (DICOM PS3.16, TID 1500) made with highdicom.
 
-It has one group (TID 1501) for each probability, one for each lung and one for both, and one for the scan's quality.
+It has one group (TID 1501) for each probability, one for each level that a reader set, one for each lung and one for
+both, and one for the scan's quality.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -13,16 +15,21 @@ from highdicom.sr.value_types import ContentSequence
 from pydicom import Dataset
 from pydicom.sr.codedict import codes as standard
 from pydicom.sr.coding import Code
+from pydicom.valuerep import DT
 
-from pipeline.clinic.records import Answer
+from pipeline.clinic.records import Answer, Decision
 from pipeline.clinic.results import identity, sr_codes
 from pipeline.clinic.results.source import Source
+from pipeline.clinic.review import decision_text, reviewed_lungs
 from pipeline.scoring.verdict import SYNTHETIC, evidence_texts
 
-SERIES_NUMBER = 901
-DESCRIPTION = "fedthorax probabilities, research use only"
+SERIES_NUMBER, VERIFIED_NUMBER = 901, 911
+DESCRIPTION = "fedthorax UNVERIFIED probabilities, research use only"
+VERIFIED_DESCRIPTION = "fedthorax verified result, research use only"
 UNVERIFIED = "Created by software; not verified by a person."
 UNCERTAIN = "Uncertain: the 95 % band of the calibration crosses a threshold."
+CORRECTED = "The reader set another level: see the group of the level."
+CORRECTED_SHARES = "The reader corrected shares of this lung."
 MEANINGS = {
     "severe": "Valid only for patients with a positive PCR.",
     "pcr_positive": "Does not replace a PCR.",
@@ -33,10 +40,26 @@ _PROPERTY = sr.RelationshipTypeValues.HAS_PROPERTIES
 Group = sr.MeasurementsAndQualitativeEvaluations
 
 
-def structured_report(answer: Answer, source: Source) -> Dataset:
-    """Create an unverified Comprehensive 3D SR in the source's study that refers to its images."""
+@dataclass(frozen=True)
+class Verification:
+    """How a person's decision is reported. `organization`: theirs. `predecessor`: header of the earlier report."""
+
+    organization: str
+    predecessor: Dataset | None
+
+
+def structured_report(answer: Answer, source: Source, verification: Verification | None = None) -> Dataset:
+    """Create a Comprehensive 3D SR in the source's study that refers to its images.
+
+    Without `verification` it is unverified and preliminary; with it, it says what the answer's decision accepts, and
+    names the report that it replaces.
+    """
+    decision = answer.decision if verification else None
     report = sr.MeasurementReport(
-        observation_context=sr.ObservationContext(observer_device_context=_device()),
+        observation_context=sr.ObservationContext(
+            observer_device_context=device_observer(),
+            observer_person_context=person_observer(decision) if decision else None,
+        ),
         procedure_reported=sr_codes.CT_CHEST,
         imaging_measurements=_groups(answer),
         language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(
@@ -48,13 +71,33 @@ def structured_report(answer: Answer, source: Source) -> Dataset:
         evidence=[_evidence(source, *image) for image in source.images],
         content=report[0],
         is_complete=True,
-        is_final=False,
-        is_verified=False,
         coding_schemes=[CodingSchemeIdentificationItem(sr_codes.SCHEME, name=sr_codes.SCHEME_NAME)],
-        **identity.series(answer, "report", SERIES_NUMBER, DESCRIPTION),
+        **_status(decision, verification),
+        **identity.series(
+            answer,
+            "report",
+            VERIFIED_NUMBER if decision else SERIES_NUMBER,
+            VERIFIED_DESCRIPTION if decision else DESCRIPTION,
+        ),
     )
     identity.sign(made, answer)
+    for observer in made.get("VerifyingObserverSequence", []):
+        observer.VerificationDateTime = DT(identity.made_at(answer))
     return made
+
+
+def _status(decision: Decision | None, verification: Verification | None) -> dict[str, Any]:
+    """Return highdicom's arguments for the status of the document (PS3.3, C.17.2)."""
+    if decision is None or verification is None:
+        return {"is_final": False, "is_verified": False}
+    earlier = verification.predecessor
+    return {
+        "is_final": True,
+        "is_verified": True,
+        "verifying_observer_name": decision.person,
+        "verifying_organization": verification.organization,
+        "previous_versions": [earlier] if earlier else None,
+    }
 
 
 def _evidence(source: Source, sop_class: str, instance: str) -> Dataset:
@@ -64,7 +107,7 @@ def _evidence(source: Source, sop_class: str, instance: str) -> Dataset:
     return image
 
 
-def _device() -> sr.ObserverContext:
+def device_observer() -> sr.ObserverContext:
     release = version(identity.MAKER)
     attributes = sr.DeviceObserverIdentifyingAttributes(
         uid=identity.uid("device", release),
@@ -75,18 +118,38 @@ def _device() -> sr.ObserverContext:
     return sr.ObserverContext(observer_type=standard.DCM.Device, observer_identifying_attributes=attributes)
 
 
+def person_observer(decision: Decision) -> sr.ObserverContext:
+    attributes = sr.PersonObserverIdentifyingAttributes(name=decision.person)
+    return sr.ObserverContext(observer_type=standard.DCM.Person, observer_identifying_attributes=attributes)
+
+
 def _caveats(answer: Answer) -> list[str]:
     synthetic = [SYNTHETIC] if answer.score["trained_on_synthetic_data"] else []
     none = [f"{label}: {why}" for label, why in (answer.score.get("no_number") or {}).items()]
-    return [answer.score["notice"], UNVERIFIED, *synthetic, *none]
+    return [answer.score["notice"], decision_text(answer) or UNVERIFIED, *synthetic, *none]
 
 
 def _groups(answer: Answer) -> list[Group]:
     score = answer.score
     groups = [_probability(answer, label) for label in sr_codes.PROBABILITIES if label in score["probability"]]
-    regions = (score.get("lungs") or {}).get("regions", {})
+    corrected = answer.decision.correction.levels if answer.decision else {}
+    groups += [_corrected_level(answer, label, level) for label, level in corrected.items()]
+    regions = (reviewed_lungs(answer) or {}).get("regions", {})
     groups += [_lungs(answer, side, regions[side]) for side in sr_codes.SIDES if side in regions]
     return [*groups, _quality(answer)]
+
+
+def _corrected_level(answer: Answer, label: str, level: str) -> Group:
+    """Create the group of a level that a person set: no algorithm is its source."""
+    group = _group(
+        answer,
+        f"{label}, level set by the reader",
+        qualitative_evaluations=[sr.QualitativeEvaluation(sr_codes.LEVEL, sr_codes.LEVELS[level])],
+        finding_sites=[sr.FindingSite(sr_codes.LUNG)],
+    )
+    said = (answer.score.get("level") or {}).get(label) or "no level"
+    group[0].ContentSequence.extend(_comments([MEANINGS[label], f"The model said: {said}."]))
+    return group
 
 
 def _probability(answer: Answer, label: str) -> Group:
@@ -94,7 +157,8 @@ def _probability(answer: Answer, label: str) -> Group:
     band = (score.get("interval") or {}).get(label)
     ends = [_number(name, end, sr_codes.NO_UNITS) for name, end in zip(sr_codes.BAND, band or (), strict=bool(band))]
     points = score["operating_points"].get(label, {})
-    named = (score.get("level") or {}).get(label) or ""
+    is_corrected = answer.decision is not None and label in answer.decision.correction.levels
+    named = "" if is_corrected else (score.get("level") or {}).get(label) or ""
     level = sr_codes.LEVELS.get(named)
     group = _group(
         answer,
@@ -110,7 +174,7 @@ def _probability(answer: Answer, label: str) -> Group:
         finding_sites=[sr.FindingSite(sr_codes.LUNG)],
         algorithm_id=_algorithm(answer),
     )
-    unclear = [UNCERTAIN] if named == "uncertain" else []
+    unclear = [UNCERTAIN] if named == "uncertain" else [CORRECTED] if is_corrected else []
     evidence = evidence_texts(score, label)
     group[0].ContentSequence.extend(_comments([MEANINGS[label], *unclear, *evidence, *_caveats(answer)]))
     return group
@@ -154,7 +218,9 @@ def _lungs(answer: Answer, side: str, parts: dict[str, dict[str, Any]]) -> Group
     )
     bands = answer.score["lungs"]["bands_hu"]
     texts = [f"{name}: {low:.0f} to {high:.0f} HU, whatever the cause" for name, (low, high) in bands.items()]
-    group[0].ContentSequence.extend(_comments([text.replace("_", " ") for text in texts]))
+    shares = answer.decision.correction.shares if answer.decision else {}
+    corrected = [CORRECTED_SHARES] if side in shares or (shares and side == "both") else []
+    group[0].ContentSequence.extend(_comments([*corrected, *(text.replace("_", " ") for text in texts)]))
     return group
 
 
@@ -172,7 +238,7 @@ def _quality(answer: Answer) -> Group:
 
 
 def _group(answer: Answer, name: str, **content: Any) -> Group:
-    tracking = sr.TrackingIdentifier(uid=identity.uid(answer.id, name), identifier=name)
+    tracking = sr.TrackingIdentifier(uid=identity.uid(answer.id, name), identifier=name)  # the same after a correction
     return Group(tracking_identifier=tracking, **content)
 
 

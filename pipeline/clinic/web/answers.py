@@ -12,6 +12,7 @@ from pipeline.clinic.reasons import NO_SUCH_ANSWER, NO_SUCH_FILE, NOT_FOR_PATIEN
 from pipeline.clinic.records import Answer
 from pipeline.clinic.results.outbox import Outbox
 from pipeline.clinic.results.write import PICTURE, REPORT, RESULTS, why_no_results
+from pipeline.clinic.review import reviewed_levels, reviewed_lungs
 from pipeline.clinic.store import Store
 from pipeline.clinic.web import schemas
 from pipeline.clinic.web.dependencies import Reader, Scorer, TheClinic, TheStore, TheViewAudit
@@ -165,9 +166,10 @@ def put_pcr(store: TheStore, caller: Scorer, answer_id: Id, entry: schemas.PcrEn
     summary="Send the results to the PACS",
 )
 def post_send(clinic: TheClinic, store: TheStore, caller: Scorer, answer_id: Id) -> Any:
-    """Queue the structured report and the picture for sending, also if they were sent or failed before.
+    """Queue what a person accepted for sending, also if it was sent or failed before.
 
-    E_NOT_FOR_PATIENTS if the score is withheld.
+    E_NOT_ACCEPTED if nobody accepted it, unless clinic.toml sends all results. E_NOT_FOR_PATIENTS if the score is
+    withheld.
     """
     answer = _shown(store, answer_id)
     Outbox(clinic).put(answer)
@@ -201,6 +203,13 @@ def answer_json(answer: Answer) -> Any:
         {
             **content,
             "files": [name for name in content["files"] if name in _FILES and name not in hidden],
+            "reviewed": _reviewed(answer),
             "no_results": why_not and {"code": why_not.code, "says": why_not.says, "remedy": why_not.remedy},
         }
     )
+
+
+def _reviewed(answer: Answer) -> dict[str, Any] | None:
+    if answer.decision is None or not answer.decision.is_valid:
+        return None
+    return {"level": reviewed_levels(answer), "lungs": reviewed_lungs(answer)}

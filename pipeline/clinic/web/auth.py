@@ -8,6 +8,7 @@ import hashlib
 import re
 import secrets
 import sqlite3
+import unicodedata
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,19 +17,23 @@ from typing import Any, Literal, get_args
 from models.refusal import Refusal
 from pipeline.clinic.audit import write_record
 from pipeline.clinic.database import Database, now, stamp
-from pipeline.clinic.reasons import NO_SUCH_TOKEN, TOKEN, TOKEN_NAME
+from pipeline.clinic.reasons import NO_SUCH_TOKEN, PERSON_NAME, TOKEN, TOKEN_NAME
 from pipeline.clinic.records import moment
 
 Access = Literal["read", "score", "admin"]
 ACCESSES: tuple[Access, ...] = get_args(Access)
 ONCE_MINUTES = 15  # for the first sign-in, after `serve` has printed its address
 _PREFIX = "fct_"  # lets secret scanners recognise a leaked token
+_LONGEST_PERSON = 64
 _NAME = re.compile(r"[\w.@][\w.@ -]{0,59}")
 
 
 @dataclass(frozen=True)
 class Token:
-    """The stored data of a token. `once`: it is valid only for a single sign-in of a browser."""
+    """The stored data of a token. `once`: it is valid only for a single sign-in of a browser.
+
+    `person`: the DICOM name of the person whom it belongs to; '' for a program or a group of persons.
+    """
 
     name: str
     role: Access
@@ -36,6 +41,7 @@ class Token:
     ends_at: datetime | None
     revoked_at: datetime | None
     once: bool
+    person: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -45,17 +51,22 @@ class Token:
             "ends_at": moment(self.ends_at),
             "revoked_at": moment(self.revoked_at),
             "once": self.once,
+            "person": self.person,
         }
 
 
 @dataclass(frozen=True)
 class Caller:
-    """The sender of a request. `ends_at`: when their token or session expires; None: never."""
+    """The sender of a request. `ends_at`: when their token or session expires; None: never.
+
+    `person`: their DICOM name, if the token is a person's.
+    """
 
     name: str
     role: Access
     ends_at: datetime | None
     by_cookie: bool
+    person: str = ""
 
     def may(self, needed: Access) -> bool:
         return ACCESSES.index(self.role) >= ACCESSES.index(needed)
@@ -70,10 +81,18 @@ class Tokens:
     def __init__(self, clinic_folder: Path) -> None:
         self._folder = clinic_folder
 
-    def make(self, name: str, role: Access, *, by: str, days: float | None = None, once: bool = False) -> str:
-        """Create a token, which cannot be shown again. Raises Refusal E_TOKEN_NAME; names are never reused."""
+    def make(
+        self, name: str, role: Access, *, by: str, days: float | None = None, once: bool = False, person: str = ""
+    ) -> str:
+        """Create a token, which cannot be shown again. Names are never reused.
+
+        `person`: the DICOM name of its owner, who may then decide about results. Raises Refusal E_TOKEN_NAME,
+        E_PERSON_NAME.
+        """
         if not _NAME.fullmatch(name):
             raise Refusal(TOKEN_NAME)
+        if person and not _is_person_name(person):
+            raise Refusal(PERSON_NAME)
         secret = _PREFIX + secrets.token_urlsafe(32)
         lasts = timedelta(minutes=ONCE_MINUTES) if once else days and timedelta(days=days)
         ends_at = stamp(now() + lasts) if lasts else None
@@ -81,10 +100,10 @@ class Tokens:
             if db.execute("SELECT 1 FROM tokens WHERE name = ?", (name,)).fetchone():
                 raise Refusal(TOKEN_NAME)
             db.execute(
-                "INSERT INTO tokens (name, sha256, role, made_at, ends_at, once) VALUES (?, ?, ?, ?, ?, ?)",
-                (name, _hash(secret), role, stamp(now()), ends_at, once),
+                "INSERT INTO tokens (name, sha256, role, made_at, ends_at, once, person) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (name, _hash(secret), role, stamp(now()), ends_at, once, person),
             )
-            write_record(db, by, "token", output={"name": name, "role": role})
+            write_record(db, by, "token", output={"name": name, "role": role, "person": person})
         return secret
 
     def all(self) -> list[Token]:
@@ -110,7 +129,7 @@ class Tokens:
         token = row and _token(row)
         if not token or not _holds(token):
             raise Refusal(TOKEN)
-        return Caller(token.name, token.role, token.ends_at, by_cookie=False)
+        return Caller(token.name, token.role, token.ends_at, by_cookie=False, person=token.person)
 
     def sign_in(self, secret: str, *, hours: float) -> tuple[str, Caller]:
         """Start a session; return its secret, for a cookie, and its owner. Raises Refusal E_TOKEN."""
@@ -127,20 +146,21 @@ class Tokens:
             db.execute("DELETE FROM sessions WHERE ends_at < ?", (stamp(now()),))
             db.execute("INSERT INTO sessions VALUES (?, ?, ?)", (_hash(session), token.name, stamp(ends_at)))
             write_record(db, token.name, "sign_in")
-        return session, Caller(token.name, token.role, ends_at, by_cookie=True)
+        return session, Caller(token.name, token.role, ends_at, by_cookie=True, person=token.person)
 
     def session(self, secret: str) -> Caller:
         """Return the owner of a session. Raises Refusal E_TOKEN."""
         with Database(self._folder) as database:
             row = database.row(
-                "SELECT name, role, sessions.ends_at FROM sessions JOIN tokens ON name = token"
+                "SELECT name, role, person, sessions.ends_at FROM sessions JOIN tokens ON name = token"
                 " WHERE sessions.sha256 = ? AND sessions.ends_at > ? AND revoked_at IS NULL",
                 _hash(secret),
                 stamp(now()),
             )
         if row is None:
             raise Refusal(TOKEN)
-        return Caller(row["name"], row["role"], datetime.fromisoformat(row["ends_at"]), by_cookie=True)
+        ends_at = datetime.fromisoformat(row["ends_at"])
+        return Caller(row["name"], row["role"], ends_at, by_cookie=True, person=row["person"])
 
     def sign_out(self, secret: str) -> None:
         """End a session, if there is one."""
@@ -156,6 +176,14 @@ def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()
 
 
+def _is_person_name(name: str) -> bool:
+    """Whether DICOM can store a name with family and given name in one component group (PS3.5, 6.2.1)."""
+    has_control = any(unicodedata.category(sign)[0] == "C" for sign in name)
+    family, _, given = name.partition("^")
+    is_whole = bool(family.strip()) and bool(given.replace("^", "").strip())
+    return len(name) <= _LONGEST_PERSON and is_whole and not has_control and not set(name) & set("\\=")
+
+
 def _holds(token: Token) -> bool:
     return token.revoked_at is None and (token.ends_at is None or token.ends_at > now())
 
@@ -164,4 +192,4 @@ def _token(row: sqlite3.Row) -> Token:
     made_at, ends_at, revoked_at = (
         row[name] and datetime.fromisoformat(row[name]) for name in ("made_at", "ends_at", "revoked_at")
     )
-    return Token(row["name"], row["role"], made_at, ends_at, revoked_at, bool(row["once"]))
+    return Token(row["name"], row["role"], made_at, ends_at, revoked_at, bool(row["once"]), row["person"])

@@ -7,7 +7,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyCookie, HTTPBearer
 
 from models.refusal import Refusal
-from pipeline.clinic.reasons import ROLE
+from pipeline.clinic.reasons import NOT_A_PERSON, ROLE
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
 from pipeline.clinic.web.auth import Access, Caller
@@ -37,6 +37,13 @@ class Role:
         return caller
 
 
+def _person(caller: Annotated[Caller, Depends(Role("score"))]) -> Caller:
+    """Return the caller. Raises Refusal E_NOT_A_PERSON if their token names no person."""
+    if not caller.person:
+        raise Refusal(NOT_A_PERSON)
+    return caller
+
+
 def _clinic(request: Request) -> Clinic:
     clinic: Clinic = request.app.state.clinic
     return clinic
@@ -57,4 +64,5 @@ TheStore = Annotated[Store, Depends(_store)]
 TheViewAudit = Annotated[ViewAudit, Depends(_view_audit)]
 Reader = Annotated[Caller, Depends(Role("read"))]
 Scorer = Annotated[Caller, Depends(Role("score"))]
+Person = Annotated[Caller, Depends(_person)]  # who may decide about results
 Admin = Annotated[Caller, Depends(Role("admin"))]

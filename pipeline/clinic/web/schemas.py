@@ -4,12 +4,14 @@ Times are ISO 8601. Texts from a scan's headers may contain anything that a PACS
 """
 
 from datetime import date
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from pipeline.clinic.records import DeliveryState, JobState, PcrResult, PcrSource, Role, Source
+from pipeline.clinic.records import DeliveryState, JobState, PcrResult, PcrSource, Role, Source, Verdict, WhyNot
+from pipeline.clinic.settings import Sends
 from pipeline.clinic.web.auth import Access
+from pipeline.scoring.verdict import Level
 from pipeline.system.days import Day
 
 Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
@@ -82,12 +84,88 @@ class Pcr(BaseModel):
 
 
 class Delivery(BaseModel):
-    """The delivery of the answer to the PACS. `code`: why the last attempt failed."""
+    """The newest delivery of the answer to the PACS. `code`: why the last attempt failed.
+
+    `decision_id`: of the decision that is sent; null: what the model said, unverified. `state`: "dropped" if it was not
+    sent because a newer decision holds, or because there was nothing to take back.
+    """
 
     state: DeliveryState
     attempts: int
     code: str | None
     sent_at: str | None
+    decision_id: str | None
+
+
+Label = Literal["severe", "pcr_positive"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Shares(BaseModel):
+    """Corrected shares of one third of a lung, 0 to 1."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ground_glass: Share
+    consolidation: Share
+
+
+class Correction(BaseModel):
+    """What the reader corrected.
+
+    `levels`: by label. `shares`: by side and third; the shares of a whole lung and of both follow. `lungs_usable`:
+    false if the outline of the lungs, and so the table and the masks, must not be used.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    levels: dict[Label, Level] = {}
+    shares: dict[Literal["right", "left"], dict[Literal["upper", "middle", "lower"], Shares]] = {}
+    lungs_usable: bool = True
+
+
+class DecisionEntry(BaseModel):
+    """A decision to store. `revision`: of the answer that the person saw. `comment`: stays with the decision."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    verdict: Verdict
+    revision: Id
+    reason: WhyNot | None = None
+    comment: str = Field(default="", max_length=1000)
+    correction: Correction = Correction()
+
+
+class Decision(BaseModel):
+    """What a person decided. `by`: their token's name; `person`: their DICOM name.
+
+    `before`: what was said until then. `revision`: of the answer that the person saw.
+    """
+
+    id: str
+    answer_id: str
+    at: str
+    by: str
+    person: str
+    verdict: Verdict
+    reason: WhyNot | None
+    comment: str
+    correction: Correction
+    revision: str
+    before: dict[str, Any]
+
+
+class Decisions(BaseModel):
+    """All decisions about an answer, oldest first; the last one holds."""
+
+    decisions: list[Decision]
+
+
+class Reviewed(BaseModel):
+    """What holds after the newest decision: levels by label, and `lungs` as in a score, null if not usable."""
+
+    level: dict[str, str | None]
+    lungs: dict[str, Any] | None
 
 
 class NoResults(BaseModel):
@@ -100,6 +178,9 @@ class NoResults(BaseModel):
 
 class Answer(BaseModel):
     """The model's answer. `files`: names for download. `no_results`: null, or why there are none for the PACS.
+
+    `decision`: the newest one of a person. `reviewed`: null without one, or if it rejects the result. `revision`: of
+    this answer; a decision names it.
 
     `score`: as `fedthorax score --json` prints it.
 
@@ -121,6 +202,9 @@ class Answer(BaseModel):
     pacs: Delivery | None
     files: list[str]
     no_results: NoResults | None
+    decision: Decision | None
+    reviewed: Reviewed | None
+    revision: str
 
 
 class Answers(BaseModel):
@@ -272,14 +356,18 @@ class SignIn(BaseModel):
 class Session(BaseModel):
     """The caller. `ends_at`: when their token or session expires; null: never.
 
-    `searches_pacs`, `sends_to_pacs`: whether the clinic's settings name a PACS to search, and one to send results to.
+    `person`: the DICOM name of the person whom the token belongs to, else ''. Only a named person with the role score
+    can decide about results. `searches_pacs`, `sends_to_pacs`: whether the clinic's settings name a PACS to search, and
+    one to send results to. `sends`: which results are sent, as in clinic.toml.
     """
 
     name: str
     role: Access
+    person: str
     ends_at: str | None
     searches_pacs: bool
     sends_to_pacs: bool
+    sends: Sends
 
 
 class Readiness(BaseModel):

@@ -46,9 +46,11 @@ def _json(caller: Caller, clinic: Clinic) -> dict[str, Any]:
     return {
         "name": caller.name,
         "role": caller.role,
+        "person": caller.person,
         "ends_at": moment(caller.ends_at),
         "searches_pacs": _searches_pacs(clinic),
         "sends_to_pacs": clinic.settings.results.send != "off",
+        "sends": clinic.settings.results.send,
     }
 
 

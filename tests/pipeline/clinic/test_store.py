@@ -1,8 +1,11 @@
 """Tests of the clinic's store: jobs are not lost or answered twice, and audit records stay. Patients are synthetic."""
 
 import json
+import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +19,9 @@ import pytest
 from models.refusal import Refusal
 from pipeline.clinic.database import FILE
 from pipeline.clinic.queue import MOST_ATTEMPTS
-from pipeline.clinic.records import Answer, Delivery, Job, Patient, Role
+from pipeline.clinic.records import Answer, Job, Patient, Role
+from pipeline.clinic.review import Proposal, decide
+from pipeline.clinic.schema import MIGRATIONS
 from pipeline.clinic.store import LEAST_AUDIT_DAYS, Store, new_id, now
 from pipeline.pacs import reasons as pacs_reasons
 from pipeline.preprocessing import reasons as preprocessing_reasons
@@ -333,7 +338,7 @@ def test_deliveries_wait_until_they_are_due(store: Store) -> None:
     store.deliveries.set(replace(waiting, attempts=1, code="E_PACS_SILENT", due_at=later))
     assert store.deliveries.in_state("waiting", due=now()) == []
     assert [each.due_at for each in store.deliveries.in_state("waiting")] == [later]
-    sent = Delivery(answer.id, "sent", attempts=2, sent_at=later)
+    sent = replace(waiting, state="sent", attempts=2, sent_at=later)
     store.deliveries.set(sent)
     assert store.answers.get(answer.id).pacs == sent
     assert store.deliveries.in_state("waiting") == []
@@ -383,10 +388,11 @@ def test_answers_are_deleted_with_their_jobs(store: Store) -> None:
 
 def test_answer_waiting_to_be_sent_is_not_deleted(store: Store) -> None:
     answer = answered(store)
-    store.deliveries.set(Delivery(answer.id, "waiting", due_at=now()))
+    store.deliveries.queue(answer.id, "pacs")
+    (waiting,) = store.deliveries.of(answer.id)
     assert store.forget(now(), None) == []
     assert store.jobs.get(answer.job_id).answer_id == answer.id
-    store.deliveries.set(Delivery(answer.id, "failed", code="E_PACS_STORE"))
+    store.deliveries.set(replace(waiting, state="failed", code="E_PACS_STORE"))
     assert store.forget(now(), None) == [answer.id]
     assert store.deliveries.in_state("failed") == []
 
@@ -454,6 +460,114 @@ def test_file_of_another_version_or_broken_file_is_refused_unchanged(tmp_path: P
     (tmp_path / FILE).write_bytes(broken)
     assert code_of(Store, tmp_path) == "E_CLINIC_FILE"
     assert (tmp_path / FILE).read_bytes() == broken
+
+
+# The tables of version 1 that version 2 changed.
+VERSION_1 = """
+DROP TABLE decisions; DROP TABLE deliveries;
+ALTER TABLE tokens DROP COLUMN person;
+CREATE TABLE deliveries (
+    answer_id TEXT PRIMARY KEY REFERENCES answers (id) ON DELETE CASCADE,
+    state TEXT NOT NULL CHECK (state IN ('waiting', 'sent', 'failed')),
+    attempts INTEGER NOT NULL, code TEXT, due_at TEXT, sent_at TEXT
+);
+CREATE INDEX deliveries_by_state ON deliveries (state, due_at);
+INSERT INTO tokens VALUES ('ward', 'x', 'score', '2026-01-01', NULL, NULL, 0, NULL);
+PRAGMA user_version = 1;
+"""
+
+
+def version_1(folder: Path) -> str:
+    """Make a database of version 1 with an answer that was sent to the PACS; return the answer's id."""
+    with Store(folder) as store:
+        answer = answered(store)
+    with closing(sqlite3.connect(folder / FILE)) as db:
+        db.executescript(VERSION_1)
+        db.execute(
+            "INSERT INTO deliveries VALUES (?, 'sent', 3, NULL, NULL, '2026-05-04T03:02:01+00:00')", (answer.id,)
+        )
+        db.commit()
+    return answer.id
+
+
+def test_database_of_an_earlier_version_is_brought_to_this_one(tmp_path: Path) -> None:
+    answer_id = version_1(tmp_path)
+    with Store(tmp_path) as store:
+        answer = store.answers.get(answer_id)
+        assert answer.pacs is not None and answer.decision is None
+        assert (answer.pacs.target, answer.pacs.decision_id) == ("pacs", "")
+        assert (answer.pacs.state, answer.pacs.attempts) == ("sent", 3)
+        accepted = decide(store, answer_id, Proposal("accepted", answer.revision), by="x", person="A^B")
+        assert accepted.decision
+        (token,) = store.database.rows("SELECT * FROM tokens")
+        assert (token["name"], token["person"]) == ("ward", "")
+        tables = "SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' ORDER BY type, name"
+        migrated = [tuple(row) for row in store.database.rows(tables)]
+    with Store(tmp_path / "new") as new:
+        assert [tuple(row) for row in new.database.rows(tables)] == migrated
+
+
+def test_processes_that_start_together_migrate_once(tmp_path: Path) -> None:
+    answer_id = version_1(tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        stores = list(pool.map(lambda _: Store(tmp_path), range(4)))
+    assert [len(store.deliveries.of(answer_id)) for store in stores] == [1] * 4
+    for store in stores:
+        store.close()
+
+
+def test_failed_migration_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version_1(tmp_path)
+    with closing(sqlite3.connect(tmp_path / FILE)) as db:
+        before = list(db.iterdump())
+    steps = {1: (*MIGRATIONS[1], "SELECT no_such_function()")}
+    monkeypatch.setattr("pipeline.clinic.database.MIGRATIONS", steps)
+    assert code_of(Store, tmp_path) == "E_CLINIC_FILE"
+    with closing(sqlite3.connect(tmp_path / FILE)) as db:
+        assert list(db.iterdump()) == before
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+
+
+# --- decisions --------------------------------------------------------------------------------------------
+
+DECIDE = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.clinic import decisions
+from pipeline.clinic.review import Proposal, decide
+from pipeline.clinic.store import Store
+store, answer_id = Store(Path(sys.argv[1])), sys.argv[2]
+if sys.argv[3] == "before":
+    decisions.write_record = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+seen = store.answers.get(answer_id)
+decide(store, answer_id, Proposal("accepted", seen.revision), by="x", person="A^B", targets=("pacs",))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("when", "number"), [("before", 0), ("after", 1)])
+def test_decision_is_stored_completely_or_not_at_all_when_the_service_is_killed(
+    when: str, number: int, store: Store
+) -> None:
+    answer = answered(store)
+    command = [sys.executable, "-c", DECIDE, str(store.folder), answer.id, when]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert len(store.decisions.of(answer.id)) == len(store.deliveries.of(answer.id)) == number
+    assert actions(store).count("decide") == number
+    again = decide(store, answer.id, Proposal("accepted", answer.revision), by="x", person="A^B", targets=("pacs",))
+    assert again.decision and len(store.decisions.of(answer.id)) == 1  # the person tries again
+
+
+def test_decision_cannot_be_changed_and_goes_with_its_answer(store: Store) -> None:
+    answer = answered(store)
+    decide(store, answer.id, Proposal("rejected", answer.revision, "other", "secret remark"), by="x", person="A^B")
+    for statement in ("UPDATE decisions SET verdict = 'accepted'", "DELETE FROM decisions"):
+        with pytest.raises(Refusal, match="E_CLINIC_FILE"), store.database.transaction() as db:
+            db.execute(statement)
+    assert store.forget(now(), None) == [answer.id]
+    assert store.decisions.of(answer.id) == []
+    assert b"secret remark" not in _bytes(store)
+    assert "decide" in actions(store)  # the record stays, without the remark
 
 
 def test_new_database_can_be_opened_concurrently(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import { Refused, address, ask } from "./api.js";
 import { briefly, byId, element, moment, outside, personName, say, show } from "./dom.js";
+import { allowDecide, closeDecide, showDecide, startDecide } from "./decide.js";
 import { showFacts } from "./facts.js";
 import { showHistory } from "./history.js";
 import { closePcr, showPcr, startPcr } from "./pcr.js";
@@ -19,6 +20,7 @@ let opening = 0; // counts openings: a response that belongs to an earlier openi
 let answer = null;
 let mayScore = false;
 let maySend = false;
+let sendsAll = false; // also what nobody accepted
 let looking = null;
 
 export function startAnswer() {
@@ -29,6 +31,7 @@ export function startAnswer() {
     showResult();
     await showHistory(answer, () => answer?.id === changed.id).catch(() => {});
   });
+  startDecide({ decided: learn, changed: lookAgain });
   byId("send").addEventListener("click", sendToPacs);
   byId("print").addEventListener("click", async () => {
     await readyToPrint();
@@ -37,9 +40,11 @@ export function startAnswer() {
 }
 
 /** Show the controls that a session may use: a reader may change nothing, and a clinic may have no PACS. */
-export function allow({ role, sends_to_pacs: sendsToPacs }) {
+export function allow({ role, person = "", sends_to_pacs: sendsToPacs, sends }) {
   mayScore = role !== "read";
   maySend = mayScore && sendsToPacs;
+  sendsAll = sends === "always";
+  allowDecide({ role, person });
   show(byId("pcr-form"), mayScore);
   show(byId("send"), maySend);
   show(byId("drop"), mayScore);
@@ -52,6 +57,7 @@ export function closeScan() {
   closeViewer();
   closeRefused();
   closePcr();
+  closeDecide();
   for (const id of ["answer", "state"]) show(byId(id), false);
   show(byId("nothing"), true);
   document.title = "fedthorax";
@@ -146,33 +152,56 @@ async function showAnswer(found) {
 function showResult() {
   showProbabilities(answer);
   showPcr(answer);
+  showDecide(answer);
+}
+
+/** Shows the answer after a decision. */
+function learn(changed) {
+  answer = changed;
+  learnAnswer(changed);
+  refresh();
+  showResult();
+  showFacts(answer);
+  showDelivery();
+}
+
+/** Shows the answer as it is now: it changed while it was shown. */
+async function lookAgain() {
+  const { id } = answer;
+  const found = await ask(`answers/${id}`);
+  if (answer?.id === id) learn(found);
 }
 
 // --- to the PACS --------------------------------------------------------------------------------
 
 function showDelivery() {
-  const { pacs, no_results: none, score } = answer;
+  const { no_results: none, score, decision } = answer;
+  const pacs = answer.pacs?.state === "dropped" ? null : answer.pacs;
   const says = byId("pacs-state");
   clearTimeout(looking);
   say(byId("no-results"), !pacs && maySend && none && !score.withheld ? new Refused(0, none).text : "");
   if (!pacs) {
     says.replaceChildren();
   } else if (pacs.state === "sent") {
-    says.replaceChildren("In the PACS since ", briefly(pacs.sent_at));
+    const what = pacs.decision_id ? "" : ", unverified";
+    says.replaceChildren(decision?.verdict === "rejected" ? "Rejected in the PACS since " : "In the PACS since ", briefly(pacs.sent_at), what);
   } else {
     const tries = pacs.attempts ? `, ${pacs.attempts} ${pacs.attempts === 1 ? "try" : "tries"} so far (${pacs.code})` : "";
     say(says, pacs.state === "waiting" ? `Being sent to the PACS${tries}` : `The PACS did not accept it (${pacs.code})`);
   }
   const hasResults = answer.files.some((name) => RESULTS.includes(name));
-  show(byId("send"), maySend && hasResults && (!pacs || pacs.state === "failed"));
+  const isAccepted = decision ? decision.verdict !== "rejected" : sendsAll;
+  const isDue = !pacs || pacs.state === "failed" || (pacs.decision_id ?? null) !== (decision?.id ?? null);
+  show(byId("send"), maySend && hasResults && isAccepted && isDue);
   if (pacs?.state === "waiting") looking = setTimeout(lookAtDelivery, DELIVERY_MS, answer.id);
 }
 
 async function lookAtDelivery(id) {
   try {
-    const { pacs } = await ask(`answers/${id}`);
+    const found = await ask(`answers/${id}`);
     if (answer?.id !== id) return;
-    answer.pacs = pacs;
+    if (found.revision !== answer.revision) learn(found);
+    answer.pacs = found.pacs;
     showDelivery();
   } catch {
     if (answer?.id === id) looking = setTimeout(lookAtDelivery, DELIVERY_MS, id);

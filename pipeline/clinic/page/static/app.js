@@ -3,6 +3,7 @@
 import { allow, announcement, closeScan, openScan, showJob, startAnswer } from "./answer.js";
 import { ask, onSignedOut } from "./api.js";
 import { byId, outside, say, show } from "./dom.js";
+import { goDecide } from "./decide.js";
 import { startIncoming } from "./incoming.js";
 import { showKeys, startKeys } from "./keys.js";
 import { allowPacs, openPacs, startPacs } from "./pacs.js";
@@ -116,6 +117,9 @@ startKeys({
     nextWindow();
     nextRefusedWindow();
   },
+  a: () => goDecide("accept"),
+  c: () => goDecide("correct"),
+  x: () => goDecide("reject"),
   p: () => byId("pcr-form").querySelector("input").focus(),
 });
 byId("sign-in-form").addEventListener("submit", (event) => {

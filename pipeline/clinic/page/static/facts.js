@@ -1,14 +1,15 @@
 // The sections below the images: measures of the lungs, the model's input, quality checks, the model itself.
 
 import { byId, describe, element, outside, percent, roughly, say, show, table } from "./dom.js";
+import { reviewedLungs } from "./decide.js";
 import { checkName, SEXES } from "./words.js";
 
 const PARTS = { whole: "Whole", upper: "Upper", middle: "Middle", lower: "Lower" };
 
 /** Shows the measures of the lungs in `box`. */
-export function showMeasures(box, lungs) {
+export function showMeasures(box, lungs, whyNot = "Not measured.") {
   if (!lungs) {
-    box.replaceChildren(element("p", { className: "soft" }, "Not measured."));
+    box.replaceChildren(element("p", { className: "soft" }, whyNot));
     return;
   }
   const { right, left, both } = lungs.regions;
@@ -77,7 +78,7 @@ function showModel({ score, model }) {
 }
 
 export function showFacts(answer) {
-  showMeasures(byId("measures"), answer.score.lungs);
+  showMeasures(byId("measures"), reviewedLungs(answer), answer.score.lungs ? "The reader found the outline of the lungs not usable." : "Not measured.");
   showSaw(answer.score);
   showQuality(answer.score.quality);
   showModel(answer);

@@ -18,6 +18,7 @@ export const urgency = (answer) => RANKS[levelOf(answer)] ?? NO_LEVEL;
 const SHOWN = {
   all: () => true,
   attention: (job, answer) => job.state === "answered" && urgency(answer) < NO_LEVEL,
+  undecided: ({ state }, answer) => state === "answered" && !answer?.decision && !answer?.score.withheld,
   unread: ({ state }) => state === "waiting" || state === "working",
   no_score: ({ state }) => state === "no_score",
 };

@@ -1,6 +1,7 @@
 // The two probabilities: value, band, the release's operating points and their meaning, drawn and in words.
 
 import { byId, element, percent, roughly } from "./dom.js";
+import { readersLevel } from "./decide.js";
 import { LABELS, LEVELS, SYNTHETIC } from "./words.js";
 
 /** Explains what the PCR result means for the probability of a severe course. It changes only the text. */
@@ -66,10 +67,10 @@ function scale(p, interval, points) {
   return element("div", { className: "scale", ariaHidden: "true" }, line, ends);
 }
 
-function card(label, score, applies, aside) {
+function card(label, { score, ...answer }, applies, aside) {
   const p = score.probability[label];
   const interval = score.interval?.[label];
-  const level = score.level?.[label] ?? null;
+  const level = answer.reviewed?.level[label] ?? score.level?.[label] ?? null;
   const points = score.operating_points?.[label];
   const band = interval
     ? `95 % band of the calibration: ${percent(interval[0])} to ${percent(interval[1])}`
@@ -98,21 +99,22 @@ function card(label, score, applies, aside) {
     ),
     element("p", { className: "interval" }, band),
     scale(p, interval, points),
-    element("p", { className: "level-says" }, withheld ?? levelText(level, points)),
+    element("p", { className: "level-says" }, withheld ?? levelText(score.level?.[label] ?? null, points)),
     ...(withheld ? [] : evidenceTexts(points, score.missing_points?.[label])).map((text) =>
       element("p", { className: "evidence" }, text),
     ),
+    element("p", { className: "by-reader" }, readersLevel({ score, ...answer }, label)),
     withheld ? "" : element("p", { className: "applies" }, aside),
   );
 }
 
 export function showProbabilities(answer) {
   const severe = pcrMeaning(answer);
-  card("severe", answer.score, severe.applies, severe.text);
+  card("severe", answer, severe.applies, severe.text);
   const known = answer.pcr && answer.pcr.result !== "indeterminate";
   card(
     "pcr_positive",
-    answer.score,
+    answer,
     true,
     known ? `The PCR is ${answer.pcr.result}: use that result, not this estimate.` : "An estimate from the CT. It does not replace a PCR.",
   );

@@ -12,6 +12,21 @@ export const LEVELS = { low: "Low", intermediate: "Intermediate", high: "High", 
 
 export const SYNTHETIC = "This model was trained on synthetic data. Its result is not valid for patients.";
 
+export const VERDICTS = { accepted: "Accepted", corrected: "Corrected", rejected: "Rejected" };
+
+/** Why a reader corrects or rejects a result: the codes of the service, in the order of the buttons. */
+export const REASONS = {
+  level: "Level does not fit the images",
+  clinical: "Level does not fit the clinical picture",
+  lungs: "Outline of the lungs is wrong",
+  missed: "Opacities were missed",
+  overcalled: "Counted what is no opacity",
+  other_disease: "Another disease",
+  image_quality: "Image quality",
+  wrong_scan: "Wrong scan or patient",
+  other: "Another reason",
+};
+
 export const STATES = {
   waiting: "Waiting",
   working: "Being scored",
@@ -66,5 +81,6 @@ export const KEYS = [
   ["o", "next overlay"],
   ["[ ]", "fade the overlay"],
   ["w", "next window"],
+  ["a, c, x", "go to: accept the result, correct it, reject it"],
   ["p", "enter a PCR result"],
 ];

@@ -4,7 +4,7 @@ import { ask } from "./api.js";
 import { briefly, byId, element, outside, percent, personName, say, show } from "./dom.js";
 import { byUrgency, clearFind, matches, startFind, wanted } from "./find.js";
 import { pcrMeaning } from "./probability.js";
-import { LEVELS, STATES, SYNTHETIC } from "./words.js";
+import { LEVELS, STATES, SYNTHETIC, VERDICTS } from "./words.js";
 
 const PAGE = 50;
 const BUSY_MS = 1000;
@@ -161,7 +161,7 @@ function write(item, job) {
   const link = item.firstElementChild;
   const answer = answers.get(job.answer_id);
   const times = timesSent(job);
-  const text = JSON.stringify([job, times, answer?.score.probability, answer?.pcr]);
+  const text = JSON.stringify([job, times, answer?.revision]);
   if (item.dataset.text === text) return;
   item.dataset.text = text;
   item.dataset.state = job.state;
@@ -170,6 +170,7 @@ function write(item, job) {
     element("span", { className: "when" }, briefly(job.received_at)),
     element("span", { className: "id" }, outside(patient?.id)),
     element("span", { className: "outcome" }, ...outcome(job, answer)),
+    answer?.decision ? element("span", { className: `id decided ${answer.decision.verdict}` }, VERDICTS[answer.decision.verdict]) : "",
     times > 1 ? element("span", { className: "id" }, `the same scan, sent ${times} times`) : "",
   );
 }
@@ -185,7 +186,7 @@ function outcome(job, answer) {
   if (score.probability.severe === undefined) {
     return [element("span", { title: score.no_number?.severe ?? "" }, "severe: no number, not calibrated or not evaluated"), synthetic];
   }
-  const level = score.level?.severe;
+  const level = answer.reviewed?.level.severe ?? score.level?.severe;
   const className = score.withheld ? "figure withheld" : "figure";
   const figure = element("span", { className }, `severe ${percent(score.probability.severe)}`);
   return [figure, level ? element("span", { className: `level ${level}` }, LEVELS[level]) : "", synthetic];

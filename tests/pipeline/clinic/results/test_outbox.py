@@ -13,9 +13,10 @@ import pytest
 from models.refusal import Reason, Refusal
 from pipeline.clinic import reasons as clinic_reasons
 from pipeline.clinic.database import now
-from pipeline.clinic.records import Answer, Delivery
+from pipeline.clinic.records import Answer, Delivery, Verdict
 from pipeline.clinic.results.outbox import Outbox
 from pipeline.clinic.results.write import keep_why_not
+from pipeline.clinic.review import Proposal, decide
 from pipeline.clinic.settings import Clinic, ClinicSettings
 from pipeline.clinic.store import new_id
 from pipeline.pacs import reasons as pacs_reasons
@@ -80,7 +81,7 @@ def answered(
             series_uid="1.2.3",
             accession="",
             acquired_at=None,
-            score=score or {"input": {"hu_sha256": "f" * 64}},
+            score=score or {"input": {"hu_sha256": "f" * 64}, "probability": {"severe": 0.5}},
             model_sha256=MODEL_SHA256,
             model_name="trial",
             role="live",
@@ -224,6 +225,130 @@ def test_phantom_model_answer_queued_by_an_earlier_version_is_not_sent(clinic: C
     assert (failed.state, failed.code, pacs.received) == ("failed", "E_NOT_FOR_PATIENTS", [])
 
 
+# --- decisions: what was accepted is sent ---
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The decisions whose files were made: verdict, and number of files that a note rejects."""
+    made: list[tuple[str, int]] = []
+
+    def files(answer: Answer, name: str, rejected: int) -> list[Path]:
+        assert answer.decision is not None
+        made.append((answer.decision.verdict, rejected))
+        folder = answer.folder / answer.decision.id
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"synthetic")
+        return [folder / name]
+
+    outbox = "pipeline.clinic.results.outbox"
+    monkeypatch.setattr(f"{outbox}.verified_files", lambda _clinic, answer, _all: files(answer, "sr.dcm", 0))
+    monkeypatch.setattr(f"{outbox}.rejection_files", lambda answer, sent: files(answer, "rejected.dcm", len(sent)))
+    return made
+
+
+def decided(clinic: Clinic, answer: Answer, verdict: Verdict) -> Answer:
+    """Let a person decide, as the API does."""
+    with clinic.store() as store:
+        seen = store.answers.get(answer.id)
+        proposal = Proposal(verdict, seen.revision, None if verdict == "accepted" else "other")
+        targets = Outbox(clinic).targets(seen, verdict)
+        return decide(store, answer.id, proposal, by="reader", person="Leser^Anna", targets=targets)
+
+
+def work_off(clinic: Clinic) -> list[str]:
+    """Attempt everything that waits; return the states of all deliveries, oldest first."""
+    with clinic.store() as store:
+        waiting = store.deliveries.in_state("waiting")
+    for each in waiting:
+        Outbox(clinic).attempt(each)
+    with clinic.store() as store:
+        return [each.state for answer in store.answers.newest() for each in store.deliveries.of(answer.id)]
+
+
+@pytest.mark.parametrize(
+    ("send", "before", "after_acceptance"),
+    [("off", [], []), ("on_request", [], []), ("accepted", [], ["sent"]), ("always", ["sent"], ["sent", "sent"])],
+)
+def test_setting_decides_what_is_sent_without_a_request(
+    send: str, before: list[str], after_acceptance: list[str], tmp_path: Path, pacs: Pacs, written: list[Any]
+) -> None:
+    clinic = clinic_at(tmp_path, send=send)
+    answer = answered(clinic, deliver=send == "always")
+    assert work_off(clinic) == before
+    decided(clinic, answer, "accepted")
+    assert work_off(clinic) == after_acceptance
+    assert written == ([("accepted", 0)] if "sent" in after_acceptance else [])
+
+
+def test_only_an_accepted_result_is_sent_on_request(tmp_path: Path, pacs: Pacs, written: list[Any]) -> None:
+    clinic = clinic_at(tmp_path, send="on_request")
+    answer = answered(clinic)
+    with pytest.raises(Refusal, match="E_NOT_ACCEPTED"):
+        Outbox(clinic).put(answer)
+    with pytest.raises(Refusal, match="E_NOT_ACCEPTED"):
+        Outbox(clinic).put(decided(clinic, answer, "rejected"))
+    assert work_off(clinic) == ["dropped"]  # the PACS has nothing that could be taken back
+    Outbox(clinic).put(decided(clinic, answer, "accepted"))
+    assert work_off(clinic) == ["dropped", "sent"]
+    assert (written, pacs.received) == ([("accepted", 0)], [["sr.dcm"]])
+
+
+def test_rejected_result_is_not_sent_even_if_all_are(clinic: Clinic, pacs: Pacs, written: list[Any]) -> None:
+    answer = answered(clinic, deliver=True)
+    rejected = decided(clinic, answer, "rejected")  # before the outbox came to it
+    with pytest.raises(Refusal, match="E_NOT_ACCEPTED"):
+        Outbox(clinic).put(rejected)
+    assert work_off(clinic) == ["dropped", "dropped"]
+    assert pacs.received == []
+
+
+def test_rejection_of_a_sent_result_is_sent_too(clinic: Clinic, pacs: Pacs, written: list[Any]) -> None:
+    answer = answered(clinic, deliver=True)
+    work_off(clinic)
+    decided(clinic, answer, "rejected")
+    assert work_off(clinic) == ["sent", "sent"]
+    assert (written, pacs.received[-1]) == ([("rejected", 2)], ["rejected.dcm"])
+    decided(clinic, answer, "accepted")  # the person changed their mind
+    assert work_off(clinic) == ["sent", "sent", "sent"]
+
+
+def test_rejection_reaches_a_result_whose_delivery_was_killed(clinic: Clinic, pacs: Pacs, written: list[Any]) -> None:
+    """The PACS has it, but the outbox was killed before it recorded that."""
+    answer = answered(clinic, deliver=True)
+    with clinic.store() as store:
+        (waiting,) = store.deliveries.in_state("waiting")
+        store.deliveries.begin(waiting)
+    decided(clinic, answer, "rejected")
+    assert work_off(clinic) == ["dropped", "sent"]
+    assert written == [("rejected", 2)]
+
+
+def test_decision_during_a_delivery_is_not_lost(clinic: Clinic, pacs: Pacs, written: list[Any]) -> None:
+    answer = answered(clinic, deliver=True)
+    usual = pacs.store
+
+    def decide_meanwhile(files: list[Path]) -> list[int]:
+        pacs.store = usual  # type: ignore[method-assign]
+        decided(clinic, answer, "accepted")
+        return usual(files)
+
+    pacs.store = decide_meanwhile  # type: ignore[method-assign]
+    assert work_off(clinic) == ["sent", "waiting"]
+    assert work_off(clinic) == ["sent", "sent"]
+    assert pacs.received == [["sr.dcm", "picture.dcm"], ["sr.dcm"]]
+
+
+def test_answer_of_a_phantom_model_cannot_reach_the_pacs_by_a_decision(clinic: Clinic, pacs: Pacs) -> None:
+    answer = answered(clinic, score=SYNTHETIC)
+    with pytest.raises(Refusal, match="E_NOT_FOR_PATIENTS"):
+        decided(clinic, answer, "accepted")
+    with clinic.store() as store:  # as if a faulty program had stored one
+        store.deliveries.queue(answer.id, "pacs")
+    assert work_off(clinic) == ["failed"]
+    assert pacs.received == []
+
+
 def test_delivery_with_missing_files_fails_permanently(clinic: Clinic, pacs: Pacs) -> None:
     answer = answered(clinic, deliver=True)
     for path in answer.folder.iterdir():
@@ -248,7 +373,9 @@ def running(outbox: Outbox) -> Iterator[threading.Thread]:
 def test_thread_sends_only_deliveries_that_are_due(clinic: Clinic, pacs: Pacs) -> None:
     due, later = answered(clinic, deliver=True), answered(clinic)
     with clinic.store() as store:
-        store.deliveries.set(Delivery(later.id, "waiting", attempts=3, due_at=now() + timedelta(hours=1)))
+        store.deliveries.queue(later.id, "pacs")
+        (queued,) = store.deliveries.of(later.id)
+        store.deliveries.set(replace(queued, attempts=3, due_at=now() + timedelta(hours=1)))
     arrived = threading.Event()
     usual = pacs.store
 

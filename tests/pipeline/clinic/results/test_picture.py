@@ -30,7 +30,7 @@ def drawn(scan: Path, score: Score, tmp_path_factory: pytest.TempPathFactory) ->
 def tiles(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """The slices, without header, footer and colour bar."""
     top = picture.HEAD_LINES * picture.LINE + picture.GAP
-    below = pixels.shape[0] - picture.FOOT_LINES * picture.LINE - picture.GAP
+    below = pixels.shape[0] - 2 * picture.LINE - picture.GAP
     area = pixels[top:below, : pixels.shape[1] - picture.BAR]
     rows = np.array_split(area, picture.ROWS, axis=0)
     return [tile for row in rows for tile in np.array_split(row, picture.COLUMNS, axis=1)]

@@ -316,8 +316,16 @@ def test_sending_to_the_pacs_is_audited(answer_to: Put, client: Clients, clinic:
     assert (refusal.status_code, refused(refusal)) == (409, "E_NO_RESULTS")
     (answer.folder / REPORT).write_bytes(b"DICM")
     clinic.settings.results.send = "on_request"
+    assert refused(client("score").post(address)) == "E_NOT_ACCEPTED"
+    clinic.settings.results.send = "always"
     told = client("score").post(address)
     assert told.status_code == 202
-    assert told.json()["pacs"] == {"state": "waiting", "attempts": 0, "code": None, "sent_at": None}
+    assert told.json()["pacs"] == {
+        "state": "waiting",
+        "attempts": 0,
+        "code": None,
+        "sent_at": None,
+        "decision_id": None,
+    }
     with clinic.store() as store:
         assert (store.audit.records()[-1].who, store.audit.records()[-1].action) == ("a score", "send")

@@ -124,5 +124,5 @@ def test_creation_and_revocation_of_tokens_are_audited(tokens: Tokens, clinic: C
     tokens.revoke("ward", by="you")
     with clinic.store() as store:
         made, revoked = store.audit.records()
-    assert (made.who, made.action, made.output) == ("me", "token", {"name": "ward", "role": "score"})
+    assert (made.who, made.action, made.output) == ("me", "token", {"name": "ward", "role": "score", "person": ""})
     assert (revoked.who, revoked.action, revoked.output) == ("you", "revoke", {"name": "ward"})

@@ -24,6 +24,9 @@ NEEDED = {
     ("GET", "/api/v1/answers/{answer_id}/risk-assessment"): "read",
     ("PUT", "/api/v1/answers/{answer_id}/pcr"): "score",
     ("POST", "/api/v1/answers/{answer_id}/send"): "score",
+    ("POST", "/api/v1/answers/{answer_id}/decisions"): "score",
+    ("GET", "/api/v1/answers/{answer_id}/decisions"): "read",
+    ("GET", "/api/v1/answers/{answer_id}/decisions/{decision_id}/files/{name}"): "read",
     ("GET", "/api/v1/patients/{key}/answers"): "read",
     ("GET", "/api/v1/pacs/series"): "score",
     ("POST", "/api/v1/pacs/scans"): "score",
@@ -36,11 +39,12 @@ NEEDED = {
 }
 OPEN = {("POST", "/api/v1/session"), ("GET", "/health/live"), ("GET", "/health/ready")}
 VALUES = {
-    **dict.fromkeys(("job_id", "answer_id", "key"), ID),
+    **dict.fromkeys(("job_id", "answer_id", "decision_id", "key"), ID),
     **{"sha256": SHA256, "name": "score.json", "plane": "axial", "index": "0"},
 }
 BODIES = {
     "/api/v1/answers/{answer_id}/pcr": {"result": "negative"},
+    "/api/v1/answers/{answer_id}/decisions": {"verdict": "accepted", "revision": ID},
     "/api/v1/pacs/scans": {"study_uid": "1.2", "series_uid": "1.3"},
 }
 

@@ -14,7 +14,7 @@ from pipeline.clinic.audit import Audit
 from pipeline.clinic.pictures import write_scan
 from pipeline.clinic.reasons import CLINIC_FILE
 from pipeline.clinic.records import Answer, AuditRecord, Job, Patient
-from pipeline.clinic.results.write import REPORT
+from pipeline.clinic.results.write import write_results
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import new_id
 from pipeline.clinic.web.auth import Tokens
@@ -54,6 +54,9 @@ CALLS: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", f"{API}/answers/{{answer_id}}/risk-assessment"): {},
     ("PUT", f"{API}/answers/{{answer_id}}/pcr"): {"json": {"result": "negative"}},
     ("POST", f"{API}/answers/{{answer_id}}/send"): {},
+    ("POST", f"{API}/answers/{{answer_id}}/decisions"): {"json": {"verdict": "accepted"}},
+    ("GET", f"{API}/answers/{{answer_id}}/decisions"): {},
+    ("GET", f"{API}/answers/{{answer_id}}/decisions/{{decision_id}}/files/{{name}}"): {},
     ("GET", f"{API}/patients/{{key}}/answers"): {},
     ("GET", f"{API}/pacs/series"): {"params": {"patient_id": IN_PACS["PatientID"], "accession": "ACC-1"}},
     ("POST", f"{API}/pacs/scans"): {"json": {"study_uid": "1.2", "series_uid": "1.3"}},
@@ -77,11 +80,14 @@ VERBS = {
     ("GET", f"{API}/answers/{{answer_id}}/risk-assessment"): "look",
     ("PUT", f"{API}/answers/{{answer_id}}/pcr"): "pcr",
     ("POST", f"{API}/answers/{{answer_id}}/send"): "send",
+    ("POST", f"{API}/answers/{{answer_id}}/decisions"): "decide",
+    ("GET", f"{API}/answers/{{answer_id}}/decisions"): "look",
+    ("GET", f"{API}/answers/{{answer_id}}/decisions/{{decision_id}}/files/{{name}}"): "look",
     ("GET", f"{API}/patients/{{key}}/answers"): "history",
     ("GET", f"{API}/pacs/series"): "search",
 }
-# These responses contain only numbers, of one patient's scan.
-FIGURES = {pair for pair in VERBS if pair[1].endswith(("/slices", "/lungs"))}
+# These responses contain only numbers or decisions, of one patient's scan.
+FIGURES = {pair for pair in VERBS if pair[1].endswith(("/slices", "/lungs", "/decisions"))}
 
 
 @pytest.fixture
@@ -128,8 +134,8 @@ def test_every_route_that_shows_patient_data_is_audited(
 ) -> None:
     answer = answer_to()
     assert answer.patient
-    (answer.folder / REPORT).write_bytes(b"DICM")
-    clinic.settings.results.send = "on_request"
+    assert write_results(answer, answer.folder, picture=False) is None
+    clinic.settings.results.send = "always"
     app: Any = client().app
     documented = {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods}
     assert documented | {("GET", "/")} == CALLS.keys()
@@ -140,14 +146,20 @@ def test_every_route_that_shows_patient_data_is_audited(
     ids = {answer.id, answer.job_id, refused_job.id, answer.patient.key, in_pacs}
     for number, ((method, path), call) in enumerate(CALLS.items()):
         who = f"caller {number}"  # a new caller, so that no earlier view counts
-        token = Tokens(clinic.folder).make(who, "admin", by="test")
+        token = Tokens(clinic.folder).make(who, "admin", by="test", person="Leser^Anna")
+        with clinic.store() as store:
+            now = store.answers.get(answer.id)
+        if "verdict" in call.get("json", {}):
+            call["json"]["revision"] = now.revision
         headers = {**call.get("headers", {}), "Authorization": f"Bearer {token}"}
         job_id = refused_job.id if "/slices" in path or "/lungs" in path else answer.job_id
         address = path.format(
             job_id=job_id,
             answer_id=answer.id,
             key=answer.patient.key,
-            **{"plane": "axial", "index": 1, "name": "image.nii.gz", "sha256": "0" * 64},
+            **{"plane": "axial", "index": 1, "sha256": "0" * 64},
+            name="sr.dcm" if "decision_id" in path else "image.nii.gz",
+            decision_id=now.decision.id if now.decision else "",
         )
         response = TestClient(app, base_url=ADDRESS).request(method, address, **{**call, "headers": headers})
         kind = response.headers.get("content-type", "").partition(";")[0]

@@ -1,0 +1,84 @@
+"""Routes for decisions: a named person accepts, corrects or rejects an answer."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Response
+
+from models.refusal import Refusal
+from pipeline.clinic import review
+from pipeline.clinic.reasons import NO_SUCH_FILE
+from pipeline.clinic.records import Correction
+from pipeline.clinic.results.outbox import Outbox
+from pipeline.clinic.results.verified import FILES, verified_files
+from pipeline.clinic.web import schemas
+from pipeline.clinic.web.answers import Opened, WholeFile, answer_json
+from pipeline.clinic.web.dependencies import Person, TheClinic, TheStore
+from pipeline.clinic.web.error_responses import BINARY, documented
+from pipeline.clinic.web.inert_text import inert
+from pipeline.clinic.web.schemas import Id
+
+routes = APIRouter(tags=["decisions"])
+
+
+@routes.post(
+    "/answers/{answer_id}/decisions",
+    status_code=201,
+    response_model=schemas.Answer,
+    responses=documented(404, 409),
+    summary="Accept, correct or reject an answer",
+)
+def post_decision(
+    clinic: TheClinic, store: TheStore, caller: Person, answer_id: Id, entry: schemas.DecisionEntry
+) -> Any:
+    """Store a person's decision. It replaces none: the newest one holds, and all are kept.
+
+    E_ANSWER_CHANGED if the answer is no longer the one that `revision` names. The same request again changes nothing.
+    E_NOT_FOR_PATIENTS if the score is withheld.
+    """
+    proposal = review.Proposal(
+        verdict=entry.verdict,
+        revision=entry.revision,
+        reason=entry.reason,
+        comment=str(inert(entry.comment)).strip(),
+        correction=Correction(**entry.correction.model_dump()),
+    )
+    targets = Outbox(clinic).targets(store.answers.get(answer_id), entry.verdict)
+    return answer_json(review.decide(store, answer_id, proposal, by=caller.name, person=caller.person, targets=targets))
+
+
+@routes.get(
+    "/answers/{answer_id}/decisions",
+    response_model=schemas.Decisions,
+    responses=documented(404),
+    summary="All decisions about an answer",
+)
+def get_decisions(store: TheStore, answer: Opened) -> Any:
+    """List who decided what and when, oldest first."""
+    return inert({"decisions": [decision.to_json() for decision in store.decisions.of(answer.id)]})
+
+
+@routes.get(
+    "/answers/{answer_id}/decisions/{decision_id}/files/{name}",
+    response_class=Response,
+    responses={**documented(404, 409), 200: {"description": "The file.", "content": {"application/dicom": BINARY}}},
+    summary="A file of a decision",
+)
+def get_decision_file(
+    clinic: TheClinic,
+    store: TheStore,
+    answer: Opened,
+    decision_id: Id,
+    name: Annotated[str, Path(pattern=r"^[a-z.]{1,40}$")],
+) -> Response:
+    """Return what is sent to the PACS for an accepted or corrected answer. Only the newest decision has files."""
+    if (
+        answer.decision is None
+        or answer.decision.id != decision_id
+        or not answer.decision.is_valid
+        or name not in FILES
+    ):
+        raise Refusal(NO_SUCH_FILE)
+    found = {path.name: path for path in verified_files(clinic, answer, store.decisions.of(answer.id))}
+    if name not in found:
+        raise Refusal(NO_SUCH_FILE)
+    return WholeFile(found[name], media_type="application/dicom", filename=name)
