@@ -18,7 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from federation.delivery.archives import files_below
-from federation.delivery.locks import GLIBC_MINOR
+from federation.delivery.locks import EXTRAS, GLIBC_MINOR
 from federation.delivery.wheelhouse import bundle_lock
 
 WHEELS = "wheelhouse"
@@ -56,7 +56,7 @@ def write_bundle(parts: BundleParts, out: Path) -> Path:
     wheels = sorted(parts.wheels.glob("*.whl"))
     lock = bundle_lock(parts.lock, wheels)
     own = f"fedthorax=={parts.version}"
-    lock = lock.replace(own, f"fedthorax[{parts.role}]=={parts.version}")
+    lock = lock.replace(own, f"fedthorax[{','.join(EXTRAS[parts.role])}]=={parts.version}")
     (folder / "requirements.txt").write_text(lock, encoding="utf-8")
     (folder / "BUNDLE").write_text(_described(parts, wheels), encoding="utf-8")
     (folder / WHEELS).mkdir()

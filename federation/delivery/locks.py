@@ -27,6 +27,8 @@ from federation.delivery import reasons
 from models.refusal import Refusal
 
 ROLES = ("node", "server", "clinic")
+# The extras of pyproject.toml that a role needs. The server's machine can also be that of the tracking server.
+EXTRAS = {"node": ("node",), "server": ("server", "tracking"), "clinic": ("clinic",)}
 PYTHONS = ("3.11", "3.12", "3.13")
 GLIBC_MINOR = 28  # RHEL 8, Debian 10, Ubuntu 20.04 and newer
 # PyTorch, and what only a CUDA build of it needs.
@@ -104,7 +106,8 @@ def _resolved(source: Path, role: str) -> list[dict[str, Any]]:
         asked, out = Path(temporary) / "asked.in", Path(temporary) / "pylock.toml"
         asked.write_text(f"{_INSTALLER}\n", encoding="utf-8")
         command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--no-config"]
-        command += ["--python-version", PYTHONS[0], "--constraint", "constraints.txt", "--extra", role]
+        command += ["--python-version", PYTHONS[0], "--constraint", "constraints.txt"]
+        command += [word for extra in EXTRAS[role] for word in ("--extra", extra)]
         command += ["--format", "pylock.toml", "--output-file", str(out), "pyproject.toml", str(asked)]
         if subprocess.run(command, cwd=source, stdout=subprocess.DEVNULL, check=False).returncode:
             raise Refusal(reasons.BUILD_FAILED, step=f"resolving the libraries of the role {role}")
