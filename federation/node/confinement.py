@@ -18,7 +18,8 @@ minus the calls that docs/systemd/fedthorax-app@.service also removes:
   cannot read. The C library falls back to clone, whose flags are checked.
 * A socket of a family other than AF_UNIX and AF_INET fails with EAFNOSUPPORT.
 
-`reachable` checks all of this from inside, for both kinds of sandbox.
+`reachable` checks all of this from inside, for all kinds of sandbox. `confine` applies the filter in a container, where
+nobody starts bubblewrap.
 
 Only the standard library is imported, because this file runs as a program outside, before anything else is set up.
 """
@@ -91,6 +92,8 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _ARGUMENT = 0, 4, 16
 KILL, ALLOW = 0x80000000, 0x7FFF0000
+# prctl(2).
+_SET_NO_NEW_PRIVILEGES, _SET_SECCOMP, _MODE_FILTER = 38, 22, 2
 
 
 def fail(number: int) -> int:
@@ -139,6 +142,28 @@ def _step(code: int, value: int, *, if_true: int = 0, if_false: int = 0) -> byte
 def _when(test: int, value: int, steps: list[bytes]) -> list[bytes]:
     """Return the steps, preceded by a test that skips them if it fails."""
     return [_step(test, value, if_false=len(steps)), *steps]
+
+
+def confine() -> None:
+    """Apply the filter to this process and to all that it starts, where a container and not bubblewrap hides the rest.
+
+    Raises OSError if the kernel does not accept the filter, or has none for this machine.
+    """
+    machine = platform.machine()
+    if machine not in ARCHITECTURES:
+        raise OSError(errno.ENOSYS, f"there is no filter of system calls for {machine}")
+    join_new_keyring(machine)
+    content = build_filter(machine)
+    instructions = ctypes.create_string_buffer(content, len(content))
+    # struct sock_fprog of linux/filter.h: the number of instructions, and where they are.
+    program = struct.pack("@HP", len(content) // struct.calcsize("=HBBI"), ctypes.addressof(instructions))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for option, argument, value in (
+        (_SET_NO_NEW_PRIVILEGES, 1, None),
+        (_SET_SECCOMP, _MODE_FILTER, ctypes.c_char_p(program)),
+    ):
+        if libc.prctl(option, ctypes.c_ulong(argument), value, ctypes.c_ulong(0), ctypes.c_ulong(0)):
+            raise OSError(ctypes.get_errno(), "the filter of system calls cannot be applied")
 
 
 def join_new_keyring(machine: str) -> None:

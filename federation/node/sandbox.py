@@ -9,8 +9,9 @@ processes can access only
 * kernel: the system calls that training needs (see confinement.py), and no keyring.
 
 Everything else is absent: keys, ledger, approvals, the hospital's files. [sandbox] kind in site.toml selects who builds
-the sandbox: bubblewrap, started by the node, or systemd, with fedthorax-app@.service beside the node. In both cases
-the first program inside checks what it can reach (`check_walls`), and starts nothing if that is too much.
+the sandbox: bubblewrap, started by the node; systemd, with fedthorax-app@.service beside the node; or the operator of
+containers, with a second container that has no network (docs/containers.md). In all cases the first program inside
+checks what it can reach (`check_walls`), and starts nothing if that is too much.
 
     python -I -m federation.node.sandbox SITE_DIR     the program inside
 """
@@ -123,6 +124,8 @@ def describe(site: Site) -> str:
         return f"{warning.code}: {warning.says}. {warning.remedy} Accepted by: {sandbox.accepted_by}"
     if sandbox.kind == "systemd":
         return f"the study's code runs without network, as the service fedthorax-app@{site.folder.name}"
+    if sandbox.kind == "container":
+        return "the study's code runs without network, in a second container"
     return "the study's code runs without network, in a sandbox (bubblewrap)"
 
 
@@ -159,9 +162,11 @@ def start_superexec(site: Site, *, runtime_port: int, secret_file: Path, log: Pa
     """Start the SuperExec that takes tasks from the SuperNode at `runtime_port` on loopback and runs the study's code.
 
     `secret_file` is the SuperNode's --superexec-auth-secret-file. Only this process may write to `log`, because the
-    code inside writes there and could read everything else in it. With kind = "systemd" only the connection to the
-    SuperNode is opened; the unit does the rest. Raises Refusal: those of `available`, E_COHORT_FILE,
-    E_APPROVALS. Raises OSError if the site's folder cannot be written.
+    code inside writes there and could read everything else in it. With kind = "systemd" or "container" only the
+    connection to the SuperNode is opened; the unit or the second container does the rest.
+
+    Raises Refusal: those of `available`, E_COHORT_FILE, E_APPROVALS. Raises OSError if the site's folder cannot be
+    written.
     """
     from pipeline.cohort.store import Cohort
 
@@ -174,6 +179,7 @@ def start_superexec(site: Site, *, runtime_port: int, secret_file: Path, log: Pa
     command = {
         "bwrap": [*way, *confined(site, sys.executable, "-I", "-m", "federation.node.sandbox", str(site.folder))],
         "systemd": way,
+        "container": way,
         "none": _superexec(site, runtime_port),
     }
     return Process("the sandbox", command[site.settings.sandbox.kind], log=log, environment=environment(site))
@@ -299,6 +305,13 @@ def reachable(site: Site) -> Iterator[tuple[str, str]]:
     yield from confinement.reachable()
 
 
+def _confine() -> None:
+    try:
+        confinement.confine()
+    except OSError as error:
+        raise Refusal(reasons.SANDBOX, private=str(error)) from error
+
+
 def _devices_with_a_route() -> set[str]:
     """Return the network devices other than loopback to which the kernel can send packets (proc(5), route(8))."""
     _, *lines = (NETWORK / "route").read_text().splitlines()
@@ -313,6 +326,8 @@ def main(folder: Path) -> int:
     """Check the sandbox, then execute the relay, which starts SuperExec."""
     try:
         site = Site.open(folder)
+        if site.settings.sandbox.kind == "container":
+            _confine()
         check_walls(site)
     except Refusal as refusal:
         sys.stderr.write(f"{refusal} ({refusal.private})\n{refusal.remedy}\n")

@@ -116,7 +116,7 @@ class GatewayTable(BaseModel, extra="forbid"):
 class SandboxTable(BaseModel, extra="forbid"):
     """[sandbox]: how the study's code is isolated from the network and from other files of the site."""
 
-    kind: Literal["bwrap", "systemd", "none"] = "bwrap"
+    kind: Literal["bwrap", "systemd", "container", "none"] = "bwrap"
     accepted_by: str = ""  # with "none": who accepted to run without a sandbox, and why
 
     @model_validator(mode="after")

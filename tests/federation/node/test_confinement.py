@@ -286,3 +286,45 @@ def test_confined_process_has_its_own_session_keyring(tmp_path: Path, confined: 
     if done.returncode == 77:
         pytest.skip("this kernel or container has no keyrings for us")
     assert done.stdout == found, done.stderr
+
+
+# --- without bubblewrap -------------------------------------------------------------------------------------
+
+UNDER_THE_FILTER = """
+import errno, json, os, socket
+from federation.node import confinement
+confinement.confine()
+
+def of(act):
+    try:
+        act()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "allowed"
+
+print(json.dumps({
+    "namespace": of(lambda: os.unshare(os.CLONE_NEWUSER)) if hasattr(os, "unshare") else "EPERM",
+    "chroot": of(lambda: os.chroot("/")),
+    "netlink": of(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)),
+    "inet": of(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM).close()),
+    "left open": [details for _, details in confinement.reachable() if not details.startswith("/proc")],
+    "child": os.spawnlp(os.P_WAIT, "grep", "grep", "-q", "Seccomp:.*2", "/proc/self/status"),
+}))
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ARCHITECTURES, reason="no filter for this machine")
+def test_process_and_its_children_are_confined_without_bubblewrap() -> None:
+    command = [sys.executable, "-P", "-c", UNDER_THE_FILTER]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        **{"namespace": "EPERM", "chroot": "EPERM", "netlink": "EAFNOSUPPORT", "inet": "allowed"},
+        **{"left open": [], "child": 0},
+    }
+
+
+def test_process_on_an_unsupported_machine_is_not_confined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    with pytest.raises(OSError, match="no filter of system calls for riscv64"):
+        confinement.confine()

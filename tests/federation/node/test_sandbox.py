@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from federation.node import sandbox
+from federation.system.reaper import descendants, read_parents
 from models.refusal import Refusal
 from pipeline.site.folder import Site, init_site
 
@@ -191,6 +192,29 @@ def test_node_without_sandbox_reports_it_and_who_accepted_it(make: Callable[...,
     said = sandbox.describe(make('[sandbox]\nkind = "none"\naccepted_by = "Dr No"\n'))
     assert "W_SANDBOX_NONE" in said
     assert "Dr No" in said
+
+
+def test_second_container_gets_only_the_connection_to_the_node(make: Callable[..., Site], tmp_path: Path) -> None:
+    site = make('[sandbox]\nkind = "container"\n')
+    assert "in a second container" in sandbox.describe(site)
+    assert sandbox.line(site).status == "ok"
+    secret = tmp_path / "secret"
+    secret.write_text("a word")
+    log = tmp_path / "sandbox.log"
+    with sandbox.start_superexec(site, runtime_port=1, secret_file=secret, log=log) as relay:
+        relay.wait_until((site.folder / "sandbox" / "runtime.sock").is_socket, seconds=20)
+        assert len(descendants(relay.pid, read_parents())) == 1  # the relay; no code of a study starts here
+
+
+def test_program_in_a_second_container_without_walls_starts_nothing(make: Callable[..., Site]) -> None:
+    """As if the operator had forgotten every wall: the filter applies, the rest is found and refused."""
+    site = make('[sandbox]\nkind = "container"\n')
+    sandbox.available(site)
+    command = [sys.executable, "-P", "-m", "federation.node.sandbox", str(site.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "E_SANDBOX_OPEN" in done.stderr
+    assert "Seccomp" not in done.stderr and "AF_VSOCK" not in done.stderr
 
 
 # --- self-check inside the sandbox ------------------------------------------------------------------------
