@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test peers viewer check unit lint docs pictures format lock audit release bench learning lungs canary attack chaos soak fuzz clean
+.PHONY: demo test peers viewer check unit lint docs pictures format lock audit release images bench learning lungs canary attack chaos soak fuzz clean
 
 demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
@@ -64,6 +64,9 @@ audit: .venv/installed  ## known vulnerabilities of the locked libraries; AUDIT=
 
 release: .venv/installed viewer  ## every form of the release into dist/; needs npm; RELEASE="--key FILE --role node --python 3.12"
 	$(BIN)/python -m federation.delivery.make_release $(RELEASE)
+
+images: .venv/installed  ## container images from the bundles of a release; IMAGES="dist/fedthorax-VERSION --trust KEY.pub"; needs root
+	$(BIN)/python -m federation.delivery.images $(IMAGES)
 
 bench: .venv/installed peers  ## speed and memory as ratios, how well federations learn; written to benchmarks/results/
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from federation.delivery.debian_root import DebianPackage
 from federation.delivery.distributions import VIEWER
 from federation.delivery.licences import licence_of
 from federation.delivery.wheelhouse import metadata_of, sha256_of
@@ -30,7 +31,16 @@ _NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562: name
 _OWN = "Apache-2.0"
 
 
-def write_inventory(out: Path, name: str, version: str, source: Path, wheels: Sequence[Path], *, epoch: int) -> None:
+def write_inventory(
+    out: Path,
+    name: str,
+    version: str,
+    source: Path,
+    wheels: Sequence[Path],
+    *,
+    epoch: int,
+    packages: Sequence[DebianPackage] = (),
+) -> None:
     """Write the bill of materials of one form of the release.
 
     Parameters
@@ -47,6 +57,8 @@ def write_inventory(out: Path, name: str, version: str, source: Path, wheels: Se
         The wheels of the form; none for the wheel and the sdist themselves.
     epoch : int
         The date of the release in Unix seconds.
+    packages : sequence of DebianPackage
+        The packages of Debian in an image. Their licences are in the image, and not repeated here.
     """
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import ComponentType
@@ -56,7 +68,7 @@ def write_inventory(out: Path, name: str, version: str, source: Path, wheels: Se
     bom.metadata.timestamp = datetime.fromtimestamp(epoch, UTC)
     root = _component(name, version, _OWN, kind=ComponentType.APPLICATION)
     bom.metadata.component = root
-    inside = [_segmenter(source), *_viewer(source)]
+    inside = [_segmenter(source), *_viewer(source), *map(_of_debian, packages)]
     libraries = _libraries(wheels)
     for component in (*inside, *libraries.values()):
         bom.components.add(component)
@@ -113,6 +125,15 @@ def _viewer(source: Path) -> "list[Component]":
     return found
 
 
+def _of_debian(package: DebianPackage) -> "Component":
+    from cyclonedx.model import HashAlgorithm, HashType
+
+    purl = ("deb", "debian", package.name, package.version)
+    component = _component(package.name, package.version, purl=purl, qualifiers=package.qualifiers)
+    component.hashes.add(HashType(alg=HashAlgorithm.SHA_256, content=package.sha256))
+    return component
+
+
 def _segmenter(source: Path) -> "Component":
     from cyclonedx.model import HashAlgorithm, HashType
     from cyclonedx.model.component import ComponentType
@@ -124,20 +145,26 @@ def _segmenter(source: Path) -> "Component":
 
 
 def _component(
-    name: str, version: str, licence: str, *, purl: tuple[str, str, str, str] | None = None, kind: Any = None
+    name: str,
+    version: str,
+    licence: str = "",
+    *,
+    purl: tuple[str, str, str, str] | None = None,
+    qualifiers: dict[str, str] | None = None,
+    kind: Any = None,
 ) -> "Component":
     from cyclonedx.factory.license import LicenseFactory
     from cyclonedx.model.component import Component, ComponentType
     from packageurl import PackageURL
 
-    url = PackageURL(purl[0], purl[1] or None, purl[2], purl[3]) if purl else None
+    url = PackageURL(purl[0], purl[1] or None, purl[2], purl[3], qualifiers) if purl else None
     return Component(
         type=kind or ComponentType.LIBRARY,
         name=name,
         version=version,
         purl=url,
         bom_ref=str(url) if url else f"{name} {version}",
-        licenses=[LicenseFactory().make_from_string(licence)],
+        licenses=[LicenseFactory().make_from_string(licence)] if licence else (),
     )
 
 

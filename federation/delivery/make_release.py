@@ -3,6 +3,7 @@
 dist/fedthorax-VERSION/
     fedthorax-VERSION-py3-none-any.whl, fedthorax-VERSION.tar.gz    wheel and sdist
     fedthorax-VERSION-ROLE-PYTHONS-linux-x86_64.tar                 the offline bundle of each role
+    fedthorax-VERSION-ROLE-image-linux-x86_64.oci.tar               the container image of each role, with --images
     *.cdx.json                                                      the bill of materials of each of them
     release.json                                                    commit, date and tools, to build it again
     SHA256SUMS, SHA256SUMS.sig                                      over all of them
@@ -24,6 +25,7 @@ from federation.delivery.archives import write_tar
 from federation.delivery.bundle import WHEELS, BundleParts, sizes, write_bundle
 from federation.delivery.checksums import sign_sums, verify_release, write_sums
 from federation.delivery.distributions import VIEWER, build_distributions, commit_of, source_epoch, version_of
+from federation.delivery.images import ImageParts, build_image
 from federation.delivery.inventory import write_inventory
 from federation.delivery.licences import collect_licences
 from federation.delivery.locks import PYTHONS, ROLES, lock_file
@@ -34,12 +36,20 @@ from models.signature import fingerprint, public_key
 _LICENCE_OF_VIEWER = VIEWER / "niivue.LICENSE.txt"
 
 
-def make_release(source: Path, out: Path, *, roles: Sequence[str], pythons: Sequence[str], key: Path | None) -> Path:
+def make_release(
+    source: Path,
+    out: Path,
+    *,
+    roles: Sequence[str],
+    pythons: Sequence[str],
+    key: Path | None,
+    with_images: bool = False,
+) -> Path:
     """Make a release of the commit that `source` is at, in a new folder below `out`; return the folder.
 
     `key`: the private key that signs it; None makes a release without a signature, for a trial.
 
-    Raises Refusal: E_TREE_CHANGED, E_RELEASE_THERE, E_SIGNING_KEY, E_BUILD_FAILED, E_LICENCE.
+    Raises Refusal: E_TREE_CHANGED, E_RELEASE_THERE, E_SIGNING_KEY, E_BUILD_FAILED, E_LICENCE, E_IMAGE_PYTHON.
     """
     began = time.monotonic()
     commit, epoch, version = commit_of(source), source_epoch(source), version_of(source)
@@ -73,6 +83,8 @@ def make_release(source: Path, out: Path, *, roles: Sequence[str], pythons: Sequ
             say(f"{role}: {bundle.name}, {files} files, {size / 1e6:.0f} MB")
             write_tar(bundle, made / f"{bundle.name}.tar", epoch)
             shutil.copyfile(bundle / "sbom.cdx.json", made / f"{bundle.name}.cdx.json")
+            if with_images:
+                say(f"{role}: {build_image(ImageParts(source, bundle, commit, epoch), made).name}")
             shutil.rmtree(bundle)
         _describe(made, version=version, commit=commit, epoch=epoch)
         _seal(made, key, public)
@@ -116,11 +128,13 @@ def main() -> int:
     parser.add_argument("--role", action="append", choices=ROLES, help="only this role; may be repeated")
     parser.add_argument("--python", action="append", choices=PYTHONS, help="default: the version that runs this")
     parser.add_argument("--key", type=Path, help="private key on P-256, P-384 or P-521 that signs the release")
+    parser.add_argument("--images", action="store_true", help="with container images; see federation.delivery.images")
     options = parser.parse_args()
     pythons = options.python or [".".join(map(str, sys.version_info[:2]))]
     source = Path(__file__).resolve().parents[2]
     try:
-        make_release(source, options.out, roles=options.role or ROLES, pythons=pythons, key=options.key)
+        roles = options.role or ROLES
+        make_release(source, options.out, roles=roles, pythons=pythons, key=options.key, with_images=options.images)
     except Refusal as refusal:
         sys.stderr.write(f"{refusal}\n{refusal.private}\n  {refusal.remedy}\n")
         return 1

@@ -17,6 +17,11 @@ LOCK_NO_WHEEL = Reason(
     "{library} has no wheel for Python {python} on Linux x86_64",
     "Give another version of it in constraints.txt, then run `make lock` again.",
 )
+IMAGE_PYTHON = Reason(
+    "E_IMAGE_PYTHON",
+    "an image needs a bundle for Python {pythons}, which Debian has",
+    "Make the release with `--python` and one of these versions.",
+)
 RELEASE_SIGNATURE = Reason(
     "E_RELEASE_SIGNATURE",
     "no trusted key signed SHA256SUMS of this folder",
