@@ -43,6 +43,6 @@ def test_reason_is_named_as_its_code_and_has_text_and_remedy(name: str, reason: 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)
 def test_reason_table_is_short_and_contains_only_reasons(table: object) -> None:
     text = Path(str(table.__file__)).read_text()  # type: ignore[attr-defined]
-    assert len(text.splitlines()) <= 250
+    assert len(text.splitlines()) <= 300
     imports = [line for line in text.splitlines() if line.startswith(("import", "from"))]
     assert imports == ["from models.refusal import Reason"]
