@@ -11,6 +11,7 @@ import typer
 from federation.cli.console import print_json, print_table, say
 from federation.cli.options import Json
 from federation.cli.serve import BY, SignedBy
+from federation.cli.upgrade import check_clinic, undo_clinic
 
 if TYPE_CHECKING:
     from pipeline.clinic.settings import Clinic
@@ -174,6 +175,10 @@ def promote(
         chosen = named(store, model)
         let_answer(store, chosen.sha256, by=BY, force=force)
     say(f"Model {chosen.sha256[:12]} is live.")
+
+
+for name, command in (("upgrade-check", check_clinic), ("upgrade-undo", undo_clinic)):
+    app.command(name)(command)
 
 
 # --- the audit log ----------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from federation.cli.node_releases import approve_release, releases, revoke_relea
 from federation.cli.node_studies import approve_study, revoke_study, studies
 from federation.cli.options import Json
 from federation.cli.support import support_report
+from federation.cli.upgrade import check_site, undo_site
 from federation.cli.withdraw import decommission, withdraw
 from models.refusal import Refusal
 
@@ -331,3 +332,5 @@ for command in (
     app.command()(command)
 app.command("backup")(backup_site)
 app.command("restore")(restore_site)
+app.command("upgrade-check")(check_site)
+app.command("upgrade-undo")(undo_site)

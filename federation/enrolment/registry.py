@@ -19,6 +19,7 @@ from federation.enrolment import reasons
 from federation.enrolment.certificates import fingerprint, public_pem
 from federation.superlink.control import read_server_config
 from models.refusal import Refusal
+from pipeline.system.sqlite_format import SqliteFormat, bring_up
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS invitations (
@@ -31,6 +32,8 @@ CREATE TABLE IF NOT EXISTS certificates (
     ends REAL NOT NULL, revoked REAL, pem TEXT NOT NULL
 );
 """
+FILE = "sites.sqlite"
+FORMAT = SqliteFormat(version=1, schema=_SCHEMA, unnumbered=1)  # before 0.1.0 the file had no number
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def registry(folder: Path) -> Iterator[sqlite3.Connection]:
     Raises Refusal: E_NO_SERVER, and those of `load_settings`.
     """
     read_server_config(folder)
-    with open_registry(folder / "sites.sqlite") as connection:
+    with open_registry(folder / FILE) as connection:
         yield connection
 
 
@@ -67,7 +70,7 @@ def open_registry(path: Path) -> Iterator[sqlite3.Connection]:
     path.touch(mode=0o600)
     connection = sqlite3.connect(path, timeout=30, isolation_level=None)
     try:
-        connection.executescript(_SCHEMA)
+        bring_up(connection, path, FORMAT)
         yield connection
     finally:
         connection.close()

@@ -29,6 +29,7 @@ from models.refusal import Refusal
 from pipeline.feeds.result_queue import queue_folder
 from pipeline.site.folder import Site
 from pipeline.system.atomic_files import sync_tree, write_durably
+from pipeline.system.folder_format import FILE as FORMAT_FILE
 from pipeline.system.locks import alone
 
 LINE = "node decommissioned"
@@ -36,7 +37,7 @@ _APPROVALS = ("apps", "studies", "peers", NETWORKS, BEGINS_FROM, ENCODERS)
 # The keys first: without them, pseudonyms in a copy that somebody has mean nothing.
 _OURS = (
     *("keys", "cohort", "pacs", "pull", "gateway", "privacy", "sandbox", "flower_home", "logs", *_APPROVALS),
-    *("ledger", "withdrawn.txt", "check.html", "site.toml"),
+    *("ledger", "withdrawn.txt", "check.html", FORMAT_FILE, "site.toml"),
 )
 
 

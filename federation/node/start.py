@@ -47,6 +47,7 @@ from models.processor_report import report
 from models.refusal import Reason, Refusal
 from pipeline.feeds.result_queue import queue_state
 from pipeline.site.folder import Site
+from pipeline.system.folder_format import stamp_folder
 from pipeline.system.locks import alone, is_held
 
 ONLINE_SECONDS = 60.0
@@ -221,6 +222,7 @@ def run_node(site: Site, say: Callable[[str], None], *, json_lines: bool = False
 
     site.logs.mkdir(exist_ok=True)  # a site that was restored from a backup has no such folder
     with alone(site.logs / LOCK, reasons.NODE_RUNNING):  # two nodes with the same key would take each other's tasks
+        stamp_folder(site.folder, "site")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemd stops with SIGTERM: same as Ctrl-C
         state, running = NodeState.begin(site.logs), list[Node]()
         metrics = NodeMetrics(site, state, lambda: running[0].each_running if running else {})

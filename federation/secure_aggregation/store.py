@@ -33,28 +33,38 @@ from federation.secure_aggregation import reasons
 from federation.secure_aggregation.keys import KEY_BYTES, seal, unseal
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_ahead, write_atomically
+from pipeline.system.sqlite_format import SqliteFormat, bring_up
 
+FILE = "rounds.sqlite"
 _WAIT_SECONDS = 30.0
 _FROM_LEDGER = "from the ledger"  # the kind of a row whose model is a `revealed_key`
 MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of this user is made in it
-_SCHEMA = """
+_SUMMED = """
+CREATE TABLE IF NOT EXISTS summed (roster TEXT, kind TEXT, hospitals TEXT NOT NULL, PRIMARY KEY (roster, kind)) STRICT
+"""
+_SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS runs (
     run TEXT PRIMARY KEY, round INTEGER NOT NULL, attempt INTEGER NOT NULL, step INTEGER NOT NULL,
     secrets BLOB NOT NULL, uploaded TEXT NOT NULL, changes INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS revealed (model TEXT, kind TEXT, PRIMARY KEY (model, kind)) STRICT;
-CREATE TABLE IF NOT EXISTS summed (roster TEXT, kind TEXT, hospitals TEXT NOT NULL, PRIMARY KEY (roster, kind)) STRICT;
-PRAGMA user_version = 3;
+{_SUMMED};
 """
-# Version 1 knew only sums of training.
-_FROM_1 = """
-BEGIN IMMEDIATE;
-ALTER TABLE revealed RENAME TO trained;
-CREATE TABLE revealed (model TEXT, kind TEXT, PRIMARY KEY (model, kind)) STRICT;
-INSERT INTO revealed SELECT model, 'train' FROM trained;
-DROP TABLE trained;
-COMMIT;
-"""
+FORMAT = SqliteFormat(
+    version=3,
+    schema=_SCHEMA,
+    steps={
+        1: (  # knew only sums of training
+            "ALTER TABLE revealed RENAME TO trained",
+            "CREATE TABLE revealed (model TEXT, kind TEXT, PRIMARY KEY (model, kind)) STRICT",
+            "INSERT INTO revealed SELECT model, 'train' FROM trained",
+            "DROP TABLE trained",
+        ),
+        2: (  # did not know over which hospitals figures and answers were summed
+            _SUMMED,
+        ),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -80,19 +90,15 @@ class Store:
     def __init__(self, folder: Path, witness: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _make_private(witness)
-        self._file, self._witness = folder / "rounds.sqlite", witness / "secagg.json"
+        self._file, self._witness = folder / FILE, witness / "secagg.json"
         # Several threads of the gateway use it, one after the other.
         self._database = sqlite3.connect(
             self._file, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
         )
         self._file.chmod(0o600)
         self._database.execute("PRAGMA synchronous = FULL")
-        version = self._database.execute("PRAGMA user_version").fetchone()[0]
-        if not version:
-            write_ahead(self._database, seconds=_WAIT_SECONDS)
-        if version == 1:
-            self._database.executescript(_FROM_1)
-        self._database.executescript(_SCHEMA)
+        write_ahead(self._database, seconds=_WAIT_SECONDS)
+        bring_up(self._database, self._file, FORMAT)
 
     def close(self) -> None:
         self._database.close()

@@ -48,6 +48,7 @@ from federation.system.process import (
 )
 from federation.system.process_group import Together
 from models.refusal import Refusal
+from pipeline.system.folder_format import stamp_folder
 
 if TYPE_CHECKING:
     from federation.enrolment.authority import Authority
@@ -114,6 +115,7 @@ def init_server(
         superlink_port=next(free for free in iter(free_port, 0) if free != port),
     )
     (folder / "server.toml").write_text(settings)
+    stamp_folder(folder, "server")
 
 
 def renew_server(folder: Path) -> datetime:
@@ -151,6 +153,7 @@ def start_server(folder: Path) -> Together:
         raise Refusal(reasons.PORT_IN_USE, port=config.port)
     for database in ("sites.sqlite", "state.db"):
         _judge_database(folder / database)
+    stamp_folder(folder, "server")
     secret = f"--superexec-auth-secret-file={folder / 'superexec.secret'}"
     certificate = loopback_certificate(folder)
     with ExitStack() as started:

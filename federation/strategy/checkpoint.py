@@ -21,10 +21,14 @@ from numpy.typing import NDArray
 from federation.strategy import reasons
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
+from pipeline.system.reasons import FORMAT_NEWER
 
 log = logging.getLogger(__name__)
 
 KEEP = 3
+# The name of the text in the file is its format: "state" is the first, and the next one would be "state-2". A second
+# text would not do: safetensors writes several in random order, and the file's name is its hash.
+FORMAT = "state"
 _NAME = re.compile(r"round-(\d{6})-([0-9a-f]{64})\.safetensors")
 _GROUPS = ("arrays", "buffers", "memory", "accepted")
 
@@ -76,7 +80,8 @@ def save(folder: Path, state: State) -> Path:
 def load_latest(folder: Path) -> Loaded:
     """Load the newest checkpoint whose hash is right; damaged ones are skipped, logged and listed.
 
-    Raises `Refusal`: E_CHECKPOINT_NONE (none exists), E_CHECKPOINT_DAMAGED (none is intact).
+    Raises `Refusal`: E_CHECKPOINT_NONE (none exists), E_CHECKPOINT_DAMAGED (none is intact), E_FORMAT_NEWER (the newest
+    intact one was written by a newer version).
     """
     files = _newest_first(folder)
     if not files:
@@ -100,17 +105,20 @@ def _pack(state: State) -> bytes:
         for name, array in getattr(state, group).items()
     }
     text = {"round": state.round, "history": list(state.history), "about": dict(state.about)}
-    return safetensors.numpy.save(tensors, {"state": json.dumps(text, sort_keys=True)})
+    return safetensors.numpy.save(tensors, {FORMAT: json.dumps(text, sort_keys=True)})
 
 
 def _unpack(data: bytes) -> State:
     # The format: 8 bytes little-endian length, then a JSON header of that length (safetensors, "Format").
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    written = header["__metadata__"]
+    if FORMAT not in written:  # its hash is right: it is not damaged, and an older checkpoint must not replace it
+        raise Refusal(FORMAT_NEWER, file="the checkpoint", found=next(iter(written), "unknown")[:20], known=FORMAT)
     groups: dict[str, Any] = {group: {} for group in _GROUPS}
     for full_name, array in safetensors.numpy.load(data).items():
         group, _, name = full_name.partition("/")
         groups[group][name] = array
-    text: dict[str, Any] = json.loads(header["__metadata__"]["state"])
+    text: dict[str, Any] = json.loads(written[FORMAT])
     return State(**groups, **text)
 
 

@@ -16,6 +16,7 @@ from federation.superlink import reasons
 from federation.system.process import LOOPBACK, without_proxy
 from models.refusal import Refusal
 from models.settings import load_settings
+from pipeline.system.folder_format import check_folder
 
 if TYPE_CHECKING:
     import httpx
@@ -67,7 +68,7 @@ def loopback_certificate(folder: Path) -> Path:
 def read_server_config(folder: Path) -> ServerConfig:
     """Read the settings of the server in `folder`.
 
-    Raises Refusal: E_NO_SERVER, E_SERVER_MOVED, E_IMPORT_UNFINISHED, and those of `load_settings`.
+    Raises Refusal: E_NO_SERVER, E_SERVER_MOVED, E_IMPORT_UNFINISHED, E_FORMAT_NEWER, and those of `load_settings`.
     """
     if (folder / IMPORTING).exists():
         raise Refusal(reasons.IMPORT_UNFINISHED, private=str(folder))
@@ -75,6 +76,7 @@ def read_server_config(folder: Path) -> ServerConfig:
         raise Refusal(reasons.SERVER_MOVED, private=str(folder / MOVED))
     if not (folder / "server.toml").is_file():
         raise Refusal(reasons.NO_SERVER, private=str(folder))
+    check_folder(folder, "server")
     return load_settings(folder / "server.toml", ServerConfig)
 
 

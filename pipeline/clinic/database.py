@@ -17,10 +17,12 @@ from models.refusal import Refusal
 from pipeline.clinic.reasons import CLINIC_FILE
 from pipeline.clinic.schema import LEAST_AUDIT_DAYS, MIGRATIONS, SCHEMA, VERSION
 from pipeline.system.atomic_files import write_ahead
+from pipeline.system.sqlite_format import SqliteFormat, bring_up
 
 FILE = "clinic.sqlite"
 _BUSY_SECONDS = 30.0
-__all__ = ["FILE", "LEAST_AUDIT_DAYS", "Database", "now", "stamp"]
+__all__ = ["FILE", "FORMAT", "LEAST_AUDIT_DAYS", "Database", "now", "stamp"]
+FORMAT = SqliteFormat(version=VERSION, schema=SCHEMA, steps=MIGRATIONS)
 
 
 def now() -> datetime:
@@ -91,26 +93,8 @@ class Database:
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA secure_delete = ON")  # deleted rows leave no trace in the file
-        version = self._version()
-        if version == 0:  # another process may do the same: all of this can be repeated safely
-            db.create_function("secret_key", 0, lambda: secrets.token_bytes(32))
-            db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
-        elif version < VERSION:
-            self._migrate()
-        elif version != VERSION:
-            raise Refusal(CLINIC_FILE, private=f"{FILE} is of version {version}, not {VERSION}")
-
-    def _version(self) -> int:
-        version: int = self._db.execute("PRAGMA user_version").fetchone()[0]
-        return version
-
-    def _migrate(self) -> None:
-        """Bring a file of an earlier version to this one, in one transaction; another process may have done it."""
-        with self.transaction() as db:
-            for version in range(self._version(), VERSION):
-                for statement in MIGRATIONS[version]:
-                    db.execute(statement)
-            db.execute(f"PRAGMA user_version = {VERSION}")
+        db.create_function("secret_key", 0, lambda: secrets.token_bytes(32))
+        bring_up(db, self.folder / FILE, FORMAT)
 
 
 @contextmanager

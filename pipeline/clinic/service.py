@@ -24,11 +24,13 @@ from pipeline.clinic.background import GRACE_SECONDS, LOG_BYTES, Task, log_to, r
 from pipeline.clinic.reasons import CLINIC_ADDRESS, CLINIC_BUSY, CLINIC_TLS
 from pipeline.clinic.retention import clear_work, forget_old, tidy
 from pipeline.clinic.settings import Clinic
+from pipeline.system.folder_format import stamp_folder
 from pipeline.system.locks import alone
 
 if TYPE_CHECKING:
     import uvicorn
 
+LOCK = "service.lock"
 TIDY_SECONDS = 3600.0
 _LOOK_SECONDS = 0.1
 
@@ -48,7 +50,8 @@ def run_service(
     E_PACS_FILE if the receiver's certificates cannot be used, and what `Clinic.open` raises.
     """
     clinic = Clinic.open(clinic_folder, host=host, port=port)
-    with alone(clinic.folder / "service.lock", CLINIC_BUSY), log_to(clinic.logs / "service.log"), _ending():
+    with alone(clinic.folder / LOCK, CLINIC_BUSY), log_to(clinic.logs / "service.log"), _ending():
+        stamp_folder(clinic.folder, "clinic")
         with clinic.store() as store:
             store.jobs.recover()
             forget_old(clinic, store)

@@ -24,6 +24,7 @@ from pipeline.clinic.store import LEAST_AUDIT_DAYS, Store
 from pipeline.site.folder import Site
 from pipeline.site.pacs_settings import AE_TITLE, DicomWebTable, DimseTable, PacsTable
 from pipeline.system.addresses import is_loopback
+from pipeline.system.folder_format import check_folder, stamp_folder
 
 SETTINGS = "clinic.toml"
 Sends = Literal["off", "on_request", "accepted", "always"]
@@ -176,11 +177,12 @@ class Clinic:
     def open(cls, folder: Path, *, host: str | None = None, port: int | None = None) -> "Clinic":
         """Open a clinic's folder. `host`, `port`: replace those of clinic.toml.
 
-        Raises Refusal E_NO_CLINIC, E_CLINIC_ADDRESS, and what `load_settings` raises.
+        Raises Refusal E_NO_CLINIC, E_FORMAT_NEWER, E_CLINIC_ADDRESS, and what `load_settings` raises.
         """
         folder = folder.resolve()
         if not folder.is_dir():
             raise Refusal(NO_CLINIC, private=str(folder))
+        check_folder(folder, "clinic")
         path = folder / SETTINGS
         settings = load_settings(path, ClinicSettings) if path.exists() else ClinicSettings()
         given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
@@ -249,4 +251,5 @@ def init_clinic(folder: Path) -> Clinic:
     (folder / SETTINGS).write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
     clinic = Clinic.open(folder)
     clinic.store().close()
+    stamp_folder(folder, "clinic")
     return clinic

@@ -24,6 +24,7 @@ from pipeline.site.site_data import read_records, read_series_list
 from pipeline.system.atomic_files import remove_unfinished, replacing
 from pipeline.system.codes import BY_CODE
 from pipeline.system.findings import Finding
+from pipeline.system.folder_format import stamp_folder
 
 # Of series that are no patient's here; they are counted, not examined.
 _NOBODYS = {site_reasons.NO_PATIENT_ID, site_reasons.ISSUER, site_reasons.WITHDRAWN}
@@ -176,6 +177,7 @@ def ingest(site: Site, settings: Preprocessing, progress: Callable[[int, int], N
     Refusal
         E_COHORT_BUSY, and those of `assess`.
     """
+    stamp_folder(site.folder, "site")
     with Cohort(site) as cohort, cohort.alone():
         assessment = assess(site, cohort, settings, progress)
         found = rows(assessment.findings)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.cohort.dataset import Example
     from pipeline.preprocessing.measures import Measures
 
+FILE, LOCK = "cohort.sqlite", "lock"
 SCHEMA_VERSION = 4
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS scans (
@@ -139,7 +140,7 @@ class Cohort:
 
     def _connect(self, mode: str) -> None:
         with self._refusing():
-            path = f"{(self.folder / 'cohort.sqlite').absolute().as_uri()}?mode={mode}"
+            path = f"{(self.folder / FILE).absolute().as_uri()}?mode={mode}"
             self._db = sqlite3.connect(path, uri=True, timeout=30, isolation_level=None)
 
     @contextmanager
@@ -171,7 +172,7 @@ class Cohort:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Lock the cohort against other examinations and changes; reading is allowed. Raises Refusal E_COHORT_BUSY."""
-        with alone(self.folder / "lock", reasons.COHORT_BUSY):
+        with alone(self.folder / LOCK, reasons.COHORT_BUSY):
             yield
 
     @contextmanager

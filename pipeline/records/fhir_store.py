@@ -11,7 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 1
+from pipeline.system.sqlite_format import SqliteFormat, bring_up
+
 _BUSY_SECONDS = 30.0
 _SCHEMA = """
 CREATE TABLE resource (
@@ -21,6 +22,7 @@ CREATE TABLE resource (
 ) WITHOUT ROWID;
 CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+FORMAT = SqliteFormat(version=1, schema=_SCHEMA)
 _COMMON = {"resourceType", "id", "meta", "identifier", "status", "code", "subject", "encounter", "contained"}
 _EVENT = _COMMON | {"effectiveDateTime", "effectiveInstant", "effectivePeriod", "issued", "specimen"}
 _VALUE = {
@@ -50,7 +52,10 @@ def kept(resource: dict[str, Any]) -> dict[str, Any] | None:
 
 
 class ResourceStore:
-    """The open store; a context manager. Each method is one transaction. Raises sqlite3.Error."""
+    """The open store; a context manager. Each method is one transaction.
+
+    Raises sqlite3.Error, and Refusal E_FORMAT_NEWER on opening.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -59,8 +64,7 @@ class ResourceStore:
         self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
         self._db.execute("PRAGMA secure_delete = ON")  # what is deleted must not stay in the file
         self._db.execute("PRAGMA synchronous = FULL")  # the default journal: readers compare the file's time and size
-        if self._db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
-            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        bring_up(self._db, path, FORMAT)
 
     def __enter__(self) -> "ResourceStore":
         return self

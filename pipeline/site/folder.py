@@ -32,6 +32,7 @@ from pipeline.site.fhir_settings import FhirTable
 from pipeline.site.omop_settings import OmopTable
 from pipeline.site.pacs_settings import PacsTable
 from pipeline.site.reasons import NO_SITE, SITE_EXISTS, SITE_KEY
+from pipeline.system.folder_format import check_folder, stamp_folder
 
 Split = Literal["train", "validation", "test"]
 # Shares of patients for testing and for validation (calibration), by keyed hash; the others are for training.
@@ -214,11 +215,12 @@ class Site:
         Raises
         ------
         Refusal
-            E_NO_SITE, or what `load_settings` raises.
+            E_NO_SITE, E_FORMAT_NEWER, or what `load_settings` raises.
         """
         folder = folder.resolve()
         if not (folder / "site.toml").is_file():
             raise Refusal(NO_SITE, private=str(folder))
+        check_folder(folder, "site")
         settings = load_settings(folder / "site.toml", SiteSettings)
         source = folder / settings.site.source
         # Resolve all paths of site.toml against the source folder here, once.
@@ -324,6 +326,7 @@ def init_site(folder: Path, settings_text: str, *, key: bytes | None = None) -> 
         with os.fdopen(descriptor, "wb") as file:
             file.write(key or secrets.token_bytes(KEY_BYTES))
     (folder / "site.toml").write_text(settings_text, encoding="utf-8")
+    stamp_folder(folder, "site")
     return Site.open(folder)
 
 

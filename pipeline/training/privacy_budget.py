@@ -31,13 +31,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.refusal import Refusal
 from pipeline.site.folder import Site
 from pipeline.system.check_line import Line, refused
+from pipeline.system.sqlite_format import SqliteFormat, bring_up
 from pipeline.training import reasons
 
 # Orders of the Rényi divergence: those of Opacus's accountant, and two for small budgets.
 ORDERS = np.array([1 + x / 10 for x in range(1, 100)] + [*range(12, 64), 128, 256], dtype=np.float64)
 
-SCHEMA_VERSION = 1
-SCHEMA = """
+FILE = "budget.sqlite"
+_SCHEMA = """
 CREATE TABLE IF NOT EXISTS step_costs (
     noise_multiplier REAL NOT NULL,
     sample_rate REAL NOT NULL,
@@ -53,6 +54,7 @@ CREATE TABLE IF NOT EXISTS rounds (
     steps INTEGER NOT NULL
 );
 """
+FORMAT = SqliteFormat(version=1, schema=_SCHEMA)
 _SECONDS = 300.0  # importing torch from a slow disk takes long
 
 
@@ -181,7 +183,7 @@ def step_costs(noise_multiplier: float, sample_rate: float) -> NDArray[np.float6
 
 
 def _file(site: Site) -> Path:
-    return site.folder / "privacy" / "budget.sqlite"
+    return site.folder / "privacy" / FILE
 
 
 @contextmanager
@@ -192,11 +194,7 @@ def _database(site: Site) -> Iterator[sqlite3.Connection]:
         database = sqlite3.connect(_file(site), timeout=30, isolation_level=None)
         try:
             database.execute("PRAGMA synchronous = EXTRA")  # COMMIT returns after file and directory are on disk
-            version = database.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                database.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-            elif version != SCHEMA_VERSION:
-                raise Refusal(reasons.PRIVACY_FILE, private=f"budget.sqlite is of version {version}")
+            bring_up(database, _file(site), FORMAT)
             yield database
         finally:
             database.close()

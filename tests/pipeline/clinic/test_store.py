@@ -455,7 +455,7 @@ def test_score_of_an_earlier_version_counts_as_a_patient_scan(store: Store) -> N
 def test_file_of_another_version_or_broken_file_is_refused_unchanged(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         db.execute("PRAGMA user_version = 99")
-    assert code_of(Store, tmp_path) == "E_CLINIC_FILE"
+    assert code_of(Store, tmp_path) == "E_FORMAT_NEWER"
     broken = b"no database at all " * 100
     (tmp_path / FILE).write_bytes(broken)
     assert code_of(Store, tmp_path) == "E_CLINIC_FILE"

@@ -24,6 +24,7 @@ from models.refusal import Refusal
 from pipeline.site.folder import Site, init_site
 from pipeline.training import privacy_budget
 from pipeline.training.privacy_budget import (
+    FORMAT,
     ORDERS,
     PrivacySettings,
     PrivateRound,
@@ -254,11 +255,6 @@ def _cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:5000])
 
 
-def _other_version(file: Path) -> None:
-    with sqlite3.connect(file) as database:
-        database.execute("PRAGMA user_version = 7")
-
-
 def _cost_missing(file: Path) -> None:
     with sqlite3.connect(file) as database:
         database.execute("DELETE FROM step_costs WHERE noise_multiplier < 2")
@@ -269,7 +265,7 @@ def _cost_spoilt(file: Path) -> None:
         database.execute("UPDATE step_costs SET rdp = '[0.0]' WHERE noise_multiplier < 2")
 
 
-@pytest.mark.parametrize("damage", [_overwrite, _cut, _other_version, _cost_missing, _cost_spoilt])
+@pytest.mark.parametrize("damage", [_overwrite, _cut, _cost_missing, _cost_spoilt])
 def test_damaged_budget_file_refuses_every_round(site: Site, damage: Callable[[Path], None]) -> None:
     check_and_spend(site, ROUND, run="a")
     check_and_spend(site, OTHER, run="a")
@@ -277,6 +273,14 @@ def test_damaged_budget_file_refuses_every_round(site: Site, damage: Callable[[P
     refusal = refused(site)
     assert refusal.code == "E_PRIVACY_FILE"
     assert str(site.folder) not in str(refusal)
+
+
+def test_budget_file_of_a_newer_version_refuses_every_round(site: Site) -> None:
+    check_and_spend(site, ROUND, run="a")
+    with sqlite3.connect(site.folder / "privacy" / "budget.sqlite") as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (FORMAT.version,)
+        database.execute("PRAGMA user_version = 7")
+    assert refused(site).code == "E_FORMAT_NEWER"
 
 
 def test_folder_without_write_access_refuses_every_round(site: Site) -> None:
