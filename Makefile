@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test peers viewer check unit lint docs pictures format lock audit release images bench learning lungs canary attack chaos soak fuzz clean
+.PHONY: demo test peers viewer check unit lint docs pictures format lock audit release images bench learning lungs canary attack chaos soak fuzz flower-drill clean
 
 demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
@@ -99,6 +99,9 @@ soak: .venv/installed peers  ## two hundred rounds with faults at random; FEDTHO
 fuzz: .venv/installed  ## every parser of foreign files, and the gateway, against hostile input, some minutes each
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m tests.fuzz
+
+flower-drill: .venv/installed  ## the tests that meet Flower's runtime, with another version of it: VERSION=1.43.0
+	$(BIN)/python -m tests.flower_drill $(VERSION)
 
 clean:  ## everything that the commands above wrote, the environment included
 	rm -rf .venv demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -6,10 +6,11 @@ FROM is a file or a folder. Kubernetes mounts secrets as files that a group may 
 that others than their owner may read. So a container of the pod copies them before the service starts.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from pipeline.system.atomic_files import write_atomically
 
 
 def copy_private(source: Path, target: Path) -> None:
@@ -23,11 +24,7 @@ def copy_private(source: Path, target: Path) -> None:
             if file.is_file() and not file.name.startswith("."):
                 copy_private(file, target / file.name)
         return
-    new = target.with_name(f".{target.name}.new")
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
-        file.write(source.read_bytes())
-    new.replace(target)
+    write_atomically(target, source.read_bytes(), mode=0o600)
 
 
 def main(arguments: Sequence[str]) -> None:

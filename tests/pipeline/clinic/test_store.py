@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from models.refusal import Refusal
-from pipeline.clinic.database import FILE
+from pipeline.clinic.database import FILE, FORMAT
 from pipeline.clinic.queue import MOST_ATTEMPTS
 from pipeline.clinic.records import Answer, Job, Patient, Role
 from pipeline.clinic.review import Proposal, decide
@@ -521,7 +521,7 @@ def test_failed_migration_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         before = list(db.iterdump())
     steps = {1: (*MIGRATIONS[1], "SELECT no_such_function()")}
-    monkeypatch.setattr("pipeline.clinic.database.MIGRATIONS", steps)
+    monkeypatch.setattr("pipeline.clinic.database.FORMAT", replace(FORMAT, steps=steps))
     assert code_of(Store, tmp_path) == "E_CLINIC_FILE"
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         assert list(db.iterdump()) == before
