@@ -2,8 +2,9 @@
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -44,19 +45,35 @@ def load_settings(path: Path, model: type[Settings]) -> Settings:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise Refusal(SETTINGS_KEY, file=path.name, problems=_problems(error)) from error
+        raise Refusal(SETTINGS_KEY, file=path.name, problems=_problems(error, content)) from error
 
 
-def _problems(error: ValidationError) -> str:
-    """Say what is wrong with each key; those that do not exist are listed together."""
+def _problems(error: ValidationError, content: Mapping[str, Any]) -> str:
+    """Say what is wrong with each key. Those that do not exist are listed together, and those of another format."""
     unknown, found = [], []
+    of_format: dict[str, list[str]] = {}
     for problem in error.errors(include_url=False, include_input=False):
-        key = ".".join(str(part) for part in problem["loc"]) or "the file"
-        if problem["type"] == "extra_forbidden":
+        place = [str(part) for part in problem["loc"]]
+        is_unknown = problem["type"] == "extra_forbidden"
+        if len(place) > 2 and _format_of(content, place[0]) == place[1]:  # a table of several formats
+            table, kind, *rest = place
+            if is_unknown:
+                of_format.setdefault(f'format = "{kind}" in [{table}]', []).append(".".join(rest))
+                continue
+            place = [table, *rest]
+        key = ".".join(place) or "the file"
+        if is_unknown:
             unknown.append(key)
         else:
             found.append(f"{key}: {problem['msg']}")
+    for kind, keys in of_format.items():
+        found.append(f"{kind} has no such lines, remove them: {', '.join(keys)}")
     return "; ".join([*found, f"these keys do not exist: {', '.join(unknown)}"] if unknown else found)
+
+
+def _format_of(content: Mapping[str, Any], table: str) -> str:
+    value = content.get(table)
+    return str(value.get("format", "csv")) if isinstance(value, dict) else ""
 
 
 def with_value(text: str, table: str, key: str, value: str) -> str:

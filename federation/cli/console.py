@@ -5,6 +5,7 @@ With --json a command prints one JSON object; a refusal is {"refused": {"code", 
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -61,6 +62,8 @@ def print_refusal(refusal: Refusal, *, as_json: bool) -> None:
     if refusal.private and not goes_to_the_journal():
         say(f"  here: {refusal.private}")
     say(f"  {refusal.remedy}")
+    for page in re.findall(r"docs/[a-z-]+\.md", refusal.remedy):
+        say(f"  (fedthorax explain {page} shows this page.)")
 
 
 def goes_to_the_journal() -> bool:

@@ -12,6 +12,11 @@ BUILD_FAILED = Reason(
     "{step} failed",
     "Read the output above. A missing package: `make release` needs the extra `release` and, for the viewer, npm.",
 )
+BUNDLE_UNFIT = Reason(
+    "E_BUNDLE_UNFIT",
+    "a package can be built only from an unpacked bundle for one Python version",
+    "Make one: `make release RELEASE='--role node --python 3.11'`; unpack its tar file, and name that folder.",
+)
 LOCK_NO_WHEEL = Reason(
     "E_LOCK_NO_WHEEL",
     "{library} has no wheel for Python {python} on Linux x86_64",

@@ -37,12 +37,21 @@ GROUP = "fedthorax.group"  # tag: the group that a run belongs to, or that a par
 _IS_GROUP = {"fedthorax.kind": "group"}
 # Without these, MLflow records the user and the script of this machine.
 _NEUTRAL_TAGS = {"mlflow.user": "fedthorax", "mlflow.source.name": "fedthorax", "mlflow.source.type": "PROJECT"}
+# Otherwise MLflow's page opens in a mode for language models.
+_KIND = ("mlflow.experimentKind", "custom_model_development")
 _HABITS = {
     # By default MLflow retries for minutes, while the sites wait for the next round.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+
+
+_DESCRIPTION = (
+    "The final model of the run {run}, a candidate for a release (SHA-256 {sha256}...). Input: a chest CT, prepared as "
+    "model.json of the artifacts says; outputs: the probabilities of pcr_positive and severe. It is no MLflow "
+    "flavour: open it with `fedthorax score`. card.md says for whom it was judged. Research only, no medical device."
+)
 
 
 def tracking_uri(server_folder: Path) -> str:
@@ -215,6 +224,7 @@ class Tracker:
         experiment = client.get_experiment_by_name(name)
         place = artifact_place(self.server_folder, uri)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(name, place)
+        client.set_experiment_tag(experiment_id, *_KIND)
         group, tags = read_note(self.spool.parent).group, {}
         self._parent_id = ""
         if group:
@@ -270,7 +280,12 @@ class Tracker:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         version = client.create_model_version(
-            name, f"runs:/{self.run_id}/model", run_id=self.run_id, tags={"sha256": sha256}, await_creation_for=0
+            name,
+            f"runs:/{self.run_id}/model",
+            run_id=self.run_id,
+            tags={"sha256": sha256},
+            description=_DESCRIPTION.format(run=self.run_name, sha256=sha256[:12]),
+            await_creation_for=0,
         )
         client.set_registered_model_alias(name, CANDIDATE, version.version)
         self._version = str(version.version)

@@ -130,7 +130,7 @@ class PacsSource:
             except OSError as error:
                 raise Refusal(reasons.DISK, private=str(error), gigabytes=limits.keep_free_gb) from error
             except Refusal as refusal:
-                if refusal.reason is not reasons.PACS_SILENT or tries == limits.retries:
+                if refusal.reason not in reasons.MAY_PASS or tries == limits.retries:
                     raise
             if stop.wait(limits.retry_seconds * 2**tries):
                 return False

@@ -19,6 +19,7 @@ from pipeline.cohort.workers import Examination
 from pipeline.doctor import connectivity, reasons
 from pipeline.doctor.contract import Facts, Result, contract, numbers
 from pipeline.doctor.environment import configuration, machine
+from pipeline.doctor.identifier_spelling import other_spelling
 from pipeline.doctor.record_checks import read_lines
 from pipeline.imaging.discovery import Series
 from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
@@ -129,7 +130,7 @@ def check(
                 assessment = assess_material(site, cohort, material, examination)
         except Refusal as refusal:
             return replace(checkup, lines=(*lines, refused("scans", "scans", refusal)))
-        facts = Facts(site, settings, assessment, cohort.tensors, cohort.patients())
+        facts = Facts(site, settings, assessment, cohort.tensors, cohort.patients(), other_spelling(site, material))
         results = contract(facts)
     return replace(
         checkup,

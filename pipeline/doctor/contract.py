@@ -5,7 +5,7 @@ needs a review, `informs` needs none. A rule counts how often it is met, and of 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -89,6 +89,7 @@ _AREAS: dict[str, tuple[Reason, ...]] = {
 }
 _OF_PATIENTS = (cohort_reasons.SEVERAL_SERIES, cohort_reasons.DUPLICATE_SERIES)  # counted by patient, not by series
 _AREA_OF = {reason: area for area, found in _AREAS.items() for reason in found}
+_UNMATCHED = (records_reasons.NO_PCR, records_reasons.NO_LABEL)
 _INFORM = {
     *(
         imaging_reasons.DUPLICATE_SLICE_FLAGGED,
@@ -106,7 +107,7 @@ _INFORM = {
 class Facts:
     """The input of the rules. `measures`: of all accepted scans. `tensors`: the folder of their tensors.
 
-    `stored`: the patients of the last ingest.
+    `stored`: the patients of the last ingest. `other_spelling`: see `identifier_spelling`.
     """
 
     site: Site
@@ -114,6 +115,7 @@ class Facts:
     assessment: Assessment
     tensors: Path
     stored: Sequence[PatientRow]
+    other_spelling: Collection[str] = ()
 
     @property
     def measures(self) -> list[Measures]:
@@ -278,8 +280,10 @@ def _labels(facts: Facts) -> Iterator[Result]:
         return Result(reason, area, count, of, "patients", count > 0, "labelled", of_waterfall)
 
     yield most(reasons.LABEL_YIELD, "labels", len(members) - len(patients), len(members))
-    unmatched = sum(m.labels.reason in (records_reasons.NO_PCR, records_reasons.NO_LABEL) for m in members)
+    unmatched = sum(m.labels.reason in _UNMATCHED for m in members)
     yield most(reasons.IDENTIFIERS_DIFFER, "labels", unmatched, len(members))
+    spelled = sum(m.series.patient_id in facts.other_spelling for m in members if m.labels.reason in _UNMATCHED)
+    yield Result(reasons.IDENTIFIER_SPELLING, "labels", spelled, len(members), "patients", spelled > 0)
     balances = [_rarer(known) for known in _known(patients).values() if known]
     rarer, of = min(balances, key=lambda found: found[0] / found[1], default=(0, 0))
     is_skewed = rarer < SKEWED_BELOW * of

@@ -81,9 +81,23 @@ def _disk(site: Site, settings: Preprocessing, new_series: int) -> Line:
     detail = f"{free_gb:.1f} GB free; {new_series} series to prepare need {needed_gb:.2f} GB"
     if free_gb < needed_gb:
         return Line(AREA, "disk", "fail", "not enough space", "Free space, or move the site's folder.", detail)
+    reserve_gb, of = _reserve(site)
+    if free_gb < needed_gb + reserve_gb:
+        remedy = f"Free space, or lower `keep_free_gb` in {of} of site.toml: nothing is stored with less free space."
+        return Line(AREA, "disk", "fail", f"less than {reserve_gb:g} GB would be left", remedy, detail)
     if free_gb < needed_gb + KEEP_FREE_GB:
         return Line(AREA, "disk", "warn", "almost no space will be left", "Free space soon.", detail)
     return Line(AREA, "disk", "ok", "enough space", detail=detail)
+
+
+def _reserve(site: Site) -> tuple[float, str]:
+    """Return the free space that a table of site.toml wants to be kept, and its name; 0 if there is none."""
+    kept = [(0.0, "")]
+    if site.settings.pacs is not None:
+        kept.append((site.settings.pacs.limits.keep_free_gb, "[pacs.limits]"))
+    if table := listener_of(site):
+        kept.append((table.keep_free_gb, "[laboratory.listener]"))
+    return max(kept)
 
 
 def _memory() -> Line:

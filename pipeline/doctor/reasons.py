@@ -58,6 +58,12 @@ IDENTIFIERS_DIFFER = Reason(
     "Compare how both sources write an identifier: leading zeros, prefixes, or a case number instead of the "
     "patient's number.",
 )
+IDENTIFIER_SPELLING = Reason(
+    "W_IDENTIFIER_SPELLING",
+    "patients with a usable CT have no records, but the records contain their identifiers in another spelling",
+    "Write identifiers in the same way in both sources: leading zeros, capital letters, spaces, prefixes. Until then "
+    "these patients are left out.",
+)
 PREVALENCE = Reason(
     "W_PREVALENCE",
     "nearly all patients have the same label, of PCR or of severity",

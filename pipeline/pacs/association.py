@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from models.refusal import Refusal
+from models.refusal import Reason, Refusal
 from pipeline.imaging.functional_groups import CT_CLASSES
 from pipeline.pacs import reasons
 from pipeline.pacs.receiver import PDU_BYTES, TRANSFER_SYNTAXES, Inbox, guard
@@ -71,7 +72,8 @@ def associate(
 
     With an inbox, the PACS may send CT images over it (C-GET), in their stored compression.
 
-    Raises Refusal E_PACS_SILENT, E_PACS_AUTH, E_PACS_UNTRUSTED, E_PACS_SERVICE.
+    Raises Refusal E_PACS_SILENT, E_PACS_NAME, E_PACS_REFUSED, E_PACS_CLOSED, E_PACS_AUTH, E_PACS_UNTRUSTED,
+    E_PACS_SERVICE.
     """
     entity = AE(ae_title=table.calling_aet)
     entity.connection_timeout = entity.acse_timeout = table.connect_seconds
@@ -83,6 +85,7 @@ def associate(
         for ct, syntax in product(sorted(CT_CLASSES), TRANSFER_SYNTAXES):  # at most 128 contexts (PS3.8, 9.3.2.2)
             entity.add_requested_context(ct, syntax)
         handlers.append((evt.EVT_C_STORE, inbox.store))
+    began = time.monotonic()
     try:
         association = entity.associate(
             table.host,
@@ -94,9 +97,9 @@ def associate(
             evt_handlers=handlers,
         )
     except OSError as error:  # the host name cannot be resolved
-        raise Refusal(reasons.PACS_SILENT, private=f"{table.host}: {error.strerror}") from error
+        raise Refusal(reasons.PACS_NAME, private=f"{table.host}: {error.strerror}") from error
     if not association.is_established:
-        raise _why_not(association, table, tls)
+        raise _why_not(association, table, tls, time.monotonic() - began)
     keep_answers(association)
     try:
         _check_services(association, services, inbox)
@@ -132,8 +135,8 @@ def _name(service: uid.UID) -> str:
     return _SERVICES.get(service, f"C-STORE of {service.name}")
 
 
-def _why_not(association: Association, table: DimseTable, tls: Tls | None) -> Refusal:
-    """Return the reason why no association was established."""
+def _why_not(association: Association, table: DimseTable, tls: Tls | None, waited: float) -> Refusal:
+    """Return the reason why no association was established after `waited` seconds."""
     if association.is_rejected:
         answer = association.acceptor.primitive
         assert answer is not None
@@ -150,7 +153,21 @@ def _why_not(association: Association, table: DimseTable, tls: Tls | None) -> Re
         return Refusal(reasons.PACS_SERVICE, service=", ".join(sorted(services)))
     if tls and (fault := _tls_fault(tls.client, table)):
         return Refusal(reasons.PACS_UNTRUSTED, private=fault)
-    return Refusal(reasons.PACS_SILENT, private=f"{table.host}, port {table.port}: no association")
+    reason = reasons.PACS_SILENT if waited >= 0.9 * table.connect_seconds else _fault_of(table)
+    return Refusal(reason, private=f"{table.host}, port {table.port}: no association")
+
+
+def _fault_of(table: DimseTable) -> Reason:
+    """Find what is wrong with a second connection, because pynetdicom does not report it."""
+    try:
+        socket.create_connection((table.host, table.port), timeout=min(table.connect_seconds, 3.0)).close()
+    except socket.gaierror:
+        return reasons.PACS_NAME
+    except ConnectionRefusedError:
+        return reasons.PACS_REFUSED
+    except OSError:
+        return reasons.PACS_SILENT
+    return reasons.PACS_CLOSED
 
 
 def _tls_fault(context: ssl.SSLContext, table: DimseTable) -> str | None:

@@ -19,9 +19,10 @@ import requests
 from dicomweb_client import DICOMwebClient
 from pydicom import dcmread
 from requests import exceptions
+from urllib3.exceptions import NameResolutionError, NewConnectionError
 from urllib3.util import Retry
 
-from models.refusal import Refusal
+from models.refusal import Reason, Refusal
 from pipeline.pacs import reasons
 from pipeline.pacs.queries import RemoteSeries, StudyQuery
 from pipeline.pacs.store_status import PROCESSING_FAILURE
@@ -268,6 +269,15 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _fault_of(error: exceptions.RequestException) -> Reason:
+    """Return why there is no connection."""
+    cause = getattr(error.args[0], "reason", None) if error.args else None
+    if isinstance(cause, NameResolutionError):
+        return reasons.PACS_NAME
+    is_refused = isinstance(cause, NewConnectionError) and isinstance(cause.__cause__, ConnectionRefusedError)
+    return reasons.PACS_REFUSED if is_refused else reasons.PACS_SILENT
+
+
 @contextmanager
 def _coded() -> Iterator[None]:
     """Convert errors to the refusals of `Pacs`; URLs in the errors stay private."""
@@ -282,7 +292,7 @@ def _coded() -> Iterator[None]:
         broke_off = any(sign in str(error) for sign in _BROKE_OFF)
         raise Refusal(reasons.PACS_SILENT if broke_off else reason, private=str(error)) from None
     except (exceptions.ConnectionError, exceptions.Timeout, exceptions.ChunkedEncodingError) as error:
-        raise Refusal(reasons.PACS_SILENT, private=str(error)) from None
+        raise Refusal(_fault_of(error), private=str(error)) from None
     except (exceptions.RequestException, ValueError, TypeError, AttributeError, LookupError) as error:
         raise Refusal(reasons.PACS_ANSWER, private=f"{type(error).__name__}: {error}") from None
     except OSError as error:

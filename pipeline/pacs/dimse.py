@@ -33,6 +33,7 @@ IMAGES_A_REQUEST = 200  # some PACS reject long lists of UIDs
 _NONE_SENT = 0xA702  # all images failed (PS3.4, tables C.4-2 and C.4-3)
 _LATE_SECONDS = 10.0  # a PACS with a send queue reports the end before the last images have arrived
 _ECHO_TRIES = 4
+_MAY_HIDE_A_REJECTION = {reasons.PACS_SILENT, reasons.PACS_CLOSED}
 
 
 class DimsePacs:
@@ -61,7 +62,7 @@ class DimsePacs:
             except Refusal as refusal:
                 # If a PACS rejects and closes at once, the reset connection may lose the rejection. Ask again to learn
                 # the reason.
-                if refusal.reason is not reasons.PACS_SILENT or not tries_left:
+                if refusal.reason not in _MAY_HIDE_A_REJECTION or not tries_left:
                     raise
 
     def _echo(self) -> None:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Pacs(Protocol):
     """A connection to a PACS.
 
-    Every method raises Refusal: E_PACS_SILENT (no or an incomplete response: try again), E_PACS_AUTH, E_PACS_UNTRUSTED,
-    E_PACS_PROXY, E_PACS_ANSWER (an unexpected response).
+    Every method raises Refusal: those of `reasons.MAY_PASS` (no or an incomplete response: try again), E_PACS_AUTH,
+    E_PACS_UNTRUSTED, E_PACS_PROXY, E_PACS_ANSWER (an unexpected response).
     """
 
     def echo(self) -> None:

@@ -190,7 +190,7 @@ class _Pull:
         except Refusal as refusal:
             if refusal.reason in _ENDS_THE_PULL:
                 raise
-            if refusal.reason == reasons.PACS_SILENT:
+            if refusal.reason in reasons.MAY_PASS:
                 self._pacs.echo()  # raises if the PACS does not respond at all
             if refusal.reason == reasons.PATIENT_DIFFERS:
                 store.clear()
@@ -290,9 +290,9 @@ class _Patience:
         self._limits, self._tries = limits, 0
 
     def wait(self, refusal: Refusal, *, afresh: bool = False) -> None:
-        """Wait before a retry; raise the refusal if no retry is left, or if it is not E_PACS_SILENT."""
+        """Wait before a retry; raise the refusal if no retry is left, or if it is of another kind."""
         self._tries = 0 if afresh else self._tries
-        if refusal.reason != reasons.PACS_SILENT or self._tries == self._limits.retries:
+        if refusal.reason not in reasons.MAY_PASS or self._tries == self._limits.retries:
             raise refusal
         time.sleep(self._limits.retry_seconds * 2**self._tries)
         self._tries += 1

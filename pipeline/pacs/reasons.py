@@ -4,9 +4,26 @@ from models.refusal import Reason
 
 PACS_SILENT = Reason(
     "E_PACS_SILENT",
-    "the PACS does not respond, or closed the connection",
-    "Check the address in [pacs] of site.toml or in clinic.toml, the PACS, and the network. Run a command again and "
-    "it continues; a clinic retries automatically.",
+    "the PACS does not respond in time, or closed the connection while it sent something",
+    "Check the network and the firewalls between this machine and the PACS, then the address in [pacs] of site.toml or "
+    "in clinic.toml. Run a command again and it continues; a clinic retries automatically.",
+)
+PACS_NAME = Reason(
+    "E_PACS_NAME",
+    "the host name of the PACS cannot be resolved",
+    "Correct the host in [pacs] of site.toml or in clinic.toml, or this machine's name server. An IP address works.",
+)
+PACS_REFUSED = Reason(
+    "E_PACS_REFUSED",
+    "the PACS's machine answers, but nothing accepts connections at this port",
+    "Correct the port in [pacs] of site.toml or in clinic.toml. Check that the PACS runs and that its firewall admits "
+    "this machine.",
+)
+PACS_CLOSED = Reason(
+    "E_PACS_CLOSED",
+    "the PACS accepts the connection and closes it without an answer",
+    "Ask the PACS's administrator to register this node's AE title (`calling_aet`) and address. Check that the port is "
+    "the one for DICOM, and whether the PACS wants TLS. Run the command again and it continues.",
 )
 PACS_AUTH = Reason(
     "E_PACS_AUTH",
@@ -77,3 +94,5 @@ NO_PACS = Reason(
     "site.toml names neither a PACS nor a FHIR server nor an OMOP database",
     "Fill in [pacs], [fhir] or [omop] of site.toml, or continue with `fedthorax node ingest`: it reads the files.",
 )
+# A later try may succeed without any change here.
+MAY_PASS = frozenset({PACS_SILENT, PACS_NAME, PACS_REFUSED, PACS_CLOSED})

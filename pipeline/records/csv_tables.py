@@ -3,7 +3,7 @@
 import csv
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -38,6 +38,9 @@ def known_encoding(encoding: str) -> str:
     return encoding
 
 
+EARLY_DAYS, MONTHS = 10, 12  # so many different days raise a doubt
+
+
 class CsvTable(BaseModel, extra="forbid"):
     """A CSV file that a hospital declares; its columns may have any order, and other columns are ignored."""
 
@@ -53,9 +56,13 @@ class CsvTable(BaseModel, extra="forbid"):
 
 
 class TableFile(CsvTable):
-    """A CSV file with dates."""
+    """A CSV file with dates.
+
+    `may_lack_late_days`: accept a file in which no date is later in its month than the 12th.
+    """
 
     date_format: str
+    may_lack_late_days: bool = False
 
     @field_validator("date_format")
     @classmethod
@@ -126,6 +133,20 @@ def read_moment(text: str, date_format: str) -> datetime | None:
         return datetime.strptime(text, date_format)
     except ValueError:
         return None
+
+
+def refuse_early_days(moments: Iterable[datetime], table: TableFile, name: str) -> None:
+    """Refuse dates that could as well be read with day and month exchanged, if there are many of them.
+
+    Of ten days at random, all are in the first twelve of their months once in ten thousand. A format that begins with
+    the year is not doubted: nobody writes the day after it. Raises Refusal E_EARLY_DAYS.
+    """
+    parts = re.findall(r"%[dmYy]", table.date_format)
+    days = {moment.date() for moment in moments}
+    if sorted(parts[:2]) != ["%d", "%m"] or table.may_lack_late_days or len(days) < EARLY_DAYS:
+        return
+    if all(day.day <= MONTHS for day in days):
+        raise Refusal(reasons.EARLY_DAYS, table=name, days=len(days))
 
 
 def note(reason: Reason, patient_id: str, detail: str) -> Finding:

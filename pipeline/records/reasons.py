@@ -57,6 +57,13 @@ DATES = Reason(
     "{percent} % of the {table} file's rows have no date in the declared format",
     "Correct `date_format` in site.toml (day and month may be swapped), and export the time of collection.",
 )
+EARLY_DAYS = Reason(
+    "E_EARLY_DAYS",
+    "none of the {days} different dates in the {table} file is later in its month than the 12th: day and month may be "
+    "swapped",
+    "Compare some dates with their source. Correct `date_format` in this table of site.toml, or, if it is right, set "
+    "`may_lack_late_days = true` there.",
+)
 TIME_ZONE = Reason(
     "E_TIME_ZONE",
     "the laboratory's times have a time zone, but the time zone of the site is not set",

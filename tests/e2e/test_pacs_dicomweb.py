@@ -209,7 +209,7 @@ def test_connection_failure_is_refused_with_its_code(hospital: Hospital) -> None
     assert hospital.refused(hospital.site(url=hospital.orthanc.url.replace("http:", "https:"))) in {
         *("E_PACS_UNTRUSTED", "E_PACS_SILENT")
     }
-    assert hospital.refused(hospital.site(url="http://127.0.0.1:1/dicom-web", limits="retries = 0")) == "E_PACS_SILENT"
+    assert hospital.refused(hospital.site(url="http://127.0.0.1:1/dicom-web", limits="retries = 0")) == "E_PACS_REFUSED"
 
 
 def test_token_is_sent_to_a_proxy_in_front_of_the_pacs(hospital: Hospital) -> None:
@@ -383,7 +383,7 @@ def test_echo_reports_whether_the_pacs_responds(hospital: Hospital) -> None:
         with (
             hospital.orthanc.inside(),
             open_pacs(hospital.site()) as pacs,
-            pytest.raises(Refusal, match="E_PACS_SILENT"),
+            pytest.raises(Refusal, match="E_PACS_REFUSED"),
         ):
             pacs.echo()
     finally:

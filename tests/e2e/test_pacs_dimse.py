@@ -178,7 +178,7 @@ def test_pull_completes_although_the_pacs_is_killed_during_it(
     [
         ({"calling_aet": "STRANGER"}, "E_PACS_AUTH"),
         ({"called_aet": "ANOTHER"}, "E_PACS_AUTH"),
-        ({"port": 1}, "E_PACS_SILENT"),
+        ({"port": 1}, "E_PACS_REFUSED"),
     ],
 )
 def test_rejected_association_raises_the_reason(hospital: Hospital, settings: dict[str, Any], code: str) -> None:

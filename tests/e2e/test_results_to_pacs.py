@@ -156,7 +156,7 @@ def test_results_are_queued_while_the_pacs_is_down_and_stored_later(hospital: Ho
     with hospital.sender(clinic):
         wait_until(lambda: delivery(clinic, answer).attempts >= 2)
         waiting = delivery(clinic, answer)
-        assert (waiting.state, waiting.code) == ("waiting", "E_PACS_SILENT")
+        assert (waiting.state, waiting.code) == ("waiting", "E_PACS_REFUSED")
         hospital.orthanc.start()
         wait_until(lambda: delivery(clinic, answer).state == "sent")
     assert delivery(clinic, answer).code is None

@@ -8,7 +8,7 @@ from datetime import date
 
 from models.refusal import Refusal
 from pipeline.records import reasons
-from pipeline.records.csv_tables import refuse_when_many
+from pipeline.records.csv_tables import refuse_early_days, refuse_when_many
 from pipeline.records.laboratory.results import PcrResult, Reading, counted, interpret
 from pipeline.records.laboratory.settings import CsvLaboratory, FhirLaboratory, Hl7Laboratory, Laboratory
 from pipeline.records.laboratory.times import Clock
@@ -23,8 +23,8 @@ def read_pcr(
     """Read the laboratory's files: results in their order without duplicates, and findings for skipped results.
 
     `time_zone`: IANA name of the site's time zone. `issuer`: authority of its identifiers, "" if only one is used.
-    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA, E_TIME_ZONE, E_NO_PCR_TEST, E_LABORATORY_ISSUERS, and, above
-    MAX_FAULTY_PERCENT, E_ROWS, E_HL7_FILES, E_FHIR_FILES, E_IDENTIFIERS, E_DATES or E_PCR_UNMAPPED.
+    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA, E_TIME_ZONE, E_NO_PCR_TEST, E_LABORATORY_ISSUERS, E_EARLY_DAYS,
+    and, above MAX_FAULTY_PERCENT, E_ROWS, E_HL7_FILES, E_FHIR_FILES, E_IDENTIFIERS, E_DATES or E_PCR_UNMAPPED.
     """
     reading = _read(table, Clock.of(time_zone), issuer)
     refuse_when_many(reading.findings, reading.units, "laboratory")
@@ -32,6 +32,8 @@ def read_pcr(
         raise Refusal(reasons.NO_PCR_TEST, results=0)  # a CSV table may be empty, an HL7 or FHIR export may not
     results, findings, judged = interpret(reading, today or date.today())
     refuse_when_many(findings, judged, "laboratory", max_unmapped_percent=table.max_unmapped_percent)
+    if isinstance(table, CsvLaboratory):
+        refuse_early_days((each.collected for each in reading.results if each.collected), table, "laboratory")
     return results, reading.findings + findings + counted(reasons.OTHER_TEST, reading.others)
 
 

@@ -5,7 +5,7 @@ from datetime import date
 from typing import Literal
 
 from pipeline.records import reasons
-from pipeline.records.csv_tables import TableFile, note, read_moment, read_rows, refuse_when_many
+from pipeline.records.csv_tables import TableFile, note, read_moment, read_rows, refuse_early_days, refuse_when_many
 from pipeline.records.outcomes.outcome import Outcome, fault
 from pipeline.system.findings import Finding
 
@@ -37,24 +37,27 @@ def read_file(table: OutcomeFile, today: date) -> tuple[dict[str, Outcome], list
     A patient with any finding has no outcome, even if another row is valid: otherwise a patient whose date of death
     cannot be read could count as a survivor. Equal rows count once.
 
-    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA, and, above MAX_FAULTY_PERCENT of the rows, E_ROWS,
+    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA, E_EARLY_DAYS, and, above MAX_FAULTY_PERCENT of the rows, E_ROWS,
     E_IDENTIFIERS or E_DATES.
     """
     columns = [table.patient_id, table.intubated, table.died, table.followed_until, *filter(None, [table.icu])]
     rows, findings = read_rows(table, "outcome", columns)
     row_count = len(rows) + len(findings)
     outcomes: dict[str, set[Outcome]] = defaultdict(set)
+    read = []
     for patient_id, *texts in rows:
         moments = [read_moment(text, table.date_format) for text in texts]
         unread = [text for text, moment in zip(texts, moments, strict=True) if text and moment is None]
         if unread:
             findings.append(note(reasons.DATE, patient_id, unread[0]))
             continue
+        read += [moment for moment in moments if moment]
         outcome = Outcome(patient_id, *(moment and moment.date() for moment in moments))
         if reason := fault(outcome, today):
             findings.append(note(reason, patient_id, ", ".join(texts)))
         outcomes[patient_id].add(outcome)
     refuse_when_many(findings, row_count, "outcome")
+    refuse_early_days(read, table, "outcome")
     conflicts = [patient_id for patient_id, values in outcomes.items() if len(values) > 1]
     findings += [Finding(reasons.OUTCOME_CONFLICT, patient_id) for patient_id in conflicts]
     faulty = {finding.patient_id for finding in findings}

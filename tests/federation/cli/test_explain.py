@@ -1,5 +1,6 @@
 """The command `fedthorax explain`."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,16 @@ def test_template_of_a_settings_file_is_shown(name: str) -> None:
     done = CliRunner().invoke(app, ["explain", name])
     assert done.exit_code == 0
     assert done.stdout == Path(configs.__file__).with_name(name).read_text()
+
+
+def test_each_page_that_a_text_names_can_be_shown() -> None:
+    """An installed hospital has no source with docs/."""
+    texts = [reason.remedy for reason in REASONS.values()]
+    texts.append(Path(configs.__file__).with_name("site.toml").read_text())
+    pages = {page for text in texts for page in re.findall(r"docs/[a-z-]+\.md", text)}
+    assert len(pages) > 4
+    for page in pages:
+        done = CliRunner().invoke(app, ["explain", page])
+        assert done.exit_code == 0 and done.output.startswith("# ")
+    assert "docs/*.md" in (Path(configs.__file__).parents[1] / "pyproject.toml").read_text()
+    assert CliRunner().invoke(app, ["explain", "../pyproject.md"]).exit_code == 2

@@ -131,6 +131,9 @@ def assert_all_is_recorded(server: Path):
     assert run.data.metrics["final/mean_auroc_severe"] == 0.8
     assert "77" not in str(run.data.metrics)  # no site's number of patients is recorded
     version = client.get_model_version_by_alias("trial", CANDIDATE)
+    assert "model.json" in version.description and "severe" in version.description
+    experiment = client.get_experiment_by_name("trial")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert version.tags["sha256"] == "ab" * 32
     assert [f.path for f in client.list_artifacts(run.info.run_id, "model")] == ["model/card.md"]
     assert not (server / "runs" / "trial-1" / SPOOL).exists()

@@ -55,6 +55,19 @@ def asked_for() -> list[Requirement]:
     return [Requirement(each) for each in [*project["dependencies"], *extras] if not each.startswith("fedthorax[")]
 
 
+@pytest.mark.parametrize(("free_gb", "status"), [(11, "fail"), (13.5, "ok")])
+def test_space_that_pacs_or_listener_keep_free_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_gb: float, status: str
+) -> None:
+    """Otherwise only a pull, or a message that is not accepted, would show it."""
+    queue = '[laboratory]\nformat = "hl7"\n[laboratory.listener]\nkeep_free_gb = 11.5\n'
+    site = init_site(tmp_path / "site", SETTINGS.replace('[laboratory]\nfile = "pcr.csv"\n', queue))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free_gb * 1e9))
+    line = of_machine(site)["disk"]
+    assert line.status == status
+    assert ("[laboratory.listener]" in line.remedy) == (status == "fail")
+
+
 def test_tested_versions_match_the_constraints() -> None:
     pinned = {each.name: each.specifier for each in asked_for() if str(each.specifier).startswith("==")}
     assert pinned.keys() == {"flwr"}  # in pyproject.toml, not in constraints.txt

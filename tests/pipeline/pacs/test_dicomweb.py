@@ -235,11 +235,13 @@ def test_invalid_dicom_json_is_refused_or_empty(tmp_path: Path, body: bytes) -> 
             assert refused.code == "E_PACS_ANSWER"
 
 
-def test_unreachable_pacs_is_reported_as_silent(tmp_path: Path) -> None:
+def test_wrong_port_and_wrong_name_are_told_apart(tmp_path: Path) -> None:
     with Server(lambda request: (204, {}, b"")).running() as server:
         url = server.url
     with DicomWebPacs(DicomWebTable(url=url, timeout_seconds=1), tmp_path) as pacs:
-        assert refusal(pacs.echo).code == "E_PACS_SILENT"
+        assert refusal(pacs.echo).code == "E_PACS_REFUSED"
+    with DicomWebPacs(DicomWebTable(url="http://pacs.invalid/dicom-web", timeout_seconds=5), tmp_path) as pacs:
+        assert refusal(pacs.echo).code == "E_PACS_NAME"
 
 
 def test_pacs_that_stops_responding_is_reported_as_silent(tmp_path: Path) -> None:
@@ -286,7 +288,7 @@ def test_nothing_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
         pacs.images(SERIES)
     with DicomWebPacs(DicomWebTable(url="http://127.0.0.1:9/dicom-web"), tmp_path) as gone:  # no server listens there
         for call in (lambda: gone.find(StudyQuery(accessions=("CANARY",))), lambda: list(gone.fetch(SERIES, None))):
-            assert refusal(call).code == "E_PACS_SILENT"
+            assert refusal(call).code == "E_PACS_REFUSED"
     assert caplog.text == ""
     assert logging.getLogger("urllib3").level == level
 

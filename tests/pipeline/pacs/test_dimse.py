@@ -283,9 +283,15 @@ def _refuse_within(port: int, code: str, *, seconds: float, host: str = "127.0.0
     assert time.monotonic() - start < seconds
 
 
-def test_unreachable_pacs_is_reported_as_silent() -> None:
-    _refuse_within(free_port(), "E_PACS_SILENT", seconds=5)
-    _refuse_within(104, "E_PACS_SILENT", seconds=5, host="pacs.invalid")
+def test_wrong_port_name_address_and_title_are_told_apart() -> None:
+    _refuse_within(free_port(), "E_PACS_REFUSED", seconds=5)
+    _refuse_within(104, "E_PACS_NAME", seconds=5, host="pacs.invalid")
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:  # as a link on which packets are lost
+        port = full.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            _refuse_within(port, "E_PACS_SILENT", seconds=8)
+    with deaf_server(lambda connection: connection.recv(4096)) as port:  # it closes, as some do for an unknown title
+        _refuse_within(port, "E_PACS_CLOSED", seconds=5)
 
 
 @pytest.mark.slow
@@ -304,9 +310,9 @@ def test_server_that_stops_inside_a_pdu_is_reported_as_silent() -> None:
         _refuse_within(port, "E_PACS_SILENT", seconds=4)
 
 
-def test_server_with_another_protocol_is_reported_as_silent() -> None:
+def test_server_with_another_protocol_is_reported() -> None:
     with deaf_server(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port:
-        _refuse_within(port, "E_PACS_SILENT", seconds=5)
+        _refuse_within(port, "E_PACS_CLOSED", seconds=5)
 
 
 # --- retrieval ---

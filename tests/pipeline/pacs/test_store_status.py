@@ -235,7 +235,7 @@ def test_c_store_to_a_pacs_without_the_sop_class_is_refused(files: list[Path], t
 
 
 def test_c_store_without_a_pacs_is_refused(files: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match="E_PACS_SILENT"):
+    with pytest.raises(Refusal, match="E_PACS_REFUSED"):
         client(free_port(), tmp_path).store(files)
 
 

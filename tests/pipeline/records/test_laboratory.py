@@ -134,6 +134,14 @@ def test_file_with_swapped_day_and_month_is_refused(tmp_path: Path) -> None:
     assert "/04/2020" not in str(refusal)
 
 
+def test_dates_that_could_be_swapped_are_refused_unless_confirmed(tmp_path: Path) -> None:
+    rows = [f"P{day},{day:02}/04/2020 08:30,POSITIVE" for day in range(1, 12)]
+    refusal = refused(tmp_path, "\n".join([HEADER, *rows]), date_format="%d/%m/%Y %H:%M")
+    assert (refusal.code, refusal.numbers["days"]) == ("E_EARLY_DAYS", 11)
+    results, findings = read(tmp_path, HEADER, *rows, date_format="%d/%m/%Y %H:%M", may_lack_late_days=True)
+    assert (len(results), findings) == (11, [])
+
+
 def test_specimen_with_a_future_date_is_skipped(tmp_path: Path) -> None:
     rows = ["P1,2020-05-01T23:59,POSITIVE", "P2,2020-05-02T00:00,POSITIVE"]
     results, findings = read(tmp_path, HEADER, *rows)

@@ -29,6 +29,20 @@ def read(folder: Path, *rows: str, **declared: Any) -> tuple[dict[str, Outcome],
     return outcomes, [(finding.reason.code, finding.patient_id) for finding in findings]
 
 
+def test_dates_that_could_be_swapped_are_refused_unless_confirmed(tmp_path: Path) -> None:
+    """An export of the United States, read with the day first: no date is unreadable, and all are wrong."""
+    days = [f"{month:02}/{day:02}/2020" for month in (1, 2) for day in range(1, 6)]
+    rows = [f"{number},,,{day}" for number, day in enumerate(days)]
+    for date_format in ("%d/%m/%Y", "%m/%d/%Y"):
+        with pytest.raises(Refusal, match="E_EARLY_DAYS"):
+            read(tmp_path, HEADER, *rows, date_format=date_format)
+        assert len(read(tmp_path, HEADER, *rows, date_format=date_format, may_lack_late_days=True)[0]) == 10
+        assert len(read(tmp_path, HEADER, *rows[1:], date_format=date_format)[0]) == 9  # too few to say
+    assert len(read(tmp_path, HEADER, *rows, "11,,,01/13/2020", date_format="%m/%d/%Y")[0]) == 11
+    dashed = [f"{number},,,2020-01-{number:02}" for number in range(1, 12)]
+    assert len(read(tmp_path, HEADER, *dashed)[0]) == 11
+
+
 def test_each_row_becomes_an_outcome(tmp_path: Path) -> None:
     outcomes, findings = read(
         tmp_path,

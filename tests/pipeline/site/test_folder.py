@@ -111,3 +111,24 @@ def test_split_is_independent_of_the_pseudonym(tmp_path: Path) -> None:
     site = init_site(tmp_path, SETTINGS, key=b"k" * 32)
     low = [site.split(p) for p in PATIENTS if int(site.pseudonym(p)[:8], 16) < 2**31]
     assert low.count("test") / len(low) == pytest.approx(0.25, abs=0.03)
+
+
+def test_lines_of_another_format_are_named_as_such(tmp_path: Path) -> None:
+    """As when `format` of the template is changed and the lines for CSV are left in."""
+    path = tmp_path / "site.toml"
+    path.write_text("""[site]
+name = "north"
+[laboratory]
+format = "hl7"
+file = "messages"
+separator = ","
+patient_id = "patient_id"
+weeks = 1
+[outcomes]
+file = "outcomes.csv"
+""")
+    with pytest.raises(Refusal) as refused:
+        Site.open(tmp_path)
+    assert refused.value.says.endswith(
+        'format = "hl7" in [laboratory] has no such lines, remove them: separator, patient_id, weeks'
+    )

@@ -27,7 +27,7 @@ def test_clinic_without_a_pacs_refuses_with_a_code(client: Clients) -> None:
 
 def test_unreachable_pacs_gives_bad_gateway(silent: None, client: Clients) -> None:
     listing = client("score").get("/api/v1/pacs/series", params={"patient_id": "SYNTHETIC-1"})
-    assert (listing.status_code, refused(listing)) == (502, "E_PACS_SILENT")
+    assert (listing.status_code, refused(listing)) == (502, "E_PACS_REFUSED")
     assert "SYNTHETIC-1" not in listing.text
 
 
