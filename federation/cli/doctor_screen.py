@@ -1,26 +1,26 @@
 """Output of `node check` and `node ingest` on the site's own terminal: exact counts and local names."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from federation.cli.console import print_table, say
 from pipeline.cohort.attrition import Count
 from pipeline.cohort.ingest import Assessment
 from pipeline.doctor.checkup import Checkup
 from pipeline.doctor.contract import Result
+from pipeline.system.check_line import Line
 
 _MARKS = {"ok": "ok", "warn": "WARN", "fail": "FAIL", "skip": "-"}
 
 
 def show_checkup(checkup: Checkup) -> None:
     """Show the checks, the rules with findings, the attrition, and the verdict if the truth was given."""
-    lines = [[_MARKS[line.status], line.area, line.name, line.exactly, line.remedy] for line in checkup.lines]
-    print_table(["", "", "", "found", "what to do"], lines)
+    print_table(["", "check", "found", "what to do"], list(_checks(checkup.lines)), whole=2)
     for line in checkup.lines:
         _show_private(line.name, line.private)
     if checkup.assessment is None:
         return
     met = [result for result in checkup.contract if result.is_met]
-    print_table(["rule", "severity", "count", "share", "what to do"], [_row(result) for result in met])
+    print_table(["rule", "count", "what to do"], [_row(result) for result in met], whole=1)
     say(f"{len(checkup.contract) - len(met)} other rules of the data contract have no findings.")
     for result in met:
         _show_private(result.reason.code, result.private)
@@ -35,9 +35,19 @@ def _show_private(name: str, private: str) -> None:
         say(f"  {name}, here: {private}")
 
 
+def _checks(lines: Iterable[Line]) -> Iterator[list[str]]:
+    """Yield the rows of the checks, those of an area below its name: a terminal is narrow."""
+    by_area: dict[str, list[Line]] = {}
+    for line in lines:
+        by_area.setdefault(line.area, []).append(line)
+    for area, of_area in by_area.items():
+        yield ["", area, "", ""]
+        yield from ([_MARKS[line.status], f"  {line.name}", line.exactly, line.remedy] for line in of_area)
+
+
 def _row(result: Result) -> list[str]:
-    share = f"{100 * result.count / result.of:.1f} %" if result.of else ""
-    return [result.reason.code, result.severity, f"{result.count} {result.unit}", share, result.reason.remedy]
+    share = f"\n{100 * result.count / result.of:.1f} %" if result.of else ""
+    return [f"{result.reason.code}\n{result.severity}", f"{result.count} {result.unit}{share}", result.reason.remedy]
 
 
 def show_waterfall(assessment: Assessment) -> None:
