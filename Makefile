@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test peers viewer check unit lint docs pictures format lock audit release images bench learning lungs canary attack chaos soak fuzz flower-drill clean
+.PHONY: demo test peers viewer check unit lint docs pictures format lock audit release images deb bench learning lungs canary attack chaos soak fuzz flower-drill clean
 
 demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
@@ -67,6 +67,9 @@ release: .venv/installed viewer  ## every form of the release into dist/; needs 
 
 images: .venv/installed  ## container images from the bundles of a release; IMAGES="dist/fedthorax-VERSION --trust KEY.pub"; needs root
 	$(BIN)/python -m federation.delivery.images $(IMAGES)
+
+deb: .venv/installed  ## a package for Debian and Ubuntu into dist/; BUNDLE=DIR: an unpacked, verified bundle for one Python
+	$(BIN)/python -m federation.delivery.debian_package $(BUNDLE)
 
 bench: .venv/installed peers  ## speed and memory as ratios, how well federations learn; written to benchmarks/results/
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

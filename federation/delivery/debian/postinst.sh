@@ -1,0 +1,16 @@
+#!/bin/sh
+set -e
+case $1 in
+    configure)
+        for user in fedthorax:/var/lib/fedthorax @APP_USER@; do
+            id "${user%%:*}" >/dev/null 2>&1 ||
+                useradd --system --home-dir "${user#*:}" --shell /usr/sbin/nologin "${user%%:*}"
+        done
+        # A folder that is there, and its sites, are not touched.
+        [ -d /var/lib/fedthorax ] || install -d -o fedthorax -g fedthorax -m 700 /var/lib/fedthorax
+        if [ -d /run/systemd/system ]; then
+            systemctl daemon-reload
+            [ -z "$2" ] || systemctl try-restart @UNITS@ || :
+        fi ;;
+esac
+exit 0

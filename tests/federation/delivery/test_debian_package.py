@@ -1,0 +1,69 @@
+"""The control files of the Debian package. `make deb` builds the package; docs/delivery.md says what was tried."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from federation.delivery.debian_package import control_files, overrides, read_description
+from models.refusal import Refusal
+
+ROLES = ("node", "server", "clinic")
+
+
+def about(role: str) -> dict[str, str]:
+    return {"role": role, "version": "0.1.0", "pythons": "3.11", "glibc": "2.28"}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_control_files_are_complete(role: str) -> None:
+    found = control_files(about(role), 1234)
+    assert set(found) == {"control", "preinst", "postinst", "prerm", "postrm", "templates"}
+    control = found["control"]
+    fields = dict(re.findall(r"^([A-Z][\w-]*): (.*)$", control, re.M))
+    assert (fields["Package"], fields["Version"], fields["Installed-Size"]) == (f"fedthorax-{role}", "0.1.0", "1234")
+    assert "python3.11" in fields["Depends"] and "libc6 (>= 2.28)" in fields["Depends"]
+    assert role not in fields["Conflicts"].replace("fedthorax-", "").split(", ")
+    assert len(fields["Description"]) < 80 and control.endswith("\n")
+    for text in (*found.values(), overrides(about(role))):
+        assert not re.search(r"@[A-Z_]+@", text)
+    assert ("useradd" in found["postinst"]) and ("fedthorax-app" in found["postinst"]) == (role == "node")
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("name", ["preinst", "postinst", "prerm", "postrm"])
+def test_scripts_are_valid_shell(role: str, name: str, tmp_path: Path) -> None:
+    script = control_files(about(role), 1)[name]
+    (tmp_path / name).write_text(script)
+    assert subprocess.run(["sh", "-n", tmp_path / name], check=False).returncode == 0
+    assert script.startswith("#!/bin/sh\nset -e\n")
+
+
+def test_data_are_deleted_only_at_a_purge_after_a_question_whose_default_is_no() -> None:
+    found = control_files(about("node"), 1)
+    assert "Default: false" in found["templates"]
+    for name in ("preinst", "postinst", "prerm"):
+        assert "rm -r" not in found[name]
+    removal = found["postrm"].index("rm -rf /var/lib/fedthorax")
+    assert found["postrm"].rindex('[ "$answer" = true ]', 0, removal) > found["postrm"].index("purge)")
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
+def test_dpkg_accepts_the_control_file(tmp_path: Path) -> None:
+    for name, text in control_files(about("node"), 1).items():
+        (tmp_path / "root" / "DEBIAN").mkdir(parents=True, exist_ok=True)
+        path = tmp_path / "root" / "DEBIAN" / name
+        path.write_text(text)
+        path.chmod(0o644 if name in ("control", "templates") else 0o755)
+    command = ["dpkg-deb", "--root-owner-group", "--build", tmp_path / "root", tmp_path / "a.deb"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("text", ["", "role=node\npythons=3.11 3.12\n", "role=other\npythons=3.11\n"])
+def test_unfit_bundle_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "BUNDLE").write_text(text)
+    with pytest.raises(Refusal, match="E_BUNDLE_UNFIT"):
+        read_description(tmp_path)
