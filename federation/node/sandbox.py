@@ -86,7 +86,7 @@ def available(site: Site) -> None:
     if site.settings.sandbox.kind == "bwrap":
         if shutil.which("bwrap") is None:
             raise Refusal(reasons.SANDBOX_MISSING)
-        _try(reasons.SANDBOX, confined(site, "true"))
+        _try(reasons.SANDBOX, confined(site, sys.executable, "-I", "-S", "-c", ""))  # an image has no other program
     elif site.settings.sandbox.kind == "systemd":
         for arguments in _access(site):
             _try(reasons.SANDBOX_ACCESS, ["setfacl", *arguments])
