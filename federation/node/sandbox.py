@@ -18,9 +18,12 @@ checks what it can reach (`check_walls`), and starts nothing if that is too much
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,6 +51,7 @@ HIDDEN = ("keys", "ledger", "privacy", "apps", "networks", "gateway", "pacs", "p
 TMP, TMP_BYTES = "/tmp", 2**30  # noqa: S108 - the sandbox's own
 NETWORK = Path("/proc/net")
 TRY_SECONDS = 20.0
+LOOK_SECONDS = 1.0
 APP_USER = "fedthorax-app"  # files of the service
 # The only inherited variables; others may contain proxies and passwords.
 PASSED_ON = ("OMP_NUM_THREADS", "TZ")
@@ -333,7 +337,33 @@ def main(folder: Path) -> int:
         sys.stderr.write(f"{refusal} ({refusal.private})\n{refusal.remedy}\n")
         return 1
     way = [sys.executable, "-I", str(RELAY), f"tcp:{INNER_PORT}", f"unix:{_socket(site)}"]
-    os.execve(sys.executable, [*way, *_superexec(site, INNER_PORT)], environment(site))  # noqa: S606
+    command = [*way, *_superexec(site, INNER_PORT)]
+    if site.settings.sandbox.kind == "container":
+        return run_until_replaced(command, _secret(site), environment(site))
+    os.execve(sys.executable, command, environment(site))  # noqa: S606
+
+
+def run_until_replaced(command: list[str], file: Path, environment: dict[str, str]) -> int:
+    """Run a command until it ends, SIGTERM arrives or a file is replaced; return its exit code.
+
+    The node writes a new secret at each start, and Flower's SuperExec reads it once. systemd restarts the sandbox with
+    the node. A second container ends here instead, and its restart policy starts it again.
+    """
+
+    def stamp() -> tuple[int, int] | None:
+        with suppress(OSError):
+            about = file.stat()
+            return about.st_ino, about.st_mtime_ns
+        return None
+
+    before = stamp()
+    process = subprocess.Popen(command, env=environment)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    while process.poll() is None:
+        if stamp() != before:
+            process.terminate()
+        time.sleep(LOOK_SECONDS)
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -215,6 +217,22 @@ def test_program_in_a_second_container_without_walls_starts_nothing(make: Callab
     assert done.returncode == 1
     assert "E_SANDBOX_OPEN" in done.stderr
     assert "Seccomp" not in done.stderr and "AF_VSOCK" not in done.stderr
+
+
+def test_program_in_a_second_container_ends_when_the_node_has_a_new_secret(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("of the first start")
+    wait = [sys.executable, "-I", "-c", "import time; time.sleep(60)"]
+    (tmp_path / "new").write_text("of the second")
+    replace = threading.Timer(0.5, (tmp_path / "new").replace, [secret])
+    replace.start()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert sandbox.run_until_replaced(wait, secret, {}) == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert sandbox.run_until_replaced([sys.executable, "-I", "-c", "raise SystemExit(3)"], secret, {}) == 3
+    signal.signal(signal.SIGTERM, before)
 
 
 # --- self-check inside the sandbox ------------------------------------------------------------------------
