@@ -18,6 +18,7 @@ RENAMES = {
     "federation/system/child_logs.py": "rotates a log",
     "federation/delivery/archives.py": "moves an archive that is complete",
     "federation/delivery/bundle.py": "moves wheels within a temporary folder",
+    "federation/delivery/debian_package.py": "moves a program within a temporary folder",
     "federation/delivery/make_release.py": "moves a release that is complete and signed",
     "models/release.py": "models imports nothing of pipeline",
     "pipeline/clinic/cstore_receiver.py": "the name of an image follows from its content",
