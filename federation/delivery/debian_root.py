@@ -86,7 +86,7 @@ def unpack_root(packages: Mapping[Path, DebianPackage], root: Path) -> None:
     status.mkdir(parents=True)
     for file, package in packages.items():
         content = subprocess.run(["dpkg-deb", "--fsys-tarfile", file], check=True, stdout=subprocess.PIPE).stdout
-        command = ["tar", "--extract", "--keep-directory-symlink", "--numeric-owner", "--directory", root]
+        command = ["tar", "--extract", "--keep-directory-symlink", "--numeric-owner", "--directory", str(root)]
         subprocess.run(command, input=content, check=True)
         control = subprocess.run(["dpkg-deb", "--field", file], check=True, stdout=subprocess.PIPE).stdout
         (status / package.name).write_bytes(control)
