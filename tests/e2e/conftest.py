@@ -26,11 +26,11 @@ FEDTHORAX = str(Path(sys.executable).parent / "fedthorax")
 class Command:
     """One running `fedthorax ...` command with its output in a file."""
 
-    def __init__(self, log: Path, *arguments: str | Path) -> None:
+    def __init__(self, log: Path, *arguments: str | Path, program: str = FEDTHORAX) -> None:
         self.log = log
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                [FEDTHORAX, *map(str, arguments)], stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                [program, *map(str, arguments)], stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
 
     def text(self) -> str:

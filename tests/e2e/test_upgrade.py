@@ -1,0 +1,23 @@
+"""Nodes of two versions in one study. `tests/chaos/test_upgrade.py` upgrades them in the middle of it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers.rehearsal import Rehearsal, rehearsal_in
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
+    with rehearsal_in(tmp_path_factory.mktemp("upgrade")) as here:
+        yield here
+
+
+def test_nodes_of_two_versions_train_together(rehearsal: Rehearsal) -> None:
+    rehearsal.start_node("west", rehearsal.newer)
+    state, told = rehearsal.run(1, {})
+    assert state.round == 1
+    older, newer = rehearsal.older.number, rehearsal.newer.number
+    assert told == [{"north": older, "south": older, "west": newer}]
