@@ -1,7 +1,5 @@
 """A site: its files with a format, and whether a task is under way."""
 
-from pathlib import Path
-
 from federation.node.start import LOCK
 from federation.node.state import NodeState
 from federation.secure_aggregation import store as masked_rounds
@@ -51,4 +49,4 @@ def undo_site(site: Site) -> dict[str, int]:
 
 
 def is_running(site: Site) -> bool:
-    return is_held(Path(site.logs / LOCK))
+    return is_held(site.logs / LOCK)
