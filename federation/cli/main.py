@@ -3,6 +3,7 @@
 Each command imports the heavy libraries that it needs inside its own function.
 """
 
+import errno
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from federation.cli.argument_help import show_argument_help
 from federation.cli.console import print_json, print_refusal, progress_bar, say
 from federation.cli.explain import explain
 from federation.cli.options import Json
+from federation.cli.reasons import ADDRESS_MISSING
 from federation.cli.serve import serve
 from federation.cli.verify_release import verify_release
 from federation.system.process import QUIET
@@ -178,5 +180,7 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         problem = Refusal(SYSTEM, problem=error.strerror or type(error).__name__, private=str(error.filename or ""))
+        if error.errno == errno.EADDRNOTAVAIL:
+            problem = Refusal(ADDRESS_MISSING)
         print_refusal(problem, as_json="--json" in sys.argv)
         sys.exit(1)

@@ -2,6 +2,12 @@
 
 from models.refusal import Reason
 
+ADDRESS_MISSING = Reason(
+    "E_ADDRESS_MISSING",
+    "an address to listen on is not an address of this machine",
+    "Correct the address in the settings. The processes of fedthorax also need 127.0.0.1: `ip address show lo` must "
+    "list it, also on a machine with IPv6.",
+)
 STUDY_EXISTS = Reason(
     "E_STUDY_EXISTS",
     "{file} exists already",

@@ -1,11 +1,15 @@
 """Output of the command line: tables, refusals and progress."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 
+import pytest
+
+from federation.cli import main as command_line
 from federation.cli.console import live, print_refusal, print_table
 from federation.runs.progress import Standing
 from models.reasons import SETTINGS_FILE
@@ -82,3 +86,17 @@ os.kill(os.getpid(), signal.SIGHUP)
     process.stdin.write("\n")
     process.stdin.close()
     assert process.wait(timeout=60) == -signal.SIGHUP, "SIGHUP has its default effect again after the block"
+
+
+def test_address_that_the_machine_does_not_have_is_named(capsys, monkeypatch) -> None:
+    """As on a machine whose loopback has no 127.0.0.1."""
+
+    def fail() -> None:
+        raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+
+    monkeypatch.setattr(command_line, "app", fail)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    assert ended.value.code == 1
+    assert "E_ADDRESS_MISSING" in capsys.readouterr().err
