@@ -27,5 +27,7 @@ case $1 in
             done
         fi ;;
 esac
+# dpkg removes an empty /opt with the package, and other programs may expect it.
+[ -d /opt ] || install -d -m 755 /opt
 if [ -d /run/systemd/system ]; then systemctl daemon-reload || :; fi
 exit 0
