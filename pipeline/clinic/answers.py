@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from collections.abc import Iterable
 from datetime import date, datetime
 from importlib.metadata import version
 from typing import Any
@@ -14,7 +15,7 @@ from pipeline.clinic.deliveries import DELIVERY_COLUMNS, delivery_of, queue_in
 from pipeline.clinic.patient_keys import PatientKeys
 from pipeline.clinic.queue import end_job, patient_of
 from pipeline.clinic.reasons import ALREADY_ANSWERED, NO_SUCH_ANSWER
-from pipeline.clinic.records import Answer, Job, Patient, Pcr, PcrResult, PcrSource, Role
+from pipeline.clinic.records import Answer, Job, Patient, Pcr, PcrResult, PcrSource, Role, Target
 from pipeline.imaging.discovery import Series
 from pipeline.scoring.verdict import redecided
 from pipeline.system.days import check_day
@@ -38,12 +39,12 @@ class Answers:
     def __init__(self, database: Database, keys: PatientKeys) -> None:
         self._database, self._keys = database, keys
 
-    def add(self, job: Job, answer: Answer, *, deliver: bool = False) -> None:
+    def add(self, job: Job, answer: Answer, *, deliver: Iterable[Target] = ()) -> None:
         """Store an answer, end its job and write an audit record, in one transaction.
 
         The answer's files must already be in its folder. An answer of a shadow model comes after the live one and does
-        not end the job. `deliver`: also queue the answer for the PACS. Raises Refusal E_ALREADY_ANSWERED if another
-        worker was faster.
+        not end the job. `deliver`: also queue the answer for these systems. Raises Refusal E_ALREADY_ANSWERED if
+        another worker was faster.
         """
         with self._database.transaction() as db:
             if answer.role == "live":
@@ -51,8 +52,8 @@ class Answers:
             elif db.execute("SELECT 1 FROM answers WHERE job_id = ? AND role = 'shadow'", (job.id,)).fetchone():
                 raise Refusal(ALREADY_ANSWERED)
             self._insert(db, job, answer)
-            if deliver:
-                queue_in(db, answer.id, "pacs")
+            for target in deliver:
+                queue_in(db, answer.id, target)
             write_record(
                 db,
                 job.asked_by,
@@ -112,14 +113,14 @@ class Answers:
                 return each
         return None
 
-    def repeat(self, job: Job, answer: Answer, *, deliver: bool = False) -> None:
+    def repeat(self, job: Job, answer: Answer, *, deliver: Iterable[Target] = ()) -> None:
         """End a job with the answer that the same scan has already, and write an audit record.
 
-        `deliver`: also queue the answer for the PACS, if it never was. Raises Refusal E_ALREADY_ANSWERED.
+        `deliver`: also queue the answer for these systems, if it never was. Raises Refusal E_ALREADY_ANSWERED.
         """
         with self._database.transaction() as db:
-            if deliver:
-                queue_in(db, answer.id, "pacs")
+            for target in deliver:
+                queue_in(db, answer.id, target)
             end_job(db, job, "answered", answer_id=answer.id, patient=self._keys.patient_text(answer.patient))
             known = {"input_sha256": answer.score["input"]["hu_sha256"], "model_sha256": answer.model_sha256}
             write_record(db, job.asked_by, "repeat", job_id=job.id, answer_id=answer.id, **known)

@@ -117,6 +117,11 @@ def reviewed_levels(answer: Answer) -> dict[str, str | None]:
     return {**(answer.score.get("level") or {}), **corrected}
 
 
+def are_lungs_usable(answer: Answer) -> bool:
+    """Whether no reader found the outline of the lungs unusable."""
+    return answer.decision is None or answer.decision.correction.lungs_usable
+
+
 def reviewed_lungs(answer: Answer) -> dict[str, Any] | None:
     """Return the measures of the lungs with the reader's corrections; None if not measured, or not usable."""
     lungs: dict[str, Any] | None = answer.score.get("lungs")

@@ -21,6 +21,7 @@ from models.refusal import Refusal
 from models.settings import load_settings
 from pipeline.clinic.reasons import CLINIC_ADDRESS, CLINIC_EXISTS, NO_CLINIC
 from pipeline.clinic.store import LEAST_AUDIT_DAYS, Store
+from pipeline.site.fhir_settings import FhirTable
 from pipeline.site.folder import Site
 from pipeline.site.pacs_settings import AE_TITLE, DicomWebTable, DimseTable, PacsTable
 from pipeline.system.addresses import is_loopback
@@ -81,6 +82,54 @@ class NodeTable(BaseModel, extra="forbid"):
     folder: Path
 
 
+class FhirResultsTable(BaseModel, extra="forbid"):
+    """[results.fhir]: a FHIR R4 server that receives results; the keys are those of [fhir] in site.toml."""
+
+    send: Literal["accepted", "always"] = "accepted"
+    url: str = Field(min_length=1)
+    token_file: Path | None = None
+    token_url: str = ""
+    client_id: str = ""
+    client_key: Path | None = None
+    key_id: str = ""
+    scope: str = "system/*.write"
+    ca_certificate: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    timeout_seconds: float = Field(default=60, gt=0)
+
+    @model_validator(mode="after")
+    def the_server_is_set_up(self) -> Self:
+        _ = self.server
+        return self
+
+    @property
+    def server(self) -> FhirTable:
+        """How the server is reached. Raises pydantic's ValidationError."""
+        return FhirTable.model_validate(self.model_dump(exclude={"send"}))
+
+
+class Hl7ResultsTable(BaseModel, extra="forbid"):
+    """[results.hl7]: a receiver of HL7 v2 messages (ORU^R01 over MLLP)."""
+
+    send: Literal["accepted", "always"] = "accepted"
+    host: str = Field(min_length=1)
+    port: int = Field(default=2575, ge=1, le=65535)
+    ca_certificate: Path | None = None  # if given, TLS is used
+    certificate: Path | None = None
+    key: Path | None = None
+    without_tls: bool = False  # for other machines: names and results unencrypted on the network
+    timeout_seconds: float = Field(default=30, gt=0)
+
+    @model_validator(mode="after")
+    def is_encrypted(self) -> Self:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key belong together")
+        if not (self.ca_certificate or self.without_tls or is_loopback(self.host)):
+            raise ValueError("a host other than this machine needs ca_certificate, or without_tls = true")
+        return self
+
+
 class ResultsTable(BaseModel, extra="forbid"):
     """[results]: what is sent to the PACS."""
 
@@ -100,8 +149,11 @@ class ResultsTable(BaseModel, extra="forbid"):
     key: Path | None = None
     sr: bool = True
     picture: bool = True
+    seg: bool = False  # lungs and counted opacities; off, because not every PACS accepts segmentations
     timeout_seconds: float = Field(default=60, gt=0)
     retry_seconds: float = Field(default=30, gt=0)
+    fhir: FhirResultsTable | None = None
+    hl7: Hl7ResultsTable | None = None
 
     @model_validator(mode="after")
     def the_way_is_set_up(self) -> Self:

@@ -44,8 +44,9 @@ from pipeline.clinic.reasons import (
     SCORING_MEMORY,
 )
 from pipeline.clinic.records import Answer, Job, Patient, Role
+from pipeline.clinic.results.outbox import Outbox
 from pipeline.clinic.results.source import keep_source, read_source
-from pipeline.clinic.results.write import PICTURE, REPORT, RESULTS, keep_why_not, why_no_results, write_results
+from pipeline.clinic.results.write import PICTURE, REPORT, keep_why_not, why_no_results, write_results
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store, new_id, now
 from pipeline.clinic.unscored import keep_to_be_seen
@@ -71,7 +72,7 @@ class Worker:
     """Scores the scans of one clinic, with the models that its store names."""
 
     def __init__(self, clinic: Clinic, store: Store) -> None:
-        self._clinic, self._store = clinic, store
+        self._clinic, self._store, self._outbox = clinic, store, Outbox(clinic)
         self._loaded: dict[str, Release] = {}  # by SHA-256
         self._look_at = 0.0  # when missing PCR results are looked up again
 
@@ -114,7 +115,7 @@ class Worker:
                 patient = self._patient(scan.series)
                 earlier = self._earlier(scan, patient, live)
                 if earlier:
-                    self._store.answers.repeat(job, earlier, deliver=self._is_sent(earlier.folder))
+                    self._store.answers.repeat(job, earlier, deliver=self._outbox.targets_of_new(earlier))
                     return
                 answer = self._answer(job, scan, patient, live, "live")
         except Exception as error:
@@ -167,18 +168,14 @@ class Worker:
         answer = self._made(job, scan.series, patient, accession, score, answer_id, role)
         if source:
             wanted = self._clinic.settings.results
-            why_not = write_results(answer, folder, report=wanted.sr, picture=wanted.picture)
+            why_not = write_results(answer, folder, report=wanted.sr, picture=wanted.picture, seg=wanted.seg)
         if why_not:  # the answer is valid without them
             log.warning("no results for the PACS: %s", why_not.code)
             keep_why_not(why_not, folder)
         move_durably(folder, answer.folder)
-        self._store.answers.add(job, answer, deliver=self._is_sent(answer.folder))
+        self._store.answers.add(job, answer, deliver=self._outbox.targets_of_new(answer))
         log.info("a scan was answered after %.1f s", score.seconds["total"])
         return answer
-
-    def _is_sent(self, folder: Path) -> bool:
-        """Whether the results in an answer's folder are sent without a request."""
-        return self._clinic.settings.results.send == "always" and any((folder / name).exists() for name in RESULTS)
 
     def _made(
         self,

@@ -35,6 +35,7 @@ _CHUNK_BYTES = 2**18
 _BUSY = {408, 425, 429, 502, 503, 504}
 _DENIED = {401, 403}
 _GONE = {404, 410}
+_CONTENT_REFUSED = {400, 404, 405, 409, 412, 413, 415, 422}
 _MIN_WAIT, _MAX_WAIT = 1.0, 300.0
 
 
@@ -96,6 +97,24 @@ class FhirClient:
             if response.status_code == requests.codes.accepted:
                 return _retry_after(response, default=10.0)
             return self._object(response)
+
+    def transaction(self, bundle: dict[str, Any]) -> None:
+        """Send a transaction once; the server stores all of it or nothing.
+
+        Raises Refusal E_FHIR_REFUSED if the server refuses its content, E_FHIR_SILENT if it can be sent again later,
+        and those of `_coded`.
+        """
+        body = json.dumps(bundle, allow_nan=False).encode()
+        headers = {"Accept": JSON, "Content-Type": JSON, "Prefer": "return=minimal"}
+        for _ in range(2):
+            with _coded(), self._send("POST", self.base, None, headers, True, body) as response:
+                status = response.status_code
+            if status != requests.codes.unauthorized or not self._tokens.forget():
+                break
+        if status in _CONTENT_REFUSED:
+            raise Refusal(reasons.FHIR_REFUSED, private=f"status {status}")
+        if status >= 300:
+            raise Refusal(_reason(status), private=f"status {status}")
 
     def delete(self, url: str) -> None:
         """Tell the server that an export is no longer needed; a failure does not matter."""
@@ -159,12 +178,25 @@ class FhirClient:
         raise Refusal(reasons.FHIR_AUTH, private="a new token was not accepted")
 
     def _send(
-        self, method: str, url: str, params: list[tuple[str, str]] | None, headers: dict[str, str], with_token: bool
+        self,
+        method: str,
+        url: str,
+        params: list[tuple[str, str]] | None,
+        headers: dict[str, str],
+        with_token: bool,
+        body: bytes | None = None,
     ) -> requests.Response:
         token = self._tokens.current() if with_token else ""
         headers = {**headers, "Authorization": f"Bearer {token}"} if token else headers
         return self._session.request(
-            method, url, params=params, headers=headers, timeout=self._timeout, allow_redirects=False, stream=True
+            method,
+            url,
+            params=params,
+            data=body,
+            headers=headers,
+            timeout=self._timeout,
+            allow_redirects=False,
+            stream=True,
         )
 
     def _object(self, response: requests.Response) -> dict[str, Any]:

@@ -141,3 +141,25 @@ MESSAGE_SIZE = Reason(
     "a received message is too long",
     "Send results without documents, or raise `max_message_mb` in [laboratory.listener] of site.toml.",
 )
+FHIR_REFUSED = Reason(
+    "E_FHIR_REFUSED",
+    "the FHIR server refuses the resources that are sent to it",
+    "Ask the server's administrator for the reason (its log). The server must accept transactions, and ids that a "
+    "client sets. The next decision about the result is sent again.",
+)
+HL7_SILENT = Reason(
+    "E_HL7_SILENT",
+    "the receiver of HL7 messages does not accept a connection, or gives no valid acknowledgement",
+    "Check host and port in [results.hl7] of clinic.toml, the receiver and the network. It is tried again.",
+)
+HL7_UNTRUSTED = Reason(
+    "E_HL7_UNTRUSTED",
+    "a trusted TLS connection to the receiver of HL7 messages cannot be established",
+    "Check `ca_certificate`, certificate and key in [results.hl7] of clinic.toml. The receiver's certificate must name "
+    "the host.",
+)
+HL7_REFUSED = Reason(
+    "E_HL7_REFUSED",
+    "the receiver of HL7 messages refuses the content of a message",
+    "Ask its administrator for the reason. docs/results.md lists the segments and codes of the message.",
+)

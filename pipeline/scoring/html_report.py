@@ -26,7 +26,7 @@ from pipeline.scoring.best_planes import best_planes, strongest_planes
 from pipeline.scoring.colormap import CONTOUR_RGB, OPACITY_RGB, heat_rgba, opacity_rgba
 from pipeline.scoring.lungs_alone import LungsAlone
 from pipeline.scoring.score import NOTICE, Score
-from pipeline.scoring.verdict import SYNTHETIC
+from pipeline.scoring.verdict import SYNTHETIC, percent
 from pipeline.system.templating import page_environment
 
 PAGE, UNSCORED_PAGE = "score.html", "lungs.html"
@@ -117,15 +117,6 @@ def _rendered(template: str, lungs: Burden, shown: list[View], **values: Any) ->
 def _capitalised(sentence: str) -> str:
     """Return the sentence with its first letter large, and the rest, such as "HU", as it was."""
     return sentence[:1].upper() + sentence[1:]
-
-
-def percent(probability: float) -> str:
-    """Format a probability in percent with one decimal; never as 0 or 100, because no model is certain."""
-    if probability < 0.001:
-        return "< 0.1 %"
-    if probability > 0.999:
-        return "> 99.9 %"
-    return f"{probability * 100:.1f} %"
 
 
 def share(of_volume: float | None) -> str:

@@ -72,6 +72,15 @@ def level(points: Mapping[str, Mapping[str, Any]]) -> Level | None:
     return "intermediate" if is_out == is_in else "low" if is_out else "high"
 
 
+def percent(probability: float) -> str:
+    """Format a probability in percent with one decimal; never as 0 or 100, because no model is certain."""
+    if probability < 0.001:
+        return "< 0.1 %"
+    if probability > 0.999:
+        return "> 99.9 %"
+    return f"{probability * 100:.1f} %"
+
+
 def evidence_texts(score: Mapping[str, Any], label: str) -> list[str]:
     """Return what a stored score says of each threshold of a label, and why one is missing.
 

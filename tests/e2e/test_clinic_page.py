@@ -512,6 +512,14 @@ def test_answer_that_changed_meanwhile_is_shown_again_before_a_decision(page, cl
     assert changed.id and decisions(clinic, page) == [*before, "accepted"]
 
 
+def test_audit_shows_decisions_and_drift(page):
+    page.click("#show-audit")
+    page.wait_for_text("Corrected", "#audit-found")
+    assert "too few answers" in page.text("#audit-found")
+    assert "Severe course: the model said" in page.text("#audit-found")
+    page.key("Escape")
+
+
 def test_user_who_is_no_named_person_sees_the_decision_but_no_buttons(page):
     page.js(
         "import('./static/decide.js').then((d) => { d.allowDecide({ role: 'score', person: '' }); d.closeDecide() })"
@@ -633,7 +641,7 @@ def serious(page: Page) -> list[str]:
 def test_axe_finds_no_serious_violations(page, clinic):
     page.wait_for("document.querySelectorAll('#history tr').length")
     assert serious(page) == []
-    for opens in ("#show-keys", *(["#choose-pacs"] if clinic.orthanc else [])):
+    for opens in ("#show-audit", "#show-keys", *(["#choose-pacs"] if clinic.orthanc else [])):
         page.click(opens)
         assert serious(page) == []
         page.key("Escape")

@@ -16,7 +16,9 @@ from highdicom.sr import srread
 from pydicom import dcmread
 
 from pipeline.clinic.records import Answer, Delivery
+from pipeline.clinic.results.outbox import Outbox
 from pipeline.clinic.results.write import PICTURE, REPORT, write_results
+from pipeline.clinic.review import Proposal, decide
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import new_id
 from pipeline.pacs.pacs import connect
@@ -83,7 +85,7 @@ class Hospital:
             assert job is not None
             answer = answer_to(self.score, series_of(self.scan), clinic.answers / new_id(), job_id=job.id)
             assert write_results(answer, answer.folder) is None
-            store.answers.add(job, answer, deliver=True)
+            store.answers.add(job, answer, deliver=("pacs",))
         return clinic, answer
 
     @contextmanager
@@ -201,6 +203,28 @@ def test_results_are_unchanged_when_fetched_from_the_pacs(hospital: Hospital, tm
     assert severe.get_measurements()[0].value == pytest.approx(SEVERE)
     stored, sent = (dcmread(folder / PICTURE) for folder in (tmp_path, answer.folder))
     assert stored.PixelData == sent.PixelData
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_segmentation_and_verified_report_are_stored_after_a_person_accepted(hospital: Hospital, way: str) -> None:
+    clinic, answer = hospital.clinic(way)
+    with (clinic.folder / "clinic.toml").open("a") as settings:
+        settings.write("seg = true\n")
+    clinic = Clinic.open(clinic.folder)
+    with clinic.store() as store:
+        seen = store.answers.get(answer.id)
+        targets = Outbox(clinic).targets(seen, "accepted")
+        proposal = Proposal("accepted", seen.revision)
+        decided = decide(store, answer.id, proposal, by="reader", person="Leser^Anna", targets=targets)
+    with hospital.sender(clinic):
+        wait_until(lambda: delivery(clinic, answer).state == "sent")
+    assert decided.decision and delivery(clinic, answer).decision_id == decided.decision.id
+    made = {path.name: dcmread(path) for path in (answer.folder / decided.decision.id).iterdir()}
+    assert made.keys() == {"sr.dcm", "picture.dcm", "seg.dcm"}
+    for each in made.values():
+        stored = hospital.qido(f"/studies/{answer.study_uid}/series/{each.SeriesInstanceUID}/instances")
+        assert [value(one, "00080018") for one in stored] == [each.SOPInstanceUID]
+    assert hospital.results(answer) == {}  # the unverified one was replaced before it was sent
 
 
 def test_permanently_refused_result_is_sent_only_once(hospital: Hospital) -> None:

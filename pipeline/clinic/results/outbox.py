@@ -20,15 +20,21 @@ from pipeline.clinic.reasons import NO_RESULTS, NOT_ACCEPTED, NOT_FOR_PATIENTS, 
 from pipeline.clinic.records import Answer, Decision, Delivery, Target, Verdict
 from pipeline.clinic.results.verified import rejection_files, verified_files
 from pipeline.clinic.results.write import RESULTS, why_no_results
-from pipeline.clinic.settings import Clinic
+from pipeline.clinic.settings import Clinic, FhirResultsTable, Hl7ResultsTable
+from pipeline.feeds.reasons import FHIR_REFUSED, HL7_REFUSED
 from pipeline.pacs.pacs import connect
 from pipeline.pacs.reasons import PACS_SERVICE, PACS_STORE
 from pipeline.pacs.store_status import not_stored
 from pipeline.scoring.verdict import withheld
+from pipeline.site.tls import as_client
 
 LONGEST_PAUSE = timedelta(hours=1)
 _LOOK_EVERY_SECONDS = 1.0
-_FOR_GOOD = (PACS_STORE, PACS_SERVICE, NO_RESULTS, NOT_FOR_PATIENTS, RESULT_NO_DICOM, RESULT_WRITE)
+_MESSAGES: tuple[Target, ...] = ("fhir", "hl7")  # targets that get texts, and no files
+_FOR_GOOD = (
+    *(PACS_STORE, PACS_SERVICE, NO_RESULTS, NOT_FOR_PATIENTS, RESULT_NO_DICOM, RESULT_WRITE),
+    *(FHIR_REFUSED, HL7_REFUSED),
+)
 
 
 class Outbox:
@@ -65,13 +71,28 @@ class Outbox:
 
         A rejection goes wherever the result may have gone before.
         """
-        if not self._is_on or not _has_results(answer):
+        is_always = verdict == "rejected"
+        found: list[Target] = []
+        if self._is_on and _has_results(answer) and (is_always or self._sends in ("accepted", "always")):
+            found.append("pacs")
+        return (*found, *(target for target in _MESSAGES if self._table(target) and _is_of_a_patient(answer)))
+
+    def _table(self, target: Target) -> FhirResultsTable | Hl7ResultsTable | None:
+        results = self._clinic.settings.results
+        return {"fhir": results.fhir, "hl7": results.hl7}.get(target)
+
+    def targets_of_new(self, answer: Answer) -> tuple[Target, ...]:
+        """Return the systems to which an answer is sent before anybody read it. Never what is withheld."""
+        if withheld(answer.score) or answer.role != "live":
             return ()
-        return ("pacs",) if verdict == "rejected" or self._sends in ("accepted", "always") else ()
+        pacs: tuple[Target, ...] = ("pacs",) if self._sends == "always" and _has_results(answer) else ()
+        tables = {target: self._table(target) for target in _MESSAGES}
+        always = [target for target, table in tables.items() if table and table.send == "always"]
+        return (*pacs, *(always if _is_of_a_patient(answer) else ()))
 
     def run(self, stop: Event) -> None:
         """Send what is due until `stop` is set, in its own thread. Raises Refusal E_CLINIC_FILE."""
-        if not self._is_on:
+        if not (self._is_on or any(map(self._table, _MESSAGES))):
             stop.wait()
         while not stop.is_set():
             with self._clinic.store() as store:
@@ -79,15 +100,17 @@ class Outbox:
             for delivery in due:
                 if stop.is_set():
                     return
-                self.attempt(delivery)
+                if self._is_on if delivery.target == "pacs" else self._table(delivery.target):
+                    self.attempt(delivery)
             stop.wait(_LOOK_EVERY_SECONDS)
 
     def attempt(self, delivery: Delivery) -> Delivery:
         """Try once to send, and store the outcome. Raises Refusal E_CLINIC_FILE."""
         with self._clinic.store() as store:
             answer = store.answers.get(delivery.answer_id)
-            earlier = store.deliveries.perhaps_sent(answer.id, delivery.target)
-            if not _is_current(delivery, answer) or _has_nothing_to_take_back(answer, earlier):
+            tried_before = store.deliveries.perhaps_sent(answer.id, delivery.target)
+            earlier = [each for each in tried_before if each.decision_id != delivery.decision_id]
+            if not _is_current(delivery, answer) or _has_nothing_to_take_back(delivery, answer, earlier):
                 outcome = replace(delivery, state="dropped", due_at=None)
                 store.deliveries.set(outcome)
                 return outcome
@@ -96,7 +119,10 @@ class Outbox:
         try:
             if withheld(answer.score):  # queued by an earlier version
                 raise Refusal(NOT_FOR_PATIENTS)
-            self._send(self._files(answer, decisions, earlier))
+            if delivery.target == "pacs":
+                self._send(self._files(answer, decisions, earlier))
+            else:
+                self._tell(delivery.target, answer, is_later=any(each.decision_id for each in earlier))
             outcome = replace(tried, state="sent", code=None, due_at=None, sent_at=now())
         except Refusal as refusal:
             if refusal.reason in _FOR_GOOD:
@@ -108,6 +134,24 @@ class Outbox:
                 store.audit.add("outbox", outcome.state, job_id=answer.job_id, answer_id=answer.id, code=outcome.code)
             store.deliveries.set(outcome)
         return outcome
+
+    def _tell(self, target: Target, answer: Answer, *, is_later: bool) -> None:
+        """Send what holds as FHIR or HL7 v2. Raises Refusal."""
+        from pipeline.clinic.results import fhir_report, oru_message
+        from pipeline.feeds.fhir_client import FhirClient
+        from pipeline.feeds.mllp_sender import send_message
+
+        table, folder = self._table(target), self._clinic.folder
+        if isinstance(table, FhirResultsTable):
+            with FhirClient(table.server, folder) as server:
+                server.transaction(fhir_report.diagnostic_report(answer, is_later=is_later))
+        elif isinstance(table, Hl7ResultsTable):
+            tls = None
+            if table.ca_certificate:
+                tls = as_client(folder, authority=table.ca_certificate, certificate=table.certificate, key=table.key)
+            message = oru_message.oru_message(answer, is_later=is_later)
+            control_id = oru_message.control_id_of(answer)
+            send_message(message, control_id, table.host, table.port, tls=tls, timeout_seconds=table.timeout_seconds)
 
     def _files(self, answer: Answer, decisions: Sequence[Decision], earlier: Sequence[Delivery]) -> list[Path]:
         """Return the files of what holds: the model's results, those of a decision, or a note that rejects them."""
@@ -137,11 +181,17 @@ def _is_current(delivery: Delivery, answer: Answer) -> bool:
     return delivery.decision_id == (answer.decision.id if answer.decision else "")
 
 
-def _has_nothing_to_take_back(answer: Answer, earlier: Sequence[Delivery]) -> bool:
+def _has_nothing_to_take_back(delivery: Delivery, answer: Answer, earlier: Sequence[Delivery]) -> bool:
     """Whether a person rejected what no other system can have. Notes of earlier rejections do not count."""
     if answer.decision is None or answer.decision.is_valid:
         return False
+    if delivery.target != "pacs":
+        return not earlier
     return not any(_files_in(answer.folder / each.decision_id) for each in earlier)
+
+
+def _is_of_a_patient(answer: Answer) -> bool:
+    return answer.patient is not None and bool(answer.patient.id.strip())
 
 
 def _has_results(answer: Answer) -> bool:

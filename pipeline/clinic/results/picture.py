@@ -19,8 +19,8 @@ from pipeline.clinic.pictures import IMAGE, LUNGS, SALIENCY, Overlay, draw_slice
 from pipeline.clinic.records import Answer
 from pipeline.clinic.results import identity
 from pipeline.clinic.results.source import Source
-from pipeline.clinic.review import decision_text, reviewed_levels
-from pipeline.scoring.html_report import percent
+from pipeline.clinic.review import are_lungs_usable, decision_text, reviewed_levels
+from pipeline.scoring.verdict import percent
 
 SERIES_NUMBER, VERIFIED_NUMBER = 902, 912
 DESCRIPTION = "fedthorax UNVERIFIED picture, research use only"
@@ -70,7 +70,7 @@ def draw(answer: Answer, folder: Path) -> NDArray[np.uint8]:
     """Draw the picture as RGB, shape (rows, columns, 3)."""
     has_map = (folder / SALIENCY).is_file()
     slices, crop = choose_slices(folder)
-    outlines: tuple[Overlay, ...] = ("lungs",) if _outlines_lungs(answer) else ()
+    outlines: tuple[Overlay, ...] = ("lungs",) if are_lungs_usable(answer) else ()
     overlays: tuple[Overlay, ...] = ("saliency", *outlines) if has_map else outlines
     foot = _foot(answer)
     tiles = [_crop(draw_slice(folder, "axial", index, overlays), crop) for index, _ in slices]
@@ -157,7 +157,7 @@ def heading(answer: Answer, *, has_map: bool) -> list[str]:
     labels = sorted(answer.score["probability"], key=lambda label: (label != explained, label != "severe"))
     probabilities = [f"Probability of {_NAMES[label]}: {_said(answer, label)}" for label in labels]
     probabilities += [f"{_NAMES[label]}: {why}" for label, why in (answer.score.get("no_number") or {}).items()]
-    outlined = "Lungs outlined." if _outlines_lungs(answer) else "The outline of the lungs is not usable."
+    outlined = "Lungs outlined." if are_lungs_usable(answer) else "The outline of the lungs is not usable."
     if has_map:
         shown = "where the model looked for the first, in percent of this scan's own maximum; not a lesion contour"
         return [*probabilities, f"Colours: {shown}. {outlined}"]
@@ -171,10 +171,6 @@ def _said(answer: Answer, label: str) -> str:
     within = f" (95 % band {percent(band[0])} to {percent(band[1])})" if band else ""
     by_reader = " set by the reader" if answer.decision and label in answer.decision.correction.levels else ""
     return f"{percent(score['probability'][label])}{within}" + (f", level {level}{by_reader}" if level else "")
-
-
-def _outlines_lungs(answer: Answer) -> bool:
-    return answer.decision is None or answer.decision.correction.lungs_usable
 
 
 def _foot(answer: Answer) -> list[str]:

@@ -23,13 +23,14 @@ from pipeline.imaging.pydicom_silence import quiet_pydicom
 
 SOURCE, IMAGES = "source.dcm", "source.json"
 UNICODE = "ISO_IR 192"
-# From the modules Patient, Patient Study, General Study and General Series (DICOM PS3.3, C.7.1 to C.7.3).
+# From the modules Patient, Patient Study, General Study and General Series (DICOM PS3.3, C.7.1 to C.7.4).
 _KEPT = (
     *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge"),
     *("StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
     *("StudyDescription", "SeriesInstanceUID", "Manufacturer", "PatientIdentityRemoved", "DeidentificationMethod"),
+    "FrameOfReferenceUID",  # C.7.4.1
 )
-_MAY_BE_ABSENT = ("PatientIdentityRemoved", "DeidentificationMethod")
+_MAY_BE_ABSENT = ("PatientIdentityRemoved", "DeidentificationMethod", "FrameOfReferenceUID")
 _EXACT = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID")
 _UIDS = tags("SOPClassUID", "SOPInstanceUID")
 _HEADER = [*tags(*_KEPT, "SpecificCharacterSet"), *_UIDS]

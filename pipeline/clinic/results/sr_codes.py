@@ -31,6 +31,10 @@ SHARES = {
     "ground_glass": _own("ground_glass", "Share of the volume with density of ground glass"),
     "consolidation": _own("consolidation", "Share of the volume with density of consolidation"),
 }
+COUNTED = {
+    "ground_glass": _own("ground_glass_voxels", "Voxels of lung with density of ground glass"),
+    "consolidation": _own("consolidation_voxels", "Voxels of lung with density of consolidation"),
+}
 DISTANCE = _own("distance", "Distance from the scans that the model was trained on")
 DISTANCE_LIMIT = _own("distance_limit", "Largest distance at which the model answers")
 QUALITY = _own("quality", "Remark on the quality of the scan")

@@ -14,13 +14,14 @@ from models.refusal import Refusal
 from pipeline.clinic.reasons import RESULT_NO_DICOM, RESULT_WRITE
 from pipeline.clinic.records import Answer, Decision
 from pipeline.clinic.results.source import Source, read_source
-from pipeline.clinic.results.write import PICTURE, REPORT
+from pipeline.clinic.results.write import PICTURE, REPORT, RESULTS, SEGMENTATION
+from pipeline.clinic.review import are_lungs_usable
 from pipeline.clinic.settings import Clinic
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.system.atomic_files import move_durably
 
 NOTE = "rejected.dcm"
-FILES = (REPORT, PICTURE)
+FILES = RESULTS
 NO_ORGANIZATION = "not stated"
 
 log = logging.getLogger("fedthorax.clinic")
@@ -55,6 +56,7 @@ def folder_of(answer: Answer) -> Path:
 @quiet_pydicom()
 def _written(clinic: Clinic, answer: Answer, predecessor: Path | None) -> dict[str, Dataset]:
     from pipeline.clinic.results.picture import picture
+    from pipeline.clinic.results.segmentation import segmentation
     from pipeline.clinic.results.structured_report import Verification, structured_report
 
     wanted = clinic.settings.results
@@ -69,6 +71,8 @@ def _written(clinic: Clinic, answer: Answer, predecessor: Path | None) -> dict[s
             made[REPORT] = structured_report(answer, source, verification)
         if wanted.picture:
             made[PICTURE] = picture(answer, source, answer.folder)
+        if wanted.seg and are_lungs_usable(answer) and (segmented := segmentation(answer, source, answer.folder)):
+            made[SEGMENTATION] = segmented
     except Exception as error:  # highdicom and pydicom refuse headers with many different errors
         raise Refusal(RESULT_WRITE, private=f"{type(error).__name__}: {error}") from error
     return made

@@ -5,7 +5,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from models.reasons import NO_MODEL
+from models.refusal import Refusal
 from pipeline.clinic import model_registry
+from pipeline.clinic.local_audit import local_audit
 from pipeline.clinic.web import schemas
 from pipeline.clinic.web.dependencies import Admin, Reader, TheClinic, TheStore
 from pipeline.clinic.web.error_responses import documented
@@ -64,6 +67,20 @@ def post_promote(
     """Make this model the live one from the next scan on. Earlier answers keep the name of their model."""
     model_registry.promote(store, sha256, by=caller.name, force=force)
     return {"models": model_registry.overview(clinic, store)}
+
+
+@routes.get(
+    "/local-audit",
+    response_model=schemas.LocalAudit,
+    responses=documented(409),
+    summary="How readers agree with the model",
+)
+def get_local_audit(store: TheStore, _: Reader) -> Any:
+    """Return counts and comparisons of the live model, of no single patient. E_NO_MODEL if no model is live."""
+    found = local_audit(store)
+    if found is None:
+        raise Refusal(NO_MODEL)
+    return found.to_json()
 
 
 @routes.get("/audit", response_model=schemas.AuditRecords, responses=documented(), summary="Who did what, and when")

@@ -11,7 +11,7 @@ from pipeline.clinic import pictures
 from pipeline.clinic.reasons import NO_SUCH_ANSWER, NO_SUCH_FILE, NOT_FOR_PATIENTS
 from pipeline.clinic.records import Answer
 from pipeline.clinic.results.outbox import Outbox
-from pipeline.clinic.results.write import PICTURE, REPORT, RESULTS, why_no_results
+from pipeline.clinic.results.write import PICTURE, REPORT, RESULTS, SEGMENTATION, why_no_results
 from pipeline.clinic.review import reviewed_levels, reviewed_lungs
 from pipeline.clinic.store import Store
 from pipeline.clinic.web import schemas
@@ -33,6 +33,7 @@ _FILES = {
     pictures.OPACITIES: "application/gzip",
     REPORT: "application/dicom",
     PICTURE: "application/dicom",
+    SEGMENTATION: "application/dicom",
 }
 
 routes = APIRouter(tags=["answers"])
@@ -107,7 +108,7 @@ def get_answer(answer: Opened) -> Any:
     summary="A file of an answer",
 )
 def get_file(answer: Opened, name: Annotated[str, Path(pattern=r"^[a-z.]{1,40}$")]) -> Response:
-    """Return a volume for a viewer (NIfTI), the report or the picture for the PACS (DICOM), or the score (JSON).
+    """Return a volume for a viewer (NIfTI), a result for the PACS (DICOM), or the score (JSON).
 
     E_NOT_FOR_PATIENTS: report and picture of a score that is withheld.
     """

@@ -53,8 +53,9 @@ def post_decision(
     summary="All decisions about an answer",
 )
 def get_decisions(store: TheStore, answer: Opened) -> Any:
-    """List who decided what and when, oldest first."""
-    return inert({"decisions": [decision.to_json() for decision in store.decisions.of(answer.id)]})
+    """List who decided what and when, and what was delivered to which system, oldest first."""
+    deliveries = [{**each.to_json(), "target": each.target} for each in store.deliveries.of(answer.id)]
+    return inert({"decisions": [each.to_json() for each in store.decisions.of(answer.id)], "deliveries": deliveries})
 
 
 @routes.get(

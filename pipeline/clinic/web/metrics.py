@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from typing import get_args
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -9,7 +10,8 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric, 
 from prometheus_client.registry import Collector
 
 from models.refusal import Refusal
-from pipeline.clinic.records import JOB_STATES
+from pipeline.clinic.local_audit import local_audit
+from pipeline.clinic.records import JOB_STATES, DeliveryState, Target, Verdict, WhyNot
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
 from pipeline.clinic.web import schemas
@@ -77,6 +79,7 @@ class Figures(Collector):
             yield _seconds(store)
             yield _deliveries(store)
             yield _model(store)
+            yield from _local_audit(store)
             state, _ = store.worker.get()
             yield GaugeMetricFamily("fedthorax_queue_length", "Waiting scans", store.jobs.waiting())
             yield GaugeMetricFamily("fedthorax_worker_ready", "Whether scans are being scored", state == "ready")
@@ -112,11 +115,35 @@ def _seconds(store: Store) -> Metric:
 
 
 def _deliveries(store: Store) -> Metric:
-    family = GaugeMetricFamily("fedthorax_outbox", "Deliveries to the PACS, by state", labels=["state"])
-    found = dict(map(tuple, store.database.rows("SELECT state, count(*) FROM deliveries GROUP BY state")))
-    for state in ("waiting", "sent", "failed"):
-        family.add_metric([state], found.get(state, 0))
+    family = GaugeMetricFamily("fedthorax_outbox", "Deliveries by target and state", labels=["target", "state"])
+    rows = store.database.rows("SELECT target, state, count(*) FROM deliveries GROUP BY target, state")
+    found = {(target, state): count for target, state, count in rows}
+    for target in get_args(Target):
+        for state in get_args(DeliveryState):
+            family.add_metric([target, state], found.get((target, state), 0))
     return family
+
+
+def _local_audit(store: Store) -> Iterator[Metric]:
+    """Yield how readers agree with the live model; a model without answers has zeros."""
+    found = local_audit(store)
+    decisions = GaugeMetricFamily("fedthorax_decisions", "Answers by the reader's decision", labels=["verdict"])
+    why = GaugeMetricFamily("fedthorax_decision_reasons", "Corrected and rejected answers by reason", labels=["reason"])
+    agreement = GaugeMetricFamily("fedthorax_level_agreement", "Share of levels left as they were", labels=["label"])
+    drift = GaugeMetricFamily("fedthorax_drift", "Difference in standard errors", labels=["figure"])
+    alert = GaugeMetricFamily("fedthorax_drift_alert", "1: more than 3 standard errors", labels=["figure"])
+    if found:
+        for verdict in get_args(Verdict):
+            decisions.add_metric([verdict], found.verdicts.get(verdict, 0))
+        for reason in get_args(WhyNot):
+            why.add_metric([reason], found.reasons.get(reason, 0))
+        for label in found.levels:
+            agreement.add_metric([label], found.agreement(label) or 0)
+        for figure, each in found.drift.items():
+            alert.add_metric([figure], each.is_alert)
+            if each.errors is not None:
+                drift.add_metric([figure], each.errors)
+    yield from (decisions, why, agreement, drift, alert)
 
 
 def _model(store: Store) -> Metric:

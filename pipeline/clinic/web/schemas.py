@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from pipeline.clinic.records import DeliveryState, JobState, PcrResult, PcrSource, Role, Source, Verdict, WhyNot
+from pipeline.clinic.records import DeliveryState, JobState, PcrResult, PcrSource, Role, Source, Target, Verdict, WhyNot
 from pipeline.clinic.settings import Sends
 from pipeline.clinic.web.auth import Access
 from pipeline.scoring.verdict import Level
@@ -155,10 +155,17 @@ class Decision(BaseModel):
     before: dict[str, Any]
 
 
+class TargetDelivery(Delivery):
+    """A delivery to the PACS, to a FHIR server, or to a receiver of HL7 messages."""
+
+    target: Target
+
+
 class Decisions(BaseModel):
-    """All decisions about an answer, oldest first; the last one holds."""
+    """All decisions about an answer, and all deliveries of it, both oldest first; the last decision holds."""
 
     decisions: list[Decision]
+    deliveries: list[TargetDelivery]
 
 
 class Reviewed(BaseModel):
@@ -321,6 +328,47 @@ class KeptModels(BaseModel):
     """Models, oldest first."""
 
     models: list[KeptModel]
+
+
+class LevelPair(BaseModel):
+    """How many answers had this level of the model, and this one of the reader."""
+
+    model: str
+    reader: str
+    answers: int
+
+
+class LevelAudit(BaseModel):
+    """`agreement`: the share of levels that readers left as they were; null without any."""
+
+    agreement: float | None
+    pairs: list[LevelPair]
+
+
+class DriftFigure(BaseModel):
+    """`errors`: the difference in standard errors, null if there are too few answers; `alert`: if it is more than 3."""
+
+    before: float | None
+    now: float | None
+    answers: int
+    errors: float | None
+    alert: bool
+
+
+class LocalAudit(BaseModel):
+    """How readers agree with the live model, over the newest decision of each answer.
+
+    `drift`: `familiarity` compares the newest 50 answers' mean distance (share of the limit) with all before; `pcr`
+    compares the mean probability of a positive PCR (`before`) with the share of positive results (`now`).
+    """
+
+    model_sha256: str
+    answers: int
+    undecided: int
+    verdicts: dict[Verdict, int]
+    reasons: dict[WhyNot, int]
+    levels: dict[str, LevelAudit]
+    drift: dict[str, DriftFigure]
 
 
 class AuditRecord(BaseModel):

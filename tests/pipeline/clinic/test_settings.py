@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 import configs
 from models.refusal import Refusal
-from pipeline.clinic.settings import FOLDERS, SETTINGS, Clinic, ClinicSettings, init_clinic
+from pipeline.clinic.settings import FOLDERS, SETTINGS, Clinic, ClinicSettings, Hl7ResultsTable, init_clinic
 
 TEMPLATE = Path(configs.__file__).with_name(SETTINGS)
 DICOMWEB = '[pacs]\nprotocol = "dicomweb"\n[pacs.dicomweb]\nurl = "https://pacs.example/dicom-web"\n'
@@ -42,7 +42,16 @@ def test_template_contains_every_setting() -> None:
             continue
         assert isinstance(table, type) and issubclass(table, BaseModel)
         for key in table.model_fields:
+            if f"# [{name}.{key}]\n" in text:
+                continue
             assert re.search(rf"^(# )?{key} = ", section, re.MULTILINE), f"[{name}] {key}"
+
+
+def test_template_contains_every_setting_of_the_hl7_receiver() -> None:
+    """The keys of [results.fhir] are documented in site.toml."""
+    section = TEMPLATE.read_text(encoding="utf-8").partition("# [results.hl7]\n")[2].partition("\n\n")[0]
+    for key in Hl7ResultsTable.model_fields:
+        assert re.search(rf"^# {key} = ", section, re.MULTILINE), key
 
 
 def test_clinic_works_without_a_settings_file(tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_answer_is_stored_completely_or_not_at_all(store: Store) -> None:
     queued(store)
     job = taken(store)
     broken = replace(answer_to(store, job), score={**SCORE, "input": {"hu_sha256": ["no", "hash"]}})
-    assert code_of(store.answers.add, job, broken, deliver=True) == "E_CLINIC_FILE"
+    assert code_of(store.answers.add, job, broken, deliver=("pacs",)) == "E_CLINIC_FILE"
     assert (store.answers.newest(), store.audit.records(), store.deliveries.in_state()) == ([], [], [])
     store.answers.add(job, answer_to(store, job))
 
@@ -331,7 +331,7 @@ def test_deliveries_wait_until_they_are_due(store: Store) -> None:
     queued(store)
     job = taken(store)
     answer = answer_to(store, job)
-    store.answers.add(job, answer, deliver=True)
+    store.answers.add(job, answer, deliver=("pacs",))
     (waiting,) = store.deliveries.in_state("waiting", due=now())
     assert (waiting.answer_id, waiting.attempts) == (answer.id, 0)
     later = now() + timedelta(hours=1)

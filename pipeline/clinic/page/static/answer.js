@@ -13,7 +13,7 @@ import { SEXES, STATES } from "./words.js";
 import { known, learnAnswer, refresh } from "./worklist.js";
 
 const DELIVERY_MS = 3000;
-const RESULTS = ["sr.dcm", "picture.dcm"]; // what is sent to the PACS
+const RESULTS = ["sr.dcm", "picture.dcm", "seg.dcm"]; // what is sent to the PACS
 
 let current = null; // id of the job that is shown
 let opening = 0; // counts openings: a response that belongs to an earlier opening is dropped, even of the same scan

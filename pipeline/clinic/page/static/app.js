@@ -2,6 +2,7 @@
 
 import { allow, announcement, closeScan, openScan, showJob, startAnswer } from "./answer.js";
 import { ask, onSignedOut } from "./api.js";
+import { startAudit } from "./audit.js";
 import { byId, outside, say, show } from "./dom.js";
 import { goDecide } from "./decide.js";
 import { startIncoming } from "./incoming.js";
@@ -102,6 +103,7 @@ startRefused();
 startWorklist({ changed: showJob, ended: (jobs) => announce(announcement(jobs)) });
 startIncoming(arrived);
 startPacs(arrived);
+startAudit();
 startKeys({
   "?": showKeys,
   j: () => step(1),

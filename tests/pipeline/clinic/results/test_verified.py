@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -163,6 +164,13 @@ def test_damaged_earlier_report_is_an_error_with_a_code(clinic: Clinic, answer: 
     with pytest.raises(Refusal, match="E_RESULT_WRITE"):
         verified_files(clinic, replace(answer, decision=decision()), [decision()])
     assert not (answer.folder / decision().id).exists()
+
+
+def test_service_makes_the_files_without_torch() -> None:
+    """The service's process has little memory, and would be slow for its users while it imports torch."""
+    modules = "picture, rejection_note, segmentation, structured_report, verified, outbox, fhir_report, oru_message"
+    program = f"from pipeline.clinic.results import {modules}\nimport sys\nassert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 @pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dciodvfy is absent (Debian package dicom3tools)")

@@ -39,7 +39,13 @@ def test_metrics_match_the_store_content(answer_to: Callable[..., Answer], clien
     assert told["fedthorax_scoring_seconds_count", "total"] == 1
     assert told["fedthorax_scoring_seconds_sum", "total"] == answer.score["timing_seconds"]["total"]
     assert told["fedthorax_model_info", "study", "live", "a" * 64] == 1
-    assert told["fedthorax_outbox", "waiting"] == told["fedthorax_sessions",] == told["fedthorax_worker_ready",] == 0
+    assert (
+        told["fedthorax_outbox", "waiting", "pacs"]
+        == told["fedthorax_sessions",]
+        == told["fedthorax_worker_ready",]
+        == 0
+    )
+    assert told["fedthorax_decisions", "accepted"] == told["fedthorax_drift_alert", "pcr"] == 0
     assert not any(word in text for word in ("SYNTHETIC", "Doe", answer.study_uid, answer.id))
 
 

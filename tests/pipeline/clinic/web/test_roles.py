@@ -34,6 +34,7 @@ NEEDED = {
     ("POST", "/api/v1/models/{sha256}/shadow"): "admin",
     ("DELETE", "/api/v1/models/{sha256}/shadow"): "admin",
     ("POST", "/api/v1/models/{sha256}/promote"): "admin",
+    ("GET", "/api/v1/local-audit"): "read",
     ("GET", "/api/v1/audit"): "admin",
     ("GET", "/metrics"): "read",
 }

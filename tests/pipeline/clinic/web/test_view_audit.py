@@ -64,6 +64,7 @@ CALLS: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", f"{API}/models/{{sha256}}/shadow"): {},
     ("DELETE", f"{API}/models/{{sha256}}/shadow"): {},
     ("POST", f"{API}/models/{{sha256}}/promote"): {},
+    ("GET", f"{API}/local-audit"): {},
     ("GET", f"{API}/audit"): {},
 }
 VERBS = {

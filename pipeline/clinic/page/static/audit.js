@@ -1,0 +1,53 @@
+// The local audit: how readers agree with the live model, and whether scans or figures drift.
+
+import { ask } from "./api.js";
+import { byId, element, roughly, say, table } from "./dom.js";
+import { LABELS, LEVELS, REASONS, VERDICTS } from "./words.js";
+
+const DRIFTS = {
+  familiarity: "Distance from the training scans, share of the limit: the newest 50 answers against all before",
+  pcr: "Positive PCR: mean probability against the share of positive results",
+};
+
+export function startAudit() {
+  byId("show-audit").addEventListener("click", open);
+}
+
+async function open() {
+  byId("audit-found").replaceChildren();
+  say(byId("audit-refused"), "");
+  byId("audit").showModal();
+  try {
+    draw(await ask("local-audit"));
+  } catch (error) {
+    say(byId("audit-refused"), error.text ?? String(error));
+  }
+}
+
+function draw({ model_sha256: model, answers, undecided, verdicts, reasons, levels, drift }) {
+  const counted = Object.entries(VERDICTS).map(([verdict, name]) => [name, verdicts[verdict] ?? 0]);
+  const why = Object.entries(REASONS).filter(([reason]) => reasons[reason]).map(([reason, name]) => [name, reasons[reason]]);
+  byId("audit-found").replaceChildren(
+    element("p", { className: "soft" }, `The live model, ${model.slice(0, 12)}: ${answers} ${answers === 1 ? "answer" : "answers"}. Answers that are not valid for patients do not count.`),
+    table("Decisions", ["Decision", "Answers"], [...counted, ["Not read", undecided]]),
+    ...(why.length ? [table("Reasons", ["Reason of corrections and rejections", "Answers"], why)] : []),
+    ...Object.entries(levels).map(([label, { agreement, pairs }]) =>
+      table(
+        `Levels: ${LABELS[label].title}`,
+        [`${LABELS[label].title}: the model said`, "the reader said", `Answers (the same: ${roughly(agreement)})`],
+        pairs.map(({ model: said, reader, answers: count }) => [LEVELS[said], LEVELS[reader], count]),
+      ),
+    ),
+    table("Drift", ["Drift", "Before or expected", "Now or observed", "Difference"], Object.entries(drift).map(driftRow)),
+  );
+}
+
+function driftRow([name, { before, now, answers, errors, alert }]) {
+  const difference = errors === null ? `too few answers (${answers})` : `${errors.toFixed(1)} standard errors`;
+  return [
+    DRIFTS[name],
+    before === null ? "–" : roughly(before),
+    now === null ? "–" : roughly(now),
+    alert ? element("span", { className: "flag" }, `${difference}: look at the scanner, the protocol and the patients`) : difference,
+  ];
+}

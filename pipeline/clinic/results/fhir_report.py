@@ -1,0 +1,157 @@
+"""What holds of an answer as FHIR R4: a DiagnosticReport with its Observations, in one transaction.
+
+All resources have ids of the answer and are written with PUT: sent again, or after a decision, they replace what was
+there. The status says what they are: preliminary (nobody decided), final (a person accepted or corrected it), corrected
+(a later decision), entered-in-error (rejected).
+"""
+
+from typing import Any
+
+from models.refusal import Refusal
+from pipeline.clinic.reasons import NOT_FOR_PATIENTS
+from pipeline.clinic.records import Answer
+from pipeline.clinic.review import decision_text, plain_name, reviewed_levels, reviewed_lungs
+from pipeline.clinic.web.fhir import OUTCOMES, notes_of, subject_of, uid_identifier
+from pipeline.clinic.web.inert_text import inert
+from pipeline.scoring.verdict import withheld
+
+UNVERIFIED = "Created by software; not verified by a person."
+_UCUM = "http://unitsofmeasure.org"
+_CT_CHEST = {"system": "http://loinc.org", "code": "24627-2", "display": "CT Chest"}
+_RADIOLOGY = {"system": "http://terminology.hl7.org/CodeSystem/v2-0074", "code": "RAD", "display": "Radiology"}
+_DEVICE = {"type": "Device", "display": "fedthorax"}
+_DENSITIES = {
+    "ground_glass": "Share of the volume with density of ground glass",
+    "consolidation": "Share of the volume with density of consolidation",
+}
+
+
+def status_of(answer: Answer, *, is_later: bool = False) -> str:
+    """Return the FHIR status. `is_later`: another system has an earlier decision about this answer."""
+    if answer.decision is None:
+        return "preliminary"
+    if not answer.decision.is_valid:
+        return "entered-in-error"
+    return "corrected" if is_later else "final"
+
+
+def diagnostic_report(answer: Answer, *, is_later: bool = False) -> dict[str, Any]:
+    """Create the transaction. Raises Refusal E_NOT_FOR_PATIENTS."""
+    if withheld(answer.score):
+        raise Refusal(NOT_FOR_PATIENTS)
+    status = status_of(answer, is_later=is_later)
+    observations = [*_probabilities(answer, status), *_lungs(answer, status)]
+    report = {
+        "resourceType": "DiagnosticReport",
+        "id": answer.id,
+        **_common(answer, status),
+        "category": [{"coding": [_RADIOLOGY]}],
+        "code": {"coding": [_CT_CHEST], "text": "Probabilities and dense lung from a chest CT, by fedthorax"},
+        "issued": _issued(answer),
+        "performer": [_DEVICE],
+        "resultsInterpreter": _interpreter(answer),
+        "result": [{"reference": f"Observation/{each['id']}"} for each in observations],
+        "imagingStudy": _study(answer),
+        "conclusion": " ".join([decision_text(answer) or UNVERIFIED, *notes_of(answer.score)]),
+    }
+    resources = [_without_empty(each) for each in (*observations, report)]
+    return {
+        "resourceType": "Bundle",
+        "type": "transaction",
+        "entry": [
+            {
+                "resource": inert(each),
+                "request": {"method": "PUT", "url": f"{each['resourceType']}/{each['id']}"},
+            }
+            for each in resources
+        ],
+    }
+
+
+def _common(answer: Answer, status: str) -> dict[str, Any]:
+    """Return what report and observations have in common. A time of the scan has no zone, so only its day is sent."""
+    at = answer.acquired_at
+    return {"status": status, "subject": subject_of(answer), "effectiveDateTime": at and at.date().isoformat()}
+
+
+def _observation(answer: Answer, status: str, name: str, content: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "resourceType": "Observation",
+        "id": f"{answer.id}-{name}",
+        **_common(answer, status),
+        "category": [
+            {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/observation-category", "code": "imaging"}]}
+        ],
+        "issued": _issued(answer),
+        "performer": [_DEVICE, *_interpreter(answer)],
+        "derivedFrom": _study(answer),
+        **content,
+    }
+
+
+def _probabilities(answer: Answer, status: str) -> list[dict[str, Any]]:
+    score = answer.score
+    corrected = answer.decision.correction.levels if answer.decision else {}
+    made = []
+    for label, probability in score["probability"].items():
+        level = reviewed_levels(answer).get(label)
+        said = f"{level}, set by the reader" if label in corrected else f"{level}, by the release's operating points"
+        band = (score.get("interval") or {}).get(label) or ()
+        ends = zip(("Lower", "Upper"), band, strict=bool(band))
+        content = {
+            "code": {"text": f"Probability of: {OUTCOMES.get(label, label)}"},
+            "valueQuantity": _percent(probability),
+            "interpretation": [{"text": said}] if level else [],
+            "method": {"text": f"{answer.model_name}, SHA-256 {answer.model_sha256}"},
+            "component": [
+                {
+                    "code": {"text": f"{end} end of the 95 % band of the calibration"},
+                    "valueQuantity": _percent(value),
+                }
+                for end, value in ends
+            ],
+        }
+        made.append(_observation(answer, status, label.replace("_", "-"), content))
+    return made
+
+
+def _lungs(answer: Answer, status: str) -> list[dict[str, Any]]:
+    """Create an observation for each lung and for both; none if they are not usable."""
+    regions = (reviewed_lungs(answer) or {}).get("regions", {})
+    return [
+        _observation(
+            answer,
+            status,
+            f"lungs-{side}",
+            {
+                "code": {"text": f"Volume of the lungs, {side}"},
+                "valueQuantity": {"value": parts["whole"]["ml"], "unit": "mL", "system": _UCUM, "code": "mL"},
+                "component": [
+                    {"code": {"text": text}, "valueQuantity": _percent(parts["whole"][density])}
+                    for density, text in _DENSITIES.items()
+                    if parts["whole"][density] is not None
+                ],
+            },
+        )
+        for side, parts in regions.items()
+    ]
+
+
+def _percent(share: float) -> dict[str, Any]:
+    return {"value": round(100 * share, 2), "unit": "%", "system": _UCUM, "code": "%"}
+
+
+def _issued(answer: Answer) -> str:
+    return (answer.decision.at if answer.decision else answer.created_at).isoformat(timespec="seconds")
+
+
+def _interpreter(answer: Answer) -> list[dict[str, str]]:
+    return [{"type": "Practitioner", "display": plain_name(answer.decision.person)}] if answer.decision else []
+
+
+def _study(answer: Answer) -> list[dict[str, Any]]:
+    return [{"type": "ImagingStudy", "identifier": uid_identifier(answer.study_uid)}] if answer.study_uid else []
+
+
+def _without_empty(resource: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in resource.items() if value not in ([], None)}
