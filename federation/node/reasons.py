@@ -50,8 +50,9 @@ SANDBOX_ACCESS = Reason(
 SANDBOX_OPEN = Reason(
     "E_SANDBOX_OPEN",
     "the process that would run a study's code is not confined: it can reach {what}",
-    "Start it through the node or as fedthorax-app@.service, as docs/operations.md says. Keep the hospital's files "
-    "out of folders with programs, and let the service open only the GPU that [compute] names.",
+    "Start it through the node, as fedthorax-app@.service or in a container without a network, as docs/operations.md "
+    "and docs/containers.md say. Keep the hospital's files out of folders with programs, and let it open only the GPU "
+    "that [compute] names.",
 )
 SANDBOX_NONE = Reason(
     "W_SANDBOX_NONE",

@@ -140,7 +140,7 @@ class Containers:
 
     def start(self, role: str, name: str, *command: str, url: str, options: tuple[str, ...] = ()) -> None:
         """Start a service with its health check."""
-        probe = json.dumps(["CMD", PYTHON, "-I", "-m", "federation.system.health_probe", url])
+        probe = json.dumps([PYTHON, "-I", "-m", "federation.system.health_probe", url])
         health = (f"--health-cmd={probe}", "--health-interval=disable")
         podman("run", "--detach", f"--name={name}", *self._options(), *health, *options, self.images[role], *command)
         self.started.append(name)
