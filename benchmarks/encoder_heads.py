@@ -10,6 +10,7 @@ Synthetic patients; coarse grids, as in the quick form of learning.py. Writes re
 
 import argparse
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -165,6 +166,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    logging.disable(logging.INFO)  # Flower logs every round
     about, rows = circumstances(), []
     with TemporaryDirectory() as folder:
         encoder = taught(Path(folder))
