@@ -9,12 +9,13 @@ logs              log files
 work              temporary files of the worker; emptied when a worker starts
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models.compute_settings import DEVICE
 from models.refusal import Refusal
@@ -28,6 +29,8 @@ from pipeline.system.addresses import is_loopback
 from pipeline.system.folder_format import check_folder, stamp_folder
 
 SETTINGS = "clinic.toml"
+VIEWER_SCHEMES = ("https://", "http://localhost", "http://127.0.0.1", "weasis://")
+VIEWER_FIELDS = {"study_uid", "series_uid", "accession", "patient_id"}
 Sends = Literal["off", "on_request", "accepted", "always"]
 FOLDERS = ("scans", "answers", "models", "logs", "work")
 
@@ -42,6 +45,18 @@ class ServerTable(BaseModel, extra="forbid"):
     key: Path | None = None
     without_tls: bool = False  # for other machines: a proxy in front of the service does TLS
     session_hours: float = Field(default=12, gt=0, le=168)
+    viewer_url: str = ""  # of the hospital's viewer, with {study_uid} and, if it needs them, the other VIEWER_FIELDS
+
+    @field_validator("viewer_url")
+    @classmethod
+    def is_an_address_with_a_study(cls, template: str) -> str:
+        names = set(re.findall(r"{([^{}]*)}", template))
+        if template and not (template.startswith(VIEWER_SCHEMES) and "study_uid" in names <= VIEWER_FIELDS):
+            raise ValueError(
+                f"must begin with {', '.join(VIEWER_SCHEMES)}, contain {{study_uid}}, and no name in braces but"
+                f" {', '.join(sorted(VIEWER_FIELDS))}"
+            )
+        return template
 
     @model_validator(mode="after")
     def tls_is_whole(self) -> Self:

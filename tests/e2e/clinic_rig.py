@@ -75,7 +75,8 @@ def open_clinic(folder: Path, start: Callable[..., Command]) -> Iterator[Clinic]
             settings = _PACS_SETTINGS.format(url=orthanc.url, user=USER)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        (site / "clinic.toml").write_text(f"[server]\nport = {port}\n{settings}")
+        viewer = "https://viewer.example/?study={study_uid}&patient={patient_id}"
+        (site / "clinic.toml").write_text(f"[server]\nport = {port}\nviewer_url = '{viewer}'\n{settings}")
         _save_model(folder / "model")
         served = start("serve", site, "--model", folder / "model")
         scans = folder / "made"

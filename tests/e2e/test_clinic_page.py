@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -510,6 +511,19 @@ def test_answer_that_changed_meanwhile_is_shown_again_before_a_decision(page, cl
     page.click("#accept")
     page.wait_for_text("Accepted by Leser, Anna", "#decide-says")
     assert changed.id and decisions(clinic, page) == [*before, "accepted"]
+
+
+def test_scan_opens_in_the_hospitals_viewer_with_escaped_values(page, clinic):
+    with Store(clinic.scans.parent / "site") as store:
+        answer = store.answers.get(str(store.jobs.get(page.js("location.hash").rpartition("/")[2]).answer_id))
+    link = "document.querySelector('#open-viewer')"
+    assert page.js(f"{link}.checkVisibility()")
+    expected = f"https://viewer.example/?study={answer.study_uid}&patient={quote(MARKUP, safe='')}"
+    assert page.js(f"{link}.href") == expected
+    assert page.js(f"{link}.rel") == "noopener noreferrer"
+    assert page.js("import('./static/answer.js').then((a) => a.filled('{study_uid}', {study_uid: 'a&b=\"#'}))") == (
+        "a%26b%3D%22%23"
+    )
 
 
 def test_audit_shows_decisions_and_drift(page):

@@ -407,6 +407,7 @@ class Session(BaseModel):
     `person`: the DICOM name of the person whom the token belongs to, else ''. Only a named person with the role score
     can decide about results. `searches_pacs`, `sends_to_pacs`: whether the clinic's settings name a PACS to search, and
     one to send results to. `sends`: which results are sent, as in clinic.toml.
+    `viewer_url`: template of the hospital's viewer, as in clinic.toml; '' without one.
     """
 
     name: str
@@ -416,6 +417,7 @@ class Session(BaseModel):
     searches_pacs: bool
     sends_to_pacs: bool
     sends: Sends
+    viewer_url: str
 
 
 class Readiness(BaseModel):

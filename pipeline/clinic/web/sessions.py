@@ -50,6 +50,7 @@ def _json(caller: Caller, clinic: Clinic) -> dict[str, Any]:
         "ends_at": moment(caller.ends_at),
         "searches_pacs": _searches_pacs(clinic),
         "sends_to_pacs": clinic.settings.results.send != "off",
+        "viewer_url": clinic.settings.server.viewer_url,
         "sends": clinic.settings.results.send,
     }
 

@@ -10,7 +10,15 @@ from pydantic import BaseModel
 
 import configs
 from models.refusal import Refusal
-from pipeline.clinic.settings import FOLDERS, SETTINGS, Clinic, ClinicSettings, Hl7ResultsTable, init_clinic
+from pipeline.clinic.settings import (
+    FOLDERS,
+    SETTINGS,
+    Clinic,
+    ClinicSettings,
+    Hl7ResultsTable,
+    ServerTable,
+    init_clinic,
+)
 
 TEMPLATE = Path(configs.__file__).with_name(SETTINGS)
 DICOMWEB = '[pacs]\nprotocol = "dicomweb"\n[pacs.dicomweb]\nurl = "https://pacs.example/dicom-web"\n'
@@ -45,6 +53,26 @@ def test_template_contains_every_setting() -> None:
             if f"# [{name}.{key}]\n" in text:
                 continue
             assert re.search(rf"^(# )?{key} = ", section, re.MULTILINE), f"[{name}] {key}"
+
+
+@pytest.mark.parametrize(
+    ("template", "is_valid"),
+    [
+        ("", True),
+        ("https://ohif.example/viewer?StudyInstanceUIDs={study_uid}", True),
+        ("weasis://x?study={study_uid}&patient={patient_id}", True),
+        ("javascript:alert('{study_uid}')", False),
+        ("http://ohif.example/{study_uid}", False),
+        ("https://ohif.example/viewer", False),
+        ("https://ohif.example/{study_uid}/{patient_name}", False),
+    ],
+)
+def test_address_of_the_viewer_is_checked(template: str, is_valid: bool) -> None:
+    if is_valid:
+        assert ServerTable(viewer_url=template).viewer_url == template
+    else:
+        with pytest.raises(ValueError, match="viewer_url"):
+            ServerTable(viewer_url=template)
 
 
 def test_template_contains_every_setting_of_the_hl7_receiver() -> None:

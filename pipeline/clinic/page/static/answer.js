@@ -20,6 +20,7 @@ let opening = 0; // counts openings: a response that belongs to an earlier openi
 let answer = null;
 let mayScore = false;
 let maySend = false;
+let viewerUrl = ""; // template of the hospital's viewer
 let sendsAll = false; // also what nobody accepted
 let looking = null;
 
@@ -40,10 +41,11 @@ export function startAnswer() {
 }
 
 /** Show the controls that a session may use: a reader may change nothing, and a clinic may have no PACS. */
-export function allow({ role, person = "", sends_to_pacs: sendsToPacs, sends }) {
+export function allow({ role, person = "", sends_to_pacs: sendsToPacs, sends, viewer_url: viewer = "" }) {
   mayScore = role !== "read";
   maySend = mayScore && sendsToPacs;
   sendsAll = sends === "always";
+  viewerUrl = viewer;
   allowDecide({ role, person });
   show(byId("pcr-form"), mayScore);
   show(byId("send"), maySend);
@@ -138,6 +140,8 @@ async function showAnswer(found) {
   show(byId("synthetic"), score.trained_on_synthetic_data);
   show(byId("fhir"), !score.withheld);
   byId("fhir").href = address(`answers/${id}/risk-assessment`);
+  show(byId("open-viewer"), Boolean(viewerUrl && study.study_uid));
+  if (viewerUrl && study.study_uid) byId("open-viewer").href = filled(viewerUrl, { ...study, patient_id: patient?.id });
   say(byId("send-refused"), "");
   showResult();
   showFacts(answer);
@@ -148,6 +152,9 @@ async function showAnswer(found) {
   const failed = whole.find(({ status }) => status === "rejected");
   if (failed && isCurrent()) say(byId("viewer-says"), failed.reason.text ?? String(failed.reason));
 }
+
+/** Fills the names in braces of the viewer's address; values from headers are escaped. */
+export const filled = (template, values) => template.replace(/{(\w+)}/g, (_, name) => encodeURIComponent(values[name] ?? ""));
 
 function showResult() {
   showProbabilities(answer);

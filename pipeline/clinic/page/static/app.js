@@ -122,6 +122,7 @@ startKeys({
   a: () => goDecide("accept"),
   c: () => goDecide("correct"),
   x: () => goDecide("reject"),
+  v: () => byId("open-viewer").hidden || byId("open-viewer").click(),
   p: () => byId("pcr-form").querySelector("input").focus(),
 });
 byId("sign-in-form").addEventListener("submit", (event) => {

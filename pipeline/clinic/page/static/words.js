@@ -82,5 +82,6 @@ export const KEYS = [
   ["[ ]", "fade the overlay"],
   ["w", "next window"],
   ["a, c, x", "go to: accept the result, correct it, reject it"],
+  ["v", "open the scan in the hospital's viewer"],
   ["p", "enter a PCR result"],
 ];
