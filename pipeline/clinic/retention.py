@@ -6,21 +6,30 @@ from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 
+from pipeline.clinic.database import FILE
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store, now
+from pipeline.system.sqlite_format import copies
 
 # A folder without a row may be an upload in progress while the service runs, but not after a day.
 _COMING_IN = timedelta(days=1)
+COPY_DAYS = 30  # a copy of the database from before an upgrade; less if answers are kept for less
 
 log = logging.getLogger("fedthorax.clinic")
 
 
 def forget_old(clinic: Clinic, store: Store) -> None:
-    """Remove answers and records older than clinic.toml allows. Raises Refusal E_CLINIC_FILE."""
+    """Remove answers and records older than clinic.toml allows, and the database's copies from before an upgrade.
+
+    A copy holds patients, also those who are removed later, so it is kept for a limited time. Raises Refusal
+    E_CLINIC_FILE.
+    """
     keep, today = clinic.settings.keep, now()
     answers_before = today - timedelta(days=keep.answers_days) if keep.answers_days else None
     gone = store.forget(answers_before, today - timedelta(days=keep.audit_days))
     _remove(clinic.answers / answer_id for answer_id in gone)
+    oldest = today - timedelta(days=min(COPY_DAYS, keep.answers_days or COPY_DAYS))
+    _remove(copy for copy in copies(clinic.folder / FILE).values() if copy.stat().st_mtime < oldest.timestamp())
     if gone:
         log.info("removed %d answers after %d days", len(gone), keep.answers_days)
 
