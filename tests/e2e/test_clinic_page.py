@@ -502,11 +502,11 @@ def test_reader_corrects_level_and_table_with_the_keyboard(page, clinic):
 def test_answer_that_changed_meanwhile_is_shown_again_before_a_decision(page, clinic):
     with Store(clinic.scans.parent / "site") as store:
         answer_id = str(store.jobs.get(page.js("location.hash").rpartition("/")[2]).answer_id)
-        changed = store.answers.set_pcr(answer_id, "indeterminate", None, "entered", "somebody else")
+        changed = store.answers.set_pcr(answer_id, "negative", None, "entered", "somebody else")
     before = decisions(clinic, page)
     page.click("#accept")
     page.wait_for_text("(E_ANSWER_CHANGED)", "#decide-refused")
-    page.wait_for_text("Indeterminate", "#pcr-says")
+    page.wait_for_text("Negative", "#pcr-says")
     assert decisions(clinic, page) == before
     page.click("#accept")
     page.wait_for_text("Accepted by Leser, Anna", "#decide-says")
