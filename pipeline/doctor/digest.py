@@ -7,11 +7,13 @@ from pathlib import Path
 
 from pipeline.cohort.attrition import waterfall
 from pipeline.cohort.ingest import Assessment, Material
-from pipeline.doctor import contract
+from pipeline.doctor import contract, reasons
 from pipeline.preprocessing.preprocess import Preprocessing
 from pipeline.records.join import JoinRules
 from pipeline.site.folder import Site
 
+# Rules that refuse nobody and came later than others. Sites of two versions keep one contract with and without them.
+LATER = {reasons.IDENTIFIER_SPELLING}
 _WORDS = {"intubated": "intubated", "icu": "in intensive care", "died": "dead"}
 
 
@@ -27,7 +29,7 @@ def contract_digest(site: Site) -> str:
     rules = contract.contract(contract.Facts(site, Preprocessing(), nobody, Path(), ()))
     limits = {name: value for name, value in vars(contract).items() if name.isupper() and type(value) in (int, float)}
     held_against = {
-        "rules": {rule.reason.code: [rule.area, rule.severity] for rule in rules},
+        "rules": {rule.reason.code: [rule.area, rule.severity] for rule in rules if rule.reason not in LATER},
         "limits": limits,
         "join": {**settings.join.model_dump(), "severe_events": sorted(settings.join.severe_events)},
         "severe": settings.labels.severe_means if settings.labels else severe_means(settings.join),

@@ -7,7 +7,7 @@ import pytest
 from models.refusal import Reason
 from pipeline.cohort.store import Cohort, PatientRow
 from pipeline.doctor import contract, reasons
-from pipeline.doctor.digest import contract_digest, severe_means
+from pipeline.doctor.digest import LATER, contract_digest, severe_means
 from pipeline.records.join import JoinRules
 from pipeline.records.labels import LabelsFile
 from pipeline.site.folder import init_site, site_settings
@@ -79,6 +79,16 @@ def test_other_severity_changes_the_digest(tmp_path: Path, monkeypatch: pytest.M
     flags_prone = property(lambda rule: "flags" if rule.reason is reasons.PRONE else severity(rule))
     monkeypatch.setattr(contract.Result, "severity", flags_prone)
     assert digest(tmp_path) != usual
+
+
+def test_later_rules_refuse_nobody_and_leave_the_contract_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sites of two versions can train together."""
+    assert LATER and not any(reason.refuses for reason in LATER)
+    usual, rules = digest(tmp_path), contract.contract
+    monkeypatch.setattr(contract, "contract", lambda facts: [r for r in rules(facts) if r.reason not in LATER])
+    assert digest(tmp_path) == usual
 
 
 def test_additional_rule_changes_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
