@@ -255,7 +255,7 @@ def test_pull_over_tls_with_the_hospitals_ca(tmp_path: Path, retrieve: str) -> N
                 hospital.client(ca_certificate=str(other.path), **ours).echo()
             with pytest.raises(Refusal, match="E_PACS_UNTRUSTED"):  # the PACS requires a client certificate
                 hospital.client(ca_certificate=str(authority.path)).echo()
-            with pytest.raises(Refusal, match="E_PACS_SILENT"):
+            with pytest.raises(Refusal, match="E_PACS_CLOSED"):
                 hospital.client().echo()
 
 
