@@ -239,6 +239,7 @@ CLINIC = {
     "browsers-to-clinic": ("in", "8765", {8765}),
     "pacs-to-clinic": ("in", "11112", {11112}),
     "clinic-to-pacs": ("out", "the PACS, as", {443, 104}),
+    "clinic-to-results": ("out", "the FHIR server and the HL7 receiver", {443, 2575}),
 }
 ALWAYS = {"deny-all", "name-server"}
 
