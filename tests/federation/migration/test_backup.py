@@ -68,7 +68,7 @@ def test_restored_site_has_the_same_keys_pseudonyms_and_ledger(site: Site, tmp_p
     assert again.pseudonym("4711") == site.pseudonym("4711")
     assert verify(ledger_file(again)) == verify(ledger_file(site))
     assert set(files(again.folder)) == {
-        *("site.toml", "pacs.password", "ledger/ledger.jsonl"),
+        *("site.toml", "format.json", "pacs.password", "ledger/ledger.jsonl"),
         *("keys/pseudonym.key", "keys/node", "keys/node.pub"),
         *(f"gateway/{name}" for name in ("answers/one.json", "secagg/rounds.sqlite", "rounds.json", "private.json")),
     }
