@@ -1,6 +1,5 @@
 """`fedthorax node encoders | approve-encoder | revoke-encoder | encode`: frozen encoders that studies may use here."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,13 +8,13 @@ import typer
 from federation.cli import reasons
 from federation.cli.apps import Note, SiteDir, user
 from federation.cli.console import print_json, print_table, progress_bar, say
+from federation.cli.node_releases import the_one
 from federation.cli.options import Json
 from models.refusal import Refusal
 
 if TYPE_CHECKING:
     from models.encoders import EncoderCard
 
-_NAME = re.compile(r"[0-9a-f]{8,64}")
 _SHOWN_DIGITS = 12
 
 
@@ -65,12 +64,9 @@ def revoke_encoder(
     from pipeline.site.folder import Site
 
     approvals = EncoderApprovals(Site.open(site_dir))
-    known = [decision.sha256 for decision in approvals.decisions()]
-    found = [sha256 for sha256 in known if _NAME.fullmatch(name.lower()) and sha256.startswith(name.lower())]
-    if len(found) != 1:
-        raise Refusal(reasons.ENCODER_UNKNOWN)
-    approvals.revoke(found[0], by=user(), note=note)
-    say(f"Revoked {found[0]}.")
+    found = the_one(name, approvals.decisions(), reasons.ENCODER_UNKNOWN)
+    approvals.revoke(found, by=user(), note=note)
+    say(f"Revoked {found}.")
 
 
 def encode(site_dir: SiteDir, as_json: Json = False) -> None:

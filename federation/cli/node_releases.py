@@ -13,9 +13,14 @@ from federation.cli.options import Json
 from models.refusal import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from federation.approval.decisions import Decision
+    from models.refusal import Reason
     from models.release import Release
 
 _NAME = re.compile(r"[0-9a-f]{8,64}")
+
 _SHOWN_DIGITS = 12
 
 
@@ -74,12 +79,18 @@ def revoke_release(
     from pipeline.site.folder import Site
 
     approvals = ReleaseApprovals(Site.open(site_dir))
-    known = [decision.sha256 for decision in approvals.decisions()]
+    found = the_one(name, approvals.decisions(), reasons.RELEASE_UNKNOWN)
+    approvals.revoke(found, by=user(), note=note)
+    say(f"Revoked {found}.")
+
+
+def the_one(name: str, decisions: "Sequence[Decision]", unknown: "Reason") -> str:
+    """Return the SHA-256 that a name, or its first digits, stands for. Raises Refusal `unknown` unless it is one."""
+    known = [decision.sha256 for decision in decisions]
     found = [sha256 for sha256 in known if _NAME.fullmatch(name.lower()) and sha256.startswith(name.lower())]
     if len(found) != 1:
-        raise Refusal(reasons.RELEASE_UNKNOWN)
-    approvals.revoke(found[0], by=user(), note=note)
-    say(f"Revoked {found[0]}.")
+        raise Refusal(unknown)
+    return found[0]
 
 
 def _show(release: "Release") -> None:
