@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from federation.enrolment import invitations as enrolment
 from federation.enrolment.certificates import host_names, public_pem
 from federation.enrolment.invitations import JoinRequest, accept, enrolled_patients, invite, restore_roster, revoke
-from federation.enrolment.registry import holder, registry
+from federation.enrolment.registry import holder, open_registry, registry
 from federation.migration import age_file, archive, import_archive
 from federation.migration.common import Moved
 from federation.migration.export import export_server
@@ -440,6 +440,13 @@ def spoilt(carried: Path, name: str, content: bytes) -> Path:
 
 def another_roster(carried: Path) -> Path:
     path = carried.parent / "roster"
+    with open_registry(path):
+        pass
+    return spoilt(carried, "sites.sqlite", path.read_bytes())
+
+
+def another_database(carried: Path) -> Path:
+    path = carried.parent / "roster"
     with sqlite3.connect(path) as db:
         db.execute("CREATE TABLE sites (name TEXT)")
     db.close()
@@ -453,6 +460,7 @@ def another_roster(carried: Path) -> Path:
         (lambda file: write_durably(file, b"x" * 5000), "E_ARCHIVE_FORMAT"),
         (lambda file: spoilt(file, "certificates/ca.crt", b""), "E_AUTHORITY"),
         (lambda file: spoilt(file, "sites.sqlite", b"no database" * 100), "E_SERVER_DATABASE"),
+        (another_database, "E_SERVER_DATABASE"),
         (another_roster, "E_MOVE_LOST"),
     ],
 )
