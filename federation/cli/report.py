@@ -15,14 +15,28 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Folder of the report. Default: SERVER/runs/RUN/report.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the report of a run: one HTML page that opens offline and prints, and its numbers in report.json."""
+    """Write the report of a run: one HTML page that opens offline and prints, and its numbers in report.json.
+
+    The run's artifacts in MLflow get a copy.
+    """
     from federation.report.page import write_report
     from federation.runs.results import read_results
     from federation.runs.run_folder import find_run
+    from federation.runs.tracking import attach
 
     folder = find_run(server, run_name)
     written = write_report(read_results(folder), out or folder / "report")
+    is_attached = attach(folder.resolve().parents[1], folder.name, (written.page, written.numbers), "report", say)
     if as_json:
-        print_json({"run": run_name, "page": str(written.page), "numbers": str(written.numbers)})
+        print_json(
+            {
+                "run": run_name,
+                "page": str(written.page),
+                "numbers": str(written.numbers),
+                "mlflow": "report" if is_attached else None,
+            }
+        )
     else:
         say(f"Wrote {written.page}. Open it in a browser or print it. Its numbers: {written.numbers}")
+        if is_attached:
+            say("The run's artifacts in MLflow have a copy, in `report`")

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -90,6 +90,25 @@ def hand_over_rest(server_folder: Path, say: Callable[[str], None]) -> None:
     for spool in sorted((server_folder / "runs").glob(f"*/{SPOOL}")):
         study = Study.model_validate_json((spool.parent / "study.json").read_text())
         Tracker(server_folder, study, spool.parent.name, say).hand_over()
+
+
+def attach(server_folder: Path, run_name: str, files: Sequence[Path], name: str, say: Callable[[str], None]) -> bool:
+    """Copy files that were made after the run into `name` of its artifacts in MLflow; return whether it has them.
+
+    Only if the run was recorded in the store of today's settings. A copied server folder, or one whose server uses
+    MLFLOW_TRACKING_URI and this process does not, would else get a second record of the run.
+    """
+    run_folder = server_folder / "runs" / run_name
+    where = run_folder / WHERE
+    if not where.exists():
+        return False
+    if json.loads(where.read_text())["uri"] != without_user(tracking_uri(server_folder)):
+        return False
+    study = Study.model_validate_json((run_folder / "study.json").read_text())
+    tracker = Tracker(server_folder, study, run_name, say)
+    for file in files:
+        tracker.add_artifacts(file.resolve(), name)
+    return not tracker.spool.exists()
 
 
 class Tracker:

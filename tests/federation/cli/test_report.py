@@ -1,13 +1,18 @@
 """Tests of the command `fedthorax study report`."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from federation.cli.study import app
+from federation.protocol.study_config import Study
 from federation.runs.results import RESULTS
+from federation.runs.run_folder import RunNote, write_note
+from federation.runs.tracking import WHERE, Tracker, tracking_uri
 from models.refusal import Refusal
 from tests.helpers.results_factory import make_results
 
@@ -39,6 +44,33 @@ def test_report_is_written_to_the_out_folder(server, tmp_path):
     invoke("done", "--server", server, "--out", tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere" / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert not (server / "runs" / "done" / "report").exists()
+
+
+def test_recorded_run_has_the_report_among_its_artifacts_and_nothing_else(server, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = server / "runs" / "done"
+    write_note(run, RunNote(begun=datetime(2026, 3, 1, tzinfo=UTC)))
+    study = Study.model_validate_json((run / "study.json").read_text())
+    Tracker(server, study, "done", print).begin({})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "private.txt").write_text("another file of the user")
+
+    told = json.loads(invoke("done", "--server", server, "--out", tmp_path / "mine", "--json"))
+    assert told["mlflow"] == "report"
+    client = MlflowClient(tracking_uri(server), tracking_uri(server))
+    run_id = json.loads((run / WHERE).read_text())["run"]
+    assert sorted(each.path for each in client.list_artifacts(run_id, "report")) == [
+        "report/report.html",
+        "report/report.json",
+    ]
+
+
+def test_run_recorded_elsewhere_is_not_recorded_again(server, tmp_path):
+    where = {"uri": "https://mlflow.example", "experiment": "1", "run": "2"}
+    (server / "runs" / "done" / WHERE).write_text(json.dumps(where))
+    told = json.loads(invoke("done", "--server", server, "--json"))
+    assert told["mlflow"] is None
+    assert not (server / "mlflow.db").exists()
 
 
 @pytest.mark.parametrize(("run", "code"), [("begun", "E_RESULTS"), ("never", "E_RUN_UNKNOWN")])
