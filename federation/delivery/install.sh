@@ -64,10 +64,14 @@ target=$prefix/fedthorax-$version link=$prefix/fedthorax stamp=$target/.installe
 # --- what is checked before anything is written ---
 
 check_files() {
-    [ -z "$key" ] ||
+    if [ -n "$key" ]; then
+        { command -v openssl >/dev/null 2>&1 && [ -r "$key" ]; } ||
+            refuse E_INSTALL_UNVERIFIED "the signature cannot be checked: there is no openssl, or no key at this path" \
+                "Install openssl from your distribution, and check the path of --key."
         openssl dgst -sha256 -verify "$key" -signature "$here/SHA256SUMS.sig" "$here/SHA256SUMS" >/dev/null 2>&1 ||
-        refuse E_INSTALL_SIGNATURE "SHA256SUMS is not signed with this key" \
-            "Do not install it. Fetch it again, and compare the key's SHA-256 with its sender over another channel."
+            refuse E_INSTALL_SIGNATURE "SHA256SUMS is not signed with this key" \
+                "Do not install it. Fetch it again, and compare the key's SHA-256 with its sender over another channel."
+    fi
     say "checking $(value mb_packed) MB of files"
     present=$(cd "$here" && find . ! -type d ! -path ./SHA256SUMS ! -path ./SHA256SUMS.sig | sed 's|^\./||' | sort)
     listed=$(cut -c67- "$here/SHA256SUMS" | sort)

@@ -53,6 +53,11 @@ INSTALL_SIGNATURE = Reason(
     "SHA256SUMS is not signed with this key",
     "Do not install it. Fetch it again, and compare the key's SHA-256 with its sender over another channel.",
 )
+INSTALL_UNVERIFIED = Reason(
+    "E_INSTALL_UNVERIFIED",
+    "the signature cannot be checked: there is no openssl, or no key at this path",
+    "Install openssl from your distribution, and check the path of --key.",
+)
 INSTALL_MACHINE = Reason(
     "E_INSTALL_MACHINE",
     "this bundle is for Linux on x86_64, and this machine is {system} on {processor}",

@@ -143,6 +143,20 @@ def test_sums_that_another_key_signed_or_nobody_are_refused(
     assert refused(machine.install(bundle, "--key", key)) == "E_INSTALL_SIGNATURE"
 
 
+def test_signature_that_cannot_be_checked_is_not_called_wrong(
+    machine: Machine, make_bundle: MakeBundle, private_key: Path, tmp_path: Path
+) -> None:
+    bundle, key = make_bundle(), private_key.with_suffix(".pub")
+    assert refused(machine.install(bundle, "--key", tmp_path / "typo.pub")) == "E_INSTALL_UNVERIFIED"
+    programs = tmp_path / "bin"  # a minimal system: no openssl
+    programs.mkdir()
+    for name in ("sh", "sed", "id", "dirname", "cd", "pwd"):
+        if found := shutil.which(name):
+            (programs / name).symlink_to(found)
+    done = machine.install(bundle, "--key", key, before=f"PATH={programs}")
+    assert refused(done) == "E_INSTALL_UNVERIFIED"
+
+
 @pytest.mark.parametrize(
     ("setting", "code"),
     [
