@@ -20,7 +20,7 @@ from federation.cli.argument_help import show_argument_help
 from federation.cli.console import print_json, print_refusal, progress_bar, say
 from federation.cli.explain import explain
 from federation.cli.options import Json
-from federation.cli.reasons import ADDRESS_MISSING
+from federation.cli.reasons import ADDRESS_MISSING, LIBRARY
 from federation.cli.serve import serve
 from federation.cli.verify_release import verify_release
 from federation.system.process import QUIET
@@ -182,5 +182,18 @@ def main() -> None:
         problem = Refusal(SYSTEM, problem=error.strerror or type(error).__name__, private=str(error.filename or ""))
         if error.errno == errno.EADDRNOTAVAIL:
             problem = Refusal(ADDRESS_MISSING)
+        elif library := _library_problem(error):
+            problem = library
         print_refusal(problem, as_json="--json" in sys.argv)
         sys.exit(1)
+    except ImportError as error:
+        if not (library := _library_problem(error)):
+            raise
+        print_refusal(library, as_json="--json" in sys.argv)
+        sys.exit(1)
+
+
+def _library_problem(error: OSError | ImportError) -> Refusal | None:
+    """Return a refusal if the dynamic linker refused a shared library, or None. Its error has a message only."""
+    found = re.search(r"version `?\w+_[\d.]+'? not found|cannot open shared object file|undefined symbol", str(error))
+    return Refusal(LIBRARY, problem=found[0], private=str(error)) if found else None

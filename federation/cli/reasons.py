@@ -8,6 +8,11 @@ ADDRESS_MISSING = Reason(
     "Correct the address in the settings. The processes of fedthorax also need 127.0.0.1: `ip address show lo` must "
     "list it, also on a machine with IPv6.",
 )
+LIBRARY = Reason(
+    "E_LIBRARY",
+    "a library of this installation cannot be loaded: {problem}",
+    "Install fedthorax again, from a bundle or wheels that fit this machine: its processor, its glibc, its Python.",
+)
 STUDY_EXISTS = Reason(
     "E_STUDY_EXISTS",
     "{file} exists already",

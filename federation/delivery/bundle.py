@@ -18,13 +18,13 @@ from importlib.resources import files
 from pathlib import Path
 
 from federation.delivery.archives import files_below
-from federation.delivery.locks import EXTRAS, GLIBC_MINOR
-from federation.delivery.wheelhouse import bundle_lock
+from federation.delivery.locks import EXTRAS
+from federation.delivery.wheelhouse import bundle_lock, needed_glibc_minor
 
 WHEELS = "wheelhouse"
 # Beside the node's, which only pulls from the server: the ports that a role's settings name by default.
 PORTS = {"node": (), "server": (8443,), "clinic": (8765,)}
-UNITS = {"node": ("node", "ingest", "app"), "server": ("server",), "clinic": ("clinic",)}
+UNITS = {"node": ("node", "ingest", "listen", "app"), "server": ("server",), "clinic": ("clinic",)}
 _COMPILED = 1.4  # installed size over the wheels' unpacked size, for the compiled modules
 _MB = 1_000_000
 
@@ -82,7 +82,7 @@ def _described(parts: BundleParts, wheels: Sequence[Path]) -> str:
         "role": parts.role,
         "version": parts.version,
         "pythons": " ".join(parts.pythons),
-        "glibc": f"2.{GLIBC_MINOR}",
+        "glibc": f"2.{needed_glibc_minor(wheels)}",
         "ports": " ".join(map(str, PORTS[parts.role])),
         "mb_packed": round(packed / _MB),
         "mb_installed": round(unpacked * _COMPILED / _MB) + 1,

@@ -188,11 +188,15 @@ install_program() {
     clean "$target/bin/python" -I "$1/pip" --isolated install --quiet --no-input --no-index \
         --find-links "$here/wheelhouse" --require-hashes --only-binary :all: --no-cache-dir \
         --disable-pip-version-check --root-user-action ignore --requirement "$here/requirements.txt" &&
-        [ "$(clean "$target/bin/fedthorax" --version)" = "fedthorax $version" ] ||
+        [ "$(clean "$target/bin/fedthorax" --version)" = "fedthorax $version" ] && can_load_libraries ||
         refuse E_INSTALL_FAILED "the program could not be installed, and what ran before stays as it was" \
             "Read the output above. Run install.sh again when the cause is removed."
     printf 'sums=%s\nwheel=%s\n' "$(sha256sum <"$here/SHA256SUMS" | cut -d' ' -f1)" "$wheel" >"$stamp"
     rm -f "$target/.installing"
+}
+
+can_load_libraries() {  # PyTorch may be built for a newer glibc than this machine has
+    clean "$target/bin/python" -I -c 'import importlib.util as u; u.find_spec("torch") and __import__("torch")'
 }
 
 make_user() {

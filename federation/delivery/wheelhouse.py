@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import parse_wheel_filename
 
 from federation.delivery import reasons
-from federation.delivery.locks import OF_TORCH, platforms_of
+from federation.delivery.locks import GLIBC_MINOR, OF_TORCH, platforms_of
 from models.refusal import Refusal
 
 _PIN = re.compile(
@@ -65,6 +65,25 @@ def metadata_of(wheel: Path) -> Message:
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name))
         return message_from_bytes(archive.read(name))
+
+
+def needed_glibc_minor(wheels: Iterable[Path]) -> int:
+    """Return the x of the oldest glibc 2.x that all wheels run on.
+
+    The name of a manylinux wheel says it. A wheel named linux_x86_64 says nothing (a build of one's own, such as a
+    distribution's build of PyTorch): the versions of glibc's symbols stand in its shared libraries.
+    """
+    found = GLIBC_MINOR
+    for wheel in wheels:
+        platforms = {tag.platform for tag in parse_wheel_filename(wheel.name)[3]}
+        if platforms != {"linux_x86_64"}:
+            continue
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                if ".so" in Path(name).name:
+                    symbols = re.findall(rb"\0GLIBC_2\.(\d+)", archive.read(name))
+                    found = max([found, *map(int, symbols)])
+    return found
 
 
 def sha256_of(path: Path) -> str:

@@ -100,3 +100,26 @@ def test_address_that_the_machine_does_not_have_is_named(capsys, monkeypatch) ->
         command_line.main()
     assert ended.value.code == 1
     assert "E_ADDRESS_MISSING" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (
+            OSError("/lib/libc.so.6: version `GLIBC_2.38' not found (required by x.so)"),
+            "version `GLIBC_2.38' not found",
+        ),
+        (ImportError("libz.so.1: cannot open shared object file: No such file"), "cannot open shared object file"),
+    ],
+)
+def test_library_that_the_machine_cannot_load_is_named(capsys, monkeypatch, error: Exception, shown: str) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(command_line, "app", fail)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert f"E_LIBRARY: a library of this installation cannot be loaded: {shown}" in said

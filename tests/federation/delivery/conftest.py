@@ -50,12 +50,12 @@ def private_key(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_bundle(tmp_path: Path, private_key: Path) -> MakeBundle:
-    """Make a signed bundle of a role and version. `fault` is raised by the program when it runs."""
+    """Make a signed bundle of a role and version. `fault`: code that the program runs; `torch`: that of PyTorch."""
 
-    def make(version: str = "0.1.0", role: str = "node", fault: str = "") -> Path:
+    def make(version: str = "0.1.0", role: str = "node", fault: str = "", torch: str = "") -> Path:
         wheels = tmp_path / f"wheels-{version}-{role}"
         wheels.mkdir()
-        write_wheel(wheels, "little", version, {"little.py": f"VERSION = '{version}'\n{fault}"})
+        write_wheel(wheels, "little", version, {"little.py": f"VERSION = '{version}'\n{fault}", "torch.py": torch})
         entry = {f"fedthorax-{version}.dist-info/entry_points.txt": "[console_scripts]\nfedthorax = program:main\n"}
         needs = (
             "".join(f"Provides-Extra: {extra}\n" for extra in ("node", "server", "clinic")) + "Requires-Dist: little\n"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from federation.delivery.archives import write_tar
-from federation.delivery.bundle import WHEELS
-from federation.delivery.wheelhouse import bundle_lock, sha256_of
+from federation.delivery.bundle import UNITS, WHEELS
+from federation.delivery.wheelhouse import bundle_lock, needed_glibc_minor, sha256_of
 from tests.federation.delivery.conftest import MakeBundle, write_wheel
 
 LOCK = """\
@@ -45,10 +45,27 @@ def test_a_build_with_a_local_version_is_pinned_as_it_is(tmp_path: Path) -> None
     assert f"torch==2.13.0+cpu \\\n    --hash=sha256:{sha256_of(wheel)}\n" in bundle_lock("", [wheel])
 
 
+def test_a_wheel_that_does_not_say_its_glibc_is_searched_for_it(tmp_path: Path) -> None:
+    library = {"torch/lib/libtorch.so.2": "\0GLIBC_2.9\0GLIBC_2.38\0", "torch/notes.txt": "\0GLIBC_2.99\0"}
+    silent = write_wheel(tmp_path, "torch", "2.13.0", library)
+    named = silent.rename(tmp_path / "torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl")
+    assert needed_glibc_minor([named]) == 28
+    unnamed = named.rename(tmp_path / "torch-2.13.0-cp311-cp311-linux_x86_64.whl")
+    assert needed_glibc_minor([unnamed]) == 38
+
+
+@pytest.mark.parametrize("kept", ["systemd", "systemd-user"])
+def test_every_unit_is_in_the_bundle_of_a_role(kept: str) -> None:
+    named = {f"fedthorax-{name}@" for names in UNITS.values() for name in names}
+    folder = Path(__file__).parents[3] / "docs" / kept
+    assert {path.name.partition("@")[0] + "@" for path in folder.iterdir()} <= named
+
+
 def test_a_bundle_has_the_units_of_its_role_the_pages_and_a_lock_of_all_wheels(make_bundle: MakeBundle) -> None:
     bundle = make_bundle("0.1.0", "node")
     system, user = ({path.name for path in (bundle / "systemd" / scope).iterdir()} for scope in ("system", "user"))
-    assert user == {"fedthorax-node@.service", "fedthorax-ingest@.service", "fedthorax-ingest@.timer"}
+    names = ("node@.service", "ingest@.service", "ingest@.timer", "listen@.service")
+    assert user == {f"fedthorax-{name}" for name in names}
     assert system == {*user, "fedthorax-app@.service"}
     assert {"operations.md", "delivery.md", "refusals.md", "LICENSE"} <= {
         path.name for path in (bundle / "doc").iterdir()

@@ -233,7 +233,8 @@ def test_installs_without_a_network_repeats_and_is_undone(machine: Machine, make
     done = machine.install(bundle, before='[ "$(wc -l </proc/net/route)" -le 1 ] || exit 9')  # no route, only a head
     assert (done.returncode, machine.version()) == (0, "fedthorax 0.1.0"), done.stderr
     units = {unit.name: unit.read_text() for unit in machine.units.iterdir()}
-    assert sorted(units) == ["fedthorax-ingest@.service", "fedthorax-ingest@.timer", "fedthorax-node@.service"]
+    names = ("ingest@.service", "ingest@.timer", "listen@.service", "node@.service")
+    assert sorted(units) == [f"fedthorax-{name}" for name in names]
     assert f"ExecStart={machine.program} node start %h/fedthorax/%i\n" in units["fedthorax-node@.service"]
     installed = state(machine)
     again = machine.install(bundle)
@@ -259,7 +260,7 @@ def test_an_upgrade_is_undone_by_the_bundle_of_the_version_before(machine: Machi
     assert machine.version() == "fedthorax 0.1.0"
     assert machine.install(new, "--uninstall").returncode == 0  # not in use: the other one stays
     assert machine.version() == "fedthorax 0.1.0"
-    assert len(list(machine.units.iterdir())) == 3
+    assert len(list(machine.units.iterdir())) == 4
 
 
 @pytest.mark.slow
@@ -274,6 +275,14 @@ def test_a_failed_upgrade_leaves_the_version_in_use(machine: Machine, make_bundl
     failed = machine.install(swapped)
     assert refused(failed) == "E_INSTALL_FAILED"
     assert "HASH" in failed.stderr.upper()
+    assert machine.version() == "fedthorax 0.1.0"
+
+
+@pytest.mark.slow
+def test_a_version_whose_pytorch_cannot_be_loaded_is_not_put_to_use(machine: Machine, make_bundle: MakeBundle) -> None:
+    assert machine.install(make_bundle("0.1.0")).returncode == 0
+    newer = make_bundle("0.2.0", torch="raise OSError('version GLIBC_2.38 not found')\n")
+    assert refused(machine.install(newer)) == "E_INSTALL_FAILED"
     assert machine.version() == "fedthorax 0.1.0"
 
 
@@ -300,7 +309,7 @@ def test_two_roles_on_one_machine_are_upgraded_together(machine: Machine, make_b
     first = [make_bundle("0.1.0", role) for role in ("node", "clinic")]
     for bundle in first:
         assert machine.install(bundle).returncode == 0
-    assert len(list(machine.units.iterdir())) == 4
+    assert len(list(machine.units.iterdir())) == 5
     waiting = machine.install(make_bundle("0.2.0", "node"))
     assert "install that bundle of version 0.2.0 too" in waiting.stdout
     assert machine.version() == "fedthorax 0.1.0"
