@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime
+from typing import Any
 
 from pipeline.clinic.audit import write_record
 from pipeline.clinic.database import Database, stamp
@@ -48,9 +49,15 @@ def add_decision(db: sqlite3.Connection, decision: Decision, answer: Answer, tar
             "decision": decision.id,
             "verdict": decision.verdict,
             "reason": decision.reason,
-            **asdict(decision.correction),
+            **_recorded(decision.correction),
         },
     )
+
+
+def _recorded(correction: Correction) -> dict[str, Any]:
+    """Return what the audit record holds, which outlives the answer: of a mask, which one and how much was changed."""
+    mask = correction.mask and {key: correction.mask[key] for key in ("sha256", "changed")}
+    return {**asdict(correction), "mask": mask}
 
 
 def decision_of(row: sqlite3.Row, prefix: str = "") -> Decision:

@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from pipeline.scoring.score import Score
 
 IMAGE, LUNGS, SALIENCY, OPACITIES = "image.nii.gz", "lungs.nii.gz", "saliency.nii.gz", "opacities.nii.gz"
+LABELS = "labels.nii.gz"  # all that the table of the lungs depends on (`lung_labels`)
 MOST_VOXELS = (200, 256, 256)  # slices, rows, columns: about 10 MB compressed, and enough for orientation
 _GZIP = 31  # zlib's wbits for gzip. Only runs are compressed (Z_RLE): twice as fast as gzip's fastest, a tenth larger
-_KEPT_VOLUMES = 6  # the volumes of two answers
+_KEPT_VOLUMES = 8  # the volumes of two answers
+GRID_PIXELS = 5  # of the picture under a mask that a reader corrects, for each side of a voxel
 
 Plane = Literal["axial", "coronal", "sagittal"]
 Overlay = Literal["none", "lungs", "saliency", "opacities"]
@@ -57,27 +59,28 @@ _reading = Lock()
 
 
 def write_pictures(score: "Score", folder: Path) -> None:
-    """Write the scan in HU (int16), the lungs (0 or 1), the dense voxels (`Opacity`) and any saliency (0 to 255).
+    """Write the scan in HU (int16), lungs (0 or 1), dense voxels (`Opacity`), labels, and any saliency (0 to 255).
 
     Raises OSError if the disk is full.
     """
-    _save(*_coarser(score.volume), folder / IMAGE)
+    save_volume(*_coarser(score.volume), folder / IMAGE)
     write_lungs(score.burden, score.prepared, folder)
+    save_volume(score.burden.labels, score.prepared.affine, folder / LABELS)
     if score.saliency is not None:
-        _save(np.rint(score.saliency * 255).astype(np.uint8), score.prepared.tensor_affine, folder / SALIENCY)
+        save_volume(np.rint(score.saliency * 255).astype(np.uint8), score.prepared.tensor_affine, folder / SALIENCY)
 
 
 def write_lungs(found: "Burden", prepared: "Prepared", folder: Path) -> None:
     """Write the lungs (0 or 1) and the dense voxels (`Opacity`). Raises OSError."""
-    _save(found.found.lungs.astype(np.uint8), prepared.affine, folder / LUNGS)
-    _save(found.opacities, prepared.affine, folder / OPACITIES)
+    save_volume(found.found.lungs.astype(np.uint8), prepared.affine, folder / LUNGS)
+    save_volume(found.opacities, prepared.affine, folder / OPACITIES)
 
 
 def write_scan(volume: Volume, folder: Path) -> None:
     """Write only the scan, for a scan without a score; `volume`: as it was read. Raises OSError."""
     from pipeline.preprocessing.preprocess import orient
 
-    _save(*_coarser(orient(volume)), folder / IMAGE)
+    save_volume(*_coarser(orient(volume)), folder / IMAGE)
 
 
 def planes(folder: Path) -> dict[Plane, dict[str, Any]]:
@@ -86,7 +89,7 @@ def planes(folder: Path) -> dict[Plane, dict[str, Any]]:
     `start` is the first slice to show: through the maximum of the saliency, else that with the most dense lung (with
     the most lung, if hardly any is dense), else the middle slice. Raises Refusal E_NO_SUCH_PICTURE.
     """
-    volume, affine = _read(folder / IMAGE)
+    volume, affine = read_volume(folder / IMAGE)
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     start = _start(folder)
     answer: dict[Plane, dict[str, Any]] = {}
@@ -103,39 +106,77 @@ def planes(folder: Path) -> dict[Plane, dict[str, Any]]:
     return answer
 
 
-def slice_png(folder: Path, plane: Plane, index: int, overlay: Overlay = "none", window: Window = "lung") -> bytes:
+def slice_png(
+    folder: Path,
+    plane: Plane,
+    index: int,
+    overlay: Overlay = "none",
+    window: Window = "lung",
+    masks: Path | None = None,
+) -> bytes:
     """Draw one slice as PNG, with square pixels.
 
     `index` counts from the feet, the front or the right. `overlay`: the contour of the lungs, the voxels that are
-    counted as dense, or the saliency, in colours. To fade it, blend this picture over one without overlay.
+    counted as dense, or the saliency, in colours. To fade it, blend this picture over one without overlay. `masks`: the
+    folder of other lungs and dense voxels.
 
     Raises Refusal E_NO_SUCH_PICTURE.
     """
-    file = io.BytesIO()
     overlays = () if overlay == "none" else (overlay,)
-    Image.fromarray(draw_slice(folder, plane, index, overlays, window)).save(file, format="PNG", compress_level=1)
+    return _png(draw_slice(folder, plane, index, overlays, window, masks))
+
+
+def grid_slice_png(folder: Path, index: int, window: Window = "lung") -> bytes:
+    """Draw the scan where the axial slice `index` of the mask's grid lies, GRID_PIXELS for each side of a voxel.
+
+    The first row is the front, the first column the patient's right. Raises Refusal E_NO_SUCH_PICTURE.
+    """
+    volume, affine = read_volume(folder / IMAGE)
+    grid, grid_affine = read_volume(folder / LABELS)
+    if not 0 <= index < grid.shape[2]:
+        raise Refusal(NO_SUCH_PICTURE)
+    columns, rows = ((np.arange(size * GRID_PIXELS) + 0.5) / GRID_PIXELS - 0.5 for size in grid.shape[:2])
+    plane = np.meshgrid(columns, rows, [float(index)], indexing="ij")
+    voxels = np.stack([*plane, np.ones_like(plane[0])])
+    places = np.tensordot((np.linalg.inv(affine) @ grid_affine)[:3], voxels, axes=1)
+    hu = ndimage.map_coordinates(volume, places, output=np.float32, order=1, mode="nearest").squeeze(2).T
+    return _png(_grey(hu, window).astype(np.uint8))
+
+
+def _png(picture: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="PNG", compress_level=1)
     return file.getvalue()
 
 
+def _grey(hu: NDArray[np.float32], window: Window) -> NDArray[np.float32]:
+    low, high = WINDOWS_HU[window]
+    return ((hu - low) / (high - low) * 255).clip(0, 255)
+
+
 def draw_slice(
-    folder: Path, plane: Plane, index: int, overlays: Iterable[Overlay] = (), window: Window = "lung"
+    folder: Path,
+    plane: Plane,
+    index: int,
+    overlays: Iterable[Overlay] = (),
+    window: Window = "lung",
+    masks: Path | None = None,
 ) -> NDArray[np.uint8]:
-    """Draw the slice as RGB, shape (rows, columns, 3), with its overlays in the given order.
+    """Draw the slice as RGB, shape (rows, columns, 3), with its overlays in the given order; `masks`: see `slice_png`.
 
     Raises Refusal E_NO_SUCH_PICTURE.
     """
-    volume, affine = _read(folder / IMAGE)
+    volume, affine = read_volume(folder / IMAGE)
     axis, _ = PLANES[plane]
     if not 0 <= index < volume.shape[axis]:
         raise Refusal(NO_SUCH_PICTURE)
     size = _picture_size(volume.shape, np.linalg.norm(affine[:3, :3], axis=0), axis)
-    low, high = WINDOWS_HU[window]
     cut = np.moveaxis(volume, axis, 0)[index]  # `take` would copy the whole volume
     hu = _upright(cut.astype(np.float32), axis, size)
-    picture = np.repeat(((hu - low) / (high - low) * 255).clip(0, 255)[..., None], 3, axis=2)
+    picture = np.repeat(_grey(hu, window)[..., None], 3, axis=2)
     for overlay in overlays:
         name, draw, order = _DRAWN[overlay]
-        over, over_affine = _read(folder / name)
+        over, over_affine = read_volume((masks if masks and name in (LUNGS, OPACITIES) else folder) / name)
         cut = _cut(over, np.linalg.inv(over_affine) @ affine, volume.shape, axis, index, order)
         picture = draw(picture, _upright(cut, axis, size, order))
     return picture.astype(np.uint8)
@@ -153,7 +194,7 @@ def _coarser(volume: Volume) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
     return whole_hu(hu.numpy()), resampled_affine(volume.affine, used, shape)
 
 
-def _save(voxels: NDArray[Any], affine: NDArray[np.float64], path: Path) -> None:
+def save_volume(voxels: NDArray[Any], affine: NDArray[np.float64], path: Path) -> None:
     """Write a gzipped NIfTI file; `voxels`: (slices, rows, columns), which is the reverse of NIfTI's order."""
     image = nib.Nifti1Image(voxels.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]])
     image.set_sform(image.affine, code="scanner")
@@ -162,8 +203,8 @@ def _save(voxels: NDArray[Any], affine: NDArray[np.float64], path: Path) -> None
     path.write_bytes(packer.compress(image.to_bytes()) + packer.flush())
 
 
-def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Return voxels and affine. Raises Refusal E_NO_SUCH_PICTURE."""
+def read_volume(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return voxels, shape (columns, rows, slices), and affine. Raises Refusal E_NO_SUCH_PICTURE."""
     with _reading:  # the three planes are requested at once: only one of them reads the file
         try:
             return _load(path)
@@ -178,16 +219,16 @@ def _load(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 
 def _start(folder: Path) -> list[int]:
-    volume, affine = _read(folder / IMAGE)
+    volume, affine = read_volume(folder / IMAGE)
     if not (folder / LUNGS).is_file():
         return [size // 2 for size in volume.shape]
     if (folder / SALIENCY).is_file():
-        over, over_affine = _read(folder / SALIENCY)
+        over, over_affine = read_volume(folder / SALIENCY)
         voxel = np.array(np.unravel_index(over.argmax(), over.shape))
     else:
-        over, over_affine = _read(folder / LUNGS)
+        over, over_affine = read_volume(folder / LUNGS)
         has_dense = (folder / OPACITIES).is_file()  # answers of earlier versions do not
-        dense = _read(folder / OPACITIES)[0] if has_dense else np.zeros_like(over)
+        dense = read_volume(folder / OPACITIES)[0] if has_dense else np.zeros_like(over)
         voxel = np.array(best_planes(over, dense))
     found = np.rint(np.linalg.inv(affine) @ over_affine @ [*voxel, 1.0])[:3]
     return np.clip(found, 0, np.array(volume.shape) - 1).astype(int).tolist()

@@ -27,6 +27,16 @@ DECISION = Reason(
     "the decision is not complete or contradicts itself: {problems}",
     "Correct it on the page, or in the request as the API's document describes it.",
 )
+CORRECTED_MASK = Reason(
+    "E_CORRECTED_MASK",
+    "the corrected mask cannot be used: {problems}",
+    "Open the answer again and correct its mask on the page, or build the request as the API's document describes it.",
+)
+MASK_NOT_KEPT = Reason(
+    "E_MASK_NOT_KEPT",
+    "the mask of this answer cannot be corrected by hand: an earlier version of the service wrote the answer",
+    "Score the scan again, correct the shares in the table, or say that the mask is not usable.",
+)
 NOT_A_PERSON = Reason(
     "E_NOT_A_PERSON",
     "only a named person can accept, correct or reject a result; this token names none",

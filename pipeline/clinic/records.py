@@ -141,16 +141,19 @@ class Delivery:
 class Correction:
     """What a reader corrected. `levels`: by label. `shares`: by side, part (a third) and density; 0 to 1.
 
-    `lungs_usable`: False if the outline of the lungs, and so the table and the masks, must not be used.
+    `lungs_usable`: False if the outline of the lungs, and so the table and the masks, must not be used. `mask`: of a
+    mask corrected by hand, SHA-256 of its labels, number of changed voxels, and the table that follows from it
+    (`corrected_mask.py` keeps the mask itself).
     """
 
     levels: dict[str, str] = field(default_factory=dict)
     shares: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     lungs_usable: bool = True
+    mask: dict[str, Any] | None = None
 
     @property
     def is_empty(self) -> bool:
-        return not self.levels and not self.shares and self.lungs_usable
+        return not self.levels and not self.shares and self.lungs_usable and self.mask is None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from models.refusal import Refusal
+from pipeline.clinic.corrected_mask import CorrectedMask, folder_of_mask
 from pipeline.clinic.database import now
 from pipeline.clinic.decisions import add_decision
 from pipeline.clinic.queue import new_id
@@ -29,6 +30,8 @@ REASONS: dict[WhyNot, str] = {
     "other": "another reason",
 }
 LEVELS: tuple[Level, ...] = get_args(Level)
+BY_HAND = "The mask of the lungs was corrected by hand, and the table follows from it."
+FROM_READER = "mask corrected by the reader"
 THIRDS = ("upper", "middle", "lower")
 DENSITIES = ("ground_glass", "consolidation")
 _ROUNDING = 1e-6
@@ -46,12 +49,20 @@ class Proposal:
 
 
 def decide(
-    store: Store, answer_id: str, proposal: Proposal, *, by: str, person: str, targets: Sequence[Target] = ()
+    store: Store,
+    answer_id: str,
+    proposal: Proposal,
+    *,
+    by: str,
+    person: str,
+    targets: Sequence[Target] = (),
+    mask: CorrectedMask | None = None,
 ) -> Answer:
     """Store a decision, and queue it for `targets`, in one transaction; return the answer with it.
 
-    The same request again, after a double click or a lost response, changes nothing. Raises Refusal E_NO_SUCH_ANSWER,
-    also for an answer of a shadow model, E_NOT_FOR_PATIENTS, E_ANSWER_CHANGED, E_DECISION.
+    `mask`: of the proposal's correction; it is on the disk before the decision that refers to it. The same request
+    again, after a double click or a lost response, changes nothing. Raises Refusal E_NO_SUCH_ANSWER, also for an answer
+    of a shadow model, E_NOT_FOR_PATIENTS, E_ANSWER_CHANGED, E_DECISION, E_CLINIC_FILE.
     """
     with store.database.transaction() as db:
         answer = store.answers.get(answer_id)
@@ -78,6 +89,8 @@ def decide(
             revision=proposal.revision,
             before=said(answer),
         )
+        if mask:
+            mask.keep(folder_of_mask(answer, decision.id))
         add_decision(db, decision, answer, targets)
     return store.answers.get(answer_id)
 
@@ -102,7 +115,8 @@ def decision_text(answer: Answer, *, with_comment: bool = True) -> str:
     why = f", because {REASONS[decision.reason]}" if decision.reason else ""
     remark = f" Remark: {decision.comment}" if decision.comment and with_comment else ""
     unusable = "" if decision.correction.lungs_usable else " The outline of the lungs is not usable."
-    return f"{decision.verdict.capitalize()} by {plain_name(decision.person)} on {day}{why}.{unusable}{remark}"
+    drawn = f" {BY_HAND}" if decision.correction.mask else ""
+    return f"{decision.verdict.capitalize()} by {plain_name(decision.person)} on {day}{why}.{unusable}{drawn}{remark}"
 
 
 def plain_name(person: str) -> str:
@@ -130,6 +144,8 @@ def reviewed_lungs(answer: Answer) -> dict[str, Any] | None:
     correction = answer.decision.correction
     if not correction.lungs_usable:
         return None
+    if correction.mask:
+        return {**lungs, "regions": correction.mask["regions"], "lungs_from": FROM_READER}
     return {**lungs, "regions": corrected_regions(lungs["regions"], correction.shares)}
 
 
@@ -181,8 +197,12 @@ def _problems(answer: Answer, proposal: Proposal) -> str:
         return problem
     if unknown := set(correction.levels) - set(answer.score["probability"]):
         return f"there is no probability of {', '.join(sorted(unknown))}"
-    if correction.shares and not correction.lungs_usable:
-        return "measures of lungs that are not usable cannot be corrected"
+    if (correction.shares or correction.mask) and not correction.lungs_usable:
+        return "measures and mask of lungs that are not usable cannot be corrected"
+    if correction.shares and correction.mask:
+        return "the shares follow from the corrected mask, and cannot be corrected besides"
+    if correction.mask and not correction.mask["changed"]:
+        return "the mask is the model's own"
     return _share_problems(answer.score.get("lungs"), correction)
 
 
@@ -199,7 +219,8 @@ def _verdict_problem(proposal: Proposal) -> str:
 
 def _share_problems(lungs: dict[str, Any] | None, correction: Correction) -> str:
     if lungs is None:
-        return "" if correction.lungs_usable and not correction.shares else "the lungs were not measured"
+        is_of_lungs = correction.shares or correction.mask or not correction.lungs_usable
+        return "the lungs were not measured" if is_of_lungs else ""
     for side, parts in correction.shares.items():
         for part, shares in parts.items():
             region = {**lungs["regions"][side][part], **shares}

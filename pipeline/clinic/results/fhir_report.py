@@ -16,6 +16,7 @@ from pipeline.clinic.web.inert_text import inert
 from pipeline.scoring.verdict import withheld
 
 UNVERIFIED = "Created by software; not verified by a person."
+CORRECTED_MASK = "Computed from a mask of the lungs that the reader corrected by hand."
 _UCUM = "http://unitsofmeasure.org"
 _CT_CHEST = {"system": "http://loinc.org", "code": "24627-2", "display": "CT Chest"}
 _RADIOLOGY = {"system": "http://terminology.hl7.org/CodeSystem/v2-0074", "code": "RAD", "display": "Radiology"}
@@ -125,6 +126,7 @@ def _lungs(answer: Answer, status: str) -> list[dict[str, Any]]:
             f"lungs-{side}",
             {
                 "code": {"text": f"Volume of the lungs, {side}"},
+                "note": [{"text": CORRECTED_MASK}] if answer.decision and answer.decision.correction.mask else [],
                 "valueQuantity": {"value": parts["whole"]["ml"], "unit": "mL", "system": _UCUM, "code": "mL"},
                 "component": [
                     {"code": {"text": text}, "valueQuantity": _percent(parts["whole"][density])}

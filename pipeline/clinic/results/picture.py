@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from pipeline.clinic.corrected_mask import reader_masks
 from pipeline.clinic.pictures import IMAGE, LUNGS, SALIENCY, Overlay, draw_slice, laid_over
 from pipeline.clinic.records import Answer
 from pipeline.clinic.results import identity
@@ -69,11 +70,12 @@ def picture(answer: Answer, source: Source, folder: Path) -> Dataset:
 def draw(answer: Answer, folder: Path) -> NDArray[np.uint8]:
     """Draw the picture as RGB, shape (rows, columns, 3)."""
     has_map = (folder / SALIENCY).is_file()
-    slices, crop = choose_slices(folder)
+    masks = reader_masks(answer)
+    slices, crop = choose_slices(folder, masks)
     outlines: tuple[Overlay, ...] = ("lungs",) if are_lungs_usable(answer) else ()
     overlays: tuple[Overlay, ...] = ("saliency", *outlines) if has_map else outlines
     foot = _foot(answer)
-    tiles = [_crop(draw_slice(folder, "axial", index, overlays), crop) for index, _ in slices]
+    tiles = [_crop(draw_slice(folder, "axial", index, overlays, masks=masks), crop) for index, _ in slices]
     scale = _TILE / max(tiles[0].size)
     width, height = (round(side * scale) for side in tiles[0].size)
     top, across, down = HEAD_LINES * LINE + GAP, COLUMNS * (width + GAP), ROWS * (height + GAP)
@@ -94,13 +96,13 @@ def draw(answer: Answer, folder: Path) -> NDArray[np.uint8]:
     return np.asarray(canvas)
 
 
-def choose_slices(folder: Path) -> tuple[list[tuple[int, float]], NDArray[np.float64]]:
+def choose_slices(folder: Path, masks: Path | None = None) -> tuple[list[tuple[int, float]], NDArray[np.float64]]:
     """Choose slices from the top of the lungs to their base, each with its DICOM z in mm, and the crop.
 
     The slice through the maximum of the saliency replaces the nearest one. The crop contains the lungs and a margin:
-    left, upper, right and lower edge, as shares of a slice.
+    left, upper, right and lower edge, as shares of a slice. `masks`: the folder of other lungs.
     """
-    image, lungs = (nib.Nifti1Image.from_filename(folder / name) for name in (IMAGE, LUNGS))
+    image, lungs = (nib.Nifti1Image.from_filename(path) for path in (folder / IMAGE, (masks or folder) / LUNGS))
     ends = np.argwhere(np.asanyarray(lungs.dataobj) > 0)
     low, high = _moved(np.array([ends.min(axis=0), ends.max(axis=0)]), lungs, image)
     margin = AROUND_LUNGS_MM / np.linalg.norm(image.affine[:3, :3], axis=0)
@@ -157,7 +159,8 @@ def heading(answer: Answer, *, has_map: bool) -> list[str]:
     labels = sorted(answer.score["probability"], key=lambda label: (label != explained, label != "severe"))
     probabilities = [f"Probability of {_NAMES[label]}: {_said(answer, label)}" for label in labels]
     probabilities += [f"{_NAMES[label]}: {why}" for label, why in (answer.score.get("no_number") or {}).items()]
-    outlined = "Lungs outlined." if are_lungs_usable(answer) else "The outline of the lungs is not usable."
+    drawn = "Lungs outlined, corrected by hand." if reader_masks(answer) else "Lungs outlined."
+    outlined = drawn if are_lungs_usable(answer) else "The outline of the lungs is not usable."
     if has_map:
         shown = "where the model looked for the first, in percent of this scan's own maximum; not a lesion contour"
         return [*probabilities, f"Colours: {shown}. {outlined}"]

@@ -16,6 +16,7 @@ from pydicom import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import CTImageStorage
 
+from pipeline.clinic.corrected_mask import reader_masks
 from pipeline.clinic.pictures import LUNGS, OPACITIES
 from pipeline.clinic.records import Answer
 from pipeline.clinic.results import identity, sr_codes
@@ -25,6 +26,9 @@ from pipeline.preprocessing.opacity import Opacity
 SERIES_NUMBER, VERIFIED_NUMBER = 903, 913
 DESCRIPTION = "fedthorax UNVERIFIED segmentation, research use only"
 VERIFIED_DESCRIPTION = "fedthorax verified segmentation, research use only"
+CORRECTED_DESCRIPTION = "fedthorax verified, mask corrected by hand, research use only"
+CONTENT = "Lungs, and voxels counted by density"
+CORRECTED_CONTENT = "Lungs, and voxels counted by density, corrected by hand"
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from NIfTI's axes
 _ANATOMY = Code("123037004", "SCT", "Anatomical Structure")
 _REGION = Code("309825002", "SCT", "Spatial and Relational Concept")
@@ -42,17 +46,19 @@ def segmentation(answer: Answer, source: Source, folder: Path) -> Dataset | None
     """
     if not source.header.get("FrameOfReferenceUID"):
         return None
-    volume = _volume(folder, source)
-    decision = answer.decision
+    masks, decision = reader_masks(answer), answer.decision
+    volume = _volume(masks or folder, source)
     made: Dataset = Segmentation(
         source_images=[_reference(source, volume)],
         pixel_array=volume,
         segmentation_type="BINARY",
-        segment_descriptions=[_description(number, name) for number, name in enumerate(_SEGMENTS, start=1)],
+        segment_descriptions=[
+            _description(number, name, is_corrected=masks is not None) for number, name in enumerate(_SEGMENTS, start=1)
+        ],
         manufacturer_model_name=identity.MAKER,
         device_serial_number="none",
         content_label="LUNGS",
-        content_description="Lungs, and voxels counted by density",
+        content_description=CORRECTED_CONTENT if masks else CONTENT,
         content_creator_name=decision.person if decision else None,
         **_series(answer),
     )
@@ -65,6 +71,8 @@ def segmentation(answer: Answer, source: Source, folder: Path) -> Dataset | None
 def _series(answer: Answer) -> dict[str, Any]:
     is_verified = answer.decision is not None
     number, description = (VERIFIED_NUMBER, VERIFIED_DESCRIPTION) if is_verified else (SERIES_NUMBER, DESCRIPTION)
+    if answer.decision and answer.decision.correction.mask:
+        description = CORRECTED_DESCRIPTION
     given = identity.series(answer, "segmentation", number, description)
     del given["manufacturer_model_name"]
     return given
@@ -85,14 +93,14 @@ def _volume(folder: Path, source: Source) -> Volume:
     return volume.flip_spatial(0)  # highdicom wants right-handed axes
 
 
-def _description(number: int, name: str) -> SegmentDescription:
+def _description(number: int, name: str, *, is_corrected: bool) -> SegmentDescription:
     category, kind, opacity = _SEGMENTS[name]
     return SegmentDescription(
         segment_number=number,
         segment_label=name,
         segmented_property_category=category,
         segmented_property_type=kind,
-        algorithm_type="AUTOMATIC",
+        algorithm_type="SEMIAUTOMATIC" if is_corrected else "AUTOMATIC",
         algorithm_identification=AlgorithmIdentificationSequence(
             name=f"{identity.MAKER} lung segmenter",
             family=sr_codes.ARTIFICIAL_INTELLIGENCE,

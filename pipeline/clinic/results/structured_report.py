@@ -30,6 +30,7 @@ UNVERIFIED = "Created by software; not verified by a person."
 UNCERTAIN = "Uncertain: the 95 % band of the calibration crosses a threshold."
 CORRECTED = "The reader set another level: see the group of the level."
 CORRECTED_SHARES = "The reader corrected shares of this lung."
+CORRECTED_MASK = "Computed from a mask of the lungs that the reader corrected by hand."
 MEANINGS = {
     "severe": "Valid only for patients with a positive PCR.",
     "pcr_positive": "Does not replace a PCR.",
@@ -220,6 +221,8 @@ def _lungs(answer: Answer, side: str, parts: dict[str, dict[str, Any]]) -> Group
     texts = [f"{name}: {low:.0f} to {high:.0f} HU, whatever the cause" for name, (low, high) in bands.items()]
     shares = answer.decision.correction.shares if answer.decision else {}
     corrected = [CORRECTED_SHARES] if side in shares or (shares and side == "both") else []
+    if answer.decision and answer.decision.correction.mask:
+        corrected = [CORRECTED_MASK]
     group[0].ContentSequence.extend(_comments([*corrected, *(text.replace("_", " ") for text in texts)]))
     return group
 

@@ -1,6 +1,6 @@
 """Routes for answers: scores, pictures, files, PCR results, and sending to the PACS."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 from fastapi.responses import FileResponse, JSONResponse
@@ -8,7 +8,8 @@ from starlette.types import Receive, Scope, Send
 
 from models.refusal import Refusal
 from pipeline.clinic import pictures
-from pipeline.clinic.reasons import NO_SUCH_ANSWER, NO_SUCH_FILE, NOT_FOR_PATIENTS
+from pipeline.clinic.corrected_mask import reader_masks
+from pipeline.clinic.reasons import NO_SUCH_ANSWER, NO_SUCH_FILE, NO_SUCH_PICTURE, NOT_FOR_PATIENTS
 from pipeline.clinic.records import Answer
 from pipeline.clinic.results.outbox import Outbox
 from pipeline.clinic.results.write import PICTURE, REPORT, RESULTS, SEGMENTATION, why_no_results
@@ -31,6 +32,7 @@ _FILES = {
     pictures.LUNGS: "application/gzip",
     pictures.SALIENCY: "application/gzip",
     pictures.OPACITIES: "application/gzip",
+    pictures.LABELS: "application/gzip",
     REPORT: "application/dicom",
     PICTURE: "application/dicom",
     SEGMENTATION: "application/dicom",
@@ -47,7 +49,7 @@ class WholeFile(FileResponse):
         await super().__call__({**scope, "headers": headers}, receive, send)
 
 
-def _shown(store: Store, answer_id: str) -> Answer:
+def shown(store: Store, answer_id: str) -> Answer:
     """Return an answer of a live model. Raises Refusal E_NO_SUCH_ANSWER, also for answers of a shadow model."""
     answer = store.answers.get(answer_id)
     if answer.role != "live":
@@ -57,7 +59,7 @@ def _shown(store: Store, answer_id: str) -> Answer:
 
 def _opened(store: TheStore, caller: Reader, view_audit: TheViewAudit, answer_id: Id) -> Answer:
     """Return the answer, and record that the caller viewed it. Raises Refusal E_NO_SUCH_ANSWER."""
-    answer = _shown(store, answer_id)
+    answer = shown(store, answer_id)
     view_audit.note(store, caller, View("look", job_id=answer.job_id, answer_id=answer.id))
     return answer
 
@@ -145,9 +147,29 @@ def get_slice(
     index: Annotated[int, Path(ge=0, le=9999)],
     overlay: pictures.Overlay = "none",
     window: pictures.Window = "lung",
+    mask: Literal["model", "reader"] = "model",
 ) -> Response:
-    """Draw a slice, the patient's right on the left. Not for diagnosis: reduced resolution."""
-    return Response(pictures.slice_png(answer.folder, plane, index, overlay, window), media_type="image/png")
+    """Draw a slice, the patient's right on the left. Not for diagnosis: reduced resolution.
+
+    `mask`: whose lungs and dense voxels; E_NO_SUCH_PICTURE if the newest decision did not correct the mask by hand.
+    """
+    masks = reader_masks(answer) if mask == "reader" else None
+    if mask == "reader" and masks is None:
+        raise Refusal(NO_SUCH_PICTURE)
+    return Response(pictures.slice_png(answer.folder, plane, index, overlay, window, masks), media_type="image/png")
+
+
+@routes.get(
+    "/answers/{answer_id}/mask/{index}.png",
+    response_class=Response,
+    responses={**documented(404), **PNG},
+    summary="The scan under one axial slice of the mask",
+)
+def get_mask_slice(
+    answer: Opened, index: Annotated[int, Path(ge=0, le=9999)], window: pictures.Window = "lung"
+) -> Response:
+    """Draw the scan on the grid of `labels.nii.gz`, which a reader corrects; the first slice is at the feet."""
+    return Response(pictures.grid_slice_png(answer.folder, index, window), media_type="image/png")
 
 
 @routes.put(
@@ -155,7 +177,7 @@ def get_slice(
 )
 def put_pcr(store: TheStore, caller: Scorer, answer_id: Id, entry: schemas.PcrEntry) -> Any:
     """Set or replace the PCR result. The probabilities do not change: the model does not use PCR results."""
-    _shown(store, answer_id)
+    shown(store, answer_id)
     return answer_json(store.answers.set_pcr(answer_id, entry.result, entry.collected_on, "entered", caller.name))
 
 
@@ -172,7 +194,7 @@ def post_send(clinic: TheClinic, store: TheStore, caller: Scorer, answer_id: Id)
     E_NOT_ACCEPTED if nobody accepted it, unless clinic.toml sends all results. E_NOT_FOR_PATIENTS if the score is
     withheld.
     """
-    answer = _shown(store, answer_id)
+    answer = shown(store, answer_id)
     Outbox(clinic).put(answer)
     store.audit.add(caller.name, "send", job_id=answer.job_id, answer_id=answer.id)
     return answer_json(store.answers.get(answer_id))

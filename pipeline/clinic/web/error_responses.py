@@ -36,6 +36,7 @@ _STATUS = {
     reasons.REQUEST_TYPE: 415,
     reasons.REQUEST: 422,
     reasons.DECISION: 422,
+    reasons.CORRECTED_MASK: 422,
     reasons.PACS_CRITERIA: 422,
     reasons.PACS_UID: 422,
     reasons.QUEUE_FULL: 429,

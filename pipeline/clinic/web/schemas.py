@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from pipeline.clinic.corrected_mask import MOST_CHARACTERS
 from pipeline.clinic.records import DeliveryState, JobState, PcrResult, PcrSource, Role, Source, Target, Verdict, WhyNot
 from pipeline.clinic.settings import Sends
 from pipeline.clinic.web.auth import Access
@@ -110,18 +111,47 @@ class Shares(BaseModel):
     consolidation: Share
 
 
-class Correction(BaseModel):
+class _Corrected(BaseModel):
+    levels: dict[Label, Level] = {}
+    shares: dict[Literal["right", "left"], dict[Literal["upper", "middle", "lower"], Shares]] = {}
+    lungs_usable: bool = True
+
+
+class Correction(_Corrected):
     """What the reader corrected.
 
     `levels`: by label. `shares`: by side and third; the shares of a whole lung and of both follow. `lungs_usable`:
-    false if the outline of the lungs, and so the table and the masks, must not be used.
+    false if the outline of the lungs, and so the table and the masks, must not be used. `mask`: null, or of a mask
+    corrected by hand its SHA-256, the number of changed voxels, and the regions that follow from it.
+    """
+
+    mask: dict[str, Any] | None = None
+
+
+GridSize = Annotated[int, Field(ge=1, le=1024)]
+
+
+class MaskEntry(BaseModel):
+    """A mask corrected by hand, as changes of the answer's `labels.nii.gz`.
+
+    `shape`: slices, rows, columns. `changes`: Base64 of a zlib stream with one byte for each voxel, the corrected label
+    XOR the model's; slices from the feet, rows from the front, columns from the patient's right. A label is side (0
+    none, 1 right, 2 left) + 4 x counting (0 by its density, but not in the outermost layer; 1 there too; 2 never) + 16
+    x density, which cannot be changed.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    levels: dict[Label, Level] = {}
-    shares: dict[Literal["right", "left"], dict[Literal["upper", "middle", "lower"], Shares]] = {}
-    lungs_usable: bool = True
+    shape: tuple[GridSize, GridSize, GridSize]
+    changes: str = Field(max_length=MOST_CHARACTERS)
+
+
+class CorrectionEntry(_Corrected):
+    """A correction to store, as `Correction`. `mask`: instead of `shares`; the service computes the regions from it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mask: MaskEntry | None = None
 
 
 class DecisionEntry(BaseModel):
@@ -133,7 +163,7 @@ class DecisionEntry(BaseModel):
     revision: Id
     reason: WhyNot | None = None
     comment: str = Field(default="", max_length=1000)
-    correction: Correction = Correction()
+    correction: CorrectionEntry = CorrectionEntry()
 
 
 class Decision(BaseModel):

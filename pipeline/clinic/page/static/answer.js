@@ -162,9 +162,13 @@ function showResult() {
   showDecide(answer);
 }
 
+const maskOf = ({ decision }) => decision?.correction.mask && decision.id;
+
 /** Shows the answer after a decision. */
 function learn(changed) {
+  const hasOtherMask = maskOf(answer) !== maskOf(changed);
   answer = changed;
+  if (hasOtherMask) openViewer(answer, () => answer?.id === changed.id).catch(() => {}); // the slices are still there
   learnAnswer(changed);
   refresh();
   showResult();

@@ -53,6 +53,19 @@ export async function ask(path, { method = "GET", json } = {}) {
   return text ? parsed(text) : null;
 }
 
+/** Loads a file. */
+export async function bytes(path) {
+  let response, content;
+  try {
+    response = await fetch(address(path), { cache: "no-store", credentials: "same-origin" });
+    content = await response.arrayBuffer();
+  } catch {
+    throw new Refused(0, SILENT);
+  }
+  if (!response.ok) throw refused(response.status, new TextDecoder().decode(content));
+  return content;
+}
+
 /** Sends a form and reports its progress, 0 to 1, which fetch cannot do. */
 export function upload(path, form, onProgress) {
   return new Promise((resolve, reject) => {

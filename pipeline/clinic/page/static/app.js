@@ -122,6 +122,7 @@ startKeys({
   a: () => goDecide("accept"),
   c: () => goDecide("correct"),
   x: () => goDecide("reject"),
+  m: () => byId("mask-unusable").checkVisibility() && byId("mask-unusable").focus(),
   v: () => byId("open-viewer").hidden || byId("open-viewer").click(),
   p: () => byId("pcr-form").querySelector("input").focus(),
 });

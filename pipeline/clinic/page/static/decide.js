@@ -2,6 +2,8 @@
 
 import { ask } from "./api.js";
 import { byId, element, moment, outside, personName, say, show, table } from "./dom.js";
+import { Mask } from "./mask.js";
+import { openMaskEditor, startMaskEditor } from "./mask_editor.js";
 import { LABELS, LEVELS, REASONS, VERDICTS } from "./words.js";
 
 const THIRDS = { upper: "Upper", middle: "Middle", lower: "Lower" };
@@ -13,6 +15,7 @@ let current = null; // the answer that is shown
 let isPerson = false;
 let verdict = null; // that the open form is for
 let isSending = false;
+let mask = null; // the mask that is corrected by hand, once it is loaded
 let whenDecided = () => {};
 let whenChanged = () => {};
 
@@ -23,9 +26,12 @@ export function startDecide({ decided, changed }) {
   byId("accept").addEventListener("click", () => send({ verdict: "accepted" }));
   byId("correct").addEventListener("click", () => toggle("corrected"));
   byId("reject").addEventListener("click", () => toggle("rejected"));
+  byId("mask-unusable").addEventListener("click", sendUnusable);
+  byId("edit-mask").addEventListener("click", editMask);
+  startMaskEditor();
   byId("decide-form").addEventListener("submit", (event) => event.preventDefault());
   byId("decide-form").addEventListener("keydown", (event) => event.key === "Escape" && close());
-  byId("lungs-unusable").addEventListener("change", ({ target }) => show(byId("corrected-shares"), !target.checked));
+  byId("lungs-unusable").addEventListener("change", showWhatFollows);
   byId("reasons").append(
     ...Object.entries(REASONS).map(([code, text]) => {
       const button = element("button", { type: "button", value: code }, text);
@@ -62,6 +68,7 @@ export function showDecide(answer) {
   const { decision, score } = answer;
   show(byId("decide"), !score.withheld);
   show(byId("decide-acts"), isPerson && !score.withheld);
+  show(byId("mask-unusable"), Boolean(score.lungs) && (decision?.correction.lungs_usable ?? true));
   byId("decide").dataset.verdict = decision?.verdict ?? "";
   byId("decide-says").replaceChildren(...(decision ? sayDecision(decision) : [isPerson ? "Nobody has read this result yet." : "Nobody has read this result yet. A named person can accept, correct or reject it."]));
 }
@@ -72,6 +79,7 @@ function sayDecision({ verdict: made, person, at, reason, comment, correction })
     reason && REASONS[reason],
     ...levels,
     Object.keys(correction.shares).length && "shares of the lungs corrected",
+    correction.mask && `mask of the lungs corrected by hand (${correction.mask.changed} voxels)`,
     !correction.lungs_usable && "outline of the lungs not usable",
   ].filter(Boolean);
   return [
@@ -105,6 +113,7 @@ function toggle(wanted) {
 
 function close() {
   verdict = null;
+  mask = null;
   show(byId("decide-form"), false);
   for (const id of ["correct", "reject"]) byId(id).ariaExpanded = "false";
 }
@@ -131,8 +140,38 @@ function drawCorrections() {
   const isUnusable = current.reviewed?.lungs === null && Boolean(lungs);
   byId("lungs-unusable").checked = isUnusable;
   show(byId("lungs-unusable").parentElement, Boolean(lungs));
-  show(byId("corrected-shares"), Boolean(lungs) && !isUnusable);
+  showWhatFollows();
   if (lungs) byId("corrected-shares").replaceChildren(sharesTable((holds().lungs ?? lungs).regions));
+}
+
+/** The mask of the decision that holds, if it was corrected by hand. */
+const heldMask = () => current.decision?.correction.mask;
+
+/** Shows the controls that apply: the shares follow from a mask that was corrected, and neither is kept of lungs that are not usable. */
+function showWhatFollows() {
+  const isUsable = Boolean(current.score.lungs) && !byId("lungs-unusable").checked;
+  const changed = mask ? mask.changed : (heldMask()?.changed ?? 0);
+  show(byId("corrected-mask"), isUsable && current.files.includes("labels.nii.gz"));
+  show(byId("corrected-shares"), isUsable && !changed);
+  say(byId("mask-state"), changed ? `${changed} voxels of the mask are corrected. The table follows from the mask.` : "");
+}
+
+async function loadMask() {
+  const { id } = current;
+  const loaded = mask ?? (await Mask.load(current));
+  if (current?.id !== id || !verdict) return null; // another scan was opened meanwhile
+  mask = loaded;
+  return mask;
+}
+
+async function editMask() {
+  const { id } = current;
+  say(byId("decide-refused"), "");
+  try {
+    if (await loadMask()) openMaskEditor(id, mask, () => current?.id === id && verdict && showWhatFollows());
+  } catch (error) {
+    if (current?.id === id) say(byId("decide-refused"), error.text ?? String(error));
+  }
 }
 
 function sharesTable(regions) {
@@ -149,14 +188,23 @@ function sharesTable(regions) {
 }
 
 /** Returns what differs from the model's result: a correction replaces an earlier one as a whole. */
-function corrections() {
+async function corrections() {
   const levels = {};
   for (const label of labels()) {
     const chosen = byId(`level-${label}`).value;
     if (chosen && chosen !== (current.score.level?.[label] ?? "")) levels[label] = chosen;
   }
   const isUsable = !byId("lungs-unusable").checked;
-  return { levels, shares: isUsable && current.score.lungs ? correctedShares() : {}, lungs_usable: isUsable };
+  if (!isUsable || !current.score.lungs) return { levels, lungs_usable: isUsable };
+  if (heldMask()) await loadMask();
+  if (mask?.changed) return { levels, mask: await mask.entry() };
+  return { levels, shares: correctedShares() };
+}
+
+/** Saves at once that the mask is not usable; levels that the reader set stay. */
+function sendUnusable() {
+  const levels = current.decision?.correction.levels ?? {};
+  send({ verdict: "corrected", reason: "lungs", correction: { levels, lungs_usable: false }, comment: "" });
 }
 
 function correctedShares() {
@@ -172,14 +220,15 @@ function correctedShares() {
   return shares;
 }
 
-async function send({ verdict: wanted, reason = null }) {
+/** Sends a decision; by default with what the form says. */
+async function send({ verdict: wanted, reason = null, correction, comment = wanted === "accepted" ? "" : byId("decide-comment").value.trim() }) {
   if (isSending || !current) return; // a double click sends once
   const { id, revision } = current;
-  const json = { verdict: wanted, revision, reason, comment: wanted === "accepted" ? "" : byId("decide-comment").value.trim() };
-  if (wanted === "corrected") json.correction = corrections();
+  const json = { verdict: wanted, revision, reason, comment };
   isSending = true;
   say(byId("decide-refused"), "");
   try {
+    if (wanted === "corrected") json.correction = correction ?? (await corrections());
     const answer = await ask(`answers/${id}/decisions`, { method: "POST", json });
     if (current?.id === id) whenDecided(answer);
   } catch (error) {

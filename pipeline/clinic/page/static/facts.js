@@ -77,8 +77,31 @@ function showModel({ score, model }) {
   ]);
 }
 
+/** Shows what the reader left of the measures, and below it what the model said. */
+function showLungs(answer) {
+  const { lungs } = answer.score;
+  const held = reviewedLungs(answer);
+  const box = byId("measures");
+  showMeasures(box, held, lungs ? "The reader found the outline of the lungs not usable." : "Not measured.");
+  const isByHand = Boolean(answer.decision?.correction.mask);
+  if (isByHand) box.prepend(element("p", { className: "by-reader" }, "Computed from a mask that the reader corrected by hand."));
+  const isChanged = lungs && answer.reviewed && JSON.stringify(held?.regions) !== JSON.stringify(lungs.regions);
+  if (!isChanged) return;
+  const { both, right, left } = lungs.regions;
+  const own = element("div");
+  showMeasures(own, lungs);
+  box.append(
+    element(
+      "details",
+      {},
+      element("summary", {}, `The model measured: ${roughly(both.whole.ground_glass)} ground glass, ${roughly(both.whole.consolidation)} consolidation; right ${Math.round(right.whole.ml)} mL, left ${Math.round(left.whole.ml)} mL.`),
+      own,
+    ),
+  );
+}
+
 export function showFacts(answer) {
-  showMeasures(byId("measures"), reviewedLungs(answer), answer.score.lungs ? "The reader found the outline of the lungs not usable." : "Not measured.");
+  showLungs(answer);
   showSaw(answer.score);
   showQuality(answer.score.quality);
   showModel(answer);

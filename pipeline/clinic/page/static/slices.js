@@ -4,6 +4,7 @@ import { address } from "./api.js";
 import { element } from "./dom.js";
 import { PLANES } from "./words.js";
 
+export const READER = "reader_";
 const NOTCH = 100; // pixels of scrolling for one slice; a trackpad sends many small steps
 
 /** Moves through the slices with the mouse wheel; `move(plane, by)`: towards the head, the back or the left. */
@@ -52,7 +53,7 @@ export class Slices {
     }
   }
 
-  /** Shows one slice; `overlay`: none, lungs, opacities or saliency; `opacity`: of the overlay, 0 to 1. */
+  /** Shows one slice; `overlay`: as in OVERLAYS of words.js; `opacity`: of the overlay, 0 to 1. */
   show(plane, index, overlay, opacity, window) {
     const drawn = this.drawn[plane];
     drawn.opacity = opacity;
@@ -67,7 +68,7 @@ export class Slices {
     while (drawn.asked !== drawn.wanted) {
       drawn.asked = drawn.wanted;
       const [plane, index, overlay, window] = JSON.parse(drawn.asked);
-      const picture = (kind) => decoded(address(`${this.base}/${plane}/${index}.png?overlay=${kind}&window=${window}`));
+      const picture = (kind) => decoded(address(`${this.base}/${plane}/${index}.png?${query(kind)}&window=${window}`));
       const [scan, over] = await Promise.all([picture("none"), overlay === "none" ? new Image() : picture(overlay)]);
       scan.alt = `${PLANES[plane]} slice ${index + 1}`;
       Object.assign(over, { alt: "", className: "over", hidden: overlay === "none" });
@@ -87,6 +88,9 @@ export class Slices {
     }
   }
 }
+
+/** The part of the URL that names an overlay; those of a mask that the reader corrected begin with READER. */
+const query = (kind) => (kind.startsWith(READER) ? `overlay=${kind.slice(READER.length)}&mask=reader` : `overlay=${kind}`);
 
 /** Loads a picture; returns an empty one if that fails, so that no other slice is shown in its place. */
 async function decoded(url) {

@@ -1,7 +1,7 @@
 // The images of one answer: slices at once, the full viewer over them as soon as it is ready, and their controls.
 
 import { ask } from "./api.js";
-import { byId, element, painted, say, show } from "./dom.js";
+import { byId, element, painted, personName, say, show } from "./dom.js";
 import { saliencyText } from "./facts.js";
 import { Slices, onWheel, placeOf } from "./slices.js";
 import { NoViewer, Volumes, WINDOWS_HU } from "./volumes.js";
@@ -54,7 +54,7 @@ async function openVolumes(mine) {
   await painted(); // starting WebGL may block the page, for seconds if rendering is done in software
   if (state !== mine) return;
   try {
-    const volumes = await Volumes.open(mine.answer.id, mine.answer.files, (place) => state === mine && moved(place));
+    const volumes = await Volumes.open(mine.answer, (place) => state === mine && moved(place));
     if (state !== mine) return;
     show(byId("stage"), true);
     mine.volumes = volumes;
@@ -86,7 +86,8 @@ function drawControls() {
       return element("label", {}, element("span", {}, PLANES[plane], " ", place), slider);
     }),
   );
-  const offered = ["none", "lungs", ...(answer.score.lungs?.are_marked ? ["opacities"] : []), ...(answer.score.saliency?.shown ? ["saliency"] : [])];
+  const byHand = answer.decision?.correction.mask ? ["reader_lungs", "reader_opacities"] : [];
+  const offered = ["none", "lungs", ...(answer.score.lungs?.are_marked ? ["opacities"] : []), ...byHand, ...(answer.score.saliency?.shown ? ["saliency"] : [])];
   const fieldset = byId("overlays");
   const first = offered.at(-1) === "saliency" ? "saliency" : "none";
   fieldset.replaceChildren(
@@ -120,7 +121,9 @@ function drawOverlay() {
   const label = score.saliency?.label;
   const lungs = "The lungs as detected: if the outline is wrong, the numbers may be wrong too.";
   const opacities = "Counted in the table: ground glass in yellow, consolidation in magenta.";
-  const text = { opacities, none: score.saliency?.shown ? "" : saliencyText(score, ""), lungs, saliency: saliencyText(score, LABELS[label]?.title ?? "") };
+  const by = state.answer.decision?.correction.mask ? `Corrected by hand by ${personName(state.answer.decision.person)}` : "";
+  const corrected = { reader_lungs: `${by}: the lungs.`, reader_opacities: `${by}. ${opacities}` };
+  const text = { ...corrected, opacities, none: score.saliency?.shown ? "" : saliencyText(score, ""), lungs, saliency: saliencyText(score, LABELS[label]?.title ?? "") };
   say(byId("overlay-says"), text[overlay()]);
   byId("overlay-says").dataset.overlay = overlay();
   state.volumes?.setOverlay(overlay(), opacity());

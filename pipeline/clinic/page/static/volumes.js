@@ -2,10 +2,12 @@
 
 import { address } from "./api.js";
 import { byId, painted, show } from "./dom.js";
+import { READER } from "./slices.js";
 import { PLANES } from "./words.js";
 
 const NIIVUE = "./niivue.js"; // created by `make viewer`
 const FILES = { image: "image.nii.gz", lungs: "lungs.nii.gz", saliency: "saliency.nii.gz", opacities: "opacities.nii.gz" };
+const MASKS = ["lungs", "opacities"]; // which a reader can correct by hand
 export const WINDOWS_HU = { lung: [-1350, 150], soft: [-160, 240], bone: [-450, 1050] };
 const COLOURS = { lungs: "lungs", saliency: "saliency", opacities: "opacities" };
 // The colours and the opacity of the service's slices; of the saliency, the lowest quarter is left out here.
@@ -23,6 +25,18 @@ const OVERLAYS = {
   saliency: { colormap: COLOURS.saliency, cal_min: 64, cal_max: 255 },
   opacities: { colormap: COLOURS.opacities, cal_min: 0, cal_max: 2 },
 };
+
+/** The volumes of an answer: kind and path. Those of a mask that the reader corrected come last. */
+function pathsOf({ id, files, decision }) {
+  const own = Object.entries(FILES).filter(([, name]) => files.includes(name));
+  const byHand = decision?.correction.mask ? MASKS : [];
+  return [
+    ...own.map(([kind, name]) => [kind, `answers/${id}/files/${name}`]),
+    ...byHand.map((kind) => [READER + kind, `answers/${id}/decisions/${decision.id}/files/${FILES[kind]}`]),
+  ];
+}
+
+const drawnAs = (kind) => (kind.startsWith(READER) ? kind.slice(READER.length) : kind);
 const NEARLY = 0.998; // adjacent views count as overlapping because of rounding
 
 let shared = null;
@@ -84,24 +98,22 @@ export function keepShell(mask, [columns, rows, slices]) {
 
 /** One answer's volumes on the canvas. Positions are shares from 0 to 1, towards left, back and head. */
 export class Volumes {
-  static async open(answerId, files, moved) {
+  static async open(answer, moved) {
     const { niivue, SLICE_TYPE } = await instance();
-    const present = Object.entries(FILES).filter(([, name]) => files.includes(name));
+    const present = pathsOf(answer);
     const [low, high] = WINDOWS_HU.lung;
     await niivue.loadVolumes(
-      present.map(([kind, name]) => ({
-        url: new URL(address(`answers/${answerId}/files/${name}`), document.baseURI).href,
-        name,
+      present.map(([kind, path]) => ({
+        url: new URL(address(path), document.baseURI).href,
+        name: `${kind}.nii.gz`,
         ...(kind === "image"
           ? { colormap: "gray", cal_min: low, cal_max: high }
-          : { ...OVERLAYS[kind], opacity: 0 }),
+          : { ...OVERLAYS[drawnAs(kind)], opacity: 0 }),
       })),
     );
-    const lungs = niivue.volumes[present.findIndex(([kind]) => kind === "lungs")];
-    if (lungs) {
-      keepShell(lungs.img, lungs.hdr.dims.slice(1, 4));
-      niivue.updateGLVolume();
-    }
+    const outlines = present.flatMap(([kind], i) => (drawnAs(kind) === "lungs" ? [niivue.volumes[i]] : []));
+    for (const { img, hdr } of outlines) keepShell(img, hdr.dims.slice(1, 4));
+    niivue.updateGLVolume();
     return new Volumes(niivue, SLICE_TYPE, present.map(([kind]) => kind), moved);
   }
 

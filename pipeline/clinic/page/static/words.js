@@ -61,7 +61,23 @@ export const SEXES = { F: "female", M: "male" };
 
 export const PLANES = { axial: "Axial", coronal: "Coronal", sagittal: "Sagittal" };
 
-export const OVERLAYS = { none: "None", lungs: "Lungs", opacities: "Dense lung", saliency: "Where the model looked" };
+export const OVERLAYS = {
+  none: "None",
+  lungs: "Lungs",
+  opacities: "Dense lung",
+  reader_lungs: "Lungs, by hand",
+  reader_opacities: "Dense lung, by hand",
+  saliency: "Where the model looked",
+};
+
+/** The brushes with which a reader corrects the mask, in the order of their keys. */
+export const BRUSHES = {
+  right: { title: "Right lung", says: "Adds to the right lung. Dense voxels in it count, but not in its outermost layer." },
+  left: { title: "Left lung", says: "Adds to the left lung. Dense voxels in it count, but not in its outermost layer." },
+  outside: { title: "Not lung", says: "Erases from the lungs." },
+  counts: { title: "Counts as dense", says: "Inside the lungs: dense voxels count, also in the outermost layer and in vessels. Their HU decide as what." },
+  never: { title: "Does not count", says: "Inside the lungs: counts as no opacity, such as a vessel or an artefact. It stays lung." },
+};
 
 export const WINDOWS = { lung: "Lung", soft: "Soft tissue", bone: "Bone" };
 export const OWN_WINDOW = "own"; // set with the mouse
@@ -82,6 +98,11 @@ export const KEYS = [
   ["[ ]", "fade the overlay"],
   ["w", "next window"],
   ["a, c, x", "go to: accept the result, correct it, reject it"],
+  ["m", "go to: the mask of the lungs is not usable"],
+  ["1 to 5", "in the mask: brushes; + and - change their size, h hides the mask"],
+  ["Space", "in the mask: paint; arrow keys move the brush, and paint with Shift"],
+  ["Page Up, Page Down", "in the mask: slices; with Shift ten slices"],
+  ["Ctrl Z, Ctrl Y", "in the mask: undo, redo"],
   ["v", "open the scan in the hospital's viewer"],
   ["p", "enter a PCR result"],
 ];

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from pipeline.feeds.mllp import frame, read_block
 from pipeline.feeds.mllp_sender import send_message
 from pipeline.scoring.score import Score
 from tests.helpers.scored_answers import PCR_POSITIVE, SEVERE, answer_to, series_of
-from tests.pipeline.clinic.results.test_verified import decision
+from tests.pipeline.clinic.results.test_verified import corrected_by_hand, decision
 
 PATIENT = Patient("SYNTHETIC-1", "ward", "CANARY^SYNTHETIC", "F", 63.0)
 
@@ -105,6 +106,22 @@ def test_status_says_whether_a_person_accepted(
     assert {line.split("|")[11] for line in lines if line.startswith("OBX")} == {hl7_status}
     (order,) = (line.split("|") for line in lines if line.startswith("OBR"))
     assert order[25] == ("C" if hl7_status == "D" else hl7_status)
+
+
+def test_figures_of_a_mask_corrected_by_hand_are_sent_and_said_to_be(answer: Answer, tmp_path: Path) -> None:
+    shutil.copytree(answer.folder, tmp_path / "one")
+    corrected = corrected_by_hand(replace(answer, folder=tmp_path / "one"))
+    told, before = resources(corrected), resources(answer)
+    assert told["lungs-right"]["valueQuantity"]["value"] == 0
+    assert told["lungs-left"]["valueQuantity"] == before["lungs-left"]["valueQuantity"]
+    said = "Computed from a mask of the lungs that the reader corrected by hand."
+    assert told["lungs-both"]["note"] == [{"text": said}] and "note" not in before["lungs-both"]
+    by_hand = "The mask of the lungs was corrected by hand"
+    assert by_hand in told[""]["conclusion"]
+    sent, model = results(oru_message(corrected)), results(oru_message(answer))
+    assert any(by_hand in remark for remark in sent["comment"])
+    left = answer.score["lungs"]["regions"]["left"]["whole"]["ground_glass"]
+    assert sent["ground_glass"] == f"{100 * left:.2f}" != model["ground_glass"]
 
 
 def test_corrections_are_sent_as_the_readers(answer: Answer) -> None:

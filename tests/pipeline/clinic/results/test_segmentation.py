@@ -11,7 +11,8 @@ import pytest
 from highdicom.seg import segread
 from pydicom import dcmread
 
-from pipeline.clinic.pictures import LUNGS, OPACITIES
+from pipeline.clinic.corrected_mask import folder_of_mask
+from pipeline.clinic.pictures import LUNGS, OPACITIES, read_volume
 from pipeline.clinic.records import Answer, Correction
 from pipeline.clinic.results.verified import verified_files
 from pipeline.clinic.results.write import SEGMENTATION, write_results
@@ -19,7 +20,7 @@ from pipeline.clinic.settings import Clinic, ClinicSettings
 from pipeline.scoring.score import Score
 from tests.helpers.enhanced import enhanced, save_frames, single_frames
 from tests.helpers.scored_answers import answer_to, rename, series_of
-from tests.pipeline.clinic.results.test_verified import READER, decision
+from tests.pipeline.clinic.results.test_verified import READER, corrected_by_hand, decision
 
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -87,6 +88,25 @@ def test_verified_segmentation_names_the_reader_and_unusable_lungs_have_none(ans
     assert made.SOPInstanceUID != before.SOPInstanceUID
     unusable = decision(2, verdict="corrected", reason="lungs", correction=Correction(lungs_usable=False))
     assert verified_files(clinic, replace(own, decision=unusable), [unusable]) == []
+
+
+def test_segmentation_of_a_mask_corrected_by_hand_has_its_voxels_and_says_so(answer: Answer, tmp_path: Path) -> None:
+    wanted = {"sr": False, "picture": False, "seg": True}
+    clinic = Clinic(tmp_path, ClinicSettings.model_validate({"results": wanted}))
+    shutil.copytree(answer.folder, tmp_path / "one")
+    corrected = corrected_by_hand(replace(answer, folder=tmp_path / "one"))
+    assert corrected.decision is not None
+    (path,) = verified_files(clinic, corrected, [corrected.decision])
+    made, before = segread(path), segread(answer.folder / SEGMENTATION)
+    lungs = [each.get_volume(segment_numbers=[1], allow_missing_positions=True).array for each in (made, before)]
+    kept = read_volume(folder_of_mask(corrected, corrected.decision.id) / LUNGS)[0]
+    assert np.count_nonzero(lungs[0]) == np.count_nonzero(kept) < 0.7 * np.count_nonzero(lungs[1])
+    assert {each.SegmentAlgorithmType for each in made.SegmentSequence} == {"SEMIAUTOMATIC"}
+    assert {each.SegmentAlgorithmType for each in before.SegmentSequence} == {"AUTOMATIC"}
+    assert "corrected by hand" in made.SeriesDescription and "corrected by hand" in made.ContentDescription
+    assert str(made.ContentCreatorName) == READER
+    if shutil.which("dciodvfy"):
+        assert [line for line in objections(path) if line.startswith("Error")] == []
 
 
 def objections(path: Path) -> list[str]:

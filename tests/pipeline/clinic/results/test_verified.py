@@ -1,13 +1,16 @@
 """Tests of the results of a decision: a verified report that replaces the unverified one, or a note that rejects it."""
 
+import base64
 import shutil
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from highdicom.sr import srread
 from pydicom import dcmread
@@ -15,11 +18,14 @@ from pydicom.sr.coding import Code
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from models.refusal import Refusal
+from pipeline.clinic.corrected_mask import folder_of_mask, read_corrected
+from pipeline.clinic.pictures import LABELS, read_volume
 from pipeline.clinic.records import Answer, Correction, Decision
 from pipeline.clinic.results import sr_codes
 from pipeline.clinic.results.verified import NOTE, rejection_files, verified_files
 from pipeline.clinic.results.write import PICTURE, REPORT, write_results
 from pipeline.clinic.settings import Clinic, ClinicSettings
+from pipeline.preprocessing.lung_labels import RIGHT, sides_of
 from pipeline.scoring.score import Score
 from tests.helpers.scored_answers import answer_to, series_of
 from tests.pipeline.clinic.results.test_structured_report import figures, groups_of, texts
@@ -44,6 +50,17 @@ def decision(number: int = 1, **values: Any) -> Decision:
         before={},
     )
     return replace(made, **values)
+
+
+def corrected_by_hand(answer: Answer) -> Answer:
+    """Erase the right lung, and return the answer with the decision. Writes the mask to the answer's folder."""
+    before = read_volume(answer.folder / LABELS)[0].transpose(2, 1, 0)
+    change = np.where(sides_of(before) == RIGHT, before & 15, 0).astype(np.uint8)
+    packed = base64.b64encode(zlib.compress(change.tobytes())).decode()
+    mask = read_corrected(answer, before.shape, packed)
+    made = decision(verdict="corrected", reason="lungs", correction=Correction(mask=mask.summary()))
+    mask.keep(folder_of_mask(answer, made.id))
+    return replace(answer, decision=made)
 
 
 @pytest.fixture
@@ -135,6 +152,25 @@ def test_lungs_that_are_not_usable_are_not_reported(clinic: Clinic, answer: Answ
     unusable = decision(verdict="corrected", reason="lungs", correction=Correction(lungs_usable=False))
     (path, _) = verified_files(clinic, replace(answer, decision=unusable), [unusable])
     assert groups_of(srread(path)).keys() == {"severe", "pcr_positive", "quality"}
+
+
+def test_mask_corrected_by_hand_is_reported_with_its_figures(clinic: Clinic, answer: Answer) -> None:
+    corrected = corrected_by_hand(answer)
+    assert corrected.decision is not None
+    clinic.settings.results.seg = True
+    report_path, picture_path, _ = verified_files(clinic, corrected, [corrected.decision])
+    report = srread(report_path)
+    right = groups_of(report)["lungs, right"]
+    assert [each.value for each in right.get_measurements(name=sr_codes.VOLUME)] == [0, 0, 0, 0]
+    assert "Computed from a mask of the lungs that the reader corrected by hand." in texts(right[0])
+    assert any("The mask of the lungs was corrected by hand" in text for text in texts(report))
+    model = groups_of(srread(answer.folder / REPORT))["lungs, right"]
+    assert (
+        model.get_measurements(name=sr_codes.VOLUME)[0].value
+        == answer.score["lungs"]["regions"]["right"]["whole"]["ml"]
+    )
+    drawn, before = (dcmread(path).pixel_array.shape for path in (picture_path, answer.folder / PICTURE))
+    assert drawn != before  # the picture shows the one lung that is left
 
 
 def test_rejection_names_what_was_sent(answer: Answer) -> None:

@@ -94,7 +94,8 @@ def test_files_are_served_completely(answer_to: Put, client: Clients) -> None:
     answer = answer_to()
     (answer.folder / REPORT).write_bytes(b"DICM")
     told = client("read").get(f"/api/v1/answers/{answer.id}").json()
-    assert set(told["files"]) == {"image.nii.gz", "lungs.nii.gz", "opacities.nii.gz", "saliency.nii.gz", REPORT}
+    volumes = {f"{name}.nii.gz" for name in ("image", "labels", "lungs", "opacities", "saliency")}
+    assert set(told["files"]) == {*volumes, REPORT}
     for name in told["files"]:
         given = client("read").get(f"/api/v1/answers/{answer.id}/files/{name}", headers={"Range": "bytes=0-1"})
         assert given.status_code == 200

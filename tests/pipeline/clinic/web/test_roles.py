@@ -21,6 +21,7 @@ NEEDED = {
     ("GET", "/api/v1/answers/{answer_id}/files/{name}"): "read",
     ("GET", "/api/v1/answers/{answer_id}/slices"): "read",
     ("GET", "/api/v1/answers/{answer_id}/slices/{plane}/{index}.png"): "read",
+    ("GET", "/api/v1/answers/{answer_id}/mask/{index}.png"): "read",
     ("GET", "/api/v1/answers/{answer_id}/risk-assessment"): "read",
     ("PUT", "/api/v1/answers/{answer_id}/pcr"): "score",
     ("POST", "/api/v1/answers/{answer_id}/send"): "score",

@@ -1,0 +1,152 @@
+"""A reader corrects the mask of the lungs by hand, on the clinician's page in a real browser."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pipeline.clinic.records import Answer
+from pipeline.clinic.store import Store
+from tests.e2e.browser import Page, open_browser
+from tests.e2e.clinic_rig import Clinic, open_clinic
+from tests.e2e.conftest import Command
+from tests.e2e.test_clinic_page import NIIVUE, SHOWN, serious, sign_in
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def clinic(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Command]) -> Iterator[Clinic]:
+    with open_clinic(tmp_path_factory.mktemp("clinic"), start) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, clinic: Clinic) -> Iterator[Page]:
+    """The page that shows an answer, in the window size of a workstation."""
+    with open_browser(tmp_path_factory.mktemp("browser")) as page:
+        page.sized(1280, 900)
+        sign_in(page, clinic)
+        page.drop([clinic.scans / "chest.zip"], "#drop")
+        page.wait_for(SHOWN, seconds=60)
+        yield page
+
+
+def answer_of(clinic: Clinic, page: Page) -> Answer:
+    """Return the answer that is shown, as the service keeps it."""
+    with Store(clinic.scans.parent / "site") as store:
+        return store.answers.get(str(store.jobs.get(page.js("location.hash").rpartition("/")[2]).answer_id))
+
+
+def press_undo(page: Page, *, shift: bool = False) -> None:
+    modifiers = 2 + 8 * shift
+    key = {"key": "z", "code": "KeyZ", "windowsVirtualKeyCode": 90, "modifiers": modifiers}
+    page.call("Input.dispatchKeyEvent", type="rawKeyDown", **key)
+    page.call("Input.dispatchKeyEvent", type="keyUp", **key)
+
+
+def changed(page: Page) -> int:
+    """Return how many voxels the dialog says are changed."""
+    said = page.text("#mask-figures")
+    return 0 if "As the model outlined it." in said else int(said.rpartition(" voxels changed")[0].split()[-1])
+
+
+def drag(page: Page, selector: str, across: float) -> None:
+    """Move the mouse from the centre of an element while the left button is held."""
+    x, y = page.middle(selector)
+    held = {"button": "left", "buttons": 1}
+    page.call("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, clickCount=1, **held)
+    for share in (0.5, 1.0):
+        page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + share * across, y=y, **held)
+    page.call("Input.dispatchMouseEvent", type="mouseReleased", x=x + across, y=y, button="left", clickCount=1)
+
+
+def test_reader_corrects_the_mask_with_pointer_and_keyboard(page: Page, clinic: Clinic) -> None:
+    page.problems.clear()
+    table = page.text("#measures")
+    page.click("#correct")
+    page.click("#edit-mask")
+    page.wait_for("document.querySelector('#mask-editor').open")
+    page.wait_for_text("As the model outlined it.", "#mask-figures")
+    page.wait_for("document.activeElement.id === 'mask-canvas'")
+    assert serious(page) == []
+
+    page.click("#mask-brushes [value=outside]")
+    page.js("(d => { d.value = 9; d.dispatchEvent(new Event('input')) })(document.querySelector('#mask-diameter'))")
+    drag(page, "#mask-canvas", -250)
+    page.wait_for_text("voxels changed", "#mask-figures")
+    by_pointer = changed(page)
+    assert by_pointer > 20
+    press_undo(page)
+    assert changed(page) == 0
+    press_undo(page, shift=True)
+    assert changed(page) == by_pointer
+
+    page.js("document.querySelector('#mask-canvas').focus()")
+    slice_before = page.text("#mask-place")
+    page.key("PageUp")
+    assert page.text("#mask-place") != slice_before
+    page.key("1")  # the right lung
+    assert page.js("document.querySelector('#mask-brushes :checked').value") == "right"
+    page.key("ArrowRight", shift=True)
+    page.key(" ")
+    by_both = changed(page)
+    assert by_both > by_pointer
+    assert "right lung" in page.text("#mask-says")
+    page.key("Escape")  # closes the dialog; the changes stay
+    page.wait_for("!document.querySelector('#mask-editor').open")
+    page.wait_for_text(f"{by_both} voxels of the mask are corrected", "#mask-state")
+    assert not page.js("document.querySelector('#corrected-shares').checkVisibility()")
+    assert answer_of(clinic, page).decision is None  # nothing is stored yet
+
+    page.click("#reasons [value=lungs]")
+    page.wait_for_text(f"mask of the lungs corrected by hand ({by_both} voxels)", "#decide-says")
+    answer = answer_of(clinic, page)
+    assert answer.decision and answer.decision.correction.mask
+    assert answer.decision.correction.mask["changed"] == by_both
+    said = page.text("#measures")
+    assert "Computed from a mask that the reader corrected by hand." in said
+    whole = answer.decision.correction.mask["regions"]["both"]["whole"]
+    assert f"Both lungs, {round(whole['ml'])} mL" in said
+    assert table.split("\n")[0].split(":")[0] not in said.split("The model measured")[0]  # another volume
+    model = answer.score["lungs"]["regions"]
+    assert f"right {round(model['right']['whole']['ml'])} mL" in said.split("The model measured")[1]
+    page.wait_for("document.querySelector('#overlays [value=reader_lungs]')")
+    page.click("#overlays [value=reader_lungs]")
+    page.wait_for("document.querySelector('#tiles .over').src.includes('overlay=lungs&mask=reader')")
+    page.wait_for("document.querySelector('#tiles .over').naturalWidth > 50")
+    assert "Corrected by hand by Leser, Anna" in page.text("#overlay-says")
+    assert serious(page) == []
+    assert [each for each in page.problems if NIIVUE.is_file() or "niivue.js" not in each] == []
+
+
+def test_corrected_mask_stays_when_only_a_level_is_corrected_afterwards(page: Page, clinic: Clinic) -> None:
+    before = answer_of(clinic, page).decision
+    page.click("#correct")
+    page.wait_for_text("voxels of the mask are corrected", "#mask-state")
+    page.js("document.querySelector('#level-severe').value = 'high'")
+    page.click("#reasons [value=level]")
+    page.wait_for_text("Severe course: high", "#decide-says")
+    after = answer_of(clinic, page).decision
+    assert before and after and before.id != after.id
+    assert after.correction.mask == before.correction.mask
+    page.click("#correct")
+    page.click("#edit-mask")
+    page.wait_for("document.querySelector('#mask-editor').open")
+    page.click("#mask-reset")
+    assert changed(page) == 0
+    page.click("#mask-undo")
+    assert changed(page) == after.correction.mask["changed"]
+    page.click("#mask-editor form button")
+    page.click("#correct")
+
+
+def test_mask_that_is_not_usable_takes_one_click_and_keeps_the_levels(page: Page, clinic: Clinic) -> None:
+    page.click("#mask-unusable")
+    page.wait_for_text("outline of the lungs not usable", "#decide-says")
+    decision = answer_of(clinic, page).decision
+    assert decision and (decision.verdict, decision.reason) == ("corrected", "lungs")
+    assert decision.correction.levels == {"severe": "high"}
+    assert decision.correction.mask is None and not decision.correction.lungs_usable
+    assert "The reader found the outline of the lungs not usable." in page.text("#measures")
+    page.wait_for("!document.querySelector('#mask-unusable').checkVisibility()")
+    assert not page.js("Boolean(document.querySelector('#overlays [value=reader_lungs]'))")
