@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from models.refusal import Refusal
+from pipeline.clinic.assignments import share_reader
 from pipeline.clinic.audit import write_record
 from pipeline.clinic.database import Database, stamp
 from pipeline.clinic.decisions import DECISION_COLUMNS, decision_of
@@ -122,6 +123,7 @@ class Answers:
             for target in deliver:
                 queue_in(db, answer.id, target)
             end_job(db, job, "answered", answer_id=answer.id, patient=self._keys.patient_text(answer.patient))
+            share_reader(db, job.id)
             known = {"input_sha256": answer.score["input"]["hu_sha256"], "model_sha256": answer.model_sha256}
             write_record(db, job.asked_by, "repeat", job_id=job.id, answer_id=answer.id, **known)
 

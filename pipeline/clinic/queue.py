@@ -15,7 +15,7 @@ from pipeline.clinic.audit import write_record
 from pipeline.clinic.database import Database, now, stamp
 from pipeline.clinic.patient_keys import PatientKeys
 from pipeline.clinic.reasons import ALREADY_ANSWERED, NO_SUCH_JOB, QUEUE_FULL, SCORING_DIED
-from pipeline.clinic.records import Job, JobState, Patient, Source
+from pipeline.clinic.records import Job, JobState, Patient, ScanReader, Source
 
 MOST_ATTEMPTS = 3  # to score a scan during which the worker dies
 
@@ -66,14 +66,23 @@ class Jobs:
             raise Refusal(NO_SUCH_JOB)
         return self._job(row)
 
-    def newest(self, state: JobState | None = None, limit: int = 100, before: str | None = None) -> list[Job]:
-        """Return jobs, newest first. `before`: the id of a job; only older ones are returned."""
+    def newest(
+        self,
+        state: JobState | None = None,
+        limit: int = 100,
+        before: str | None = None,
+        reader: str | None = None,
+    ) -> list[Job]:
+        """Return jobs, newest first.
+
+        `before`: the id of a job; only older ones are returned. `reader`: only those that this token has; '': only
+        those that nobody has.
+        """
         found = self._database.rows(
             "SELECT * FROM jobs WHERE (?1 IS NULL OR state = ?1)"
-            " AND (?2 IS NULL OR number < (SELECT number FROM jobs WHERE id = ?2)) ORDER BY number DESC LIMIT ?3",
-            state,
-            before,
-            limit,
+            " AND (?2 IS NULL OR number < (SELECT number FROM jobs WHERE id = ?2))"
+            " AND (?4 IS NULL OR coalesce(reader_by, '') = ?4) ORDER BY number DESC LIMIT ?3",
+            *(state, before, limit, reader),
         )
         return [self._job(row) for row in found]
 
@@ -157,6 +166,8 @@ class Jobs:
     def _job(self, row: sqlite3.Row) -> Job:
         values = {**dict(row), "is_whole": bool(row["is_whole"])}
         del values["number"]
+        by, person, at = (values.pop(f"reader_{part}") for part in ("by", "person", "at"))
+        values["reader"] = ScanReader(by, person, datetime.fromisoformat(at)) if by else None
         for name in ("received_at", "started_at", "ended_at"):
             values[name] = values[name] and datetime.fromisoformat(values[name])
         folder = self._database.folder

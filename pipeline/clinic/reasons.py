@@ -17,6 +17,11 @@ NO_SUCH_ANSWER = Reason(
     "there is no such answer",
     "Look at the worklist. Answers are removed after the time set in clinic.toml.",
 )
+SCAN_TAKEN = Reason(
+    "E_SCAN_TAKEN",
+    "another reader has this scan",
+    "Look at the worklist, which names them. They release it, or an administrator does.",
+)
 ANSWER_CHANGED = Reason(
     "E_ANSWER_CHANGED",
     "the answer has changed since it was shown: another person decided, or a PCR result was entered",

@@ -45,12 +45,25 @@ class Patient:
 
 
 @dataclass(frozen=True)
+class ScanReader:
+    """The reader who has a scan. `by`: name of their token; `person`: their DICOM name; `at`: since when."""
+
+    by: str
+    person: str
+    at: datetime
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "at": moment(self.at)}
+
+
+@dataclass(frozen=True)
 class Job:
     """One scan in the queue.
 
     `folder`: its files, until it is answered. `pictures`: the viewable scan, if it was read but got no score.
     `study_uid`, `series_uid`: the series to score, None if not given. `attempts`: how often a worker took it.
     `is_whole`: whether all of its files are present. `code`, `says`, `remedy`: why there is no score.
+    `reader`: who has it.
     """
 
     id: str
@@ -71,6 +84,7 @@ class Job:
     says: str | None = None
     remedy: str | None = None
     answer_id: str | None = None
+    reader: ScanReader | None = None
 
     @property
     def has_pictures(self) -> bool:
@@ -92,6 +106,7 @@ class Job:
             "has_pictures": self.has_pictures,
             "answer_id": self.answer_id,
             "patient": self.patient and self.patient.to_json(),
+            "reader": self.reader and self.reader.to_json(),
         }
 
 
@@ -267,8 +282,8 @@ class Model:
 class AuditRecord:
     """One audit record; it names no patient.
 
-    `action`: "answer", "repeat", "no_score", "pcr", "send", "promote", "sign_in", "decide", a view ("look", "job",
-    "worklist", "list", "history", "search"), ... `input_sha256`: SHA-256 of the volume in Hounsfield units. `output`:
+    `action`: "answer", "repeat", "no_score", "pcr", "send", "promote", "sign_in", "decide", "take", "release", a view
+    ("look", "job", "worklist", "list", "history", "search"), ... `input_sha256`: SHA-256 of the volume in HU. `output`:
     the model's output, what was shown, or other details. `code`: why there is no score. `version`: of fedthorax.
     """
 

@@ -4,7 +4,7 @@ A step is a list of statements that run in one transaction with the change of th
 version is refused.
 """
 
-VERSION = 2
+VERSION = 3
 LEAST_AUDIT_DAYS = 183  # six months
 
 _DELIVERIES = """
@@ -64,8 +64,12 @@ CREATE TABLE IF NOT EXISTS jobs (
     code TEXT,
     says TEXT,
     remedy TEXT,
-    answer_id TEXT
+    answer_id TEXT,
+    reader_by TEXT,                    -- name of the token of the reader who has the scan
+    reader_person TEXT,                -- their DICOM name
+    reader_at TEXT
 );
+CREATE INDEX IF NOT EXISTS jobs_by_answer ON jobs (answer_id);
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, attempts, number);
 CREATE TABLE IF NOT EXISTS answers (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -162,5 +166,9 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         _DECISIONS,
         _DECISIONS_ARE_FINAL,
         _DECISIONS_ARE_KEPT,
+    ),
+    2: (  # readers who have scans; decisions may name a mask that was corrected by hand
+        *(f"ALTER TABLE jobs ADD COLUMN {name} TEXT" for name in ("reader_by", "reader_person", "reader_at")),
+        "CREATE INDEX jobs_by_answer ON jobs (answer_id)",
     ),
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.clinic.answers import Answers
+from pipeline.clinic.assignments import Assignments
 from pipeline.clinic.audit import Audit
 from pipeline.clinic.database import LEAST_AUDIT_DAYS, Database, now, stamp
 from pipeline.clinic.decisions import Decisions
@@ -37,6 +38,7 @@ class Store:
         self.database = Database(folder)
         self.keys = PatientKeys(self.database)
         self.jobs = Jobs(self.database, self.keys)
+        self.assignments = Assignments(self.database)
         self.answers = Answers(self.database, self.keys)
         self.decisions = Decisions(self.database)
         self.deliveries = Deliveries(self.database)

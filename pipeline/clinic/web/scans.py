@@ -17,7 +17,7 @@ from pipeline.clinic.store import Store, new_id
 from pipeline.clinic.unscored import lungs_of
 from pipeline.clinic.web import schemas
 from pipeline.clinic.web.auth import Caller
-from pipeline.clinic.web.dependencies import Reader, Scorer, TheClinic, TheStore, TheViewAudit
+from pipeline.clinic.web.dependencies import Person, Reader, Scorer, TheClinic, TheStore, TheViewAudit
 from pipeline.clinic.web.error_responses import PNG, documented
 from pipeline.clinic.web.inert_text import inert
 from pipeline.clinic.web.limits import Room
@@ -89,9 +89,13 @@ def get_jobs(
     state: JobState | None = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     before: Annotated[Id | None, Query(description="The id of a job: return only older ones.")] = None,
+    reader: Annotated[
+        Literal["me", "nobody"] | None, Query(description="Only scans that the caller has, or that nobody has.")
+    ] = None,
 ) -> Any:
     """List jobs, newest first."""
-    found = store.jobs.newest(state, limit, before)
+    whose = {"me": caller.name, "nobody": ""}.get(reader) if reader else None
+    found = store.jobs.newest(state, limit, before, whose)
     view_audit.note(store, caller, View("worklist", shown=tuple(job.id for job in found if job.patient)))
     return {"jobs": [job_json(store, job) for job in found]}
 
@@ -100,6 +104,29 @@ def get_jobs(
 def get_job(store: TheStore, caller: Reader, view_audit: TheViewAudit, job_id: Id) -> Any:
     """Return the state of a job, and at its end the answer's id, or why there is no score."""
     return show_job(store, caller, view_audit, store.jobs.get(job_id))
+
+
+@routes.put(
+    "/jobs/{job_id}/reader", response_model=schemas.Assignment, responses=documented(404, 409), summary="Take a scan"
+)
+def put_reader(store: TheStore, caller: Person, job_id: Id) -> Any:
+    """Take a scan as the caller, whom others then see as its reader. E_SCAN_TAKEN if another reader has it."""
+    store.assignments.take(job_id, by=caller.name, person=caller.person)
+    return _assignment(store, job_id)
+
+
+@routes.delete(
+    "/jobs/{job_id}/reader", response_model=schemas.Assignment, responses=documented(404, 409), summary="Release a scan"
+)
+def delete_reader(store: TheStore, caller: Scorer, job_id: Id) -> Any:
+    """Release a scan that the caller has. Only an administrator releases one of another reader (else E_SCAN_TAKEN)."""
+    store.assignments.release(job_id, by=caller.name, is_admin=caller.may("admin"))
+    return _assignment(store, job_id)
+
+
+def _assignment(store: Store, job_id: str) -> Any:
+    reader = store.jobs.get(job_id).reader
+    return inert({"reader": reader and reader.to_json()})
 
 
 def _seen(store: TheStore, caller: Reader, view_audit: TheViewAudit, job_id: Id) -> Path:

@@ -31,10 +31,18 @@ class Patient(BaseModel):
     age_years: float | None
 
 
+class ScanReader(BaseModel):
+    """The reader who has a scan. `by`: their token's name; `person`: their DICOM name; `at`: since when."""
+
+    by: str
+    person: str
+    at: str
+
+
 class Job(BaseModel):
     """A scan in the queue. `position`: its place among the waiting ones. `code` to `remedy`: why there is no score.
 
-    `has_pictures`: whether a scan without a score has pictures.
+    `has_pictures`: whether a scan without a score has pictures. `reader`: null if nobody has taken it.
     """
 
     id: str
@@ -50,6 +58,13 @@ class Job(BaseModel):
     has_pictures: bool
     answer_id: str | None
     patient: Patient | None
+    reader: ScanReader | None
+
+
+class Assignment(BaseModel):
+    """Who has a scan; `reader`: null if nobody does."""
+
+    reader: ScanReader | None
 
 
 class Jobs(BaseModel):

@@ -462,8 +462,12 @@ def test_file_of_another_version_or_broken_file_is_refused_unchanged(tmp_path: P
     assert (tmp_path / FILE).read_bytes() == broken
 
 
-# The tables of version 1 that version 2 changed.
+# The tables of version 1 that later versions changed.
 VERSION_1 = """
+DROP INDEX jobs_by_answer;
+ALTER TABLE jobs DROP COLUMN reader_by;
+ALTER TABLE jobs DROP COLUMN reader_person;
+ALTER TABLE jobs DROP COLUMN reader_at;
 DROP TABLE decisions; DROP TABLE deliveries;
 ALTER TABLE tokens DROP COLUMN person;
 CREATE TABLE deliveries (
@@ -499,6 +503,7 @@ def test_database_of_an_earlier_version_is_brought_to_this_one(tmp_path: Path) -
         assert (answer.pacs.state, answer.pacs.attempts) == ("sent", 3)
         accepted = decide(store, answer_id, Proposal("accepted", answer.revision), by="x", person="A^B")
         assert accepted.decision
+        store.assignments.take(answer.job_id, by="x", person="A^B")
         (token,) = store.database.rows("SELECT * FROM tokens")
         assert (token["name"], token["person"]) == ("ward", "")
         tables = "SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' ORDER BY type, name"
@@ -520,7 +525,7 @@ def test_failed_migration_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     version_1(tmp_path)
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         before = list(db.iterdump())
-    steps = {1: (*MIGRATIONS[1], "SELECT no_such_function()")}
+    steps = {**MIGRATIONS, 1: (*MIGRATIONS[1], "SELECT no_such_function()")}
     monkeypatch.setattr("pipeline.clinic.database.FORMAT", replace(FORMAT, steps=steps))
     assert code_of(Store, tmp_path) == "E_CLINIC_FILE"
     with closing(sqlite3.connect(tmp_path / FILE)) as db:

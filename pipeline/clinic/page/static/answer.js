@@ -7,6 +7,7 @@ import { showFacts } from "./facts.js";
 import { showHistory } from "./history.js";
 import { closePcr, showPcr, startPcr } from "./pcr.js";
 import { showProbabilities } from "./probability.js";
+import { allowReader, closeReader, showReader, startReader } from "./reader.js";
 import { closeRefused, showRefused } from "./refused.js";
 import { closeViewer, openViewer, readyToPrint } from "./viewer.js";
 import { SEXES, STATES } from "./words.js";
@@ -32,6 +33,7 @@ export function startAnswer() {
     showResult();
     await showHistory(answer, () => answer?.id === changed.id).catch(() => {});
   });
+  startReader(refresh);
   startDecide({ decided: learn, changed: lookAgain });
   byId("send").addEventListener("click", sendToPacs);
   byId("print").addEventListener("click", async () => {
@@ -41,12 +43,13 @@ export function startAnswer() {
 }
 
 /** Show the controls that a session may use: a reader may change nothing, and a clinic may have no PACS. */
-export function allow({ role, person = "", sends_to_pacs: sendsToPacs, sends, viewer_url: viewer = "" }) {
+export function allow({ name, role, person = "", sends_to_pacs: sendsToPacs, sends, viewer_url: viewer = "" }) {
   mayScore = role !== "read";
   maySend = mayScore && sendsToPacs;
   sendsAll = sends === "always";
   viewerUrl = viewer;
   allowDecide({ role, person });
+  allowReader({ name, role, person });
   show(byId("pcr-form"), mayScore);
   show(byId("send"), maySend);
   show(byId("drop"), mayScore);
@@ -60,6 +63,7 @@ export function closeScan() {
   closeRefused();
   closePcr();
   closeDecide();
+  closeReader();
   for (const id of ["answer", "state"]) show(byId(id), false);
   show(byId("nothing"), true);
   document.title = "fedthorax";
@@ -85,6 +89,7 @@ export async function openScan(id) {
 export async function showJob(job) {
   if (job.id !== current) return;
   const mine = opening;
+  showReader(job);
   if (job.state === "answered") {
     const found = await ask(`answers/${job.answer_id}`);
     if (mine === opening) await showAnswer(found);

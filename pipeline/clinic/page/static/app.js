@@ -8,6 +8,7 @@ import { goDecide } from "./decide.js";
 import { startIncoming } from "./incoming.js";
 import { showKeys, startKeys } from "./keys.js";
 import { allowPacs, openPacs, startPacs } from "./pacs.js";
+import { takeOrRelease } from "./reader.js";
 import { nextRefusedWindow, startRefused } from "./refused.js";
 import { fade, nextOverlay, nextWindow, startViewer } from "./viewer.js";
 import { choose, neighbour, refresh, startWorklist, stopWorklist } from "./worklist.js";
@@ -123,6 +124,7 @@ startKeys({
   c: () => goDecide("correct"),
   x: () => goDecide("reject"),
   m: () => byId("mask-unusable").checkVisibility() && byId("mask-unusable").focus(),
+  t: takeOrRelease,
   v: () => byId("open-viewer").hidden || byId("open-viewer").click(),
   p: () => byId("pcr-form").querySelector("input").focus(),
 });

@@ -2,6 +2,7 @@
 
 import { byId, personName } from "./dom.js";
 import { pcrMeaning } from "./probability.js";
+import { isMine } from "./reader.js";
 
 const RANKS = { high: 0, intermediate: 1, uncertain: 2, low: 4 };
 const NO_LEVEL = 3; // nothing is known: waiting, no score, no level, or a result that does not apply
@@ -19,6 +20,8 @@ const SHOWN = {
   all: () => true,
   attention: (job, answer) => job.state === "answered" && urgency(answer) < NO_LEVEL,
   undecided: ({ state }, answer) => state === "answered" && !answer?.decision && !answer?.score.withheld,
+  mine: isMine,
+  unassigned: ({ state, reader }, answer) => !reader && state !== "no_score" && !answer?.decision,
   unread: ({ state }) => state === "waiting" || state === "working",
   no_score: ({ state }) => state === "no_score",
 };

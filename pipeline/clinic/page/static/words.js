@@ -103,6 +103,7 @@ export const KEYS = [
   ["Space", "in the mask: paint; arrow keys move the brush, and paint with Shift"],
   ["Page Up, Page Down", "in the mask: slices; with Shift ten slices"],
   ["Ctrl Z, Ctrl Y", "in the mask: undo, redo"],
+  ["t", "take the scan that is shown, or release it"],
   ["v", "open the scan in the hospital's viewer"],
   ["p", "enter a PCR result"],
 ];

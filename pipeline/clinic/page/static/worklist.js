@@ -4,6 +4,7 @@ import { ask } from "./api.js";
 import { briefly, byId, element, outside, percent, personName, say, show } from "./dom.js";
 import { byUrgency, clearFind, matches, startFind, wanted } from "./find.js";
 import { pcrMeaning } from "./probability.js";
+import { isMine, showReader } from "./reader.js";
 import { LEVELS, STATES, SYNTHETIC, VERDICTS } from "./words.js";
 
 const PAGE = 50;
@@ -83,6 +84,7 @@ async function take(found) {
   isKnown = true;
   const shown = jobs.get(chosen);
   const was = before.get(chosen);
+  if (shown) showReader(shown);
   if (shown && (was?.state !== shown.state || was?.position !== shown.position)) whenChanged(shown);
 }
 
@@ -171,6 +173,7 @@ function write(item, job) {
     element("span", { className: "id" }, outside(patient?.id)),
     element("span", { className: "outcome" }, ...outcome(job, answer)),
     answer?.decision ? element("span", { className: `id decided ${answer.decision.verdict}` }, VERDICTS[answer.decision.verdict]) : "",
+    job.reader ? element("span", { className: isMine(job) ? "id reader mine" : "id reader" }, ...(isMine(job) ? ["with you"] : ["with ", outside(personName(job.reader.person))])) : "",
     times > 1 ? element("span", { className: "id" }, `the same scan, sent ${times} times`) : "",
   );
 }

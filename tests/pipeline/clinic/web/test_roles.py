@@ -15,6 +15,8 @@ NEEDED = {
     ("GET", "/api/v1/jobs/{job_id}"): "read",
     ("GET", "/api/v1/jobs/{job_id}/lungs"): "read",
     ("GET", "/api/v1/jobs/{job_id}/slices"): "read",
+    ("PUT", "/api/v1/jobs/{job_id}/reader"): "score",
+    ("DELETE", "/api/v1/jobs/{job_id}/reader"): "score",
     ("GET", "/api/v1/jobs/{job_id}/slices/{plane}/{index}.png"): "read",
     ("GET", "/api/v1/answers"): "read",
     ("GET", "/api/v1/answers/{answer_id}"): "read",

@@ -52,6 +52,8 @@ CALLS: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", f"{API}/answers/{{answer_id}}/slices"): {},
     ("GET", f"{API}/answers/{{answer_id}}/slices/{{plane}}/{{index}}.png"): {},
     ("GET", f"{API}/answers/{{answer_id}}/mask/{{index}}.png"): {},
+    ("PUT", f"{API}/jobs/{{job_id}}/reader"): {},
+    ("DELETE", f"{API}/jobs/{{job_id}}/reader"): {},
     ("GET", f"{API}/answers/{{answer_id}}/risk-assessment"): {},
     ("PUT", f"{API}/answers/{{answer_id}}/pcr"): {"json": {"result": "negative"}},
     ("POST", f"{API}/answers/{{answer_id}}/send"): {},

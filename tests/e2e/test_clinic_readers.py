@@ -1,11 +1,12 @@
-"""A reader corrects the mask of the lungs by hand, on the clinician's page in a real browser."""
+"""What readers do on the clinician's page, in a real browser: correct the mask of the lungs by hand, take scans."""
 
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from pipeline.clinic.records import Answer
-from pipeline.clinic.store import Store
+from pipeline.clinic.store import Store, new_id
 from tests.e2e.browser import Page, open_browser
 from tests.e2e.clinic_rig import Clinic, open_clinic
 from tests.e2e.conftest import Command
@@ -150,3 +151,41 @@ def test_mask_that_is_not_usable_takes_one_click_and_keeps_the_levels(page: Page
     assert "The reader found the outline of the lungs not usable." in page.text("#measures")
     page.wait_for("!document.querySelector('#mask-unusable').checkVisibility()")
     assert not page.js("Boolean(document.querySelector('#overlays [value=reader_lungs]'))")
+
+
+def lines(page: Page, shown: str) -> int:
+    """Choose a filter of the worklist and count its lines."""
+    choose = f"(s => {{ s.value = {json.dumps(shown)}; s.dispatchEvent(new Event('input', {{bubbles: true}})) }})"
+    page.js(f"{choose}(document.querySelector('#find-shown'))")
+    return int(page.js("document.querySelectorAll('#scans li').length"))
+
+
+def test_reader_takes_a_scan_and_others_see_who_has_it(page: Page, clinic: Clinic) -> None:
+    with Store(clinic.scans.parent / "site") as store:
+        waiting = store.jobs.add(new_id(), source="upload", asked_by="test", is_whole=False)
+        store.assignments.take(waiting.id, by="another", person="Other^Reader")
+    page.js("document.activeElement.blur()")
+    page.key("t")
+    page.wait_for_text("You have this scan since", "#reader")
+    page.wait_for_text("with you", "#scans [aria-current]")
+    assert (lines(page, "all"), lines(page, "mine"), lines(page, "unassigned")) == (2, 1, 0)
+    lines(page, "all")
+    here = page.js("location.hash")
+    page.js(f"location.hash = '#/scans/{waiting.id}'")
+    page.wait_for_text("Other, Reader has this scan since", "#reader")
+    for button in ("#take", "#release"):
+        assert not page.js(f"document.querySelector('{button}').checkVisibility()")
+    assert "with Other, Reader" in page.text("#scans [aria-current]")
+    assert serious(page) == []
+    page.js(f"location.hash = {json.dumps(here)}")
+    page.wait_for(SHOWN)
+    page.click("#release")
+    page.wait_for_text("Nobody has taken this scan.", "#reader")
+    with Store(clinic.scans.parent / "site") as store:  # another reader is faster
+        job_id = here.rpartition("/")[2]
+        store.assignments.take(job_id, by="another", person="Other^Reader")
+    page.js("document.querySelector('#take').click()")
+    page.wait_for_text("Other, Reader has this scan since", "#reader")
+    with Store(clinic.scans.parent / "site") as store:
+        assert store.jobs.get(job_id).reader.person == "Other^Reader"
+        assert {each.action for each in store.audit.records()} >= {"take", "release"}
