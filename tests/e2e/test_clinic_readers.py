@@ -1,4 +1,4 @@
-"""What readers do on the clinician's page, in a real browser: correct the mask of the lungs by hand, take scans."""
+"""What readers do on the page, in a real browser: correct the mask by hand, take scans, see earlier ones."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -189,3 +189,34 @@ def test_reader_takes_a_scan_and_others_see_who_has_it(page: Page, clinic: Clini
     with Store(clinic.scans.parent / "site") as store:
         assert store.jobs.get(job_id).reader.person == "Other^Reader"
         assert {each.action for each in store.audit.records()} >= {"take", "release"}
+
+
+def test_earlier_scan_of_the_patient_is_shown_beside_this_one(page: Page, clinic: Clinic) -> None:
+    page.js("location.hash = '#/'")
+    page.drop([clinic.scans / "later.zip"], "#drop")  # of the same patient, nine days later
+    page.wait_for(SHOWN, seconds=60)
+    page.wait_for_text("9 days earlier", "#history", seconds=30)
+    assert page.js("document.querySelectorAll('#history .prior').length") == 1  # not this scan itself
+    assert page.js("document.querySelectorAll('#history circle').length") == 2
+    page.click("#history .prior button")
+    page.wait_for_text("The scans are 9 days apart. Both were scored by the same model.", "#compare-says")
+    page.wait_for("[...document.querySelectorAll('#compare img')].filter((i) => i.naturalWidth > 50).length === 2")
+    ids = page.js("[...document.querySelectorAll('#compare img')].map((i) => i.src.split('/').at(-4)).filter(Boolean)")
+    assert len(set(ids)) >= 2
+    places = "[...document.querySelectorAll('#compare output')].map((each) => each.textContent)"
+    before = page.js(places)
+    page.wheel("#compare .side:first-child .tiles", 300)
+    page.wait_for(f"{places}.every((text, i) => text !== {json.dumps(before)}[i])")  # both move together
+    assert page.text("#compare-figures").count("trial") == 2  # the model of each
+    assert "Ground glass" in page.text("#compare-figures")
+    assert serious(page) == []
+    same = {"study": {"series_uid": "1", "acquired_at": "2020-03-04"}, "score": {"probability": {"severe": 0.1}}}
+    other = {"study": {"series_uid": "2", "acquired_at": "2020-03-05"}, "score": {"probability": {"severe": 0.2}}}
+    answers = [{**same, "model": {"sha256": "a"}}, {**other, "model": {"sha256": "b"}}]
+    points = page.js(
+        f"import('./static/history.js').then(({{ trend }}) => ['a', 'b'].map((m) => trend({json.dumps(answers)}, m)))"
+    )
+    assert points == [[0.1], [0.2]]  # no trend from one model to another
+    page.click("#compare-close")
+    assert not page.js("document.querySelector('#compare').checkVisibility()")
+    assert page.js("document.querySelectorAll('#compare img').length") == 0

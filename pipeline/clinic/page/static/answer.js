@@ -2,6 +2,7 @@
 
 import { Refused, address, ask } from "./api.js";
 import { briefly, byId, element, moment, outside, personName, say, show } from "./dom.js";
+import { closeCompare } from "./compare.js";
 import { allowDecide, closeDecide, showDecide, startDecide } from "./decide.js";
 import { showFacts } from "./facts.js";
 import { showHistory } from "./history.js";
@@ -64,6 +65,7 @@ export function closeScan() {
   closePcr();
   closeDecide();
   closeReader();
+  closeCompare();
   for (const id of ["answer", "state"]) show(byId(id), false);
   show(byId("nothing"), true);
   document.title = "fedthorax";

@@ -4,6 +4,7 @@ import { allow, announcement, closeScan, openScan, showJob, startAnswer } from "
 import { ask, onSignedOut } from "./api.js";
 import { startAudit } from "./audit.js";
 import { byId, outside, say, show } from "./dom.js";
+import { startCompare } from "./compare.js";
 import { goDecide } from "./decide.js";
 import { startIncoming } from "./incoming.js";
 import { showKeys, startKeys } from "./keys.js";
@@ -101,6 +102,7 @@ onSignedOut(() => signedOut());
 startAnswer();
 startViewer();
 startRefused();
+startCompare();
 startWorklist({ changed: showJob, ended: (jobs) => announce(announcement(jobs)) });
 startIncoming(arrived);
 startPacs(arrived);

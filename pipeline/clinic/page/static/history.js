@@ -1,10 +1,12 @@
 // All scores of one patient, newest first, each with its model, and their trend.
 
 import { ask } from "./api.js";
+import { daysBetween, isPrior, openCompare } from "./compare.js";
 import { byId, element, moment, outside, percent, table } from "./dom.js";
 import { LEVELS } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
+const DAY_CHARACTERS = "2021-03-04".length;
 const WIDTH = 220;
 const HEIGHT = 40;
 
@@ -28,7 +30,8 @@ function sparkline(shares) {
 
 const number = (share) => (share === undefined ? "no number" : percent(share));
 
-function row(answer, isThis) {
+function row(answer, current) {
+  const isThis = answer.id === current.id;
   const { probability, level, withheld } = answer.score;
   const when = moment(answer.study.acquired_at ?? answer.created_at);
   const word = withheld ? "not valid" : LEVELS[level?.severe];
@@ -38,15 +41,25 @@ function row(answer, isThis) {
     number(probability.pcr_positive),
     answer.pcr?.result ?? "–",
     outside(answer.model.name),
+    isPrior(answer, current) ? priorOf(answer, current) : "",
   ];
 }
 
-/** The probabilities of a severe course, one for each scan (its newest answer), in the order of the scans. */
-export function trend(answers) {
+/** How much earlier a scan is, and a button to see it beside the current one. */
+function priorOf(answer, current) {
+  const days = daysBetween(answer, current);
+  const button = element("button", { type: "button" }, "Side by side");
+  button.setAttribute("aria-label", `Side by side with the scan of ${answer.study.acquired_at.slice(0, DAY_CHARACTERS)}`);
+  button.addEventListener("click", () => openCompare(answer, current));
+  return element("span", { className: "prior" }, days === 1 ? "1 day earlier " : `${days} days earlier `, button);
+}
+
+/** The probabilities of a severe course by one model, one for each scan (its newest answer), in the order of the scans. */
+export function trend(answers, model) {
   const byScan = new Map();
   for (const answer of answers) {
     const scan = `${answer.study.series_uid} ${answer.score.input?.hu_sha256}`;
-    if (!byScan.has(scan) && answer.score.probability.severe !== undefined) byScan.set(scan, answer);
+    if (answer.model?.sha256 === model && !byScan.has(scan) && answer.score.probability.severe !== undefined) byScan.set(scan, answer);
   }
   const when = ({ study, created_at }) => study.acquired_at ?? created_at;
   const inOrder = [...byScan.values()].sort((a, b) => (when(a) < when(b) ? -1 : 1));
@@ -62,11 +75,11 @@ export async function showHistory(answer, isCurrent) {
   }
   const { answers } = await ask(`patients/${answer.patient.key}/answers`);
   if (!isCurrent()) return;
-  const headings = ["Scan", "Severe course", "Positive PCR", "PCR", "Model"];
-  box.replaceChildren(table("Scores of this patient", headings, answers.map((each) => row(each, each.id === answer.id))));
-  const shares = trend(answers);
+  const headings = ["Scan", "Severe course", "Positive PCR", "PCR", "Model", "Earlier"];
+  box.replaceChildren(table("Scores of this patient", headings, answers.map((each) => row(each, answer))));
+  const shares = trend(answers, answer.model.sha256);
   if (shares.length > 1) {
-    box.prepend(element("p", { className: "trend" }, "Severe course, oldest to newest ", sparkline(shares)));
+    box.prepend(element("p", { className: "trend" }, "Severe course by this model, oldest to newest scan ", sparkline(shares)));
   }
   const models = new Set(answers.map(({ model }) => model.sha256));
   if (models.size > 1) {
