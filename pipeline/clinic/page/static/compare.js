@@ -3,7 +3,7 @@
 import { ask } from "./api.js";
 import { reviewedLungs } from "./decide.js";
 import { byId, element, moment, outside, percent, roughly, say, show, table } from "./dom.js";
-import { Slices, onWheel, placeOf } from "./slices.js";
+import { READER, Slices, onWheel, placeOf } from "./slices.js";
 import { LABELS, LEVELS, OVERLAYS, VERDICTS, WINDOWS } from "./words.js";
 
 const DAY_MS = 24 * 60 * 60 * 1000;
@@ -100,8 +100,15 @@ function setIndex(side, index) {
   draw(side);
 }
 
-function draw({ slices, index }) {
-  slices.show("axial", index, byId("compare-overlay").value, OPAQUE, byId("compare-window").value);
+function draw({ answer, slices, index }) {
+  slices.show("axial", index, overlayOf(answer), OPAQUE, byId("compare-window").value);
+}
+
+/** The overlay as the reader left it, like the figures: corrected by hand, or none if the mask is not usable. */
+function overlayOf(answer) {
+  const chosen = byId("compare-overlay").value;
+  if (chosen === "none" || !reviewedLungs(answer)) return "none";
+  return answer.reviewed && answer.decision.correction.mask ? READER + chosen : chosen;
 }
 
 // --- figures --------------------------------------------------------------------------------------
