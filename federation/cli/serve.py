@@ -74,6 +74,10 @@ def _announce(clinic: "Clinic") -> None:
     say(f"The page is at {address}. Ctrl-C stops it. Research use only. Not a medical device.")
     if tokens.all():
         return
+    oidc = clinic.settings.oidc
+    if oidc and not oidc.sign_in_with_tokens:
+        say(f"The emergency token: fedthorax clinic token {clinic.folder} '{oidc.emergency_admin}' --role admin")
+        return
     if goes_to_the_journal():
         say(f"To create a token: fedthorax clinic token {clinic.folder} NAME --role admin")
         return

@@ -155,7 +155,7 @@ HOST = Reason(
 )
 SIGN_IN_TRIES = Reason(
     "E_SIGN_IN_TRIES",
-    "too many wrong tokens came from this address; the next try is possible in {seconds} s",
+    "too many wrong tokens or sign-ins came from this address; the next try is possible in {seconds} s",
     "Wait, then try again with the complete token.",
 )
 RATE = Reason(

@@ -22,6 +22,7 @@ from models.refusal import Refusal
 from models.settings import load_settings
 from pipeline.clinic.reasons import CLINIC_ADDRESS, CLINIC_EXISTS, NO_CLINIC
 from pipeline.clinic.store import LEAST_AUDIT_DAYS, Store
+from pipeline.identity.oidc_settings import OidcTable
 from pipeline.site.fhir_settings import FhirTable
 from pipeline.site.folder import Site
 from pipeline.site.pacs_settings import AE_TITLE, DicomWebTable, DimseTable, PacsTable
@@ -218,6 +219,7 @@ class ClinicSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     server: ServerTable = ServerTable()
+    oidc: OidcTable | None = None
     limits: LimitsTable = LimitsTable()
     compute: ComputeTable = ComputeTable()
     keep: KeepTable = KeepTable()

@@ -12,11 +12,12 @@ from starlette.exceptions import HTTPException
 import pipeline.clinic
 from models.refusal import Refusal
 from pipeline.clinic.settings import Clinic
-from pipeline.clinic.web import admin, answers, decisions, error_responses, metrics, pacs, scans, sessions
+from pipeline.clinic.web import admin, answers, decisions, error_responses, metrics, pacs, scans, sessions, sign_in
 from pipeline.clinic.web.auth import Tokens
 from pipeline.clinic.web.authentication import Callers
 from pipeline.clinic.web.limits import Room
 from pipeline.clinic.web.middleware import API, OPENAPI, Guard
+from pipeline.clinic.web.single_sign_on import single_sign_on
 from pipeline.clinic.web.view_audit import ViewAudit
 
 VERSION = "1.0"  # of the API; the first number changes when something is removed
@@ -31,7 +32,10 @@ come from the clinic's own page."""
 
 
 def make_app(clinic: Clinic) -> FastAPI:
-    """Create the API, the page, health and metrics of a clinic. Only one process at a time may serve a clinic."""
+    """Create the API, the page, health and metrics of a clinic. Only one process at a time may serve a clinic.
+
+    Raises Refusal E_SIGN_IN_SECRET.
+    """
     settings = clinic.settings
     tokens = Tokens(clinic.folder)
     has_tls = settings.server.certificate is not None or settings.server.without_tls  # or a proxy does TLS
@@ -45,7 +49,8 @@ def make_app(clinic: Clinic) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.clinic = clinic
-    app.state.callers = Callers(tokens, hours=settings.server.session_hours, tls=has_tls)
+    sso = single_sign_on(settings.oidc, clinic.folder, tokens) if settings.oidc else None
+    app.state.callers = Callers(tokens, hours=settings.server.session_hours, tls=has_tls, sso=sso)
     app.state.room = Room(settings.limits.waiting_scans, lambda: _waiting(clinic))
     app.state.view_audit = ViewAudit()
     app.state.registry = CollectorRegistry()
@@ -61,7 +66,7 @@ def make_app(clinic: Clinic) -> FastAPI:
     app.add_exception_handler(Refusal, error_responses.of_refusal)
     app.add_exception_handler(RequestValidationError, error_responses.of_validation)
     app.add_exception_handler(HTTPException, error_responses.of_http)
-    for each in (sessions, scans, answers, decisions, pacs, admin):
+    for each in (sessions, sign_in, scans, answers, decisions, pacs, admin):
         app.include_router(each.routes, prefix=API)
     app.include_router(metrics.health)
     app.add_api_route("/", _page, include_in_schema=False)

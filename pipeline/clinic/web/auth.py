@@ -19,10 +19,12 @@ from pipeline.clinic.audit import write_record
 from pipeline.clinic.database import Database, now, stamp
 from pipeline.clinic.reasons import NO_SUCH_TOKEN, PERSON_NAME, TOKEN, TOKEN_NAME
 from pipeline.clinic.records import moment
+from pipeline.identity.reasons import SIGN_IN_TOKENS_OFF
 
 Access = Literal["read", "score", "admin"]
 ACCESSES: tuple[Access, ...] = get_args(Access)
 ONCE_MINUTES = 15  # for the first sign-in, after `serve` has printed its address
+SSO = "sso:"  # begins the name and the key of an account of the hospital's provider (`accounts.py`), of no token
 _PREFIX = "fct_"  # lets secret scanners recognise a leaked token
 _LONGEST_PERSON = 64
 _NAME = re.compile(r"[\w.@][\w.@ -]{0,59}")
@@ -59,7 +61,8 @@ class Token:
 class Caller:
     """The sender of a request. `ends_at`: when their token or session expires; None: never.
 
-    `person`: their DICOM name, if the token is a person's.
+    `person`: their DICOM name, if the token is a person's. `account`: the key of their account at the hospital's
+    provider of identities; '' for a token.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Caller:
     ends_at: datetime | None
     by_cookie: bool
     person: str = ""
+    account: str = ""
 
     def may(self, needed: Access) -> bool:
         return ACCESSES.index(self.role) >= ACCESSES.index(needed)
@@ -79,7 +83,7 @@ class Tokens:
     """
 
     def __init__(self, clinic_folder: Path) -> None:
-        self._folder = clinic_folder
+        self.folder = clinic_folder
 
     def make(
         self, name: str, role: Access, *, by: str, days: float | None = None, once: bool = False, person: str = ""
@@ -91,12 +95,12 @@ class Tokens:
         """
         if not _NAME.fullmatch(name):
             raise Refusal(TOKEN_NAME)
-        if person and not _is_person_name(person):
+        if person and not is_person_name(person):
             raise Refusal(PERSON_NAME)
         secret = _PREFIX + secrets.token_urlsafe(32)
         lasts = timedelta(minutes=ONCE_MINUTES) if once else days and timedelta(days=days)
         ends_at = stamp(now() + lasts) if lasts else None
-        with Database(self._folder) as database, database.transaction() as db:
+        with Database(self.folder) as database, database.transaction() as db:
             if db.execute("SELECT 1 FROM tokens WHERE name = ?", (name,)).fetchone():
                 raise Refusal(TOKEN_NAME)
             db.execute(
@@ -108,12 +112,12 @@ class Tokens:
 
     def all(self) -> list[Token]:
         """Return all tokens ever created, oldest first."""
-        with Database(self._folder) as database:
+        with Database(self.folder) as database:
             return [_token(row) for row in database.rows("SELECT * FROM tokens ORDER BY made_at")]
 
     def revoke(self, name: str, *, by: str) -> None:
         """Revoke a token, and end the sessions that it started. Raises Refusal E_NO_SUCH_TOKEN."""
-        with Database(self._folder) as database, database.transaction() as db:
+        with Database(self.folder) as database, database.transaction() as db:
             found = db.execute(
                 "UPDATE tokens SET revoked_at = coalesce(revoked_at, ?) WHERE name = ?", (stamp(now()), name)
             )
@@ -124,35 +128,41 @@ class Tokens:
 
     def caller(self, secret: str) -> Caller:
         """Return the owner of a token. Raises Refusal E_TOKEN."""
-        with Database(self._folder) as database:
+        with Database(self.folder) as database:
             row = database.row("SELECT * FROM tokens WHERE sha256 = ? AND NOT once", _hash(secret))
         token = row and _token(row)
         if not token or not _holds(token):
             raise Refusal(TOKEN)
         return Caller(token.name, token.role, token.ends_at, by_cookie=False, person=token.person)
 
-    def sign_in(self, secret: str, *, hours: float) -> tuple[str, Caller]:
-        """Start a session; return its secret, for a cookie, and its owner. Raises Refusal E_TOKEN."""
-        session = secrets.token_urlsafe(32)
-        with Database(self._folder) as database, database.transaction() as db:
+    def sign_in(
+        self, secret: str, *, hours: float, instead_of: str = "", only: str | None = None
+    ) -> tuple[str, Caller]:
+        """Start a session; return its secret, for a cookie, and its owner.
+
+        `instead_of`: secret of the browser's session until now, which ends. `only`: name of the administrator's token
+        that may sign in; None: all. Raises Refusal E_TOKEN, E_SIGN_IN_TOKENS_OFF.
+        """
+        with Database(self.folder) as database, database.transaction() as db:
             row = db.execute("SELECT * FROM tokens WHERE sha256 = ?", (_hash(secret),)).fetchone()
             token = row and _token(row)
             if not token or not _holds(token) or (token.once and row["used_at"]):
                 raise Refusal(TOKEN)
+            if only is not None and (token.name, token.role) != (only, "admin"):
+                raise Refusal(SIGN_IN_TOKENS_OFF)
             ends_at = now() + timedelta(hours=hours)
             if token.ends_at and not token.once:
                 ends_at = min(ends_at, token.ends_at)
             db.execute("UPDATE tokens SET used_at = ? WHERE name = ?", (stamp(now()), token.name))
-            db.execute("DELETE FROM sessions WHERE ends_at < ?", (stamp(now()),))
-            db.execute("INSERT INTO sessions VALUES (?, ?, ?)", (_hash(session), token.name, stamp(ends_at)))
+            session = start_session(db, token.name, ends_at, instead_of)
             write_record(db, token.name, "sign_in")
         return session, Caller(token.name, token.role, ends_at, by_cookie=True, person=token.person)
 
     def session(self, secret: str) -> Caller:
         """Return the owner of a session. Raises Refusal E_TOKEN."""
-        with Database(self._folder) as database:
+        with Database(self.folder) as database:
             row = database.row(
-                "SELECT name, role, person, sessions.ends_at FROM sessions JOIN tokens ON name = token"
+                "SELECT name, role, person, tokens.sha256, sessions.ends_at FROM sessions JOIN tokens ON name = token"
                 " WHERE sessions.sha256 = ? AND sessions.ends_at > ? AND revoked_at IS NULL",
                 _hash(secret),
                 stamp(now()),
@@ -160,23 +170,32 @@ class Tokens:
         if row is None:
             raise Refusal(TOKEN)
         ends_at = datetime.fromisoformat(row["ends_at"])
-        return Caller(row["name"], row["role"], ends_at, by_cookie=True, person=row["person"])
+        account = row["sha256"] if row["sha256"].startswith(SSO) else ""
+        return Caller(row["name"], row["role"], ends_at, by_cookie=True, person=row["person"], account=account)
 
     def sign_out(self, secret: str) -> None:
         """End a session, if there is one."""
-        with Database(self._folder) as database, database.transaction() as db:
+        with Database(self.folder) as database, database.transaction() as db:
             db.execute("DELETE FROM sessions WHERE sha256 = ?", (_hash(secret),))
 
     def open_sessions(self) -> int:
-        with Database(self._folder) as database:
+        with Database(self.folder) as database:
             return int(database.rows("SELECT count(*) FROM sessions WHERE ends_at > ?", stamp(now()))[0][0])
+
+
+def start_session(db: sqlite3.Connection, name: str, ends_at: datetime, instead_of: str) -> str:
+    """Start a session within a transaction, end the one before; return a new secret, never one that a browser had."""
+    session = secrets.token_urlsafe(32)
+    db.execute("DELETE FROM sessions WHERE ends_at < ? OR sha256 = ?", (stamp(now()), _hash(instead_of)))
+    db.execute("INSERT INTO sessions VALUES (?, ?, ?)", (_hash(session), name, stamp(ends_at)))
+    return session
 
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()
 
 
-def _is_person_name(name: str) -> bool:
+def is_person_name(name: str) -> bool:
     """Whether DICOM can store a name with family and given name in one component group (PS3.5, 6.2.1)."""
     has_control = any(unicodedata.category(sign)[0] == "C" for sign in name)
     family, _, given = name.partition("^")

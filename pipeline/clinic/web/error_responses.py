@@ -13,6 +13,7 @@ from starlette.types import Scope
 
 from models.refusal import Refusal
 from pipeline.clinic import reasons
+from pipeline.identity import reasons as identity
 
 _STATUS = {
     reasons.UPLOAD_BROKEN: 400,
@@ -21,9 +22,17 @@ _STATUS = {
     reasons.HOST: 400,
     reasons.NO_TOKEN: 401,
     reasons.TOKEN: 401,
+    identity.SIGN_IN_TOKENS_OFF: 401,
     reasons.ROLE: 403,
     reasons.OTHER_SITE: 403,
     reasons.NOT_A_PERSON: 403,
+    identity.SIGN_IN_STATE: 403,
+    identity.SIGN_IN_REFUSED: 403,
+    identity.SIGN_IN_TOKEN: 403,
+    identity.SIGN_IN_KEY: 403,
+    identity.SIGN_IN_ROLE: 403,
+    identity.SIGN_IN_DISABLED: 403,
+    identity.SIGN_IN_OFF: 404,
     reasons.NO_SUCH_ADDRESS: 404,
     reasons.NO_SUCH_JOB: 404,
     reasons.NO_SUCH_ANSWER: 404,
@@ -43,6 +52,7 @@ _STATUS = {
     reasons.RATE: 429,
     reasons.SIGN_IN_TRIES: 429,
     reasons.INTERNAL: 500,
+    identity.SIGN_IN_PROVIDER: 502,
     reasons.CLINIC_FILE: 503,
     reasons.DISK_FULL: 503,
     reasons.REQUEST_TIME: 503,
@@ -68,7 +78,7 @@ class Problem(BaseModel):
 DESCRIPTIONS = {
     400: "The request cannot be understood.",
     401: "The token or session is missing or invalid.",
-    403: "The role is not sufficient, or the request comes from another site.",
+    403: "The role is not sufficient, the sign-in is refused, or the request comes from another site.",
     404: "The requested object does not exist.",
     405: "The address does not support this method.",
     409: "The request conflicts with the current state.",
@@ -77,7 +87,7 @@ DESCRIPTIONS = {
     422: "The request does not match this description.",
     429: "Too many requests or waiting scans; Retry-After gives the seconds to wait.",
     500: "The server failed.",
-    502: "The PACS gave no valid response.",
+    502: "The PACS or the provider of identities gave no valid response.",
     503: "The server cannot process the request now.",
 }
 

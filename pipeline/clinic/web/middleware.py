@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 API = "/api/v1"
 SCANS, SESSION, OPENAPI = f"{API}/scans", f"{API}/session", f"{API}/openapi.json"
+SIGN_IN, SIGN_IN_END = f"{API}/sign-in", f"{API}/sign-in/finish"
 REQUEST_BYTES = 2**16  # of a request without a scan
 REQUEST_SECONDS, UPLOAD_SECONDS = 60, 900  # until the response begins
 READ_ON_SECONDS = 30  # the rest of a refused request
@@ -169,7 +170,7 @@ class _Exchange:
 
 def _needs_a_caller(scope: Scope) -> bool:
     path: str = scope["path"]
-    is_open = path == OPENAPI or (path == SESSION and scope["method"] == "POST")
+    is_open = path in (OPENAPI, SIGN_IN, SIGN_IN_END) or (path == SESSION and scope["method"] == "POST")
     return path == "/metrics" or (path.startswith(f"{API}/") and not is_open)
 
 

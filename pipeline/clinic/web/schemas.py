@@ -12,6 +12,7 @@ from pipeline.clinic.corrected_mask import MOST_CHARACTERS
 from pipeline.clinic.records import DeliveryState, JobState, PcrResult, PcrSource, Role, Source, Target, Verdict, WhyNot
 from pipeline.clinic.settings import Sends
 from pipeline.clinic.web.auth import Access
+from pipeline.clinic.web.single_sign_on import PLACE
 from pipeline.scoring.verdict import Level
 from pipeline.system.days import Day
 
@@ -452,7 +453,8 @@ class Session(BaseModel):
     `person`: the DICOM name of the person whom the token belongs to, else ''. Only a named person with the role score
     can decide about results. `searches_pacs`, `sends_to_pacs`: whether the clinic's settings name a PACS to search, and
     one to send results to. `sends`: which results are sent, as in clinic.toml.
-    `viewer_url`: template of the hospital's viewer, as in clinic.toml; '' without one.
+    `viewer_url`: template of the hospital's viewer, as in clinic.toml; '' without one. `sign_out_url`: where a browser
+    that has signed out here ends its session at the provider of identities as well; '' if there is no such address.
     """
 
     name: str
@@ -463,6 +465,45 @@ class Session(BaseModel):
     sends_to_pacs: bool
     sends: Sends
     viewer_url: str
+    sign_out_url: str
+
+
+class SignInWays(BaseModel):
+    """How browsers may sign in. `tokens`: false if only the emergency administrator's token is accepted."""
+
+    provider: bool
+    tokens: bool
+
+
+class SignInStart(BaseModel):
+    """A sign-in with the hospital's account. `to`: what the page shows afterwards."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    to: Annotated[str, StringConstraints(pattern=PLACE)] = ""
+
+
+class SignInAddress(BaseModel):
+    """The address of the provider to which the browser goes next."""
+
+    url: str
+
+
+class SignInEnd(BaseModel):
+    """What the provider added to the page's address (RFC 6749, 4.1.2; RFC 9207). `error`: it refused the sign-in."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: str = Field(min_length=1, max_length=256)
+    code: str = Field(default="", max_length=4096)
+    iss: str = Field(default="", max_length=1024)
+    error: str = Field(default="", max_length=256)
+
+
+class SignedIn(Session):
+    """The caller, and what the page shows now (`to` of the request that started the sign-in)."""
+
+    to: str
 
 
 class Readiness(BaseModel):

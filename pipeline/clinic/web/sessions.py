@@ -18,9 +18,9 @@ routes = APIRouter(tags=["session"])
 
 
 @routes.get("/session", response_model=schemas.Session, responses=documented(), summary="The caller")
-def get_session(clinic: TheClinic, caller: Reader) -> Any:
-    """Return name and role of the caller's token, or of the token of their session."""
-    return _json(caller, clinic)
+def get_session(request: Request, clinic: TheClinic, caller: Reader) -> Any:
+    """Return name and role of the caller's token or account, or of those of their session."""
+    return session_json(caller, clinic, request.app.state.callers)
 
 
 @routes.post("/session", response_model=schemas.Session, responses=documented(), summary="Sign in")
@@ -28,10 +28,8 @@ async def post_session(request: Request, response: Response, clinic: TheClinic, 
     """Start a session. No script can read its cookie, and browsers do not send it for other sites."""
     callers: Callers = request.app.state.callers
     secret, caller = await callers.sign_in(request, sign_in.token)
-    response.set_cookie(
-        callers.cookie, secret, max_age=int(callers.hours * 3600), httponly=True, samesite="strict", secure=callers.tls
-    )
-    return await run_in_threadpool(_json, caller, clinic)
+    set_session_cookie(response, callers, secret)
+    return await run_in_threadpool(session_json, caller, clinic, callers)
 
 
 @routes.delete("/session", status_code=204, responses=documented(), summary="Sign out")
@@ -42,7 +40,13 @@ def delete_session(request: Request, response: Response, _: Reader) -> None:
     response.delete_cookie(callers.cookie, httponly=True, samesite="strict", secure=callers.tls)
 
 
-def _json(caller: Caller, clinic: Clinic) -> dict[str, Any]:
+def set_session_cookie(response: Response, callers: Callers, secret: str) -> None:
+    response.set_cookie(
+        callers.cookie, secret, max_age=int(callers.hours * 3600), httponly=True, samesite="strict", secure=callers.tls
+    )
+
+
+def session_json(caller: Caller, clinic: Clinic, callers: Callers) -> dict[str, Any]:
     return {
         "name": caller.name,
         "role": caller.role,
@@ -52,6 +56,7 @@ def _json(caller: Caller, clinic: Clinic) -> dict[str, Any]:
         "sends_to_pacs": clinic.settings.results.send != "off",
         "viewer_url": clinic.settings.server.viewer_url,
         "sends": clinic.settings.results.send,
+        "sign_out_url": callers.sso.sign_out_url() if callers.sso and caller.account else "",
     }
 
 

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 import configs
 from models.refusal import Refusal
@@ -19,6 +19,7 @@ from pipeline.clinic.settings import (
     ServerTable,
     init_clinic,
 )
+from pipeline.identity.oidc_settings import OidcTable
 
 TEMPLATE = Path(configs.__file__).with_name(SETTINGS)
 DICOMWEB = '[pacs]\nprotocol = "dicomweb"\n[pacs.dicomweb]\nurl = "https://pacs.example/dicom-web"\n'
@@ -44,13 +45,13 @@ def test_template_contains_every_setting() -> None:
     text = TEMPLATE.read_text(encoding="utf-8")
     for name, field in ClinicSettings.model_fields.items():
         section = text.partition(f"[{name}]\n")[2].partition("\n[")[0]
-        table = field.annotation
+        table = OidcTable if name == "oidc" else field.annotation  # absent by default, so of two types
         if name in ("node", "pacs"):  # absent by default; the keys of [pacs] are documented in site.toml
             assert section
             continue
         assert isinstance(table, type) and issubclass(table, BaseModel)
         for key in table.model_fields:
-            if f"# [{name}.{key}]\n" in text:
+            if f"# [{name}.{key}]" in text:
                 continue
             assert re.search(rf"^(# )?{key} = ", section, re.MULTILINE), f"[{name}] {key}"
 
@@ -179,3 +180,42 @@ def test_pacs_settings_come_from_the_node_or_the_clinic(tmp_path: Path) -> None:
     of_node = opened(tmp_path, '[node]\nfolder = "site"\n')
     assert of_node.node and of_node.node.name == "ward"
     assert of_node.pacs and (of_node.pacs[0].protocol, of_node.pacs[1]) == ("dicomweb", site)
+
+
+OIDC = {
+    "issuer": "https://login.example/realm",
+    "client_id": "fedthorax",
+    "page_url": "https://thorax.example/",
+    "roles": {"read": ["readers"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_valid"),
+    [
+        ({}, True),
+        ({"issuer": "http://127.0.0.1:9/"}, True),
+        ({"issuer": "http://login.example"}, False),
+        ({"issuer": "https://user:password@login.example"}, False),
+        ({"issuer": "https://login.example?a=b"}, False),
+        ({"page_url": "https://thorax.example"}, False),
+        ({"page_url": "http://thorax.example/"}, False),
+        ({"page_url": "javascript:alert(1)/"}, False),
+        ({"scope": "profile"}, False),
+        ({"roles": {}}, False),
+        ({"roles": {"root": ["x"]}}, False),
+        ({"role_claim": []}, False),
+        ({"role_claim": ["realm_access", "roles"]}, True),
+        ({"family_name_claim": ""}, False),
+        ({"family_name_claim": "", "given_name_claim": ""}, True),
+        ({"sign_in_with_tokens": False}, False),
+        ({"sign_in_with_tokens": False, "emergency_admin": "emergency"}, True),
+        ({"proxy": "proxy"}, False),
+    ],
+)
+def test_oidc_table_is_safe_and_gives_somebody_access(changed: dict[str, object], is_valid: bool) -> None:
+    if is_valid:
+        assert OidcTable.model_validate({**OIDC, **changed})
+    else:
+        with pytest.raises(ValidationError):
+            OidcTable.model_validate({**OIDC, **changed})

@@ -11,6 +11,7 @@ import { showKeys, startKeys } from "./keys.js";
 import { allowPacs, openPacs, startPacs } from "./pacs.js";
 import { takeOrRelease } from "./reader.js";
 import { nextRefusedWindow, startRefused } from "./refused.js";
+import { endSignIn, offerSignIn, startSignIn } from "./sign_in.js";
 import { fade, nextOverlay, nextWindow, startViewer } from "./viewer.js";
 import { choose, neighbour, refresh, startWorklist, stopWorklist } from "./worklist.js";
 
@@ -20,6 +21,7 @@ const SIGN_IN = /^#token=(.+)$/; // in the URL that `serve` prints; browsers do 
 const SEEN_MS = 10000; // how long a message stays
 
 let fading = null;
+let signOutUrl = ""; // of the hospital's provider of identities
 
 // --- signing in and out ---------------------------------------------------------------------------
 
@@ -31,9 +33,9 @@ async function begin() {
     return;
   }
   try {
-    signedIn(await ask("session"));
+    signedIn((await endSignIn()) ?? (await ask("session")));
   } catch (error) {
-    signedOut(error.status === 401 ? "" : error.text);
+    signedOut(error.code === "E_NO_TOKEN" || error.code === "E_TOKEN" ? "" : error.text);
   }
 }
 
@@ -47,6 +49,7 @@ async function signIn(token) {
 }
 
 function signedIn(session) {
+  signOutUrl = session.sign_out_url;
   byId("token").value = "";
   byId("who-asks").replaceChildren(outside(session.name));
   allow(session);
@@ -64,6 +67,7 @@ function signedOut(text = "") {
   for (const id of ["session", "desk"]) show(byId(id), false);
   const wasHidden = byId("sign-in").hidden;
   show(byId("sign-in"), true);
+  offerSignIn();
   say(byId("sign-in-refused"), text);
   if (wasHidden) byId("token").focus();
 }
@@ -107,6 +111,7 @@ startWorklist({ changed: showJob, ended: (jobs) => announce(announcement(jobs)) 
 startIncoming(arrived);
 startPacs(arrived);
 startAudit();
+startSignIn(signedOut);
 startKeys({
   "?": showKeys,
   j: () => step(1),
@@ -137,6 +142,7 @@ byId("sign-in-form").addEventListener("submit", (event) => {
 byId("sign-out").addEventListener("click", async () => {
   await ask("session", { method: "DELETE" }).catch(() => {});
   signedOut();
+  if (signOutUrl) location.assign(signOutUrl);
 });
 addEventListener("hashchange", () => byId("desk").hidden || follow());
 begin();

@@ -41,7 +41,14 @@ NEEDED = {
     ("GET", "/api/v1/audit"): "admin",
     ("GET", "/metrics"): "read",
 }
-OPEN = {("POST", "/api/v1/session"), ("GET", "/health/live"), ("GET", "/health/ready")}
+OPEN = {
+    ("POST", "/api/v1/session"),
+    ("GET", "/api/v1/sign-in"),
+    ("POST", "/api/v1/sign-in"),
+    ("POST", "/api/v1/sign-in/finish"),
+    ("GET", "/health/live"),
+    ("GET", "/health/ready"),
+}
 VALUES = {
     **dict.fromkeys(("job_id", "answer_id", "decision_id", "key"), ID),
     **{"sha256": SHA256, "name": "score.json", "plane": "axial", "index": "0"},
