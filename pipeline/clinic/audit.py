@@ -49,6 +49,37 @@ class Audit:
             found = rows("SELECT * FROM audit ORDER BY number DESC LIMIT ?", limit)[::-1]
         return [_record(row) for row in found]
 
+    def search(
+        self,
+        *,
+        who: str = "",
+        action: str = "",
+        about: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
+        before: int | None = None,
+        limit: int = 100,
+    ) -> list[AuditRecord]:
+        """Return the newest matching records, newest first; `before`: only those with a smaller number, for pages.
+
+        `who`: part of a name, in any case. `about`: the beginning of an id or hash, of a scan, an answer, a volume or a
+        model, or of a code. `until`: before this time.
+        """
+        found = self._database.rows(
+            "SELECT * FROM audit WHERE (?1 = '' OR instr(lower(who), lower(?1))) AND (?2 = '' OR action = ?2)"
+            " AND (?3 = '' OR substr(job_id, 1, length(?3)) = ?3 OR substr(answer_id, 1, length(?3)) = ?3"
+            " OR substr(input_sha256, 1, length(?3)) = ?3 OR substr(model_sha256, 1, length(?3)) = ?3"
+            " OR substr(code, 1, length(?3)) = ?3)"
+            " AND (?4 IS NULL OR at >= ?4) AND (?5 IS NULL OR at < ?5) AND (?6 IS NULL OR number < ?6)"
+            " ORDER BY number DESC LIMIT ?7",
+            *(who, action, about, since and stamp(since), until and stamp(until), before, limit),
+        )
+        return [_record(row) for row in found]
+
+    def actions(self) -> list[str]:
+        """Return the actions that occur in the records."""
+        return [row["action"] for row in self._database.rows("SELECT DISTINCT action FROM audit ORDER BY action")]
+
 
 def write_record(db: sqlite3.Connection, who: str, action: str, **parts: Unpack[Parts]) -> None:
     """Write one audit record within a transaction."""

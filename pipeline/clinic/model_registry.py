@@ -9,6 +9,7 @@ import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from models.reasons import MODEL_ALTERED, NO_MODEL
 from models.refusal import Reason, Refusal
 from models.signature import fingerprint
 from pipeline.clinic.reasons import IS_LIVE, NEEDS_MASKS, NO_SUCH_MODEL, NOT_SHADOWED
-from pipeline.clinic.records import Model
+from pipeline.clinic.records import Model, moment
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
 from pipeline.system.atomic_files import sync_folder, sync_tree
 
 MOST_COMPARED = 1000  # newest scans
+MOST_DISAGREEMENTS = 50
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,37 @@ def compare(store: Store, sha256: str) -> Agreement | None:
             for label in labels
         },
     )
+
+
+def disagreements(store: Store, sha256: str) -> list[dict[str, Any]]:
+    """Return the newest scans for which a shadow model and the live model had another level, as the API (v1) does.
+
+    At most `MOST_DISAGREEMENTS`, newest first, by label; of no patient. Raises Refusal E_CLINIC_FILE.
+    """
+    rows = store.database.rows(
+        "SELECT live.job_id, live.created_at, shadow.score AS shadow, live.score AS live FROM answers AS shadow"
+        " JOIN answers AS live USING (job_id) WHERE shadow.role = 'shadow' AND live.role = 'live'"
+        " AND shadow.model_sha256 = ? ORDER BY shadow.number DESC LIMIT ?",
+        *(sha256, MOST_COMPARED),
+    )
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        shadow, live = json.loads(row["shadow"]), json.loads(row["live"])
+        found += [
+            {
+                "job_id": row["job_id"],
+                "at": moment(datetime.fromisoformat(row["created_at"])),
+                "label": label,
+                **{name: _said(score, label) for name, score in (("live", live), ("shadow", shadow))},
+            }
+            for label in sorted(set(shadow["probability"]) & set(live["probability"]))
+            if not _agree(shadow, live, label)
+        ]
+    return found[:MOST_DISAGREEMENTS]
+
+
+def _said(score: dict[str, Any], label: str) -> dict[str, Any]:
+    return {"probability": score["probability"][label], "level": (score.get("level") or {}).get(label)}
 
 
 def _agree(one: dict[str, Any], other: dict[str, Any], label: str) -> bool:

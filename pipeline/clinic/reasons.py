@@ -263,6 +263,15 @@ NOT_FOR_PATIENTS = Reason(
     "the model was trained on synthetic data, so its result for this scan is not passed on to other systems",
     "Use a model that was trained on patients. This model's results are passed on only for synthetic phantoms.",
 )
+NO_SUCH_CONNECTION = Reason(
+    "E_NO_SUCH_CONNECTION", "clinic.toml does not set up this system", "Fill in its table, then restart the service."
+)
+RECEIVER_CLOSED = Reason(
+    "E_RECEIVER_CLOSED",
+    "the clinic's own DICOM receiver accepts no connection",
+    "logs/service.log says why it does not run. Another program may use the port in [receiver] of clinic.toml.",
+)
+NO_SUCH_DELIVERY = Reason("E_NO_SUCH_DELIVERY", "the outbox has no such delivery", "Look at the list of deliveries.")
 
 # --- scans from the PACS ----------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ import re
 import socket
 import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from models.refusal import Refusal
 from pipeline.feeds import reasons
@@ -26,18 +28,30 @@ def send_message(
     E_HL7_REFUSED if the receiver refuses its content (AE, CE).
     """
     deadline = time.monotonic() + timeout_seconds
+    with _connected(host, port, tls, timeout_seconds) as connection:
+        connection.sendall(frame(message))
+        answer = _read(connection, deadline)
+    _judge(answer, control_id)
+
+
+def check_connection(host: str, port: int, *, tls: ssl.SSLContext | None, timeout_seconds: float) -> None:
+    """Return if the receiver accepts a connection; send nothing. Raises Refusal E_HL7_SILENT, E_HL7_UNTRUSTED."""
+    with _connected(host, port, tls, timeout_seconds):
+        pass
+
+
+@contextmanager
+def _connected(host: str, port: int, tls: ssl.SSLContext | None, timeout_seconds: float) -> Iterator[socket.socket]:
     try:
         with (
             socket.create_connection((host, port), timeout=timeout_seconds) as plain,
             tls.wrap_socket(plain, server_hostname=host) if tls else plain as connection,
         ):
-            connection.sendall(frame(message))
-            answer = _read(connection, deadline)
+            yield connection
     except ssl.SSLError as error:
         raise Refusal(reasons.HL7_UNTRUSTED, private=type(error).__name__) from None
     except OSError as error:
         raise Refusal(reasons.HL7_SILENT, private=type(error).__name__) from None
-    _judge(answer, control_id)
 
 
 def _read(connection: socket.socket, deadline: float) -> bytes:

@@ -60,3 +60,26 @@ SIGN_IN_DISABLED = Reason(
     "an administrator of this clinic has disabled this account",
     "Ask an administrator of the clinic to enable it.",
 )
+
+# --- accounts, on the administrator's page --------------------------------------------------------------
+
+OWN_ACCOUNT = Reason(
+    "E_OWN_ACCOUNT",
+    "nobody can disable, reset or change the role of their own account",
+    "Ask another administrator, or use `fedthorax clinic revoke` on the machine.",
+)
+EMERGENCY_ADMIN = Reason(
+    "E_EMERGENCY_ADMIN",
+    "this is the emergency administrator's token, which keeps the clinic usable while the provider is down",
+    "Name another token as emergency_admin in [oidc] of clinic.toml first.",
+)
+PROVIDER_ACCOUNT = Reason(
+    "E_PROVIDER_ACCOUNT",
+    "role and password of this account come from the hospital's provider of identities",
+    "Change the account's groups or password at the provider. Here it can be disabled.",
+)
+TOKEN_ENDED = Reason(
+    "E_TOKEN_ENDED",
+    "the token is revoked or expired, or was only for the first sign-in, and does not become valid again",
+    "Create a token with another name.",
+)

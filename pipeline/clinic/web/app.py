@@ -12,7 +12,20 @@ from starlette.exceptions import HTTPException
 import pipeline.clinic
 from models.refusal import Refusal
 from pipeline.clinic.settings import Clinic
-from pipeline.clinic.web import admin, answers, decisions, error_responses, metrics, pacs, scans, sessions, sign_in
+from pipeline.clinic.web import (
+    admin,
+    admin_records,
+    admin_systems,
+    admin_users,
+    answers,
+    decisions,
+    error_responses,
+    metrics,
+    pacs,
+    scans,
+    sessions,
+    sign_in,
+)
 from pipeline.clinic.web.auth import Tokens
 from pipeline.clinic.web.authentication import Callers
 from pipeline.clinic.web.limits import Room
@@ -66,7 +79,7 @@ def make_app(clinic: Clinic) -> FastAPI:
     app.add_exception_handler(Refusal, error_responses.of_refusal)
     app.add_exception_handler(RequestValidationError, error_responses.of_validation)
     app.add_exception_handler(HTTPException, error_responses.of_http)
-    for each in (sessions, sign_in, scans, answers, decisions, pacs, admin):
+    for each in (sessions, sign_in, scans, answers, decisions, pacs, admin, admin_users, admin_records, admin_systems):
         app.include_router(each.routes, prefix=API)
     app.include_router(metrics.health)
     app.add_api_route("/", _page, include_in_schema=False)

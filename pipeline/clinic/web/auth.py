@@ -97,7 +97,7 @@ class Tokens:
             raise Refusal(TOKEN_NAME)
         if person and not is_person_name(person):
             raise Refusal(PERSON_NAME)
-        secret = _PREFIX + secrets.token_urlsafe(32)
+        secret, digest = new_token()
         lasts = timedelta(minutes=ONCE_MINUTES) if once else days and timedelta(days=days)
         ends_at = stamp(now() + lasts) if lasts else None
         with Database(self.folder) as database, database.transaction() as db:
@@ -105,7 +105,7 @@ class Tokens:
                 raise Refusal(TOKEN_NAME)
             db.execute(
                 "INSERT INTO tokens (name, sha256, role, made_at, ends_at, once, person) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (name, _hash(secret), role, stamp(now()), ends_at, once, person),
+                (name, digest, role, stamp(now()), ends_at, once, person),
             )
             write_record(db, by, "token", output={"name": name, "role": role, "person": person})
         return secret
@@ -181,6 +181,12 @@ class Tokens:
     def open_sessions(self) -> int:
         with Database(self.folder) as database:
             return int(database.rows("SELECT count(*) FROM sessions WHERE ends_at > ?", stamp(now()))[0][0])
+
+
+def new_token() -> tuple[str, str]:
+    """Return the secret of a new token, and its SHA-256, which is all that is stored."""
+    secret = _PREFIX + secrets.token_urlsafe(32)
+    return secret, _hash(secret)
 
 
 def start_session(db: sqlite3.Connection, name: str, ends_at: datetime, instead_of: str) -> str:

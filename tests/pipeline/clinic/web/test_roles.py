@@ -39,6 +39,19 @@ NEEDED = {
     ("POST", "/api/v1/models/{sha256}/promote"): "admin",
     ("GET", "/api/v1/local-audit"): "read",
     ("GET", "/api/v1/audit"): "admin",
+    ("GET", "/api/v1/audit/search"): "admin",
+    ("GET", "/api/v1/retention"): "admin",
+    ("GET", "/api/v1/models/{sha256}/disagreements"): "admin",
+    ("GET", "/api/v1/accounts"): "admin",
+    ("POST", "/api/v1/accounts"): "admin",
+    ("POST", "/api/v1/accounts/role"): "admin",
+    ("POST", "/api/v1/accounts/disable"): "admin",
+    ("POST", "/api/v1/accounts/enable"): "admin",
+    ("POST", "/api/v1/accounts/reset"): "admin",
+    ("GET", "/api/v1/connections"): "admin",
+    ("POST", "/api/v1/connections/{name}/test"): "admin",
+    ("GET", "/api/v1/deliveries"): "admin",
+    ("POST", "/api/v1/deliveries/{number}/send"): "admin",
     ("GET", "/metrics"): "read",
 }
 OPEN = {
@@ -51,11 +64,14 @@ OPEN = {
 }
 VALUES = {
     **dict.fromkeys(("job_id", "answer_id", "decision_id", "key"), ID),
-    **{"sha256": SHA256, "name": "score.json", "plane": "axial", "index": "0"},
+    **{"sha256": SHA256, "number": 1, "name": "score.json", "plane": "axial", "index": "0"},
 }
 BODIES = {
     "/api/v1/answers/{answer_id}/pcr": {"result": "negative"},
     "/api/v1/answers/{answer_id}/decisions": {"verdict": "accepted", "revision": ID},
+    "/api/v1/accounts": {"name": "new", "role": "read"},
+    "/api/v1/accounts/role": {"name": "new", "role": "score"},
+    **{f"/api/v1/accounts/{does}": {"name": "new"} for does in ("disable", "enable", "reset")},
     "/api/v1/pacs/scans": {"study_uid": "1.2", "series_uid": "1.3"},
 }
 

@@ -72,6 +72,19 @@ CALLS: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", f"{API}/models/{{sha256}}/promote"): {},
     ("GET", f"{API}/local-audit"): {},
     ("GET", f"{API}/audit"): {},
+    ("GET", f"{API}/audit/search"): {},
+    ("GET", f"{API}/retention"): {},
+    ("GET", f"{API}/models/{{sha256}}/disagreements"): {},
+    ("GET", f"{API}/accounts"): {},
+    ("POST", f"{API}/accounts"): {"json": {"name": "new", "role": "read"}},
+    ("POST", f"{API}/accounts/role"): {"json": {"name": "new", "role": "score"}},
+    ("POST", f"{API}/accounts/reset"): {"json": {"name": "new"}},
+    ("POST", f"{API}/accounts/disable"): {"json": {"name": "new"}},
+    ("POST", f"{API}/accounts/enable"): {"json": {"name": "new"}},
+    ("GET", f"{API}/connections"): {},
+    ("POST", f"{API}/connections/{{name}}/test"): {},
+    ("GET", f"{API}/deliveries"): {},
+    ("POST", f"{API}/deliveries/{{number}}/send"): {},
 }
 VERBS = {
     ("GET", f"{API}/jobs"): "worklist",
@@ -143,7 +156,7 @@ def test_every_route_that_shows_patient_data_is_audited(
     answer = answer_to()
     assert answer.patient
     assert write_results(answer, answer.folder, picture=False) is None
-    clinic.settings.results.send = "always"
+    clinic.settings.results.send, clinic.settings.results.url = "always", "http://127.0.0.1:1/dicom-web"
     app: Any = client().app
     documented = {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods}
     assert documented | {("GET", "/")} == CALLS.keys()
@@ -166,7 +179,8 @@ def test_every_route_that_shows_patient_data_is_audited(
             answer_id=answer.id,
             key=answer.patient.key,
             **{"plane": "axial", "index": 1, "sha256": "0" * 64},
-            name="sr.dcm" if "decision_id" in path else "image.nii.gz",
+            name="sr.dcm" if "decision_id" in path else "hl7" if "connections" in path else "image.nii.gz",
+            number=1,
             decision_id=now.decision.id if now.decision else "",
         )
         response = TestClient(app, base_url=ADDRESS).request(method, address, **{**call, "headers": headers})
