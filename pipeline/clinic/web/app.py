@@ -83,12 +83,17 @@ def make_app(clinic: Clinic) -> FastAPI:
         app.include_router(each.routes, prefix=API)
     app.include_router(metrics.health)
     app.add_api_route("/", _page, include_in_schema=False)
+    app.add_api_route("/admin", _admin_page, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=_PAGE / "static", check_dir=False))
     return app
 
 
 def _page() -> FileResponse:
     return FileResponse(_PAGE / "index.html", media_type="text/html")
+
+
+def _admin_page() -> FileResponse:
+    return FileResponse(_PAGE / "admin.html", media_type="text/html")
 
 
 def _waiting(clinic: Clinic) -> int:

@@ -50,6 +50,7 @@ async function signIn(token) {
 
 function signedIn(session) {
   signOutUrl = session.sign_out_url;
+  show(byId("show-admin"), session.role === "admin");
   byId("token").value = "";
   byId("who-asks").replaceChildren(outside(session.name));
   allow(session);

@@ -18,16 +18,17 @@ async function open() {
   say(byId("audit-refused"), "");
   byId("audit").showModal();
   try {
-    draw(await ask("local-audit"));
+    byId("audit-found").replaceChildren(...figures(await ask("local-audit")));
   } catch (error) {
     say(byId("audit-refused"), error.text ?? String(error));
   }
 }
 
-function draw({ model_sha256: model, answers, undecided, verdicts, reasons, levels, drift }) {
+/** Returns the figures as paragraphs and tables. */
+export function figures({ model_sha256: model, answers, undecided, verdicts, reasons, levels, drift }) {
   const counted = Object.entries(VERDICTS).map(([verdict, name]) => [name, verdicts[verdict] ?? 0]);
   const why = Object.entries(REASONS).filter(([reason]) => reasons[reason]).map(([reason, name]) => [name, reasons[reason]]);
-  byId("audit-found").replaceChildren(
+  return [
     element("p", { className: "soft" }, `The live model, ${model.slice(0, 12)}: ${answers} ${answers === 1 ? "answer" : "answers"}. Answers that are not valid for patients do not count.`),
     table("Decisions", ["Decision", "Answers"], [...counted, ["Not read", undecided]]),
     ...(why.length ? [table("Reasons", ["Reason of corrections and rejections", "Answers"], why)] : []),
@@ -39,7 +40,7 @@ function draw({ model_sha256: model, answers, undecided, verdicts, reasons, leve
       ),
     ),
     table("Drift", ["Drift", "Before or expected", "Now or observed", "Difference"], Object.entries(drift).map(driftRow)),
-  );
+  ];
 }
 
 function driftRow([name, { before, now, answers, errors, alert }]) {

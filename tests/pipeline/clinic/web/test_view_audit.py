@@ -85,6 +85,7 @@ CALLS: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", f"{API}/connections/{{name}}/test"): {},
     ("GET", f"{API}/deliveries"): {},
     ("POST", f"{API}/deliveries/{{number}}/send"): {},
+    ("GET", "/admin"): {},
 }
 VERBS = {
     ("GET", f"{API}/jobs"): "worklist",
@@ -159,8 +160,8 @@ def test_every_route_that_shows_patient_data_is_audited(
     clinic.settings.results.send, clinic.settings.results.url = "always", "http://127.0.0.1:1/dicom-web"
     app: Any = client().app
     documented = {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods}
-    assert documented | {("GET", "/")} == CALLS.keys()
-    assert [route.path for route in routes(app) if not route.include_in_schema] == ["/"]
+    assert documented | {("GET", "/"), ("GET", "/admin")} == CALLS.keys()
+    assert [route.path for route in routes(app) if not route.include_in_schema] == ["/", "/admin"]
     with clinic.store() as store:
         in_pacs = store.keys.patient_key(IN_PACS["PatientID"], IN_PACS["IssuerOfPatientID"])
     marks = (PATIENT.id, "Doe^Jane", IN_PACS["PatientID"], IN_PACS["PatientName"])
