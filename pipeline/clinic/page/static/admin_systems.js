@@ -1,7 +1,7 @@
 // The systems that the clinic exchanges data with, and the deliveries that did not arrive.
 
 import { announce, does, rowButton, when } from "./admin_shared.js";
-import { ask } from "./api.js";
+import { ask, Refused } from "./api.js";
 import { byId, element, outside, table } from "./dom.js";
 
 const NAMES = {
@@ -42,9 +42,9 @@ function system({ name, kind, address, encrypted, deliveries, last_sent_at: last
 async function test(name, result) {
   result.textContent = "…";
   try {
-    const { responds, code, says, remedy } = await ask(`connections/${name}/test`, { method: "POST" });
-    result.className = responds ? "good" : "bad";
-    result.textContent = responds ? "responds" : `${says}. ${remedy} (${code})`;
+    const told = await ask(`connections/${name}/test`, { method: "POST" });
+    result.className = told.responds ? "good" : "bad";
+    result.textContent = told.responds ? "Responds." : new Refused(0, told).text;
   } catch (error) {
     result.textContent = "";
     throw error;
@@ -54,7 +54,7 @@ async function test(name, result) {
 function drawDeliveries({ deliveries }) {
   const headings = ["Scan", "To", "State", "Attempts", "Why", "Next attempt", "Actions"];
   byId("deliveries-found").replaceChildren(
-    deliveries.length ? table("Deliveries", headings, deliveries.map(delivery)) : element("p", {}, "None. Everything was sent."),
+    deliveries.length ? table("Deliveries", headings, deliveries.map(delivery)) : element("p", {}, "None."),
   );
 }
 
