@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from federation.cli.clinic_deliveries import send_again, status
 from federation.cli.console import print_json, print_table, say
 from federation.cli.options import Json
 from federation.cli.serve import BY, SignedBy
@@ -177,7 +178,10 @@ def promote(
     say(f"Model {chosen.sha256[:12]} is live.")
 
 
-for name, command in (("upgrade-check", check_clinic), ("upgrade-undo", undo_clinic)):
+for name, command in (
+    *(("status", status), ("send-again", send_again)),
+    *(("upgrade-check", check_clinic), ("upgrade-undo", undo_clinic)),
+):
     app.command(name)(command)
 
 

@@ -21,14 +21,15 @@ from pipeline.imaging.discovery import Series
 from pipeline.scoring.verdict import redecided
 from pipeline.system.days import check_day
 
+_DELIVERY = ", ".join(f"'{name}', {name}" for name in DELIVERY_COLUMNS)
 _SELECT = f"""
     SELECT answers.*, result, collected_on, pcr.source, pcr.by,
-        {", ".join(f"deliveries.{name} AS pacs_{name}" for name in DELIVERY_COLUMNS)},
+        (SELECT json_group_array(json_object({_DELIVERY})) FROM (SELECT * FROM deliveries WHERE number IN
+            (SELECT max(number) FROM deliveries WHERE answer_id = answers.id GROUP BY target) ORDER BY target))
+            AS deliveries,
         {", ".join(f"decisions.{name} AS decision_{name}" for name in DECISION_COLUMNS)}
     FROM answers
     LEFT JOIN pcr ON pcr.answer_id = answers.id
-    LEFT JOIN deliveries ON deliveries.number =
-        (SELECT max(number) FROM deliveries WHERE answer_id = answers.id AND target = 'pacs')
     LEFT JOIN decisions ON decisions.number = (SELECT max(number) FROM decisions WHERE answer_id = answers.id)
 """  # noqa: S608
 _DAY_CHARACTERS = len("2021-03-04")
@@ -185,7 +186,7 @@ class Answers:
             folder=self._database.folder / "answers" / row["id"],
             patient=patient_of(row),
             pcr=_pcr(row) if row["result"] else None,
-            pacs=delivery_of(row, "pacs_") if row["pacs_state"] else None,
+            deliveries=tuple(delivery_of(each) for each in json.loads(row["deliveries"])),
             decision=decision_of(row, "decision_") if row["decision_id"] else None,
         )
 

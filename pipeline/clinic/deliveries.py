@@ -1,7 +1,9 @@
 """The deliveries of results to other systems: which of them wait, were sent, failed, or were dropped."""
 
 import sqlite3
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from models.refusal import Refusal
 from pipeline.clinic.database import Database, now, stamp
@@ -23,7 +25,7 @@ class Deliveries:
         self._database = database
 
     def queue(self, answer_id: str, target: Target, decision_id: str = "") -> None:
-        """Queue a delivery, also if it was sent or failed before."""
+        """Queue a delivery, also if it was sent or failed before; its attempts stay counted."""
         with self._database.transaction() as db:
             queue_in(db, answer_id, target, decision_id, again=True)
 
@@ -66,6 +68,13 @@ class Deliveries:
             limit,
         )
         return [(delivery_of(row), row["job_id"]) for row in rows]
+    def problems(self) -> list[Delivery]:
+        """Return the deliveries that failed, or wait after a failed attempt, oldest first; what was replaced is not."""
+        newest = "(SELECT max(number) FROM deliveries AS other WHERE other.answer_id = deliveries.answer_id"
+        return self._found(
+            f"number = {newest} AND other.target = deliveries.target)"
+            " AND (state = 'failed' OR (state = 'waiting' AND code IS NOT NULL)) ORDER BY number"
+        )
 
     def of(self, answer_id: str) -> list[Delivery]:
         """Return all deliveries of an answer, oldest first."""
@@ -84,13 +93,19 @@ class Deliveries:
 def queue_in(
     db: sqlite3.Connection, answer_id: str, target: Target, decision_id: str = "", *, again: bool = False
 ) -> None:
-    """Queue a delivery within a transaction; `again`: also if it was queued before."""
-    once_more = "UPDATE SET state = 'waiting', attempts = 0, code = NULL, due_at = excluded.due_at"
+    """Queue a delivery within a transaction; `again`: also if it was queued before.
+
+    Earlier deliveries that failed are dropped: this one replaces them. Attempts are never reset, because they say that
+    the other system may have the result (`Deliveries.perhaps_sent`).
+    """
+    once_more = "UPDATE SET state = 'waiting', code = NULL, due_at = excluded.due_at"
+    earlier = "answer_id = ? AND target = ? AND decision_id <> ? AND state = 'failed'"
+    db.execute(f"UPDATE deliveries SET state = 'dropped' WHERE {earlier}", (answer_id, target, decision_id))  # noqa: S608
     db.execute(f"{_QUEUE} {once_more if again else 'NOTHING'}", (answer_id, target, decision_id, stamp(now())))
 
 
-def delivery_of(row: sqlite3.Row, prefix: str = "") -> Delivery:
-    """Read a row of deliveries; `prefix`: of the names of its columns."""
-    values = {name: row[f"{prefix}{name}"] for name in DELIVERY_COLUMNS}
+def delivery_of(row: sqlite3.Row | Mapping[str, Any]) -> Delivery:
+    """Read a row of deliveries."""
+    values = {name: row[name] for name in DELIVERY_COLUMNS}
     times = {name: values[name] and datetime.fromisoformat(values[name]) for name in ("due_at", "sent_at")}
     return Delivery(**{**values, **times})

@@ -255,8 +255,9 @@ RESULT_WRITE = Reason(
 )
 NO_RESULTS = Reason(
     "E_NO_RESULTS",
-    "this answer has no results that can be sent to the PACS",
-    "Results need a scan in DICOM, an answer of the live model, and sending enabled in [results] of clinic.toml.",
+    "this answer has no results that can be sent to this system",
+    "Results need an answer of the live model, and sending to this system enabled in [results] of clinic.toml. For the "
+    "PACS they also need a scan in DICOM, for a FHIR server or HL7 receiver the patient's identifier.",
 )
 NOT_FOR_PATIENTS = Reason(
     "E_NOT_FOR_PATIENTS",

@@ -7,8 +7,12 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from models.reason_tables import reasons_in, tables
+from models.refusal import Reason
 
 JobState = Literal["waiting", "working", "answered", "no_score"]
 Source = Literal["upload", "pacs", "received"]
@@ -142,11 +146,18 @@ class Delivery:
     due_at: datetime | None = None
     sent_at: datetime | None = None
 
+    @property
+    def remedy(self) -> str | None:
+        """What to do about `code`."""
+        return _reasons()[self.code].remedy if self.code in _reasons() else None
+
     def to_json(self) -> dict[str, Any]:
         return {
+            "target": self.target,
             "state": self.state,
             "attempts": self.attempts,
             "code": self.code,
+            "remedy": self.remedy,
             "sent_at": moment(self.sent_at),
             "decision_id": self.decision_id or None,
         }
@@ -203,7 +214,7 @@ class Decision:
 class Answer:
     """The model's answer for one scan.
 
-    `score`: `Score.to_json()`. `decision`: the newest one. `pacs`: the newest delivery to the PACS.
+    `score`: `Score.to_json()`. `decision`: the newest one. `deliveries`: the newest one to each other system.
     `acquired_at`: local time of the scan, without time zone; midnight if its headers give only the day, and then
     `has_clock` is false. `role`: the model's role at that time; answers of a shadow model are
     for comparison only, and no clinician sees them. `folder`: its files.
@@ -223,9 +234,14 @@ class Answer:
     folder: Path
     patient: Patient | None = None
     pcr: Pcr | None = None
-    pacs: Delivery | None = None
+    deliveries: tuple[Delivery, ...] = ()
     has_clock: bool = True
     decision: Decision | None = None
+
+    @property
+    def pacs(self) -> Delivery | None:
+        """The newest delivery to the PACS."""
+        return next((each for each in self.deliveries if each.target == "pacs"), None)
 
     @property
     def acquired(self) -> str | None:
@@ -257,6 +273,7 @@ class Answer:
             "model": {"sha256": self.model_sha256, "name": self.model_name, "role": self.role},
             "pcr": self.pcr and self.pcr.to_json(),
             "pacs": self.pacs and self.pacs.to_json(),
+            "deliveries": [each.to_json() for each in self.deliveries],
             "decision": self.decision and self.decision.to_json(),
             "revision": self.revision,
             "files": files,
@@ -301,6 +318,11 @@ class AuditRecord:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "at": moment(self.at)}
+
+
+@cache
+def _reasons() -> dict[str, Reason]:
+    return {reason.code: reason for reason in reasons_in(*tables("pipeline").values())}
 
 
 def moment(at: datetime | None) -> str | None:

@@ -126,8 +126,10 @@ def background_tasks(clinic: Clinic) -> dict[str, Task]:
     tasks: dict[str, Task] = {
         "worker": partial(run_worker, clinic),
         "tidying": partial(_tidy_up, clinic),
-        "outbox": Outbox(clinic).run,
     }
+    outbox = Outbox(clinic)
+    for target in outbox.receivers:
+        tasks[f"outbox {target}"] = partial(outbox.run, target)
     if clinic.pacs:
         from pipeline.clinic.pacs_source import PacsSource
 

@@ -33,6 +33,7 @@ SETTINGS = "clinic.toml"
 VIEWER_SCHEMES = ("https://", "http://localhost", "http://127.0.0.1", "weasis://")
 VIEWER_FIELDS = {"study_uid", "series_uid", "accession", "patient_id"}
 Sends = Literal["off", "on_request", "accepted", "always"]
+ResourceIds = Literal["client", "server"]  # who gives FHIR resources their ids
 FOLDERS = ("scans", "answers", "models", "logs", "work")
 
 
@@ -102,6 +103,7 @@ class FhirResultsTable(BaseModel, extra="forbid"):
     """[results.fhir]: a FHIR R4 server that receives results; the keys are those of [fhir] in site.toml."""
 
     send: Literal["accepted", "always"] = "accepted"
+    ids: ResourceIds = "client"
     url: str = Field(min_length=1)
     token_file: Path | None = None
     token_url: str = ""
@@ -122,7 +124,7 @@ class FhirResultsTable(BaseModel, extra="forbid"):
     @property
     def server(self) -> FhirTable:
         """How the server is reached. Raises pydantic's ValidationError."""
-        return FhirTable.model_validate(self.model_dump(exclude={"send"}))
+        return FhirTable.model_validate(self.model_dump(exclude={"send", "ids"}))
 
 
 class Hl7ResultsTable(BaseModel, extra="forbid"):

@@ -101,20 +101,26 @@ class FhirClient:
     def transaction(self, bundle: dict[str, Any]) -> None:
         """Send a transaction once; the server stores all of it or nothing.
 
-        Raises Refusal E_FHIR_REFUSED if the server refuses its content, E_FHIR_SILENT if it can be sent again later,
+        Only a whole transaction response counts: a page of a proxy with status 200 does not. Raises Refusal
+        E_FHIR_REFUSED if the server refuses its content, E_FHIR_SILENT if it can be sent again later, E_FHIR_ANSWER,
         and those of `_coded`.
         """
+        answer: dict[str, Any] = {}
         body = json.dumps(bundle, allow_nan=False).encode()
         headers = {"Accept": JSON, "Content-Type": JSON, "Prefer": "return=minimal"}
         for _ in range(2):
             with _coded(), self._send("POST", self.base, None, headers, True, body) as response:
                 status = response.status_code
+                if status == requests.codes.ok:
+                    answer = self._object(response)
             if status != requests.codes.unauthorized or not self._tokens.forget():
                 break
         if status in _CONTENT_REFUSED:
             raise Refusal(reasons.FHIR_REFUSED, private=f"status {status}")
-        if status >= 300:
+        if status != requests.codes.ok:
             raise Refusal(_reason(status), private=f"status {status}")
+        if not _is_stored(answer, len(bundle["entry"])):
+            raise Refusal(reasons.FHIR_ANSWER, private="no transaction response")
 
     def delete(self, url: str) -> None:
         """Tell the server that an export is no longer needed; a failure does not matter."""
@@ -232,6 +238,16 @@ def absolute(base: str, link: str) -> str:
         return urljoin(f"{base}/", link)
     except ValueError:
         return ""
+
+
+def _is_stored(answer: dict[str, Any], entries: int) -> bool:
+    """Whether this is the response to a transaction of so many entries that were all stored (R4, 3.1.0.11.2)."""
+    found = answer.get("entry")
+    if answer.get("resourceType") != "Bundle" or answer.get("type") != "transaction-response":
+        return False
+    responses = [each.get("response") for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    statuses = [each.get("status") for each in responses if isinstance(each, dict)]
+    return len(statuses) == entries and all(str(status).startswith("2") for status in statuses)
 
 
 def _check_type(response: requests.Response, types: set[str]) -> None:

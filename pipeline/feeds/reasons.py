@@ -65,19 +65,20 @@ FETCH_DISK = Reason(
 FHIR_SILENT = Reason(
     "E_FHIR_SILENT",
     "the FHIR server does not respond, is busy, or closed the connection",
-    "Check `url` in [fhir] of site.toml, the server and the network. The next fetch continues where this one ended.",
+    "Check `url` in [fhir] of site.toml, or in [results.fhir] of clinic.toml, the server and the network. The next "
+    "fetch continues where this one ended; results are sent again automatically.",
 )
 FHIR_AUTH = Reason(
     "E_FHIR_AUTH",
     "the FHIR server or its token server denies this node access",
-    "Check token_file, or client_id, client_key, key_id and scope in [fhir] of site.toml, with the server's "
-    "administrator. The clock of this machine must be right.",
+    "Check token_file, or client_id, client_key, key_id and scope in [fhir] of site.toml, or in [results.fhir] of "
+    "clinic.toml, with the server's administrator. The clock of this machine must be right.",
 )
 FHIR_UNTRUSTED = Reason(
     "E_FHIR_UNTRUSTED",
     "a trusted TLS connection to the FHIR server or its token server cannot be established",
-    "Check `ca_certificate` in [fhir] of site.toml, and that the server's certificate names this address and has not "
-    "expired. If the server requires a client certificate, configure one.",
+    "Check `ca_certificate` in [fhir] of site.toml, or in [results.fhir] of clinic.toml, that the server uses TLS, and "
+    "that its certificate names this address and has not expired. If it requires a client certificate, configure one.",
 )
 FHIR_PROXY = Reason(
     "E_FHIR_PROXY",
@@ -87,8 +88,8 @@ FHIR_PROXY = Reason(
 FHIR_ANSWER = Reason(
     "E_FHIR_ANSWER",
     "the FHIR server gave an unexpected answer",
-    "Check that `url` in [fhir] of site.toml is the base of FHIR R4 in JSON, and that the server offers `method`. The "
-    "site's screen shows more.",
+    "Check that `url` in [fhir] of site.toml, or in [results.fhir] of clinic.toml, is the base of FHIR R4 in JSON. The "
+    "server must offer `method`, and for results transactions. The site's screen shows more.",
 )
 FHIR_ORIGIN = Reason(
     "E_FHIR_ORIGIN",
@@ -145,21 +146,29 @@ FHIR_REFUSED = Reason(
     "E_FHIR_REFUSED",
     "the FHIR server refuses the resources that are sent to it",
     "Ask the server's administrator for the reason (its log). The server must accept transactions, and ids that a "
-    "client sets. The next decision about the result is sent again.",
+    'client sets, unless ids = "server" in [results.fhir] of clinic.toml. When that is solved, send the result again.',
 )
 HL7_SILENT = Reason(
     "E_HL7_SILENT",
     "the receiver of HL7 messages does not accept a connection, or gives no valid acknowledgement",
-    "Check host and port in [results.hl7] of clinic.toml, the receiver and the network. It is tried again.",
+    "Check host and port in [results.hl7] of clinic.toml, whether the receiver runs and uses TLS as set there, and the "
+    "network. The result is sent again automatically.",
+)
+HL7_BUSY = Reason(
+    "E_HL7_BUSY",
+    "the receiver of HL7 messages answers that it cannot take a message now",
+    "Ask its administrator: it reports an error of its own (AR, or AE with error 206 or 207). The result is sent again "
+    "automatically.",
 )
 HL7_UNTRUSTED = Reason(
     "E_HL7_UNTRUSTED",
     "a trusted TLS connection to the receiver of HL7 messages cannot be established",
-    "Check `ca_certificate`, certificate and key in [results.hl7] of clinic.toml. The receiver's certificate must name "
-    "the host.",
+    "Check `ca_certificate`, certificate and key in [results.hl7] of clinic.toml, and that the receiver uses TLS. Its "
+    "certificate must name the host and be valid; ours must be valid too. The result is sent again automatically.",
 )
 HL7_REFUSED = Reason(
     "E_HL7_REFUSED",
     "the receiver of HL7 messages refuses the content of a message",
-    "Ask its administrator for the reason. docs/results.md lists the segments and codes of the message.",
+    "Ask its administrator for the reason. docs/results.md lists the segments and codes of the message. When that is "
+    "solved, send the result again.",
 )

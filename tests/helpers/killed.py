@@ -1,15 +1,16 @@
-"""Kill a process with SIGKILL at every moment at which it changes a file or a database.
+"""Kill a process with SIGKILL at every moment at which it changes a file or a database, or uses a connection.
 
     python -m tests.helpers.killed MODULE:FUNCTION FILE WORK
 
 For each moment, the folder of FILE is copied to WORK/0, WORK/1, ... and a process calls the function with the file
-there. It kills itself before its first, second, ... statement, flush or rename. The last folder is that of a process
-that came to its end. Prints how many folders there are.
+there. It kills itself before its first, second, ... statement, flush, rename, or call of a socket. The last folder is
+that of a process that came to its end. Prints how many folders there are.
 """
 
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def killed_copies(function: str, file: Path, work: Path) -> list[Path]:
 
 
 def _kill_before(moment: int) -> None:
-    """Make this process kill itself before the call with this number that changes a file or a database."""
+    """Make this process kill itself before the call with this number: of a file, a database or a socket."""
     left = moment
 
     def step(*_: object) -> None:
@@ -57,6 +58,8 @@ def _kill_before(moment: int) -> None:
     setattr(sqlite3, "connect", connect)  # noqa: B010 - types
     for name in ("fsync", "replace", "rename", "unlink"):
         setattr(os, name, watched(getattr(os, name)))
+    for name in ("connect", "sendall", "recv", "recv_into", "close"):
+        setattr(socket.socket, name, watched(getattr(socket.socket, name)))
 
 
 def main(function: str, file: Path, work: Path) -> int:

@@ -1,16 +1,19 @@
 """What holds of an answer as FHIR R4: a DiagnosticReport with its Observations, in one transaction.
 
-All resources have ids of the answer and are written with PUT: sent again, or after a decision, they replace what was
-there. The status says what they are: preliminary (nobody decided), final (a person accepted or corrected it), corrected
-(a later decision), entered-in-error (rejected).
+All resources have ids and identifiers of the answer and are written with PUT, by their id or by their identifier: sent
+again, or after a decision, they replace what was there. The status says what they are: preliminary (nobody decided),
+final (a person accepted or corrected it), corrected (a later decision), entered-in-error (rejected).
 """
 
 from typing import Any
+from urllib.parse import quote
 
 from models.refusal import Refusal
 from pipeline.clinic.reasons import NOT_FOR_PATIENTS
 from pipeline.clinic.records import Answer
+from pipeline.clinic.results.identity import uid
 from pipeline.clinic.review import decision_text, plain_name, reviewed_levels, reviewed_lungs
+from pipeline.clinic.settings import ResourceIds
 from pipeline.clinic.web.fhir import OUTCOMES, notes_of, subject_of, uid_identifier
 from pipeline.clinic.web.inert_text import inert
 from pipeline.scoring.verdict import withheld
@@ -36,8 +39,8 @@ def status_of(answer: Answer, *, is_later: bool = False) -> str:
     return "corrected" if is_later else "final"
 
 
-def diagnostic_report(answer: Answer, *, is_later: bool = False) -> dict[str, Any]:
-    """Create the transaction. Raises Refusal E_NOT_FOR_PATIENTS."""
+def diagnostic_report(answer: Answer, *, is_later: bool = False, ids: ResourceIds = "client") -> dict[str, Any]:
+    """Create the transaction. `ids`: who gives the resources their ids. Raises Refusal E_NOT_FOR_PATIENTS."""
     if withheld(answer.score):
         raise Refusal(NOT_FOR_PATIENTS)
     status = status_of(answer, is_later=is_later)
@@ -51,22 +54,35 @@ def diagnostic_report(answer: Answer, *, is_later: bool = False) -> dict[str, An
         "issued": _issued(answer),
         "performer": [_DEVICE],
         "resultsInterpreter": _interpreter(answer),
-        "result": [{"reference": f"Observation/{each['id']}"} for each in observations],
+        "result": [{"reference": _place(each, ids)} for each in observations],
         "imagingStudy": _study(answer),
         "conclusion": " ".join([decision_text(answer) or UNVERIFIED, *notes_of(answer.score)]),
     }
-    resources = [_without_empty(each) for each in (*observations, report)]
-    return {
-        "resourceType": "Bundle",
-        "type": "transaction",
-        "entry": [
-            {
-                "resource": inert(each),
-                "request": {"method": "PUT", "url": f"{each['resourceType']}/{each['id']}"},
-            }
-            for each in resources
-        ],
-    }
+    entries = [_entry(_without_empty(each), ids) for each in (*observations, report)]
+    return {"resourceType": "Bundle", "type": "transaction", "entry": entries}
+
+
+def _entry(resource: dict[str, Any], ids: ResourceIds) -> dict[str, Any]:
+    """Return the PUT of a resource; if the server gives it its id, by its identifier (R4, 3.1.0.4.3)."""
+    kind, identifier = resource["resourceType"], _identifier(resource["id"])
+    named = {**resource, "identifier": [identifier]}
+    if ids == "client":
+        return {"resource": inert(named), "request": {"method": "PUT", "url": _place(resource, ids)}}
+    del named["id"]
+    search = quote(f"{identifier['system']}|{identifier['value']}", safe=":")
+    request = {"method": "PUT", "url": f"{kind}?identifier={search}"}
+    return {"fullUrl": _place(resource, ids), "resource": inert(named), "request": request}
+
+
+def _place(resource: dict[str, Any], ids: ResourceIds) -> str:
+    """Return how other resources of the transaction refer to this one."""
+    if ids == "client":
+        return f"{resource['resourceType']}/{resource['id']}"
+    return str(_identifier(resource["id"])["value"])
+
+
+def _identifier(resource_id: str) -> dict[str, str]:
+    return {"system": "urn:ietf:rfc:3986", "value": f"urn:oid:{uid('fhir', resource_id)}"}
 
 
 def _common(answer: Answer, status: str) -> dict[str, Any]:

@@ -4,23 +4,33 @@ What a named person accepted is sent as verified; with `send = "always"` the mod
 marked as unverified. A rejection of what was sent is sent too. What a newer decision replaced is not sent any more.
 
 The queue is in the clinic's store, written with the answer or decision in one transaction; the files are in the
-answer's folder. A kill or a power cut therefore loses nothing. Files that were sent but not yet marked as sent are sent
-again: their UIDs never change (`identity.uid`), so the PACS stores them once.
+answer's folder. A kill or a power cut therefore loses nothing. What was sent but not yet marked as sent is sent again,
+byte for byte: UIDs (`identity.uid`), ids of FHIR resources and control ids of HL7 messages never change, so the other
+system stores it once.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from threading import Event
+from typing import get_args
 
-from models.refusal import Refusal
+from models.refusal import Reason, Refusal
 from pipeline.clinic.database import now
-from pipeline.clinic.reasons import NO_RESULTS, NOT_ACCEPTED, NOT_FOR_PATIENTS, RESULT_NO_DICOM, RESULT_WRITE
+from pipeline.clinic.reasons import (
+    INTERNAL,
+    NO_RESULTS,
+    NOT_ACCEPTED,
+    NOT_FOR_PATIENTS,
+    RESULT_NO_DICOM,
+    RESULT_WRITE,
+)
 from pipeline.clinic.records import Answer, Decision, Delivery, Target, Verdict
 from pipeline.clinic.results.verified import rejection_files, verified_files
 from pipeline.clinic.results.write import RESULTS, why_no_results
-from pipeline.clinic.settings import Clinic, FhirResultsTable, Hl7ResultsTable
+from pipeline.clinic.settings import Clinic, FhirResultsTable, Hl7ResultsTable, Sends
 from pipeline.feeds.reasons import FHIR_REFUSED, HL7_REFUSED
 from pipeline.pacs.pacs import connect
 from pipeline.pacs.reasons import PACS_SERVICE, PACS_STORE
@@ -36,6 +46,8 @@ _FOR_GOOD = (
     *(FHIR_REFUSED, HL7_REFUSED),
 )
 
+log = logging.getLogger("fedthorax.clinic")
+
 
 class Outbox:
     """The outbox of one clinic; each call opens its own store, so any thread may use it."""
@@ -46,25 +58,53 @@ class Outbox:
         self._is_on = self._sends != "off"
         self._first_pause = timedelta(seconds=clinic.settings.results.retry_seconds)
 
-    def put(self, answer: Answer) -> None:
+    @property
+    def receivers(self) -> tuple[Target, ...]:
+        """The systems that get results, as clinic.toml says."""
+        return tuple(target for target in get_args(Target) if self._sends_to(target) != "off")
+
+    def put(self, answer: Answer, target: Target = "pacs") -> None:
         """Queue what a person accepted for sending, also if it failed permanently or was sent before.
 
-        Raises Refusal E_NOT_FOR_PATIENTS, E_CLINIC_FILE; E_NOT_ACCEPTED if nobody accepted it, unless all results are
-        sent; if there are no results, E_RESULT_IDENTITY, E_RESULT_NO_DICOM or E_RESULT_WRITE where the cause is known,
-        else E_NO_RESULTS.
+        A rejection is queued again if it could not be sent. Raises Refusal E_NOT_FOR_PATIENTS, E_CLINIC_FILE;
+        E_NOT_ACCEPTED if nobody accepted it, unless all results are sent; if there are no results, E_RESULT_IDENTITY,
+        E_RESULT_NO_DICOM or E_RESULT_WRITE where the cause is known, else E_NO_RESULTS.
         """
         if withheld(answer.score):
             raise Refusal(NOT_FOR_PATIENTS)
-        if not self._is_on or answer.role != "live":
+        sends = self._sends_to(target)
+        if sends == "off" or answer.role != "live" or (target != "pacs" and not _is_of_a_patient(answer)):
             raise Refusal(NO_RESULTS)
-        if not _has_results(answer):
+        if target == "pacs" and not _has_results(answer):
             raise Refusal(why_no_results(answer.folder) or NO_RESULTS)
         decision = answer.decision
-        is_accepted = decision.is_valid if decision else self._sends == "always"
-        if not is_accepted:
-            raise Refusal(NOT_ACCEPTED)
+        decision_id = decision.id if decision else ""
         with self._clinic.store() as store:
-            store.deliveries.queue(answer.id, "pacs", decision.id if decision else "")
+            tried = [each for each in store.deliveries.of(answer.id) if each.target == target and each.code]
+            is_accepted = decision.is_valid if decision else sends == "always"
+            if not is_accepted and not (decision and any(each.decision_id == decision_id for each in tried)):
+                raise Refusal(NOT_ACCEPTED)
+            store.deliveries.queue(answer.id, target, decision_id)
+
+    def put_failed(self, target: Target | None = None, *, by: str) -> int:
+        """Queue everything again that failed, or that waits after a failed attempt; return how many deliveries.
+
+        `target`: only to this system. What must not be sent any more is left as it is. Raises Refusal E_CLINIC_FILE.
+        """
+        queued = 0
+        with self._clinic.store() as store:
+            for each in store.deliveries.problems():
+                answer = store.answers.get(each.answer_id)
+                if target in (None, each.target) and _is_current(each, answer):
+                    try:
+                        self.put(answer, each.target)
+                    except Refusal as refusal:
+                        log.info("a delivery was not queued again: %s", refusal.code)
+                        continue
+                    again = {"target": each.target}
+                    store.audit.add(by, "send", job_id=answer.job_id, answer_id=answer.id, output=again)
+                    queued += 1
+        return queued
 
     def targets(self, answer: Answer, verdict: Verdict) -> tuple[Target, ...]:
         """Return the systems to which a decision about the answer is sent without a request.
@@ -76,6 +116,11 @@ class Outbox:
         if self._is_on and _has_results(answer) and (is_always or self._sends in ("accepted", "always")):
             found.append("pacs")
         return (*found, *(target for target in _MESSAGES if self._table(target) and _is_of_a_patient(answer)))
+
+    def _sends_to(self, target: Target) -> Sends:
+        """Return which results are sent to a system."""
+        table = self._table(target)
+        return self._sends if target == "pacs" else table.send if table else "off"
 
     def _table(self, target: Target) -> FhirResultsTable | Hl7ResultsTable | None:
         results = self._clinic.settings.results
@@ -90,9 +135,12 @@ class Outbox:
         always = [target for target, table in tables.items() if table and table.send == "always"]
         return (*pacs, *(always if _is_of_a_patient(answer) else ()))
 
-    def run(self, stop: Event) -> None:
-        """Send what is due until `stop` is set, in its own thread. Raises Refusal E_CLINIC_FILE."""
-        if not (self._is_on or any(map(self._table, _MESSAGES))):
+    def run(self, target: Target, stop: Event) -> None:
+        """Send to one system what is due, until `stop` is set, in its own thread: a silent system delays no other.
+
+        Raises Refusal E_CLINIC_FILE.
+        """
+        if self._sends_to(target) == "off":
             stop.wait()
         while not stop.is_set():
             with self._clinic.store() as store:
@@ -100,7 +148,7 @@ class Outbox:
             for delivery in due:
                 if stop.is_set():
                     return
-                if self._is_on if delivery.target == "pacs" else self._table(delivery.target):
+                if delivery.target == target:
                     self.attempt(delivery)
             stop.wait(_LOOK_EVERY_SECONDS)
 
@@ -125,15 +173,20 @@ class Outbox:
                 self._tell(delivery.target, answer, is_later=any(each.decision_id for each in earlier))
             outcome = replace(tried, state="sent", code=None, due_at=None, sent_at=now())
         except Refusal as refusal:
-            if refusal.reason in _FOR_GOOD:
-                outcome = replace(tried, state="failed", code=refusal.code, due_at=None)
-            else:
-                outcome = replace(tried, code=refusal.code, due_at=now() + self._pause(tried.attempts))
+            outcome = self._not_sent(tried, refusal.reason)
+        except Exception as error:  # the others must not wait behind it; its text could name a patient
+            log.error("a delivery ended because of an error in this program: %s", type(error).__name__)
+            outcome = self._not_sent(tried, INTERNAL)
         with self._clinic.store() as store:
             if outcome.state != "waiting":
                 store.audit.add("outbox", outcome.state, job_id=answer.job_id, answer_id=answer.id, code=outcome.code)
             store.deliveries.set(outcome)
         return outcome
+
+    def _not_sent(self, tried: Delivery, reason: Reason) -> Delivery:
+        if reason in _FOR_GOOD:
+            return replace(tried, state="failed", code=reason.code, due_at=None)
+        return replace(tried, code=reason.code, due_at=now() + self._pause(tried.attempts))
 
     def _tell(self, target: Target, answer: Answer, *, is_later: bool) -> None:
         """Send what holds as FHIR or HL7 v2. Raises Refusal."""
@@ -144,7 +197,7 @@ class Outbox:
         table, folder = self._table(target), self._clinic.folder
         if isinstance(table, FhirResultsTable):
             with FhirClient(table.server, folder) as server:
-                server.transaction(fhir_report.diagnostic_report(answer, is_later=is_later))
+                server.transaction(fhir_report.diagnostic_report(answer, is_later=is_later, ids=table.ids))
         elif isinstance(table, Hl7ResultsTable):
             tls = None
             if table.ca_certificate:

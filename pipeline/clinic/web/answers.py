@@ -10,7 +10,7 @@ from models.refusal import Refusal
 from pipeline.clinic import pictures
 from pipeline.clinic.corrected_mask import reader_masks
 from pipeline.clinic.reasons import NO_SUCH_ANSWER, NO_SUCH_FILE, NO_SUCH_PICTURE, NOT_FOR_PATIENTS
-from pipeline.clinic.records import Answer
+from pipeline.clinic.records import Answer, Target
 from pipeline.clinic.results.outbox import Outbox
 from pipeline.clinic.results.write import PICTURE, REPORT, RESULTS, SEGMENTATION, why_no_results
 from pipeline.clinic.review import reviewed_levels, reviewed_lungs
@@ -186,18 +186,26 @@ def put_pcr(store: TheStore, caller: Scorer, answer_id: Id, entry: schemas.PcrEn
     status_code=202,
     response_model=schemas.Answer,
     responses=documented(404, 409),
-    summary="Send the results to the PACS",
+    summary="Send the results to the PACS, or to another system",
 )
-def post_send(clinic: TheClinic, store: TheStore, caller: Scorer, answer_id: Id) -> Any:
-    """Queue what a person accepted for sending, also if it was sent or failed before.
+def post_send(clinic: TheClinic, store: TheStore, caller: Scorer, answer_id: Id, target: Target = "pacs") -> Any:
+    """Queue what a person accepted for sending, also if it was sent or failed before; and a rejection that failed.
 
     E_NOT_ACCEPTED if nobody accepted it, unless clinic.toml sends all results. E_NOT_FOR_PATIENTS if the score is
-    withheld.
+    withheld. E_NO_RESULTS if clinic.toml does not name this system, or if there is nothing for it.
     """
     answer = shown(store, answer_id)
-    Outbox(clinic).put(answer)
-    store.audit.add(caller.name, "send", job_id=answer.job_id, answer_id=answer.id)
+    Outbox(clinic).put(answer, target)
+    store.audit.add(caller.name, "send", job_id=answer.job_id, answer_id=answer.id, output={"target": target})
     return answer_json(store.answers.get(answer_id))
+
+
+@routes.get(
+    "/deliveries", response_model=schemas.OpenDeliveries, responses=documented(), summary="What could not be delivered"
+)
+def get_deliveries(store: TheStore, _: Reader) -> Any:
+    """List deliveries that failed, or that are being tried again, without patients' names."""
+    return {"deliveries": [{**each.to_json(), "answer_id": each.answer_id} for each in store.deliveries.problems()]}
 
 
 @routes.get(

@@ -66,7 +66,7 @@ def post_decision(
 )
 def get_decisions(store: TheStore, answer: Opened) -> Any:
     """List who decided what and when, and what was delivered to which system, oldest first."""
-    deliveries = [{**each.to_json(), "target": each.target} for each in store.deliveries.of(answer.id)]
+    deliveries = [each.to_json() for each in store.deliveries.of(answer.id)]
     return inert({"decisions": [each.to_json() for each in store.decisions.of(answer.id)], "deliveries": deliveries})
 
 

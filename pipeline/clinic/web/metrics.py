@@ -1,6 +1,7 @@
 """Health checks, and metrics for Prometheus. The metrics count scans and contain no patient data."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from typing import get_args
 
@@ -77,7 +78,7 @@ class Figures(Collector):
             yield _jobs(store)
             yield _no_scores(store)
             yield _seconds(store)
-            yield _deliveries(store)
+            yield from _deliveries(store)
             yield _model(store)
             yield from _local_audit(store)
             state, _ = store.worker.get()
@@ -114,14 +115,20 @@ def _seconds(store: Store) -> Metric:
     return family
 
 
-def _deliveries(store: Store) -> Metric:
+def _deliveries(store: Store) -> Iterator[Metric]:
     family = GaugeMetricFamily("fedthorax_outbox", "Deliveries by target and state", labels=["target", "state"])
     rows = store.database.rows("SELECT target, state, count(*) FROM deliveries GROUP BY target, state")
     found = {(target, state): count for target, state, count in rows}
     for target in get_args(Target):
         for state in get_args(DeliveryState):
             family.add_metric([target, state], found.get((target, state), 0))
-    return family
+    yield family
+    problems = Counter((each.target, each.state, each.code or "") for each in store.deliveries.problems())
+    labels = ["target", "state", "code"]
+    open_ones = GaugeMetricFamily("fedthorax_outbox_problems", "Deliveries that failed or are retried", labels=labels)
+    for named, count in sorted(problems.items()):
+        open_ones.add_metric(named, count)
+    yield open_ones
 
 
 def _local_audit(store: Store) -> Iterator[Metric]:

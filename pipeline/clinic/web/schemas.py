@@ -101,17 +101,33 @@ class Pcr(BaseModel):
 
 
 class Delivery(BaseModel):
-    """The newest delivery of the answer to the PACS. `code`: why the last attempt failed.
+    """A delivery of an answer to the PACS, to a FHIR server, or to a receiver of HL7 messages.
 
+    `code`, `remedy`: why the last attempt failed, and what to do; "waiting" is tried again, "failed" is not. `sent_at`:
+    of the last successful one.
     `decision_id`: of the decision that is sent; null: what the model said, unverified. `state`: "dropped" if it was not
     sent because a newer decision holds, or because there was nothing to take back.
     """
 
+    target: Target
     state: DeliveryState
     attempts: int
     code: str | None
+    remedy: str | None
     sent_at: str | None
     decision_id: str | None
+
+
+class OpenDelivery(Delivery):
+    """A delivery that failed, or that waits after a failed attempt."""
+
+    answer_id: Id
+
+
+class OpenDeliveries(BaseModel):
+    """Open deliveries, oldest first."""
+
+    deliveries: list[OpenDelivery]
 
 
 Label = Literal["severe", "pcr_positive"]
@@ -201,17 +217,11 @@ class Decision(BaseModel):
     before: dict[str, Any]
 
 
-class TargetDelivery(Delivery):
-    """A delivery to the PACS, to a FHIR server, or to a receiver of HL7 messages."""
-
-    target: Target
-
-
 class Decisions(BaseModel):
     """All decisions about an answer, and all deliveries of it, both oldest first; the last decision holds."""
 
     decisions: list[Decision]
-    deliveries: list[TargetDelivery]
+    deliveries: list[Delivery]
 
 
 class Reviewed(BaseModel):
@@ -232,6 +242,7 @@ class NoResults(BaseModel):
 class Answer(BaseModel):
     """The model's answer. `files`: names for download. `no_results`: null, or why there are none for the PACS.
 
+    `deliveries`: the newest one to each other system; `pacs`: of these, the one to the PACS, or null.
     `decision`: the newest one of a person. `reviewed`: null without one, or if it rejects the result. `revision`: of
     this answer; a decision names it.
 
@@ -253,6 +264,7 @@ class Answer(BaseModel):
     model: UsedModel
     pcr: Pcr | None
     pacs: Delivery | None
+    deliveries: list[Delivery]
     files: list[str]
     no_results: NoResults | None
     decision: Decision | None

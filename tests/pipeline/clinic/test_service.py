@@ -92,8 +92,10 @@ def test_log_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
 
 
 def test_only_configured_tasks_run(tmp_path: Path) -> None:
-    assert set(background_tasks(Clinic.open(tmp_path))) == {"worker", "tidying", "outbox"}
+    assert set(background_tasks(Clinic.open(tmp_path))) == {"worker", "tidying"}
     (tmp_path / SETTINGS).write_text(
         '[pacs]\nprotocol = "dicomweb"\n[pacs.dicomweb]\nurl = "http://127.0.0.1:9/web"\n[receiver]\nenabled = true\n'
     )
     assert {"fetching", "receiver"} <= set(background_tasks(Clinic.open(tmp_path)))
+    (tmp_path / SETTINGS).write_text('[results.hl7]\nhost = "127.0.0.1"\n')
+    assert set(background_tasks(Clinic.open(tmp_path))) == {"worker", "tidying", "outbox hl7"}

@@ -4,6 +4,7 @@ import { Refused, address, ask } from "./api.js";
 import { briefly, byId, element, moment, outside, personName, say, show } from "./dom.js";
 import { closeCompare } from "./compare.js";
 import { allowDecide, closeDecide, showDecide, startDecide } from "./decide.js";
+import { showDeliveries } from "./deliveries.js";
 import { showFacts } from "./facts.js";
 import { showHistory } from "./history.js";
 import { closePcr, showPcr, startPcr } from "./pcr.js";
@@ -210,8 +211,9 @@ function showDelivery() {
   const hasResults = answer.files.some((name) => RESULTS.includes(name));
   const isAccepted = decision ? decision.verdict !== "rejected" : sendsAll;
   const isDue = !pacs || pacs.state === "failed" || (pacs.decision_id ?? null) !== (decision?.id ?? null);
-  show(byId("send"), maySend && hasResults && isAccepted && isDue);
-  if (pacs?.state === "waiting") looking = setTimeout(lookAtDelivery, DELIVERY_MS, answer.id);
+  show(byId("send"), maySend && hasResults && isAccepted && isDue && pacs?.state !== "failed");
+  showDeliveries(answer, { maySend: mayScore, changed: lookAtDelivery });
+  if (answer.deliveries.some(({ state }) => state === "waiting")) looking = setTimeout(lookAtDelivery, DELIVERY_MS, answer.id);
 }
 
 async function lookAtDelivery(id) {
@@ -220,6 +222,7 @@ async function lookAtDelivery(id) {
     if (answer?.id !== id) return;
     if (found.revision !== answer.revision) learn(found);
     answer.pacs = found.pacs;
+    answer.deliveries = found.deliveries;
     showDelivery();
   } catch {
     if (answer?.id === id) looking = setTimeout(lookAtDelivery, DELIVERY_MS, id);

@@ -24,14 +24,15 @@ const SHOWN = {
   unassigned: ({ state, reader }, answer) => !reader && state !== "no_score" && !answer?.decision,
   unread: ({ state }) => state === "waiting" || state === "working",
   no_score: ({ state }) => state === "no_score",
+  undelivered: (job, answer, isUndelivered) => isUndelivered,
 };
 
 /** The words of a search must all be in the patient's name or ID, in any order, large or small. */
-export function matches(job, answer, { text, shown }) {
+export function matches(job, answer, { text, shown, isUndelivered = false }) {
   const { name = "", id = "" } = job.patient ?? {};
   const where = `${personName(name)} ${name} ${id}`.toLowerCase();
   const words = text.toLowerCase().split(/[\s,]+/);
-  return SHOWN[shown](job, answer) && words.every((word) => where.includes(word));
+  return SHOWN[shown](job, answer, isUndelivered) && words.every((word) => where.includes(word));
 }
 
 /** Sorts pairs of a job and its answer, newest first, by urgency; equally urgent ones by probability, then as before. */

@@ -27,6 +27,9 @@ export const REASONS = {
   other: "Another reason",
 };
 
+/** Systems that get results. */
+export const SYSTEMS = { pacs: "PACS", fhir: "FHIR server", hl7: "HL7 receiver" };
+
 export const STATES = {
   waiting: "Waiting",
   working: "Being scored",

@@ -2,6 +2,7 @@
 
 import { ask } from "./api.js";
 import { briefly, byId, element, outside, percent, personName, say, show } from "./dom.js";
+import { briefProblems, openProblems } from "./deliveries.js";
 import { byUrgency, clearFind, matches, startFind, wanted } from "./find.js";
 import { pcrMeaning } from "./probability.js";
 import { isMine, showReader } from "./reader.js";
@@ -14,6 +15,7 @@ const IDLE_MS = 8000;
 const jobs = new Map(); // by id, the newest first
 const answers = new Map(); // by id: probability and level of each answer
 const items = new Map(); // by id of a job: its line in the list
+let problems = new Map(); // by id of an answer: its deliveries that failed or are retried
 let timer = null;
 let generation = 0; // counts refreshes: the response to an older one is dropped
 let isStarted = false;
@@ -103,6 +105,7 @@ async function learnAnswers() {
 
 async function draw() {
   await learnAnswers().catch(() => {}); // the list is shown without them
+  problems = await openProblems().catch(() => problems);
   arrange();
 }
 
@@ -132,8 +135,8 @@ function arrange() {
 
 function linesShown() {
   const { order, ...filter } = wanted();
-  const lines = shownJobs().map((job) => [job, answers.get(job.answer_id)]);
-  const found = lines.filter(([job, answer]) => matches(job, answer, filter));
+  const lines = shownJobs().map((job) => [job, answers.get(job.answer_id), problems.has(job.answer_id)]);
+  const found = lines.filter(([job, answer, isUndelivered]) => matches(job, answer, { ...filter, isUndelivered }));
   return (order === "urgent" ? byUrgency(found) : found).map(([job]) => job);
 }
 
@@ -163,7 +166,8 @@ function write(item, job) {
   const link = item.firstElementChild;
   const answer = answers.get(job.answer_id);
   const times = timesSent(job);
-  const text = JSON.stringify([job, times, answer?.revision]);
+  const undelivered = briefProblems(problems.get(job.answer_id));
+  const text = JSON.stringify([job, times, answer?.revision, undelivered]);
   if (item.dataset.text === text) return;
   item.dataset.text = text;
   item.dataset.state = job.state;
@@ -174,6 +178,7 @@ function write(item, job) {
     element("span", { className: "outcome" }, ...outcome(job, answer)),
     answer?.decision ? element("span", { className: `id decided ${answer.decision.verdict}` }, VERDICTS[answer.decision.verdict]) : "",
     job.reader ? element("span", { className: isMine(job) ? "id reader mine" : "id reader" }, ...(isMine(job) ? ["with you"] : ["with ", outside(personName(job.reader.person))])) : "",
+    undelivered ? element("span", { className: "id warning" }, undelivered) : "",
     times > 1 ? element("span", { className: "id" }, `the same scan, sent ${times} times`) : "",
   );
 }

@@ -1,14 +1,7 @@
 """Tests of what is sent as FHIR and as HL7 v2: content, status, attacks in headers, and the delivery over a network."""
 
-import asyncio
-import json
 import shutil
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +17,11 @@ from pipeline.clinic.results.outbox import Outbox
 from pipeline.clinic.review import Proposal, decide
 from pipeline.clinic.settings import Clinic, ClinicSettings
 from pipeline.clinic.store import new_id
-from pipeline.feeds.acknowledgement import acknowledge, find_fault, read_header
-from pipeline.feeds.mllp import frame, read_block
+from pipeline.feeds.acknowledgement import find_fault, read_header
 from pipeline.feeds.mllp_sender import send_message
 from pipeline.scoring.score import Score
 from tests.helpers.scored_answers import PCR_POSITIVE, SEVERE, answer_to, series_of
+from tests.pipeline.clinic.results.receivers import FhirServer, Receiver
 from tests.pipeline.clinic.results.test_verified import corrected_by_hand, decision
 
 PATIENT = Patient("SYNTHETIC-1", "ward", "CANARY^SYNTHETIC", "F", 63.0)
@@ -37,6 +30,21 @@ PATIENT = Patient("SYNTHETIC-1", "ward", "CANARY^SYNTHETIC", "F", 63.0)
 @pytest.fixture(scope="module")
 def answer(scan: Path, score: Score, tmp_path_factory: pytest.TempPathFactory) -> Answer:
     return answer_to(score, series_of(scan), tmp_path_factory.mktemp("answers") / new_id(), patient=PATIENT)
+
+
+def test_server_that_sets_ids_finds_the_resources_by_their_identifiers(answer: Answer) -> None:
+    server = FhirServer()
+    for decided in (answer, answer, replace(answer, decision=decision())):
+        bundle = diagnostic_report(decided, ids="server")
+        assert not any("id" in entry["resource"] for entry in bundle["entry"])
+        places = {entry["fullUrl"] for entry in bundle["entry"]}
+        report = bundle["entry"][-1]["resource"]
+        assert {each["reference"] for each in report["result"]} < places
+        server.take(bundle)
+    server.server_close()
+    assert len(server.received) == 3
+    assert sorted(kind for kind, _ in server.kept) == ["DiagnosticReport", *["Observation"] * 5]
+    assert {each["status"] for each in server.kept.values()} == {"final"}
 
 
 def resources(answer: Answer, **how: Any) -> dict[str, dict[str, Any]]:
@@ -191,39 +199,6 @@ def test_control_id_is_the_same_until_the_next_decision(answer: Answer) -> None:
 # --- over a network ---
 
 
-class Receiver:
-    """An MLLP receiver that answers as `code` says, or with what `answers` holds."""
-
-    def __init__(self, code: str = "AA", answer: bytes | None = None) -> None:
-        self.code, self.answer, self.received = code, answer, list[bytes]()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        block = await read_block(reader, idle_seconds=5, message_seconds=5)
-        self.received.append(block.content)
-        answer = self.answer
-        if answer is None:
-            header = read_header(block.content)
-            made = acknowledge(header, None, control_id="1", now=datetime.now(UTC))  # type: ignore[arg-type]
-            answer = frame((made or b"").replace(b"MSA|AA", f"MSA|{self.code}".encode()))
-        writer.write(answer)
-        await writer.drain()
-        writer.close()
-
-    @contextmanager
-    def running(self) -> Iterator[int]:
-        """Yield the port."""
-        loop = asyncio.new_event_loop()
-        server = loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
-        thread = threading.Thread(target=loop.run_forever, daemon=True)
-        thread.start()
-        try:
-            yield server.sockets[0].getsockname()[1]
-        finally:
-            loop.call_soon_threadsafe(server.close)
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join(5)
-
-
 def sent_to(receiver: Receiver, message: bytes, control_id: str) -> str:
     with receiver.running() as port:
         try:
@@ -234,11 +209,23 @@ def sent_to(receiver: Receiver, message: bytes, control_id: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("code", "outcome"),
-    [("AA", "accepted"), ("CA", "accepted"), ("AE", "E_HL7_REFUSED"), ("AR", "E_HL7_SILENT"), ("ZZ", "E_HL7_SILENT")],
+    ("code", "error", "outcome"),
+    [
+        ("AA", "", "accepted"),
+        ("CA", "", "accepted"),
+        ("AE", "", "E_HL7_REFUSED"),
+        ("AE", "101", "E_HL7_REFUSED"),
+        ("AE", "207", "E_HL7_BUSY"),
+        ("CE", "206", "E_HL7_BUSY"),
+        ("AR", "", "E_HL7_BUSY"),
+        ("AR", "207", "E_HL7_BUSY"),
+        ("AR", "200", "E_HL7_REFUSED"),
+        ("CR", "203", "E_HL7_REFUSED"),
+        ("ZZ", "", "E_HL7_SILENT"),
+    ],
 )
-def test_acknowledgement_decides_the_outcome(code: str, outcome: str, answer: Answer) -> None:
-    receiver = Receiver(code)
+def test_acknowledgement_decides_the_outcome(code: str, error: str, outcome: str, answer: Answer) -> None:
+    receiver = Receiver(code, error=error)
     assert sent_to(receiver, oru_message(answer), control_id_of(answer)) == outcome
     assert receiver.received == [oru_message(answer)]
 
@@ -250,41 +237,6 @@ def test_acknowledgement_decides_the_outcome(code: str, outcome: str, answer: An
 )
 def test_broken_or_foreign_acknowledgement_does_not_count(reply: bytes, answer: Answer) -> None:
     assert sent_to(Receiver(answer=reply), oru_message(answer), control_id_of(answer)) == "E_HL7_SILENT"
-
-
-class FhirServer(ThreadingHTTPServer):
-    """Checks each transaction with the R4B structure, and answers with `status`."""
-
-    status = 200
-
-    def __init__(self) -> None:
-        self.received: list[dict[str, Any]] = []
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    @contextmanager
-    def running(self) -> Iterator[str]:
-        thread = threading.Thread(target=self.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{self.server_port}/fhir"
-        finally:
-            self.shutdown()
-            self.server_close()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: FhirServer
-
-    def do_POST(self) -> None:
-        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        Bundle.model_validate(content)
-        self.server.received.append(content)
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 def stored(clinic: Clinic, answer: Answer) -> Answer:
@@ -341,7 +293,13 @@ def test_silent_systems_are_tried_again_and_refusals_are_final(answer: Answer, t
         server.status = 503
         made = stored(clinic, answer)
         assert states(clinic, made) == [("fhir", "waiting", "E_FHIR_SILENT"), ("hl7", "failed", "E_HL7_REFUSED")]
-        server.status = 422
+        server.status = 200
+        for body in (b"<html>a proxy</html>", b"{}", b'{"resourceType": "Bundle", "type": "transaction-response"}'):
+            server.body = body
+            assert states(clinic, made)[0] == ("fhir", "waiting", "E_FHIR_ANSWER")
+        server.body, server.cut = b"", True
+        assert states(clinic, made)[0] == ("fhir", "waiting", "E_FHIR_SILENT")
+        server.status, server.cut = 422, False
         assert states(clinic, made)[0] == ("fhir", "failed", "E_FHIR_REFUSED")
 
 

@@ -360,7 +360,7 @@ def test_delivery_with_missing_files_fails_permanently(clinic: Clinic, pacs: Pac
 def running(outbox: Outbox) -> Iterator[threading.Thread]:
     """Run the outbox in a thread."""
     stop = threading.Event()
-    thread = threading.Thread(target=outbox.run, args=(stop,), daemon=True)
+    thread = threading.Thread(target=outbox.run, args=("pacs", stop), daemon=True)
     thread.start()
     try:
         yield thread

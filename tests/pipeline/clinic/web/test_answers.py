@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.clinic.pictures import write_scan
 from pipeline.clinic.reasons import CLINIC_FILE
 from pipeline.clinic.records import Answer, Patient
 from pipeline.clinic.results.write import PICTURE, REPORT
-from pipeline.clinic.settings import Clinic
+from pipeline.clinic.settings import Clinic, Hl7ResultsTable
 from pipeline.clinic.store import new_id
 from pipeline.clinic.unscored import keep_to_be_seen
 from pipeline.clinic.web.inert_text import inert
@@ -310,6 +311,32 @@ def test_shadow_answer_is_not_accessible(answer_to: Put, client: Clients) -> Non
     assert refused(admin.post(f"/api/v1/answers/{shadow.id}/send")) == "E_NO_SUCH_ANSWER"
 
 
+def test_failed_message_is_listed_with_what_to_do_and_sent_again(
+    answer_to: Put, client: Clients, clinic: Clinic
+) -> None:
+    answer = answer_to()
+    address = f"/api/v1/answers/{answer.id}/send"
+    assert refused(client("score").post(f"{address}?target=hl7")) == "E_NO_RESULTS"
+    clinic.settings.results.hl7 = Hl7ResultsTable(host="127.0.0.1", send="always")
+    with clinic.store() as store:
+        store.deliveries.queue(answer.id, "hl7")
+        (waiting,) = store.deliveries.of(answer.id)
+        store.deliveries.set(replace(waiting, state="failed", attempts=1, code="E_HL7_REFUSED", due_at=None))
+    (listed,) = client("read").get("/api/v1/deliveries").json()["deliveries"]
+    assert (listed["answer_id"], listed["target"], listed["code"]) == (answer.id, "hl7", "E_HL7_REFUSED")
+    assert "send the result again" in listed["remedy"]
+    assert client("score").get(f"/api/v1/answers/{answer.id}").json()["deliveries"] == [
+        {key: value for key, value in listed.items() if key != "answer_id"}
+    ]
+    told = client("score").post(f"{address}?target=hl7").json()
+    assert [(each["target"], each["state"], each["attempts"]) for each in told["deliveries"]] == [("hl7", "waiting", 1)]
+    assert client("read").get("/api/v1/deliveries").json() == {"deliveries": []}
+    with clinic.store() as store:
+        last = store.audit.records()[-1]
+        assert (last.who, last.action, last.output) == ("a score", "send", {"target": "hl7"})
+    assert client("score").post(f"{address}?target=fax").status_code == 422
+
+
 def test_sending_to_the_pacs_is_audited(answer_to: Put, client: Clients, clinic: Clinic) -> None:
     answer = answer_to()
     address = f"/api/v1/answers/{answer.id}/send"
@@ -321,10 +348,13 @@ def test_sending_to_the_pacs_is_audited(answer_to: Put, client: Clients, clinic:
     clinic.settings.results.send = "always"
     told = client("score").post(address)
     assert told.status_code == 202
+    assert told.json()["deliveries"] == [told.json()["pacs"]]
     assert told.json()["pacs"] == {
+        "target": "pacs",
         "state": "waiting",
         "attempts": 0,
         "code": None,
+        "remedy": None,
         "sent_at": None,
         "decision_id": None,
     }

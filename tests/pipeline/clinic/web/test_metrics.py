@@ -1,6 +1,7 @@
 """Tests of the Prometheus metrics, which contain no patient data, and of the readiness check."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
@@ -47,6 +48,21 @@ def test_metrics_match_the_store_content(answer_to: Callable[..., Answer], clien
     )
     assert told["fedthorax_decisions", "accepted"] == told["fedthorax_drift_alert", "pcr"] == 0
     assert not any(word in text for word in ("SYNTHETIC", "Doe", answer.study_uid, answer.id))
+
+
+def test_failed_and_retried_deliveries_are_counted_by_code(
+    answer_to: Callable[..., Answer], client: Clients, clinic: Clinic
+) -> None:
+    answer = answer_to()
+    with clinic.store() as store:
+        for target, state, code in (("hl7", "failed", "E_HL7_REFUSED"), ("fhir", "waiting", "E_FHIR_SILENT")):
+            store.deliveries.queue(answer.id, target)  # type: ignore[arg-type]
+            queued = store.deliveries.of(answer.id)[-1]
+            store.deliveries.set(replace(queued, state=state, attempts=1, code=code))  # type: ignore[arg-type]
+    _, told = figures(client)
+    assert told["fedthorax_outbox", "failed", "hl7"] == told["fedthorax_outbox", "waiting", "fhir"] == 1
+    assert told["fedthorax_outbox_problems", "E_HL7_REFUSED", "failed", "hl7"] == 1
+    assert told["fedthorax_outbox_problems", "E_FHIR_SILENT", "waiting", "fhir"] == 1
 
 
 def test_metrics_need_a_token_even_from_localhost(client: Clients) -> None:

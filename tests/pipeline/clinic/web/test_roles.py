@@ -27,6 +27,7 @@ NEEDED = {
     ("GET", "/api/v1/answers/{answer_id}/risk-assessment"): "read",
     ("PUT", "/api/v1/answers/{answer_id}/pcr"): "score",
     ("POST", "/api/v1/answers/{answer_id}/send"): "score",
+    ("GET", "/api/v1/deliveries"): "read",
     ("POST", "/api/v1/answers/{answer_id}/decisions"): "score",
     ("GET", "/api/v1/answers/{answer_id}/decisions"): "read",
     ("GET", "/api/v1/answers/{answer_id}/decisions/{decision_id}/files/{name}"): "read",

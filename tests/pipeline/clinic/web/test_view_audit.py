@@ -60,6 +60,7 @@ CALLS: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", f"{API}/answers/{{answer_id}}/risk-assessment"): {},
     ("PUT", f"{API}/answers/{{answer_id}}/pcr"): {"json": {"result": "negative"}},
     ("POST", f"{API}/answers/{{answer_id}}/send"): {},
+    ("GET", f"{API}/deliveries"): {},
     ("POST", f"{API}/answers/{{answer_id}}/decisions"): {"json": {"verdict": "accepted"}},
     ("GET", f"{API}/answers/{{answer_id}}/decisions"): {},
     ("GET", f"{API}/answers/{{answer_id}}/decisions/{{decision_id}}/files/{{name}}"): {},
