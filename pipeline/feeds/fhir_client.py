@@ -18,11 +18,11 @@ from urllib.parse import urljoin
 import requests
 from requests import exceptions
 
-from models.refusal import Refusal
+from models.refusal import Reason, Refusal
 from pipeline.feeds import reasons
 from pipeline.feeds.smart_token import Tokens
 from pipeline.site.fhir_settings import FhirTable, origin_of
-from pipeline.site.tls import as_client
+from pipeline.site.tls import as_client, ends_with_alert
 
 JSON = "application/fhir+json"
 NDJSON = "application/fhir+ndjson"
@@ -37,6 +37,7 @@ _DENIED = {401, 403}
 _GONE = {404, 410}
 _CONTENT_REFUSED = {400, 404, 405, 409, 412, 413, 415, 422}
 _MIN_WAIT, _MAX_WAIT = 1.0, 300.0
+_BROKE_OFF = ("EOF occurred", "[SYS]")  # in messages of TLS errors: the connection ended; not about certificates
 
 
 class GoneError(Exception):
@@ -56,8 +57,8 @@ class FhirClient:
         self._session.trust_env = False  # ignore proxies and passwords of the environment
         self._session.proxies = {"http": table.proxy, "https": table.proxy} if table.proxy else {}
         self._session.headers["Accept-Encoding"] = "identity"
-        if table.ca_certificate or table.certificate:  # check them now; requests reads them later
-            as_client(folder, authority=table.ca_certificate, certificate=table.certificate, key=table.key)
+        # This checks the files now; requests reads them later.
+        self._tls = as_client(folder, authority=table.ca_certificate, certificate=table.certificate, key=table.key)
         if table.ca_certificate:
             self._session.verify = str(folder / table.ca_certificate)
         if table.certificate and table.key:
@@ -194,16 +195,27 @@ class FhirClient:
     ) -> requests.Response:
         token = self._tokens.current() if with_token else ""
         headers = {**headers, "Authorization": f"Bearer {token}"} if token else headers
-        return self._session.request(
-            method,
-            url,
-            params=params,
-            data=body,
-            headers=headers,
-            timeout=self._timeout,
-            allow_redirects=False,
-            stream=True,
-        )
+        try:
+            return self._session.request(
+                method,
+                url,
+                params=params,
+                data=body,
+                headers=headers,
+                timeout=self._timeout,
+                allow_redirects=False,
+                stream=True,
+            )
+        except exceptions.ConnectionError as error:
+            if _reason_of(error) is reasons.FHIR_SILENT and self._denies_our_certificate():
+                raise Refusal(reasons.FHIR_UNTRUSTED, private="the server ended the TLS connection") from None
+            raise
+
+    def _denies_our_certificate(self) -> bool:
+        """Whether the server ends a TLS connection with an alert; in a request that can look like a broken network."""
+        assert self._own is not None  # FhirTable ensures it
+        scheme, host, port = self._own
+        return scheme == "https" and not self._table.proxy and ends_with_alert(self._tls, host, port)
 
     def _object(self, response: requests.Response) -> dict[str, Any]:
         _check_type(response, _JSON_TYPES)
@@ -289,11 +301,14 @@ def _coded() -> Iterator[None]:
     library.setLevel(logging.CRITICAL)
     try:
         yield
-    except exceptions.ProxyError:
-        raise Refusal(reasons.FHIR_PROXY) from None
-    except exceptions.SSLError as error:
-        raise Refusal(reasons.FHIR_UNTRUSTED, private=type(error).__name__) from None
     except (exceptions.RequestException, OSError) as error:
-        raise Refusal(reasons.FHIR_SILENT, private=type(error).__name__) from None
+        raise Refusal(_reason_of(error), private=type(error).__name__) from None
     finally:
         library.setLevel(level)
+
+
+def _reason_of(error: Exception) -> Reason:
+    if isinstance(error, exceptions.ProxyError):
+        return reasons.FHIR_PROXY
+    is_tls = isinstance(error, exceptions.SSLError) and not any(each in str(error) for each in _BROKE_OFF)
+    return reasons.FHIR_UNTRUSTED if is_tls else reasons.FHIR_SILENT

@@ -17,6 +17,17 @@ LISTENER_ADDRESS = Reason(
     "the address where this node receives laboratory results cannot be opened",
     "Correct `host` and `port` in [laboratory.listener] of site.toml. Another program may use the port.",
 )
+LISTENER_TLS = Reason(
+    "E_LISTENER_TLS",
+    "a connection to the listener was closed: it did not use TLS, or showed no valid certificate of the authority",
+    "Compare the sender's certificate with `ca_certificate` in [laboratory.listener] of site.toml: that authority must "
+    "have signed it, and it must be valid. The sender must use TLS 1.2 or later. Nothing was accepted.",
+)
+MESSAGE_CUT = Reason(
+    "E_MESSAGE_CUT",
+    "a connection to the listener ended within a message, which was not accepted",
+    "Check the network and the sender. It has no acknowledgement and sends the message again.",
+)
 QUEUE = Reason(
     "E_QUEUE",
     "a received message could not be stored, so it was not accepted (AE)",
@@ -151,8 +162,8 @@ FHIR_REFUSED = Reason(
 HL7_SILENT = Reason(
     "E_HL7_SILENT",
     "the receiver of HL7 messages does not accept a connection, or gives no valid acknowledgement",
-    "Check host and port in [results.hl7] of clinic.toml, whether the receiver runs and uses TLS as set there, and the "
-    "network. The result is sent again automatically.",
+    "Check host and port in [results.hl7] of clinic.toml, whether the receiver runs, uses TLS as set there and accepts "
+    "our certificate, and the network. The result is sent again automatically.",
 )
 HL7_BUSY = Reason(
     "E_HL7_BUSY",

@@ -143,14 +143,14 @@ class _Listener:
         except (OSError, TimeoutError) as error:
             connection.close()
             detail = getattr(error, "reason", None) or type(error).__name__
-            log.warning("a connection was closed because of a TLS error: %s", detail)
+            log.warning("a connection was closed: %s (%s)", reasons.LISTENER_TLS.code, detail)
             return
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         try:
             await self._messages(reader, writer)
         except asyncio.IncompleteReadError as error:
             if error.partial:
-                log.warning("a connection ended within a message")
+                log.warning("a connection ended within a message: %s", reasons.MESSAGE_CUT.code)
         except TimeoutError:
             log.info("a connection was closed: no whole message came in time")
         except FrameError:

@@ -1,5 +1,6 @@
 """TLS contexts for connections with the hospital's systems. Certificates and keys are PEM files."""
 
+import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from pathlib import Path
 from models.refusal import Refusal
 from pipeline.site import reasons
 from pipeline.site.pacs_settings import read_secret
+
+_ALERT_SECONDS = 2.0
 
 
 def as_client(
@@ -23,6 +26,25 @@ def as_client(
         if certificate and key:
             _show(context, folder / certificate, folder / key)
     return context
+
+
+def ends_with_alert(context: ssl.SSLContext, host: str, port: int) -> bool:
+    """Whether a server ends a TLS connection with an alert: it does not accept our certificate, or demands one.
+
+    With TLS 1.3 the alert comes after our handshake. If we had sent something by then, a reset could hide it; so this
+    connection sends nothing, and waits for the alert for at most `_ALERT_SECONDS`.
+    """
+    try:
+        with (
+            socket.create_connection((host, port), timeout=_ALERT_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=host) as connection,
+        ):
+            connection.recv(1)
+    except ssl.SSLError as error:
+        return "ALERT" in (error.reason or "")
+    except OSError:
+        return False
+    return False
 
 
 def as_server(folder: Path, *, authority: Path, certificate: Path, key: Path) -> ssl.SSLContext:

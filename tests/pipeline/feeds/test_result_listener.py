@@ -22,6 +22,7 @@ from models.refusal import Refusal
 from pipeline.clinic.laboratory import find_pcr
 from pipeline.doctor.connectivity import listener as listener_lines
 from pipeline.doctor.environment import secret_files
+from pipeline.feeds.mllp_sender import send_message
 from pipeline.feeds.result_listener import listen
 from pipeline.feeds.result_queue import queue_state
 from pipeline.records.laboratory import PcrResult
@@ -315,6 +316,49 @@ def test_tls_with_client_certificates(tmp_path: Path) -> None:
         trusting.load_cert_chain(*ours)
         assert asyncio.run(send_over_tls(rig.port, trusting)) == "AA"
     assert rig.stored == [result()]
+
+
+@pytest.mark.parametrize("fault", ["no certificate", "another authority", "over", "plain text", "cut", "cut message"])
+def test_faulty_sender_loses_nothing_and_its_code_is_in_the_log(fault: str, tmp_path: Path) -> None:
+    """The sender is the clinic's. It learns that nothing was accepted, and sends the message again when it is right."""
+    authority = Authority.make(tmp_path)
+    certificate, key = authority.sign("listener")
+    signer = Authority.make(tmp_path, "stranger") if fault == "another authority" else authority
+    shown, right = signer.sign("faulty", is_over=fault == "over"), authority.sign("sender")
+    more = f'certificate = "{certificate}"\nkey = "{key}"\nca_certificate = "{authority.path}"'
+
+    def send(shown: tuple[Path, Path] | None) -> str:
+        tls = ssl.create_default_context(cafile=authority.path)
+        if shown:
+            tls.load_cert_chain(*shown)
+        try:
+            send_message(result(), "C1", "127.0.0.1", rig.port, tls=tls, timeout_seconds=20)
+        except Refusal as refusal:
+            return refusal.code
+        return ""
+
+    with running(Rig.make(tmp_path, more)) as rig:
+        if fault == "plain text":
+            assert rig.send(result()) is None
+        elif fault == "cut":
+            with socket.create_connection(("127.0.0.1", rig.port)) as connection:
+                connection.sendall(b"\x16\x03\x01\x02\x00\x01")
+        elif fault == "cut message":
+            tls = ssl.create_default_context(cafile=authority.path)
+            tls.load_cert_chain(*right)
+            with (
+                socket.create_connection(("127.0.0.1", rig.port)) as plain,
+                tls.wrap_socket(plain, server_hostname="127.0.0.1") as connection,
+            ):
+                connection.sendall(b"\x0b" + result()[:40])
+        else:
+            # Python's asyncio ends the connection without the TLS alert (with TLS 1.3 after the client's handshake).
+            assert send(None if fault == "no certificate" else shown) == "E_HL7_SILENT"
+        assert rig.stored == []
+        assert send(right) == ""
+    assert rig.stored == [result()]
+    assert ("E_MESSAGE_CUT" if fault == "cut message" else "E_LISTENER_TLS") in rig.log
+    assert "P-SECRET" not in rig.log
 
 
 # --- settings ---------------------------------------------------------------------------------------------

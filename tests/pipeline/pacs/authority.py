@@ -2,8 +2,10 @@
 
 import datetime
 import ipaddress
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -44,6 +46,13 @@ class Authority:
         paths[1].touch(mode=0o600)
         paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked))
         return paths
+
+    def server(self, signed_by: "Authority | None" = None, *, demands: bool = False, **options: Any) -> ssl.SSLContext:
+        """Return the TLS context of a server. `demands`: clients must show a certificate of this authority."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.path)
+        context.load_cert_chain(*(signed_by or self).sign("server", **options))
+        context.verify_mode = ssl.CERT_REQUIRED if demands else ssl.CERT_NONE
+        return context
 
 
 def _certificate(

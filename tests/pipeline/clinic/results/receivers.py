@@ -1,11 +1,11 @@
 """Systems that get results in tests: an MLLP receiver and a FHIR R4 server, on loopback, with or without TLS."""
 
-import asyncio
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,7 +15,7 @@ from fhir.resources.R4B import get_fhir_model_class
 from fhir.resources.R4B.bundle import Bundle
 
 from pipeline.feeds.acknowledgement import acknowledge, read_header
-from pipeline.feeds.mllp import frame, read_block
+from pipeline.feeds.mllp import END, START, frame
 
 
 class Receiver:
@@ -36,16 +36,18 @@ class Receiver:
             found.setdefault(each.split(b"|")[9], set()).add(each)
         return found
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            block = await read_block(reader, idle_seconds=5, message_seconds=5)
-            self.received.append(block.content)
-            writer.write(self._answer(block.content))
-            await writer.drain()
-        except (asyncio.IncompleteReadError, OSError):
-            return  # a killed sender
-        finally:
-            writer.close()
+    def _serve(self, plain: socket.socket) -> None:
+        with suppress(OSError), self.tls.wrap_socket(plain, server_side=True) if self.tls else plain as connection:
+            connection.settimeout(10)
+            content = connection.recv(65_536)
+            while content.startswith(START) and not content.endswith(END):
+                if not (more := connection.recv(65_536)):
+                    return  # a killed sender
+                content += more
+            if content.startswith(START):
+                message = content.removeprefix(START).removesuffix(END)
+                self.received.append(message)
+                connection.sendall(self._answer(message))
 
     def _answer(self, content: bytes) -> bytes:
         if self.answer is not None:
@@ -58,17 +60,18 @@ class Receiver:
     @contextmanager
     def running(self) -> Iterator[int]:
         """Yield the port."""
-        loop = asyncio.new_event_loop()
-        loop.set_exception_handler(lambda *_: None)  # handshakes that fail are what some tests want
-        server = loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.tls))
-        thread = threading.Thread(target=loop.run_forever, daemon=True)
-        thread.start()
-        try:
-            yield server.sockets[0].getsockname()[1]
-        finally:
-            loop.call_soon_threadsafe(server.close)
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join(5)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+
+            def accept() -> None:
+                with suppress(OSError):
+                    while True:
+                        threading.Thread(target=self._serve, args=(listening.accept()[0],), daemon=True).start()
+
+            thread = threading.Thread(target=accept, daemon=True)
+            thread.start()
+            yield listening.getsockname()[1]
+            listening.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
 
 
 class FhirServer(ThreadingHTTPServer):
@@ -137,12 +140,17 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         body = json.dumps(self.server.take(content)).encode()
-        body = self.server.body or body
-        self.send_response(self.server.status)
+        self._send(self.server.status, self.server.body or body)
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
         self.send_header("Content-Type", "application/fhir+json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if self.server.cut else body)
+
+    def do_GET(self) -> None:
+        self._send(200, b'{"resourceType": "CapabilityStatement"}')
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -64,10 +64,7 @@ class Hospital:
 
     def server(self, signed_by: Authority | None = None, *, demands: bool = False, **options: Any) -> ssl.SSLContext:
         """TLS context of the PACS. `demands`: it requires a client certificate of the hospital's authority."""
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.authority.path)
-        context.load_cert_chain(*(signed_by or self.authority).sign("pacs", **options))
-        context.verify_mode = ssl.CERT_REQUIRED if demands else ssl.CERT_NONE
-        return context
+        return self.authority.server(signed_by, demands=demands, **options)
 
 
 @pytest.fixture(params=["stow", "c-store"])
