@@ -185,6 +185,29 @@ for name, command in (
     app.command(name)(command)
 
 
+# --- labels for the next study ----------------------------------------------------------------------------
+
+
+@app.command("export-labels")
+def export_labels(
+    folder: ClinicDir,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The new file, for [labels] of the node's site.toml.")],
+    as_json: Json = False,
+) -> None:
+    """Write PCR results, later outcomes and decisions as labels for the node's next study. Nothing is sent."""
+    from dataclasses import asdict
+
+    from pipeline.clinic.labels_export import export_labels as export
+
+    exported = export(_open(folder), file, by=BY)
+    if as_json:
+        print_json(asdict(exported))
+        return
+    say(f"Labels of {exported.patients} patients, {exported.severe_known} with a known course: {file}")
+    for why, count in exported.left_out.items():
+        say(f"  left out, {why}: {count}")
+
+
 # --- the audit log ----------------------------------------------------------------------------------------
 
 

@@ -84,6 +84,11 @@ class Answers:
             limit,
         )
 
+    def of_model(self, model_sha256: str, most: int) -> list[Answer]:
+        """Return the newest live answers of a model, oldest first."""
+        where = "role = 'live' AND model_sha256 = ? ORDER BY answers.number DESC LIMIT ?"
+        return self._answers(where, model_sha256, most)[::-1]
+
     def history(self, patient_key: str) -> list[Answer]:
         """Return all live answers for one patient, newest first."""
         if not patient_key:

@@ -274,6 +274,25 @@ RECEIVER_CLOSED = Reason(
 )
 NO_SUCH_DELIVERY = Reason("E_NO_SUCH_DELIVERY", "the outbox has no such delivery", "Look at the list of deliveries.")
 
+# --- labels for the next study ----------------------------------------------------------------------------
+
+LABELS_OFF = Reason(
+    "E_LABELS_OFF",
+    "the settings do not allow an export of labels",
+    "If the hospital agrees that its patients' results become labels of a study, set export = true in [labels] of "
+    "clinic.toml.",
+)
+LABELS_NO_NODE = Reason(
+    "E_LABELS_NO_NODE",
+    "the clinic has no node with outcomes, so that no labels can be made",
+    "Name the node's folder in [node] of clinic.toml, and set up [outcomes] in its site.toml.",
+)
+LABELS_FILE = Reason(
+    "E_LABELS_FILE",
+    "the file of the labels exists, or cannot be written",
+    "Give a new file in an existing folder of this machine.",
+)
+
 # --- scans from the PACS ----------------------------------------------------------------------------------
 
 PACS_CRITERIA = Reason(

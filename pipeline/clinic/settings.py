@@ -190,6 +190,12 @@ class ResultsTable(BaseModel, extra="forbid"):
         return {name: value for name, value in self.model_dump().items() if name in table.model_fields}
 
 
+class LabelsTable(BaseModel, extra="forbid"):
+    """[labels]: whether PCR results, outcomes and decisions may be exported as labels for the node's next study."""
+
+    export: bool = False
+
+
 class ReceiverTable(BaseModel, extra="forbid"):
     """[receiver]: a DICOM receiver (C-STORE); what the PACS sends to it is scored."""
 
@@ -228,6 +234,7 @@ class ClinicSettings(BaseModel):
     node: NodeTable | None = None
     pacs: PacsTable | None = None
     results: ResultsTable = ResultsTable()
+    labels: LabelsTable = LabelsTable()
     receiver: ReceiverTable = ReceiverTable()
 
     @model_validator(mode="after")

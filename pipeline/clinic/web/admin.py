@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from models.reasons import NO_MODEL
 from models.refusal import Refusal
 from pipeline.clinic import model_registry
+from pipeline.clinic.later_outcomes import later_outcomes
 from pipeline.clinic.local_audit import local_audit
 from pipeline.clinic.web import schemas
 from pipeline.clinic.web.dependencies import Admin, Reader, TheClinic, TheStore
@@ -75,9 +76,9 @@ def post_promote(
     responses=documented(409),
     summary="How readers agree with the model",
 )
-def get_local_audit(store: TheStore, _: Reader) -> Any:
+def get_local_audit(clinic: TheClinic, store: TheStore, _: Reader) -> Any:
     """Return counts and comparisons of the live model, of no single patient. E_NO_MODEL if no model is live."""
-    found = local_audit(store)
+    found = local_audit(store, later_outcomes(clinic))
     if found is None:
         raise Refusal(NO_MODEL)
     return found.to_json()

@@ -11,7 +11,8 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric, 
 from prometheus_client.registry import Collector
 
 from models.refusal import Refusal
-from pipeline.clinic.local_audit import local_audit
+from pipeline.clinic.later_outcomes import later_outcomes
+from pipeline.clinic.local_audit import LocalAudit, local_audit
 from pipeline.clinic.records import JOB_STATES, DeliveryState, Target, Verdict, WhyNot
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
@@ -80,7 +81,7 @@ class Figures(Collector):
             yield _seconds(store)
             yield from _deliveries(store)
             yield _model(store)
-            yield from _local_audit(store)
+            yield from _local_audit(local_audit(store, later_outcomes(self._clinic)))
             state, _ = store.worker.get()
             yield GaugeMetricFamily("fedthorax_queue_length", "Waiting scans", store.jobs.waiting())
             yield GaugeMetricFamily("fedthorax_worker_ready", "Whether scans are being scored", state == "ready")
@@ -131,26 +132,36 @@ def _deliveries(store: Store) -> Iterator[Metric]:
     yield open_ones
 
 
-def _local_audit(store: Store) -> Iterator[Metric]:
-    """Yield how readers agree with the live model; a model without answers has zeros."""
-    found = local_audit(store)
+def _local_audit(found: LocalAudit | None) -> Iterator[Metric]:
+    """Yield how readers and outcomes agree with the live model; a model without answers has zeros."""
     decisions = GaugeMetricFamily("fedthorax_decisions", "Answers by the reader's decision", labels=["verdict"])
     why = GaugeMetricFamily("fedthorax_decision_reasons", "Corrected and rejected answers by reason", labels=["reason"])
     agreement = GaugeMetricFamily("fedthorax_level_agreement", "Share of levels left as they were", labels=["label"])
     drift = GaugeMetricFamily("fedthorax_drift", "Difference in standard errors", labels=["figure"])
     alert = GaugeMetricFamily("fedthorax_drift_alert", "1: more than 3 standard errors", labels=["figure"])
+    outcomes = GaugeMetricFamily("fedthorax_outcomes", "Patients with a known outcome", labels=["label"])
+    calibration = GaugeMetricFamily(
+        "fedthorax_calibration",
+        "Mean probability, and share of events with 95 % interval",
+        labels=["label", "what"],
+    )
     if found:
+        for label, each in found.calibration.items():
+            told = each.whole.to_json()
+            outcomes.add_metric([label], told["patients"])
+            for what in ("expected", "observed", "low", "high"):
+                calibration.add_metric([label, what], told[what])
         for verdict in get_args(Verdict):
             decisions.add_metric([verdict], found.verdicts.get(verdict, 0))
         for reason in get_args(WhyNot):
             why.add_metric([reason], found.reasons.get(reason, 0))
         for label in found.levels:
             agreement.add_metric([label], found.agreement(label) or 0)
-        for figure, each in found.drift.items():
-            alert.add_metric([figure], each.is_alert)
-            if each.errors is not None:
-                drift.add_metric([figure], each.errors)
-    yield from (decisions, why, agreement, drift, alert)
+        for figure, compared in found.drift.items():
+            alert.add_metric([figure], compared.is_alert)
+            if compared.errors is not None:
+                drift.add_metric([figure], compared.errors)
+    yield from (decisions, why, agreement, drift, alert, outcomes, calibration)
 
 
 def _model(store: Store) -> Metric:

@@ -413,11 +413,43 @@ class DriftFigure(BaseModel):
     alert: bool
 
 
-class LocalAudit(BaseModel):
-    """How readers agree with the live model, over the newest decision of each answer.
+class Observed(BaseModel):
+    """Patients, those with an event, and their share with its 95 % interval (`low`, `high`)."""
 
-    `drift`: `familiarity` compares the newest 50 answers' mean distance (share of the limit) with all before; `pcr`
-    compares the mean probability of a positive PCR (`before`) with the share of positive results (`now`).
+    patients: int
+    events: int
+    observed: float
+    low: float
+    high: float
+
+
+class Compared(Observed):
+    """`expected`: the mean probability."""
+
+    expected: float
+
+
+class CalibrationBin(Compared):
+    """The patients whose probability is in a range."""
+
+    from_: Annotated[float, Field(alias="from")]
+    to: float
+
+
+class LocalCalibration(Compared):
+    """Probabilities against outcomes, one scan of each patient. `levels`: by `model` or `reader`, then by level."""
+
+    bins: list[CalibrationBin]
+    levels: dict[Literal["model", "reader"], dict[str, Observed]]
+
+
+class LocalAudit(BaseModel):
+    """How readers and outcomes agree with the live model, over the newest decision of each answer.
+
+    `drift`: `familiarity` compares the newest 50 answers' mean distance (share of the limit) with all before; `pcr` and
+    `severe` compare the mean probability (`before`) with the share of positive results, or severe courses (`now`).
+    `calibration`: by label, where outcomes are known; `severe` only over patients with a positive PCR. `outcomes_code`:
+    why the node's outcomes cannot be read, or null.
     """
 
     model_sha256: str
@@ -427,6 +459,8 @@ class LocalAudit(BaseModel):
     reasons: dict[WhyNot, int]
     levels: dict[str, LevelAudit]
     drift: dict[str, DriftFigure]
+    calibration: dict[str, LocalCalibration]
+    outcomes_code: str | None
 
 
 class AuditRecord(BaseModel):

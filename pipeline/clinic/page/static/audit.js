@@ -7,7 +7,9 @@ import { LABELS, LEVELS, REASONS, VERDICTS } from "./words.js";
 const DRIFTS = {
   familiarity: "Distance from the training scans, share of the limit: the newest 50 answers against all before",
   pcr: "Positive PCR: mean probability against the share of positive results",
+  severe: "Severe course: mean probability against the share of severe courses, positive PCR only",
 };
+const WHO = { model: "The model said", reader: "The reader said" };
 
 export function startAudit() {
   byId("show-audit").addEventListener("click", open);
@@ -25,7 +27,7 @@ async function open() {
 }
 
 /** Returns the figures as paragraphs and tables. */
-export function figures({ model_sha256: model, answers, undecided, verdicts, reasons, levels, drift }) {
+export function figures({ model_sha256: model, answers, undecided, verdicts, reasons, levels, drift, calibration, outcomes_code: code }) {
   const counted = Object.entries(VERDICTS).map(([verdict, name]) => [name, verdicts[verdict] ?? 0]);
   const why = Object.entries(REASONS).filter(([reason]) => reasons[reason]).map(([reason, name]) => [name, reasons[reason]]);
   return [
@@ -40,8 +42,29 @@ export function figures({ model_sha256: model, answers, undecided, verdicts, rea
       ),
     ),
     table("Drift", ["Drift", "Before or expected", "Now or observed", "Difference"], Object.entries(drift).map(driftRow)),
+    ...Object.entries(calibration).map(([label, found]) =>
+      table(
+        `Outcomes: ${LABELS[label].title}`,
+        [`${LABELS[label].title}: what became of the patients`, "Patients", "With event", "Expected", "Observed (95 % interval)"],
+        [outcomeRow("All", found), ...found.bins.map(binRow), ...levelRows(found.levels)],
+      ),
+    ),
+    ...(code ? [element("p", { className: "flag" }, `The node's outcomes cannot be read (${code}).`)] : []),
   ];
 }
+
+const outcomeRow = (name, { patients, events, expected = null, observed, low, high }) => [
+  name,
+  patients,
+  events,
+  expected === null ? "–" : roughly(expected),
+  `${roughly(observed)} (${roughly(low)} to ${roughly(high)})`,
+];
+
+const binRow = (bin) => outcomeRow(`Probability ${roughly(bin.from)} to ${roughly(bin.to)}`, bin);
+
+const levelRows = (levels) =>
+  Object.entries(WHO).flatMap(([who, name]) => Object.entries(levels[who]).map(([level, found]) => outcomeRow(`${name}: ${LEVELS[level]}`, found)));
 
 function driftRow([name, { before, now, answers, errors, alert }]) {
   const difference = errors === null ? `too few answers (${answers})` : `${errors.toFixed(1)} standard errors`;
