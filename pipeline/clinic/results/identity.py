@@ -13,6 +13,7 @@ from pipeline.clinic.records import Answer
 from pipeline.clinic.results.source import UNICODE
 
 MAKER = "fedthorax"
+_LONGEST = 64  # characters of LO
 _NAMESPACE = UUID("6f1d2c1e-6a0f-4d7e-9b57-0a3c5b8f4e21")
 
 
@@ -45,11 +46,25 @@ def series(answer: Answer, kind: str, number: int, description: str) -> dict[str
     }
 
 
+def name_algorithm(made: Dataset, answer: Answer) -> None:
+    """Add the model to the equipment that contributed (IHE RAD AI Results, 6.5.3.1): another model has another UID."""
+    purpose, model = Dataset(), Dataset()
+    purpose.CodeValue, purpose.CodingSchemeDesignator, purpose.CodeMeaning = "109102", "DCM", "Processing Equipment"
+    model.PurposeOfReferenceCodeSequence = [purpose]
+    model.Manufacturer = MAKER
+    model.ManufacturerModelName = answer.model_name[:_LONGEST]
+    model.SoftwareVersions = version(MAKER)
+    model.DeviceUID = uid("model", answer.model_sha256)
+    model.ContributionDateTime = DT(made_at(answer))
+    model.ContributionDescription = "Model that gave the probabilities"
+    made.ContributingEquipmentSequence = [*made.get("ContributingEquipmentSequence", []), model]
+
+
 def sign(made: Dataset, answer: Answer) -> None:
     """Set all creation times to that of the answer or its decision: written again, the file is the same."""
     at = made_at(answer)
     made.InstanceCreationDate, made.InstanceCreationTime = DA(at.date()), TM(at.time())
-    for equipment in made.ContributingEquipmentSequence:
+    for equipment in made.get("ContributingEquipmentSequence", []):
         if "ContributionDateTime" in equipment:
             equipment.ContributionDateTime = DT(at)
 

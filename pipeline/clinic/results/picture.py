@@ -62,6 +62,7 @@ def picture(answer: Answer, source: Source, folder: Path) -> Dataset:
     made.copy_patient_and_study_information(source.header)
     made.BodyPartExamined = "CHEST"
     made.BurnedInAnnotation = "NO"  # no text identifies the patient
+    identity.name_algorithm(made, answer)
     identity.sign(made, answer)
     made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture = made.ContentDate, made.ContentTime
     return made

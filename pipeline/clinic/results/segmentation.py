@@ -33,13 +33,13 @@ _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from NIfTI's axes
 _ANATOMY = Code("123037004", "SCT", "Anatomical Structure")
 _REGION = Code("309825002", "SCT", "Spatial and Relational Concept")
 _SEGMENTS: dict[str, tuple[Code, Code, Opacity | None]] = {
-    "Lungs": (_ANATOMY, sr_codes.LUNG, None),
-    "Density of ground glass": (_REGION, sr_codes.COUNTED["ground_glass"], Opacity.GROUND_GLASS),
-    "Density of consolidation": (_REGION, sr_codes.COUNTED["consolidation"], Opacity.CONSOLIDATION),
+    sr_codes.LUNGS_SEGMENT: (_ANATOMY, sr_codes.LUNG, None),
+    sr_codes.SEGMENTS["ground_glass"]: (_REGION, sr_codes.COUNTED["ground_glass"], Opacity.GROUND_GLASS),
+    sr_codes.SEGMENTS["consolidation"]: (_REGION, sr_codes.COUNTED["consolidation"], Opacity.CONSOLIDATION),
 }
 
 
-def segmentation(answer: Answer, source: Source, folder: Path) -> Dataset | None:
+def segmentation(answer: Answer, source: Source, folder: Path) -> Segmentation | None:
     """Create a segmentation from the volumes in the answer's folder.
 
     None if the scan has no frame of reference, so that no other image can be laid over it.
@@ -48,7 +48,7 @@ def segmentation(answer: Answer, source: Source, folder: Path) -> Dataset | None
         return None
     masks, decision = reader_masks(answer), answer.decision
     volume = _volume(masks or folder, source)
-    made: Dataset = Segmentation(
+    made = Segmentation(
         source_images=[_reference(source, volume)],
         pixel_array=volume,
         segmentation_type="BINARY",
@@ -64,6 +64,7 @@ def segmentation(answer: Answer, source: Source, folder: Path) -> Dataset | None
     )
     _refer_to(made, source)
     made.BodyPartExamined = "CHEST"
+    identity.name_algorithm(made, answer)
     identity.sign(made, answer)
     return made
 

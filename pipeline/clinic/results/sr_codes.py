@@ -35,6 +35,9 @@ COUNTED = {
     "ground_glass": _own("ground_glass_voxels", "Voxels of lung with density of ground glass"),
     "consolidation": _own("consolidation_voxels", "Voxels of lung with density of consolidation"),
 }
+# Labels of the segments of the segmentation; the report refers to them by these.
+LUNGS_SEGMENT = "Lungs"
+SEGMENTS = {"ground_glass": "Density of ground glass", "consolidation": "Density of consolidation"}
 DISTANCE = _own("distance", "Distance from the scans that the model was trained on")
 DISTANCE_LIMIT = _own("distance_limit", "Largest distance at which the model answers")
 QUALITY = _own("quality", "Remark on the quality of the scan")

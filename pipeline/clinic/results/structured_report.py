@@ -1,16 +1,19 @@
 """The structured report of one answer: a Measurement Report (DICOM PS3.16, TID 1500) made with highdicom.
 
 It has one group (TID 1501) for each probability, one for each level that a reader set, one for each lung and one for
-both, and one for the scan's quality.
+both, and one for the scan's quality. If there is a segmentation, the groups of both lungs and of each density refer to
+their segments (TID 1411).
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
+from math import prod
 from typing import Any
 
 from highdicom import sr
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from highdicom.seg import Segmentation
 from highdicom.sr.value_types import ContentSequence
 from pydicom import Dataset
 from pydicom.sr.codedict import codes as standard
@@ -31,6 +34,7 @@ UNCERTAIN = "Uncertain: the 95 % band of the calibration crosses a threshold."
 CORRECTED = "The reader set another level: see the group of the level."
 CORRECTED_SHARES = "The reader corrected shares of this lung."
 CORRECTED_MASK = "Computed from a mask of the lungs that the reader corrected by hand."
+OF_THE_SEGMENT = "Volume of the segment. The share of the lungs is larger: it leaves out the lungs' outermost layer."
 MEANINGS = {
     "severe": "Valid only for patients with a positive PCR.",
     "pcr_positive": "Does not replace a PCR.",
@@ -38,7 +42,7 @@ MEANINGS = {
 _CONTAINS = sr.RelationshipTypeValues.CONTAINS
 _PROPERTY = sr.RelationshipTypeValues.HAS_PROPERTIES
 
-Group = sr.MeasurementsAndQualitativeEvaluations
+Group = sr.MeasurementsAndQualitativeEvaluations | sr.VolumetricROIMeasurementsAndQualitativeEvaluations
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,10 @@ class Verification:
     predecessor: Dataset | None
 
 
-def structured_report(answer: Answer, source: Source, verification: Verification | None = None) -> Dataset:
-    """Create a Comprehensive 3D SR in the source's study that refers to its images.
+def structured_report(
+    answer: Answer, source: Source, verification: Verification | None = None, segmentation: Segmentation | None = None
+) -> Dataset:
+    """Create a Comprehensive 3D SR in the source's study that refers to its images, and to `segmentation` if given.
 
     Without `verification` it is unverified and preliminary; with it, it says what the answer's decision accepts, and
     names the report that it replaces.
@@ -62,14 +68,14 @@ def structured_report(answer: Answer, source: Source, verification: Verification
             observer_person_context=person_observer(decision) if decision else None,
         ),
         procedure_reported=sr_codes.CT_CHEST,
-        imaging_measurements=_groups(answer),
+        imaging_measurements=_groups(answer, segmentation),
         language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(
             sr.CodedConcept.from_code(sr_codes.ENGLISH)
         ),
     )
     report[0].ContentSequence.extend(_comments(_caveats(answer)))
     made: Dataset = sr.Comprehensive3DSR(
-        evidence=[_evidence(source, *image) for image in source.images],
+        evidence=[*(_evidence(source, *image) for image in source.images), *([segmentation] if segmentation else [])],
         content=report[0],
         is_complete=True,
         coding_schemes=[CodingSchemeIdentificationItem(sr_codes.SCHEME, name=sr_codes.SCHEME_NAME)],
@@ -81,6 +87,7 @@ def structured_report(answer: Answer, source: Source, verification: Verification
             VERIFIED_DESCRIPTION if decision else DESCRIPTION,
         ),
     )
+    identity.name_algorithm(made, answer)
     identity.sign(made, answer)
     for observer in made.get("VerifyingObserverSequence", []):
         observer.VerificationDateTime = DT(identity.made_at(answer))
@@ -130,13 +137,16 @@ def _caveats(answer: Answer) -> list[str]:
     return [answer.score["notice"], decision_text(answer) or UNVERIFIED, *synthetic, *none]
 
 
-def _groups(answer: Answer) -> list[Group]:
+def _groups(answer: Answer, segmentation: Segmentation | None) -> list[Group]:
     score = answer.score
     groups = [_probability(answer, label) for label in sr_codes.PROBABILITIES if label in score["probability"]]
     corrected = answer.decision.correction.levels if answer.decision else {}
     groups += [_corrected_level(answer, label, level) for label, level in corrected.items()]
     regions = (reviewed_lungs(answer) or {}).get("regions", {})
-    groups += [_lungs(answer, side, regions[side]) for side in sr_codes.SIDES if side in regions]
+    groups += [_lungs(answer, side, regions[side], segmentation) for side in sr_codes.SIDES if side in regions]
+    if segmentation and "both" in regions and not (answer.decision and answer.decision.correction.shares):
+        whole = regions["both"]["whole"]
+        groups += [_density(answer, density, segmentation) for density in sr_codes.SEGMENTS if whole[density]]
     return [*groups, _quality(answer)]
 
 
@@ -200,7 +210,37 @@ def _algorithm(answer: Answer) -> sr.AlgorithmIdentification:
     )
 
 
-def _lungs(answer: Answer, side: str, parts: dict[str, dict[str, Any]]) -> Group:
+def _density(answer: Answer, density: str, segmentation: Segmentation) -> Group:
+    """Create the group of the segment of a density: the volume of its voxels."""
+    name = sr_codes.SEGMENTS[density]
+    segment = _segment(segmentation, name)
+    numbers = [int(segment[0].ReferencedSOPSequence[0].ReferencedSegmentNumber)]
+    voxels = segmentation.get_volume(segment_numbers=numbers, allow_missing_positions=True)
+    ml = float(voxels.array.sum() * prod(voxels.spacing) / 1000)
+    group = _group(
+        answer,
+        name.lower(),
+        segment=segment,
+        measurements=[_measurement(sr_codes.VOLUME, round(ml, 2), sr_codes.MILLILITRE)],
+        finding_sites=[sr.FindingSite(sr_codes.LUNG)],
+    )
+    group[0].ContentSequence.extend(_comments([OF_THE_SEGMENT]))
+    return group
+
+
+def _segment(segmentation: Segmentation, name: str) -> sr.ReferencedSegment:
+    """Return the reference to a segment by its label."""
+    (number,) = (each.SegmentNumber for each in segmentation.SegmentSequence if each.SegmentLabel == name)
+    (series,) = segmentation.ReferencedSeriesSequence
+    return sr.ReferencedSegment(
+        sop_class_uid=segmentation.SOPClassUID,
+        sop_instance_uid=segmentation.SOPInstanceUID,
+        segment_number=number,
+        source_series=sr.SourceSeriesForSegmentation(series.SeriesInstanceUID),
+    )
+
+
+def _lungs(answer: Answer, side: str, parts: dict[str, dict[str, Any]], segmentation: Segmentation | None) -> Group:
     laterality = sr_codes.SIDES[side]
     measurements = []
     for part, region in parts.items():
@@ -214,6 +254,7 @@ def _lungs(answer: Answer, side: str, parts: dict[str, dict[str, Any]]) -> Group
     group = _group(
         answer,
         f"lungs, {side}",
+        segment=_segment(segmentation, sr_codes.LUNGS_SEGMENT) if segmentation and side == "both" else None,
         measurements=measurements,
         finding_sites=[sr.FindingSite(sr_codes.LUNG, laterality)],
     )
@@ -240,9 +281,11 @@ def _quality(answer: Answer) -> Group:
     return group
 
 
-def _group(answer: Answer, name: str, **content: Any) -> Group:
+def _group(answer: Answer, name: str, segment: sr.ReferencedSegment | None = None, **content: Any) -> Group:
     tracking = sr.TrackingIdentifier(uid=identity.uid(answer.id, name), identifier=name)  # the same after a correction
-    return Group(tracking_identifier=tracking, **content)
+    if segment:
+        return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(tracking, referenced_segment=segment, **content)
+    return sr.MeasurementsAndQualitativeEvaluations(tracking_identifier=tracking, **content)
 
 
 def _measurement(

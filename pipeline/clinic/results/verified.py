@@ -67,11 +67,13 @@ def _written(clinic: Clinic, answer: Answer, predecessor: Path | None) -> dict[s
             organization=wanted.organization or NO_ORGANIZATION,
             predecessor=_header(predecessor) if predecessor else None,
         )
+        has_segments = wanted.seg and are_lungs_usable(answer)
+        segmented = segmentation(answer, source, answer.folder) if has_segments else None
         if wanted.sr:
-            made[REPORT] = structured_report(answer, source, verification)
+            made[REPORT] = structured_report(answer, source, verification, segmented)
         if wanted.picture:
             made[PICTURE] = picture(answer, source, answer.folder)
-        if wanted.seg and are_lungs_usable(answer) and (segmented := segmentation(answer, source, answer.folder)):
+        if segmented:
             made[SEGMENTATION] = segmented
     except Exception as error:  # highdicom and pydicom refuse headers with many different errors
         raise Refusal(RESULT_WRITE, private=f"{type(error).__name__}: {error}") from error

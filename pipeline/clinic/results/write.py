@@ -45,15 +45,16 @@ def write_results(
         return Refusal(RESULT_NO_DICOM)
     made: dict[str, Dataset] = {}
     try:
+        segmented = _segmentation(answer, source, folder) if seg else None
         if report:
             from pipeline.clinic.results.structured_report import structured_report
 
-            made[REPORT] = structured_report(answer, source)
+            made[REPORT] = structured_report(answer, source, segmentation=segmented)
         if picture:
             from pipeline.clinic.results.picture import picture as draw_picture
 
             made[PICTURE] = draw_picture(answer, source, folder)
-        if seg and (segmented := _segmentation(answer, source, folder)):
+        if segmented:
             made[SEGMENTATION] = segmented
         for name, dataset in made.items():
             dataset.save_as(folder / name, enforce_file_format=True)

@@ -113,7 +113,8 @@ def objections(path: Path) -> list[str]:
     done = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True, check=False)
     lines = (done.stdout + done.stderr).splitlines()
     assert "Segmentation" in lines
-    return [line for line in lines if line.startswith(("Error", "Warning"))]
+    # It does not know DeviceUID in ContributingEquipmentSequence (PS3.3, C.12.1), which IHE AI Results asks for.
+    return [line for line in lines if line.startswith(("Error", "Warning")) and "/DeviceUID" not in line]
 
 
 @pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dciodvfy is absent (Debian package dicom3tools)")

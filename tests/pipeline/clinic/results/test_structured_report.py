@@ -7,15 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from highdicom.seg import segread
 from highdicom.sr import srread
 from pydicom import Dataset, dcmread
 from pydicom.sr.coding import Code
 from pydicom.uid import EnhancedCTImageStorage
 
 from pipeline.clinic.records import Answer
-from pipeline.clinic.results import sr_codes
-from pipeline.clinic.results.write import PICTURE, REPORT, write_results
+from pipeline.clinic.results import identity, sr_codes
+from pipeline.clinic.results.write import PICTURE, REPORT, SEGMENTATION, write_results
 from pipeline.scoring.score import Score
 from tests.helpers.enhanced import enhanced, save_frames, single_frames
 from tests.helpers.scored_answers import (
@@ -185,6 +187,53 @@ def test_report_references_every_image_of_the_scan(report: Any, scan: Path) -> N
     assert referred == {(series.series_uid, str(dcmread(path).SOPInstanceUID)) for path in series.files}
 
 
+@pytest.fixture(scope="module")
+def segmented(scan: Path, score: Score, tmp_path_factory: pytest.TempPathFactory) -> Answer:
+    """An answer with report and segmentation."""
+    made = answer_to(score, series_of(scan), tmp_path_factory.mktemp("segmented") / "one")
+    assert write_results(made, made.folder, picture=False, seg=True) is None
+    return made
+
+
+def test_groups_refer_to_their_segments(segmented: Answer, scan: Path) -> None:
+    """Read with highdicom: each group names a segment, and its volume is that of the segment's voxels."""
+    report, seg = srread(segmented.folder / REPORT), segread(segmented.folder / SEGMENTATION)
+    found = {each.tracking_identifier: each for each in report.content.get_volumetric_roi_measurement_groups()}
+    assert found.keys() == {"lungs, both", "density of ground glass", "density of consolidation"}
+    for number, name in enumerate(("lungs, both", "density of ground glass", "density of consolidation"), start=1):
+        referred, series = found[name].referenced_segment
+        assert referred.referenced_sop_instance_uid == seg.SOPInstanceUID
+        assert np.atleast_1d(referred.referenced_segment_numbers).tolist() == [number]
+        assert series.value == series_of(scan).series_uid
+        volume = next(each for each in found[name].get_measurements() if each.name.value == "118565006")
+        voxels = seg.get_volume(segment_numbers=[number], allow_missing_positions=True)
+        measured = voxels.array.sum() * np.prod(voxels.spacing) / 1000
+        assert volume.value == pytest.approx(measured, rel=0.01, abs=0.05)
+    assert seg.SOPInstanceUID in {str(image) for _, _, image, _ in report.get_evidence()}
+    plain = {each.tracking_identifier for each in report.content.get_image_measurement_groups()}
+    assert plain == {"severe", "pcr_positive", "lungs, right", "lungs, left", "quality"}
+
+
+def test_report_without_segmentation_refers_to_none(report: Any) -> None:
+    assert report.content.get_volumetric_roi_measurement_groups() == []
+
+
+@pytest.mark.parametrize("name", [REPORT, SEGMENTATION])
+def test_model_is_named_as_contributing_equipment(name: str, segmented: Answer) -> None:
+    model = dcmread(segmented.folder / name).ContributingEquipmentSequence[-1]
+    assert model.PurposeOfReferenceCodeSequence[0].CodeValue == "109102"
+    assert (model.ManufacturerModelName, model.Manufacturer) == (segmented.model_name, "fedthorax")
+    assert model.SoftwareVersions and model.ContributionDateTime
+    other = identity.uid("model", "f" * 64)
+    assert model.DeviceUID == identity.uid("model", segmented.model_sha256) != other
+
+
+@pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dciodvfy is absent (Debian package dicom3tools)")
+def test_dciodvfy_accepts_references_to_segments(segmented: Answer) -> None:
+    for line in objections(segmented.folder / REPORT):
+        assert re.fullmatch(r"Warning - .* - Unrecognized defined term = <99FEDTHORAX>", line)
+
+
 @pytest.mark.slow
 def test_results_are_reproducible_and_uids_differ_between_answers(
     answer: Answer, scan: Path, score: Score, tmp_path: Path
@@ -228,11 +277,16 @@ def test_write_error_leaves_no_partial_results(scan: Path, score: Score, tmp_pat
 
 
 def objections(path: Path) -> list[str]:
-    """Errors and warnings of dciodvfy about a file, except those about attributes that the scan itself lacks."""
+    """Errors and warnings of dciodvfy about a file, except those about attributes that the scan itself lacks.
+
+    It does not know DeviceUID in ContributingEquipmentSequence (PS3.3, C.12.1), which IHE AI Results asks for.
+    """
     done = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True, check=False)
     lines = (done.stdout + done.stderr).splitlines()
     assert {"Comprehensive3DSR", "SCImage"} & set(lines)  # dciodvfy recognised the SOP class
-    is_found = re.compile("(Error|Warning) - (?!.*Missing attribute or value that would be needed to build DICOMDIR)")
+    is_found = re.compile(
+        "(Error|Warning) - (?!.*Missing attribute or value that would be needed to build DICOMDIR)(?!.*/DeviceUID)"
+    )
     return [line for line in lines if is_found.match(line)]
 
 
