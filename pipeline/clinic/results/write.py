@@ -11,7 +11,7 @@ from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.scoring.verdict import withheld
 
 if TYPE_CHECKING:
-    from pydicom import Dataset
+    from highdicom.seg import Segmentation
 
     from pipeline.clinic.results.source import Source
 
@@ -65,7 +65,7 @@ def write_results(
     return None
 
 
-def _segmentation(answer: Answer, source: "Source", folder: Path) -> "Dataset | None":
+def _segmentation(answer: Answer, source: "Source", folder: Path) -> "Segmentation | None":
     from pipeline.clinic.results.segmentation import segmentation
 
     return segmentation(answer, source, folder)

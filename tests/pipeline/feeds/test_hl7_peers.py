@@ -66,7 +66,7 @@ def hl7apy_receiver(code: str, received: list[str]) -> Iterator[int]:
     from hl7apy.core import Message
     from hl7apy.parser import parse_message
 
-    class Handler(mllp.AbstractHandler):  # type: ignore[misc,name-defined]
+    class Handler(mllp.AbstractHandler):  # type: ignore[name-defined]
         def reply(self) -> str:
             message = parse_message(self.incoming_message)
             received.append(message.msh.msh_10.value)
