@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from models.refusal import Refusal
 from pipeline.clinic.database import Database, now, stamp
-from pipeline.clinic.reasons import NO_SUCH_DELIVERY
 from pipeline.clinic.records import Delivery, DeliveryState, Target
 
 DELIVERY_COLUMNS = ("number", "answer_id", "target", "decision_id", "state", "attempts", "code", "due_at", "sent_at")
@@ -53,21 +51,6 @@ class Deliveries:
         until = stamp(due) if due else None
         return self._found("state = ?1 AND (?2 IS NULL OR due_at <= ?2) ORDER BY due_at, number", state, until)
 
-    def again(self, number: int) -> Delivery:
-        """Queue a delivery again that failed or waits, due at once. Raises Refusal E_NO_SUCH_DELIVERY."""
-        for delivery in self._found("number = ? AND state IN ('failed', 'waiting')", number):
-            self.queue(delivery.answer_id, delivery.target, delivery.decision_id)
-            return delivery
-        raise Refusal(NO_SUCH_DELIVERY)
-
-    def unsent(self, limit: int) -> list[tuple[Delivery, str]]:
-        """Return deliveries that failed or wait, failed ones first, each with the id of its scan's job."""
-        rows = self._database.rows(
-            "SELECT deliveries.*, job_id FROM deliveries JOIN answers ON answers.id = answer_id"
-            " WHERE state IN ('failed', 'waiting') ORDER BY state, due_at, deliveries.number LIMIT ?",
-            limit,
-        )
-        return [(delivery_of(row), row["job_id"]) for row in rows]
     def problems(self) -> list[Delivery]:
         """Return the deliveries that failed, or wait after a failed attempt, oldest first; what was replaced is not."""
         newest = "(SELECT max(number) FROM deliveries AS other WHERE other.answer_id = deliveries.answer_id"

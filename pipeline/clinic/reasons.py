@@ -272,7 +272,6 @@ RECEIVER_CLOSED = Reason(
     "the clinic's own DICOM receiver accepts no connection",
     "logs/service.log says why it does not run. Another program may use the port in [receiver] of clinic.toml.",
 )
-NO_SUCH_DELIVERY = Reason("E_NO_SUCH_DELIVERY", "the outbox has no such delivery", "Look at the list of deliveries.")
 
 # --- labels for the next study ----------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.clinic.connections import Name
 from pipeline.clinic.records import DeliveryState
 from pipeline.clinic.web.auth import Access
-from pipeline.clinic.web.schemas import AuditRecord, TargetDelivery
+from pipeline.clinic.web.schemas import AuditRecord
 
 
 class Account(BaseModel):
@@ -166,18 +166,3 @@ class Tried(BaseModel):
     code: str | None
     says: str | None
     remedy: str | None
-
-
-class OpenDelivery(TargetDelivery):
-    """A delivery in the outbox. `job_id`: of the scan, as in the page's address. `due_at`: of the next attempt."""
-
-    number: int
-    answer_id: str
-    job_id: str
-    due_at: str | None
-
-
-class OpenDeliveries(BaseModel):
-    """Deliveries that failed or wait, failed ones first; at most 200."""
-
-    deliveries: list[OpenDelivery]

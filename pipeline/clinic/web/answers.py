@@ -10,7 +10,7 @@ from models.refusal import Refusal
 from pipeline.clinic import pictures
 from pipeline.clinic.corrected_mask import reader_masks
 from pipeline.clinic.reasons import NO_SUCH_ANSWER, NO_SUCH_FILE, NO_SUCH_PICTURE, NOT_FOR_PATIENTS
-from pipeline.clinic.records import Answer, Target
+from pipeline.clinic.records import Answer, Target, moment
 from pipeline.clinic.results.outbox import Outbox
 from pipeline.clinic.results.write import PICTURE, REPORT, RESULTS, SEGMENTATION, why_no_results
 from pipeline.clinic.review import reviewed_levels, reviewed_lungs
@@ -205,7 +205,13 @@ def post_send(clinic: TheClinic, store: TheStore, caller: Scorer, answer_id: Id,
 )
 def get_deliveries(store: TheStore, _: Reader) -> Any:
     """List deliveries that failed, or that are being tried again, without patients' names."""
-    return {"deliveries": [{**each.to_json(), "answer_id": each.answer_id} for each in store.deliveries.problems()]}
+    found = [(each, store.answers.get(each.answer_id).job_id) for each in store.deliveries.problems()]
+    return {
+        "deliveries": [
+            {**each.to_json(), "answer_id": each.answer_id, "job_id": job_id, "due_at": moment(each.due_at)}
+            for each, job_id in found
+        ]
+    }
 
 
 @routes.get(

@@ -41,7 +41,6 @@ _STATUS = {
     reasons.NO_SUCH_MODEL: 404,
     reasons.NO_SUCH_TOKEN: 404,
     reasons.NO_SUCH_CONNECTION: 404,
-    reasons.NO_SUCH_DELIVERY: 404,
     reasons.METHOD: 405,
     reasons.REQUEST_SIZE: 413,
     reasons.UPLOAD_FILES: 413,

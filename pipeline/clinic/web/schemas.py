@@ -119,9 +119,11 @@ class Delivery(BaseModel):
 
 
 class OpenDelivery(Delivery):
-    """A delivery that failed, or that waits after a failed attempt."""
+    """A delivery that failed, or that waits after a failed attempt. `due_at`: of the next attempt."""
 
     answer_id: Id
+    job_id: Id
+    due_at: str | None
 
 
 class OpenDeliveries(BaseModel):

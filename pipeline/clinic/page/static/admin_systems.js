@@ -58,7 +58,7 @@ function drawDeliveries({ deliveries }) {
   );
 }
 
-function delivery({ number, job_id: job, target, state, attempts, code, due_at: due }) {
+function delivery({ answer_id: answer, job_id: job, target, state, attempts, code, due_at: due }) {
   return [
     element("a", { href: `./#/scans/${job}` }, job.slice(0, 12)),
     TARGETS[target],
@@ -68,7 +68,8 @@ function delivery({ number, job_id: job, target, state, attempts, code, due_at: 
     when(due),
     does(
       rowButton("Send again", `${TARGETS[target]}, scan ${job.slice(0, 12)}`, async () => {
-        drawDeliveries(await ask(`deliveries/${number}/send`, { method: "POST" }));
+        await ask(`answers/${answer}/send?target=${target}`, { method: "POST" });
+        drawDeliveries(await ask("deliveries"));
         announce("The delivery is queued again.");
       }),
     ),

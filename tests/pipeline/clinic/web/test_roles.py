@@ -51,8 +51,6 @@ NEEDED = {
     ("POST", "/api/v1/accounts/reset"): "admin",
     ("GET", "/api/v1/connections"): "admin",
     ("POST", "/api/v1/connections/{name}/test"): "admin",
-    ("GET", "/api/v1/deliveries"): "admin",
-    ("POST", "/api/v1/deliveries/{number}/send"): "admin",
     ("GET", "/metrics"): "read",
 }
 OPEN = {

@@ -84,8 +84,6 @@ CALLS: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", f"{API}/accounts/enable"): {"json": {"name": "new"}},
     ("GET", f"{API}/connections"): {},
     ("POST", f"{API}/connections/{{name}}/test"): {},
-    ("GET", f"{API}/deliveries"): {},
-    ("POST", f"{API}/deliveries/{{number}}/send"): {},
     ("GET", "/admin"): {},
 }
 VERBS = {
