@@ -23,7 +23,7 @@ from typing import Any, cast
 from pydicom.uid import UID
 
 from models.refusal import Refusal
-from pipeline.clinic.reasons import INTERNAL, PACS_CRITERIA, PACS_NO_SERIES, PACS_UID, SERIES_SIZE
+from pipeline.clinic.reasons import INTERNAL
 from pipeline.clinic.records import Job
 from pipeline.clinic.store import Store, new_id
 from pipeline.imaging.archive import MAX_BYTES, MAX_ENTRIES
@@ -81,7 +81,7 @@ class PacsSource:
         Raises Refusal E_PACS_UID, E_QUEUE_FULL, E_CLINIC_FILE.
         """
         if not all(UID(uid).is_valid for uid in (study_uid, series_uid)):
-            raise Refusal(PACS_UID)
+            raise Refusal(reasons.PACS_UID)
         return store.jobs.add(
             new_id(),
             source="pacs",
@@ -142,9 +142,9 @@ class PacsSource:
         series = RemoteSeries("", "", "", job.study_uid, job.series_uid, "CT", "", None)
         remote = {image_file(image): image for image in pacs.images(series)}
         if not remote:
-            raise Refusal(PACS_NO_SERIES)
+            raise Refusal(reasons.PACS_NO_SERIES)
         if len(remote) > MAX_ENTRIES:
-            raise Refusal(SERIES_SIZE, images=MAX_ENTRIES, gigabytes=MAX_BYTES >> 30)
+            raise Refusal(reasons.SERIES_SIZE, images=MAX_ENTRIES, gigabytes=MAX_BYTES >> 30)
         while missing := remote.keys() - _names(job.folder):
             wanted = None if len(missing) == len(remote) else {remote[name] for name in missing}
             if not self._receive(pacs, series, wanted, job.folder, stop):
@@ -165,7 +165,7 @@ class PacsSource:
                     return False
                 total_bytes += len(content)
                 if total_bytes > MAX_BYTES:
-                    raise Refusal(SERIES_SIZE, images=MAX_ENTRIES, gigabytes=MAX_BYTES >> 30)
+                    raise Refusal(reasons.SERIES_SIZE, images=MAX_ENTRIES, gigabytes=MAX_BYTES >> 30)
                 self._keep(content, series, folder)
         return True
 
@@ -208,13 +208,13 @@ def _query(patient_id: str, accession: str, from_date: date | None, to_date: dat
     for identifier in (patient_id, accession):
         is_odd = not identifier.isprintable() or set(identifier) & set("*?\\")  # a wildcard would match everything
         if is_odd or len(identifier) > _MOST_CHARACTERS:
-            raise Refusal(PACS_CRITERIA)
+            raise Refusal(reasons.PACS_CRITERIA)
     if from_date and to_date and from_date > to_date:
-        raise Refusal(PACS_CRITERIA)
+        raise Refusal(reasons.PACS_CRITERIA)
     if not patient_id and not accession:
         to_date = to_date or date.today()
         if from_date is None or (to_date - from_date).days > _MOST_DAYS:
-            raise Refusal(PACS_CRITERIA)
+            raise Refusal(reasons.PACS_CRITERIA)
     accessions = (accession,) if accession else ()
     return StudyQuery("CT", from_date, to_date, accessions, patient_id=patient_id, at_most=MOST_SERIES + 1)
 

@@ -291,27 +291,3 @@ LABELS_FILE = Reason(
     "the file of the labels exists, or cannot be written",
     "Give a new file in an existing folder of this machine.",
 )
-
-# --- scans from the PACS ----------------------------------------------------------------------------------
-
-PACS_CRITERIA = Reason(
-    "E_PACS_CRITERIA",
-    "the search contains no criterion that the PACS can use",
-    "Give a patient ID or an accession number, without * ? or backslash. Or give a first and a last day, at most a "
-    "month apart.",
-)
-PACS_UID = Reason(
-    "E_PACS_UID",
-    "the study or the series is not given as a valid UID",
-    "Copy both UIDs from the list of the PACS's series.",
-)
-PACS_NO_SERIES = Reason(
-    "E_PACS_NO_SERIES",
-    "the PACS has no CT images of this series",
-    "Search again: the series may have been moved or deleted, or it may be a report or another kind of series.",
-)
-SERIES_SIZE = Reason(
-    "E_SERIES_SIZE",
-    "the series has more than {images} images or {gigabytes} GB",
-    "Choose a reconstruction that covers only the chest.",
-)

@@ -94,5 +94,26 @@ NO_PACS = Reason(
     "site.toml names neither a PACS nor a FHIR server nor an OMOP database",
     "Fill in [pacs], [fhir] or [omop] of site.toml, or continue with `fedthorax node ingest`: it reads the files.",
 )
+PACS_CRITERIA = Reason(
+    "E_PACS_CRITERIA",
+    "the search contains no criterion that the PACS can use",
+    "Give a patient ID or an accession number, without * ? or backslash. Or give a first and a last day, at most a "
+    "month apart.",
+)
+PACS_UID = Reason(
+    "E_PACS_UID",
+    "the study or the series is not given as a valid UID",
+    "Copy both UIDs from the list of the PACS's series.",
+)
+PACS_NO_SERIES = Reason(
+    "E_PACS_NO_SERIES",
+    "the PACS has no CT images of this series",
+    "Search again: the series may have been moved or deleted, or it may be a report or another kind of series.",
+)
+SERIES_SIZE = Reason(
+    "E_SERIES_SIZE",
+    "the series has more than {images} images or {gigabytes} GB",
+    "Choose a reconstruction that covers only the chest.",
+)
 # A later try may succeed without any change here.
 MAY_PASS = frozenset({PACS_SILENT, PACS_NAME, PACS_REFUSED, PACS_CLOSED})

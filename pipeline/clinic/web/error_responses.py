@@ -14,6 +14,7 @@ from starlette.types import Scope
 from models.refusal import Refusal
 from pipeline.clinic import reasons
 from pipeline.identity import reasons as identity
+from pipeline.pacs import reasons as pacs
 
 _STATUS = {
     reasons.UPLOAD_BROKEN: 400,
@@ -48,8 +49,8 @@ _STATUS = {
     reasons.REQUEST: 422,
     reasons.DECISION: 422,
     reasons.CORRECTED_MASK: 422,
-    reasons.PACS_CRITERIA: 422,
-    reasons.PACS_UID: 422,
+    pacs.PACS_CRITERIA: 422,
+    pacs.PACS_UID: 422,
     reasons.QUEUE_FULL: 429,
     reasons.RATE: 429,
     reasons.SIGN_IN_TRIES: 429,

@@ -240,6 +240,7 @@ CLINIC = {
     "pacs-to-clinic": ("in", "11112", {11112}),
     "clinic-to-pacs": ("out", "the PACS, as", {443, 104}),
     "clinic-to-results": ("out", "the FHIR server and the HL7 receiver", {443, 2575}),
+    "clinic-to-identity": ("out", "the provider of identities", {443}),
 }
 ALWAYS = {"deny-all", "name-server"}
 
