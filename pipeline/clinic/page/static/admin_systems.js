@@ -16,6 +16,7 @@ const TARGETS = { pacs: "PACS", fhir: "FHIR", hl7: "HL7" };
 const STATES = { failed: "failed", waiting: "waits" };
 
 export async function openSystems() {
+  byId("systems-found").replaceChildren(); // a test that was started in rows of before would show nothing
   const [{ connections }, { deliveries }] = await Promise.all([ask("connections"), ask("deliveries")]);
   const headings = ["System", "Address", "TLS", "Sent", "Waiting", "Failed", "Last sent", "Test"];
   byId("systems-found").replaceChildren(table("Systems", headings, connections.map(system)));
