@@ -39,7 +39,14 @@ SPLITS = {
     "unknown value counts as the median; equal sums are ordered as for an equal split), and cut into blocks of equal "
     "size: the first site has the young and the thin slices, the last one the old and the thick slices.",
 }
+SYNTHETIC = "SYNTHETIC.txt"  # beside data/ and metadata/: a folder of this layout with phantoms, not the data set
+_SOURCE = "STOIC2021 (CC BY-NC 4.0), which names no hospitals"
 SEVERE_MEANS = "intubated or dead within a month (STOIC2021; known for PCR-positive patients alone)"
+
+
+def is_synthetic(folder: Path) -> bool:
+    """Return whether a folder of this layout says that it holds phantoms instead of the data set."""
+    return (folder / SYNTHETIC).exists()
 
 
 def import_stoic2021(
@@ -86,10 +93,11 @@ def import_stoic2021(
 
     shares = _equal(patients, sites, seed) if split == "equal" else _skewed(patients, scans, sites, seed)
     made = {}
+    source = "synthetic patients in the layout of STOIC2021" if is_synthetic(folder) else _SOURCE
     for number, share in enumerate(shares, start=1):
         progress(number - 1, sites)
         site = out / f"stoic2021-{number}"
-        about = f"Site {number} of {sites}, made from STOIC2021 (CC BY-NC 4.0), which names no hospitals."
+        about = f"Site {number} of {sites}, made from {source}."
         about += f" Split: {split}, seed {seed}. {SPLITS[split]}"
         make_site(site, about, labels_table(SEVERE_MEANS), {scans[p].name: scans[p] for p in share})
         rows = [(p, covid, severe if covid == "1" else "") for p in sorted(share) for covid, severe in [labels[p]]]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.datasets.stoic2021 import SYNTHETIC
 from pipeline.phantom.generate import make_body
 from pipeline.phantom.hospitals import HOSPITALS
 from pipeline.phantom.patients import draw_patient
@@ -16,7 +17,8 @@ _HOSPITALS = 3  # whose scanners and patients take turns
 def synthetic_stoic2021(folder: Path, patients: int) -> None:
     """Write synthetic patients in the layout of STOIC2021.
 
-    The layout is the one that `import_stoic2021` reads. The same number of patients gives the same scans and labels.
+    The layout is the one that `import_stoic2021` reads. SYNTHETIC.txt says what the folder is. The same number of
+    patients gives the same scans and labels.
 
     Parameters
     ----------
@@ -29,6 +31,7 @@ def synthetic_stoic2021(folder: Path, patients: int) -> None:
 
     (folder / "data" / "mha").mkdir(parents=True)
     (folder / "metadata").mkdir()
+    (folder / SYNTHETIC).write_text("Synthetic patients in the layout of STOIC2021. No scan of the data set is here.\n")
     rows = ["PatientID,probCOVID,probSevere"]
     for number in range(patients):
         rng, at = np.random.default_rng([_SEED, number]), HOSPITALS[number % _HOSPITALS]
