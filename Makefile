@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test peers viewer check unit lint docs pictures format lock audit release images deb bench learning lungs canary attack chaos soak fuzz flower-drill clean
+.PHONY: demo test peers viewer check unit lint docs pictures format lock audit release images deb bench learning stoic lungs canary attack chaos soak fuzz flower-drill clean
 
 demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
@@ -79,6 +79,10 @@ bench: .venv/installed peers  ## speed and memory as ratios, how well federation
 
 learning: .venv/installed  ## how well federations learn with the defaults: some four hours on two cores, continues if interrupted
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py learning
+
+stoic: .venv/installed  ## the whole experiment on the public folder of STOIC2021: DATA=DIR, STOIC="--seeds 1 --split skewed"; continues if interrupted
+	@test -n "$(DATA)" || { echo "DATA=DIR: the folder with data/mha and metadata/reference.csv; see docs/stoic2021.md" >&2; exit 2; }
+	$(BIN)/python benchmarks/stoic2021.py "$(DATA)" $(STOIC)
 
 lungs: .venv/installed  ## trains the lung segmenter again into build/, from synthetic bodies alone, and evaluates the package's one
 	@mkdir -p build
