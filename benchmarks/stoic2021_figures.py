@@ -158,10 +158,13 @@ class Calibration:
 
 
 def calibration(logits: Sequence[Floats], platt: Sequence[Floats], labels: Floats) -> Calibration:
-    """Judge calibrated probabilities. `logits`: of each seed, shape (patients,); `platt`: slope and intercept."""
+    """Judge calibrated probabilities. `logits`: of each seed, shape (patients,); `platt`: slope and intercept.
+
+    NaN without both classes, or if a seed's model has no calibration.
+    """
     known = ~np.isnan(labels)
     y = labels[known].astype(np.int64)
-    if len(set(y.tolist())) < 2:
+    if len(set(y.tolist())) < 2 or np.isnan(platt).any():
         return Calibration(math.nan, math.nan, math.nan)
     found = []
     for each, (slope, intercept) in zip(logits, platt, strict=True):

@@ -17,7 +17,6 @@ from federation.coordinator.rehearsal import rehearse
 from federation.protocol.study_config import Study
 from federation.runs.launch import launch, resume, server_of
 from federation.runs.run_folder import read_note, read_study, run_names
-from models.calibration import Platt
 from models.compute import Compute
 from models.network import LABELS
 from models.release import load_release
@@ -34,8 +33,8 @@ class Answers:
     """What one model says of the test patients.
 
     `logits`: shape (patients, labels). `platt`: shape (labels, 2), slope and intercept of the calibration on validation
-    patients. `seconds`: wall time of the call that trained it, with the start of a simulation; of an interrupted
-    one, of its last part.
+    patients, NaN where there is none. `seconds`: wall time of the call that trained it, with the start of a simulation;
+    of an interrupted training, of its last part.
     """
 
     logits: NDArray[np.float32]
@@ -100,8 +99,9 @@ class Experiment:
         compute = Compute.open(Site.open(self.sites[0]).settings.compute)
         test = pooled_examples([Site.open(site) for site in self.sites], self.study, "test")
         logits = predict(release.network, test, compute=compute)
-        fits = [release.description.calibration.get(label, Platt()) for label in LABELS]
-        return Answers(logits, np.array([(fit.slope, fit.intercept) for fit in fits]), seconds)
+        fits = release.description.calibration  # of a label with too few patients, a run has none
+        platt = [(fits[label].slope, fits[label].intercept) if label in fits else (np.nan, np.nan) for label in LABELS]
+        return Answers(logits, np.array(platt), seconds)
 
     def _together(self, row: str, seed: int) -> Path:
         """Train on all sites' patients in one place, or on one site's, as `fedthorax study baseline` does."""

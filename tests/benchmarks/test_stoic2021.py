@@ -224,7 +224,7 @@ def test_whole_experiment_has_all_figures_and_a_second_run_repeats_nothing(
 
     alone = [f"stoic2021-{number} alone" for number in range(1, SITES + 1)]
     assert list(found["rows"]) == [FEDERATED, POOLED, *alone, PORT]
-    for row in found["rows"].values():
+    for name, row in found["rows"].items():
         assert row["seeds"] == list(SEEDS)
         for label in ("severe", "pcr_positive"):
             figure = row[label]["auroc"]
@@ -232,7 +232,8 @@ def test_whole_experiment_has_all_figures_and_a_second_run_repeats_nothing(
             assert len(figure["by_seed"]) == len(SEEDS) and set(row[label]["auroc_by_site"]) == set(
                 found["data"]["sites"]
             )
-            assert row[label]["calibration"]["ece"] is not None
+            # A run calibrates with the patients of three sites, each of them with enough of both classes.
+            assert row[label]["calibration"]["ece"] is not None or name == FEDERATED
     assert set(found["ratios"]) == {f"{FEDERATED} / {row}" for row in (POOLED, *alone)}
     assert all(each["value"] > 0 for ratios in found["ratios"].values() for each in ratios.values())
     assert found["synthetic"] and not found["published_set"]
