@@ -105,6 +105,7 @@ async function learnAnswers() {
 
 async function draw() {
   await learnAnswers().catch(() => {}); // the list is shown without them
+  arrange();
   problems = await openProblems().catch(() => problems);
   arrange();
 }
