@@ -150,7 +150,7 @@ def test_mask_that_is_not_usable_takes_one_click_and_keeps_the_levels(page: Page
     assert decision.correction.mask is None and not decision.correction.lungs_usable
     assert "The reader found the outline of the lungs not usable." in page.text("#measures")
     page.wait_for("!document.querySelector('#mask-unusable').checkVisibility()")
-    assert not page.js("Boolean(document.querySelector('#overlays [value=reader_lungs]'))")
+    page.wait_for("!document.querySelector('#overlays [value=reader_lungs]')")
 
 
 def lines(page: Page, shown: str) -> int:
