@@ -253,5 +253,5 @@ def draw(found: Found) -> None:
         panel.set_title(kind)
         panel.grid(axis="y", alpha=0.3)
     axes[0].set_ylabel("AUROC of severe, unseen hospital")
-    figure.suptitle("Synthetic hospitals: every seed, and the mean with its 95 % interval", fontsize=10)
+    figure.suptitle("Synthetic hospitals: each seed,\nand the mean with its 95 % interval", fontsize=10)
     figure.savefig(FIGURE, dpi=110)
