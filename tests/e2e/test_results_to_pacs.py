@@ -53,7 +53,7 @@ from pipeline.clinic.results.outbox import Outbox
 from pipeline.clinic.settings import Clinic
 if sys.argv[2:] == ["kill"]:
     Deliveries.set = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-Outbox(Clinic.open(Path(sys.argv[1]))).run(threading.Event())
+Outbox(Clinic.open(Path(sys.argv[1]))).run("pacs", threading.Event())
 """
 
 
