@@ -9,12 +9,10 @@ demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
 
 test: lint docs peers  ## everything: style, types, documentation, unit tests, end-to-end tests with real processes, a few benchmarks
-	@# Side by side, for the end-to-end tests wait much of the time. The others fill all cores, and give way to them.
-	@# What runs in the background would else ignore Ctrl-C.
+	@# Side by side, for each leaves a core idle much of the time. What runs in the background would else ignore Ctrl-C.
 	@mkdir -p build
 	@env --default-signal=INT,QUIT sh -c '\
-	    failed=0; \
-	    nice $(BIN)/pytest -m "not e2e and not chaos" -n $$(nproc) --maxprocesses 8 --dist worksteal || failed=1; \
+	    failed=0; $(BIN)/pytest -m "not e2e and not chaos" || failed=1; \
 	    $(BIN)/pytest -m e2e --ignore=tests/e2e || failed=1; \
 	    $(BIN)/python benchmarks/short.py || failed=1; exit $$failed' >build/beside.log 2>&1 & beside=$$!; \
 	$(BIN)/pytest -m e2e tests/e2e; e2e=$$?; \

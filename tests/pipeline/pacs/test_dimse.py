@@ -447,11 +447,11 @@ def test_arriving_images_prevent_a_timeout_without_pending_responses() -> None:
             send = provider.send_msg
             provider.send_msg = lambda message, context: None if message.Status == PENDING else send(message, context)
             for answer in pacs.usual_move(event):
-                time.sleep(0.3)
+                time.sleep(0.4)
                 yield answer
 
         pacs.move = wordless
-        assert len(list(client(pacs, retrieve="c-move", timeout_seconds=1).fetch(SERIES, None))) == 6
+        assert len(list(client(pacs, retrieve="c-move", timeout_seconds=2).fetch(SERIES, None))) == 6
 
 
 @pytest.mark.slow
