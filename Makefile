@@ -25,8 +25,9 @@ peers:  ## what the tests talk to: a PACS, DICOM tools, a browser, ... from Debi
 viewer:  ## the full viewer of the clinician's page (NiiVue) into the package, by the lock file; needs npm
 	npm ci --prefix viewer --ignore-scripts --no-audit --no-fund
 	install -m 644 viewer/node_modules/@niivue/niivue/dist/index.js pipeline/clinic/page/static/niivue.js
-	@# Its package brings no licence file, and its bundle holds what it depends on; all of them ask to be named.
-	cd viewer && tail -n +1 niivue.LICENSE $$(find node_modules -iname 'license*' -not -path '*/axe-core/*' | sort) \
+	@# Its package brings no licence file, and its bundle holds what it depends on; all of them ask to be named. What only
+	@# the tests use is left out.
+	cd viewer && tail -n +1 niivue.LICENSE $$(find node_modules -iname 'license*' -not -path '*/axe-core/*' -not -path '*/node-hl7-*' | sort) \
 		> ../pipeline/clinic/page/static/niivue.LICENSE.txt
 
 check: .venv/installed  ## the quick loop: style, types, imports, and beside them the fast unit tests on all cores
