@@ -440,18 +440,20 @@ def test_pacs_that_stops_during_the_transfer_times_out(retrieve: str) -> None:
 
 @pytest.mark.slow
 def test_arriving_images_prevent_a_timeout_without_pending_responses() -> None:
-    with FakePacs(images=images(6)).running() as pacs:
+    with FakePacs(images=images(12)).running() as pacs:
 
         def wordless(event: Event) -> Iterator[Any]:
             provider = event.assoc.dimse
             send = provider.send_msg
             provider.send_msg = lambda message, context: None if message.Status == PENDING else send(message, context)
-            for answer in pacs.usual_move(event):
-                time.sleep(0.4)
-                yield answer
+            answers = pacs.usual_move(event)
+            yield from (next(answers), next(answers))  # the address and the number of images
+            for image in answers:
+                time.sleep(0.4)  # together more than the timeout, and each far less, also on a busy machine
+                yield image
 
         pacs.move = wordless
-        assert len(list(client(pacs, retrieve="c-move", timeout_seconds=2).fetch(SERIES, None))) == 6
+        assert len(list(client(pacs, retrieve="c-move", timeout_seconds=4).fetch(SERIES, None))) == 12
 
 
 @pytest.mark.slow
@@ -459,8 +461,8 @@ def test_pending_responses_prevent_a_timeout() -> None:
     with FakePacs(images=images(2)).running() as pacs:
 
         def from_tape(event: Event) -> Iterator[Any]:
-            for _ in range(6):
-                time.sleep(0.3)
+            for _ in range(10):
+                time.sleep(0.4)
                 word = C_GET()
                 word.MessageIDBeingRespondedTo, word.AffectedSOPClassUID = event.request.MessageID, GET
                 word.Status = PENDING
@@ -468,7 +470,7 @@ def test_pending_responses_prevent_a_timeout() -> None:
             yield from pacs.usual_get(event)
 
         pacs.get = from_tape
-        assert len(list(client(pacs, timeout_seconds=1).fetch(SERIES, None))) == 2
+        assert len(list(client(pacs, timeout_seconds=3).fetch(SERIES, None))) == 2
 
 
 def test_images_sent_after_the_final_response_are_received() -> None:
