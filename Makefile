@@ -25,7 +25,7 @@ viewer:  ## the full viewer of the clinician's page (NiiVue) into the package, b
 	install -m 644 viewer/node_modules/@niivue/niivue/dist/index.js pipeline/clinic/page/static/niivue.js
 	@# Its package brings no licence file, and its bundle holds what it depends on; all of them ask to be named. What only
 	@# the tests use is left out.
-	cd viewer && tail -n +1 niivue.LICENSE $$(find node_modules -iname 'license*' -not -path '*/axe-core/*' -not -path '*/node-hl7-*' | sort) \
+	cd viewer && tail -n +1 niivue.LICENSE $$(find $$(npm ls --all --omit=dev --parseable | sed "1d;s|^$$PWD/||") -iname 'license*' | sort -u) \
 		> ../pipeline/clinic/page/static/niivue.LICENSE.txt
 
 check: .venv/installed  ## the quick loop: style, types, imports, and beside them the fast unit tests on all cores

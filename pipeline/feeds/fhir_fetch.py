@@ -191,12 +191,14 @@ def _course_queries(site: Site, client: FhirClient, store: ResourceStore) -> lis
     patients = sorted(name for name in referenced(client, store, RESULTS) if name.startswith("Patient/"))
     queries = []
     for first in range(0, len(patients), _PATIENTS):
-        ids = ",".join(name.partition("/")[2] for name in patients[first : first + _PATIENTS])
+        some = patients[first : first + _PATIENTS]
+        # With the type: R4 allows ids alone too (3.1.1.4.12), but some servers then find nothing, without an error.
+        of_patients = ("patient", ",".join(some))
         queries += [
-            Query("Patient", (("_id", ids),)),
-            Query("Encounter", (("patient", ids), since)),
-            Query("Procedure", (("patient", ids), since)),
-            Query("Condition", (("patient", ids),)),
+            Query("Patient", (("_id", ",".join(name.partition("/")[2] for name in some)),)),
+            Query("Encounter", (of_patients, since)),
+            Query("Procedure", (of_patients, since)),
+            Query("Condition", (of_patients,)),
         ]
     return queries
 

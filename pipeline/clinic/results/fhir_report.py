@@ -7,6 +7,7 @@ final (a person accepted or corrected it), corrected (a later decision), entered
 
 from typing import Any
 from urllib.parse import quote
+from uuid import UUID
 
 from models.refusal import Refusal
 from pipeline.clinic.reasons import NOT_FOR_PATIENTS
@@ -75,10 +76,14 @@ def _entry(resource: dict[str, Any], ids: ResourceIds) -> dict[str, Any]:
 
 
 def _place(resource: dict[str, Any], ids: ResourceIds) -> str:
-    """Return how other resources of the transaction refer to this one."""
+    """Return how other resources of the transaction refer to this one.
+
+    Without an id, by a UUID: R4 allows OIDs too (2.36.4.1), but some servers replace only UUIDs by the new ids, and the
+    report would then refer to nothing.
+    """
     if ids == "client":
         return f"{resource['resourceType']}/{resource['id']}"
-    return str(_identifier(resource["id"])["value"])
+    return UUID(int=int(uid("fhir", resource["id"]).rpartition(".")[2])).urn
 
 
 def _identifier(resource_id: str) -> dict[str, str]:

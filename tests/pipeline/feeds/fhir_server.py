@@ -34,7 +34,7 @@ class Answer:
 def matches(resource: Json, query: dict[str, list[str]]) -> bool:
     """Whether a resource has the ids and patients of a search."""
     ids = query["_id"][0].split(",") if "_id" in query else [resource["id"]]
-    patient = resource.get("subject", {}).get("reference", "").removeprefix("Patient/")
+    patient = resource.get("subject", {}).get("reference", "")
     patients = query["patient"][0].split(",") if "patient" in query else [patient]
     return resource["id"] in ids and patient in patients
 

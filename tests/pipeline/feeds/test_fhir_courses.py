@@ -60,9 +60,10 @@ def test_course_of_the_patients_with_results_is_fetched(tmp_path: Path, method: 
         for _ in range(2):
             fetch(site, sleep=Waiting())
             assert (read(site), outcomes(site)) == (expected(3), COURSES)
-        assert any("Encounter?patient=p0%2Cp1%2Cp2&date=ge2020-03-01" in path for path in server.asked) == (
-            method == "search"
-        )
+        assert any(
+            "Encounter?patient=Patient%2Fp0%2CPatient%2Fp1%2CPatient%2Fp2&date=ge2020-03-01" in path
+            for path in server.asked
+        ) == (method == "search")
         server.resources = [each for each in server.resources if each["resourceType"] != "Procedure"]
         path = site.folder / "site.toml"
         path.write_text(path.read_text().replace("retries = 1", "retries = 1\nrefresh_days = 1e-9"))
