@@ -3,13 +3,17 @@
 All queries are in one read-only transaction, so they see one state of the database. What is fetched: events with a
 mapped or watched code of [outcomes.codes], death, and the last day with any record. The result replaces
 SITE/omop/events.ndjson.
+
+The tables and columns are those of the published definitions of CDM 5.3 and 5.4 for PostgreSQL. Their days must be
+given, but a hospital may have views without this constraint: an event or a death without a day, or with the day
+`infinity`, is fetched without a day, and its patient then has no outcome.
 """
 
 import ssl
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.refusal import Refusal
 from pipeline.feeds import reasons
@@ -28,13 +32,33 @@ from pipeline.system.locks import alone
 if TYPE_CHECKING:
     from pg8000.native import Connection
 
-# Tables with coded events: the beginning of their columns, and the first day of an event.
-_EVENTS = {
-    "visit_occurrence": ("visit", "visit_start_date"),
-    "procedure_occurrence": ("procedure", "procedure_date"),
-    "condition_occurrence": ("condition", "condition_start_date"),
-    "measurement": ("measurement", "measurement_date"),
-}
+
+class _Coded(NamedTuple):
+    """A table with coded events: the column with their first day, and those with their codes."""
+
+    table: str
+    day: str
+    concept: str
+    source_concept: str
+    source_value: str
+
+
+def _coded_table(table: str, prefix: str, day: str) -> _Coded:
+    return _Coded(table, day, f"{prefix}_concept_id", f"{prefix}_source_concept_id", f"{prefix}_source_value")
+
+
+# A code is in the table of its standard concept's domain: many of the diagnoses Z00 to Z99 in ICD-10 are observations,
+# and a ventilator is a device.
+_EVENTS = (
+    _coded_table("visit_occurrence", "visit", "visit_start_date"),
+    _coded_table("visit_detail", "visit_detail", "visit_detail_start_date"),  # stays in a unit, such as intensive care
+    _coded_table("procedure_occurrence", "procedure", "procedure_date"),
+    _coded_table("condition_occurrence", "condition", "condition_start_date"),
+    _coded_table("measurement", "measurement", "measurement_date"),
+    _coded_table("observation", "observation", "observation_date"),
+    _coded_table("device_exposure", "device", "device_exposure_start_date"),
+)
+_DISCHARGES = ("discharged_to", "discharge_to")  # the beginning of columns of visit_occurrence, in CDM 5.4 and 5.3
 # Days on which a patient was seen.
 _SEEN = {
     "visit_occurrence": "greatest(visit_start_date, visit_end_date)",
@@ -42,7 +66,7 @@ _SEEN = {
     "condition_occurrence": "condition_start_date",
     "measurement": "measurement_date",
 }
-_SOURCE = "source"
+_SOURCE, _DISCHARGE = "source", "discharge"  # code systems of texts
 _DENIED = {"28000", "28P01", "42501", "3D000"}  # SQLSTATE: invalid login, missing privilege, no such database
 _CANCELLED = {"57014", "57P01", "57P03"}  # a query took too long; the server shuts down or starts
 
@@ -98,7 +122,7 @@ def check_omop(site: Site) -> None:
     if table is None:
         raise Refusal(reasons.NO_OMOP)
     with _coded(), closing(_connect(site, table)) as database:
-        for name in ("person", "death", *_EVENTS):
+        for name in ("person", "death", *(each.table for each in _EVENTS)):
             database.run(f"SELECT 1 FROM {table.cdm_schema}.{name} LIMIT 1")  # noqa: S608
         database.run(f"SELECT 1 FROM {table.vocabulary_schema or table.cdm_schema}.concept LIMIT 1")  # noqa: S608
 
@@ -122,6 +146,7 @@ def _connect(site: Site, table: OmopTable) -> "Connection":
         application_name="fedthorax",
     )
     connection.run("START TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    connection.run("SET LOCAL DateStyle = 'ISO'")  # a server, database or user can have another; pg8000 reads only this
     connection.run(f"SET LOCAL statement_timeout = {int(table.timeout_seconds * 1000)}")
     return connection
 
@@ -132,23 +157,26 @@ class _Database:
     def __init__(self, connection: "Connection", table: OmopTable, outcomes: OmopOutcomes) -> None:
         self._run, self._table, self._outcomes = connection.run, table, outcomes
         self._vocabulary = table.vocabulary_schema or table.cdm_schema
+        self._patterns = outcomes.codes.patterns()
 
     def histories(self, patients: list[str]) -> Iterator[dict[str, Any]]:
         """Yield the records of `omop_histories`."""
         people, ambiguous = self._people(patients)
         yield from ({"patient": patient, "ambiguous": True} for patient in sorted(ambiguous))
         concepts = self._concepts()
-        for name, (column, day) in _EVENTS.items():
-            for person, at, codes in self._events(name, column, day, list(people), concepts):
-                yield {"patient": people[person], "day": at.isoformat(), "codes": codes}
+        for table in _EVENTS:
+            for person, at, codes in self._events(table, _SOURCE, list(people), concepts):
+                yield {"patient": people[person], "day": _text(at), "codes": codes}
+        for person, at, codes in self._events(self._discharges(), _DISCHARGE, list(people), concepts):
+            yield {"patient": people[person], "day": _text(at), "codes": codes}
         for name, day in _SEEN.items():
             for person, at in self._last_days(name, day, list(people)):
-                yield {"patient": people[person], "seen": at.isoformat()}
+                yield {"patient": people[person], "seen": _text(at)}
         query = f"""
-            SELECT DISTINCT person_id, death_date FROM {self._table.cdm_schema}.death
-            WHERE person_id = ANY(CAST(:people AS bigint[])) ORDER BY person_id, death_date"""  # noqa: S608
+            SELECT DISTINCT person_id, {_day("death_date")} AS day FROM {self._table.cdm_schema}.death
+            WHERE person_id = ANY(CAST(:people AS bigint[])) ORDER BY person_id, day"""  # noqa: S608
         for person, at in self._run(query, people=list(people)):
-            yield {"patient": people[person], "died": at.isoformat()}
+            yield {"patient": people[person], "died": _text(at)}
 
     def _people(self, patients: list[str]) -> tuple[dict[int, str], set[str]]:
         """Return patients by person_id, and the patients with several persons."""
@@ -171,42 +199,69 @@ class _Database:
                 AS wanted(system, code, is_beginning) ON lower(c.vocabulary_id) = wanted.system
             WHERE lower(c.concept_code) = wanted.code
                 OR wanted.is_beginning AND starts_with(lower(c.concept_code), wanted.code)"""  # noqa: S608
-        return {concept: (vocabulary, code) for concept, vocabulary, code in self._run(query, **self._patterns(False))}
+        systems, codes, beginnings = _columns(self._patterns)
+        found = self._run(query, systems=systems, codes=codes, beginnings=beginnings)
+        return {concept: (vocabulary, code) for concept, vocabulary, code in found}
 
-    def _patterns(self, of_source: bool) -> dict[str, list[Any]]:
-        """Return the patterns of code systems, or of source values, as three lists."""
-        found = [each for each in self._outcomes.codes.patterns() if (each[0] == _SOURCE) == of_source]
-        systems, codes, beginnings = zip(*found, strict=True) if found else ((), (), ())
-        return {"systems": list(systems), "codes": list(codes), "beginnings": list(beginnings)}
+    def _discharges(self) -> _Coded:
+        """Return where visits tell how they ended: the names of the columns differ between CDM 5.3 and 5.4."""
+        query = f"""
+            SELECT attname FROM pg_attribute
+            WHERE attrelid = CAST('{self._table.cdm_schema}.visit_occurrence' AS regclass)
+                AND attname = ANY(CAST(:names AS text[]))"""  # noqa: S608
+        found = {name for (name,) in self._run(query, names=[f"{each}_concept_id" for each in _DISCHARGES])}
+        prefix = next((each for each in _DISCHARGES if f"{each}_concept_id" in found), _DISCHARGES[0])
+        concept = f"{prefix}_concept_id"
+        return _Coded("visit_occurrence", "visit_end_date", concept, concept, f"{prefix}_source_value")
 
     def _events(
-        self, name: str, column: str, day: str, people: list[int], concepts: dict[int, tuple[str, str]]
-    ) -> Iterator[tuple[int, date, list[tuple[str, str]]]]:
-        """Yield person, day and codes of each event with a mapped or watched code since `from_date`."""
+        self, table: _Coded, text_system: str, people: list[int], concepts: dict[int, tuple[str, str]]
+    ) -> Iterator[tuple[int, date | None, list[tuple[str, str]]]]:
+        """Yield person, day and codes of each event with a mapped or watched code since `from_date`.
+
+        `text_system`: the code system of the source values. A source value that is a code of another system is fetched
+        too: without its concept it is uncertain what it means (`EventCodes.meaning`).
+        """
         query = f"""
-            SELECT e.person_id, e.{day}, e.{column}_concept_id, e.{column}_source_concept_id, e.{column}_source_value
-            FROM {self._table.cdm_schema}.{name} e
-            WHERE e.person_id = ANY(CAST(:people AS bigint[])) AND e.{day} >= :since AND (
-                e.{column}_concept_id = ANY(CAST(:concepts AS bigint[]))
-                OR e.{column}_source_concept_id = ANY(CAST(:concepts AS bigint[]))
+            SELECT e.person_id, d.day, e.{table.concept}, e.{table.source_concept}, e.{table.source_value}
+            FROM {self._table.cdm_schema}.{table.table} e, LATERAL (SELECT {_day("e." + table.day)} AS day) d
+            WHERE e.person_id = ANY(CAST(:people AS bigint[]))
+                AND coalesce(d.day, CAST(:since AS date)) >= CAST(:since AS date) AND (
+                e.{table.concept} = ANY(CAST(:concepts AS bigint[]))
+                OR e.{table.source_concept} = ANY(CAST(:concepts AS bigint[]))
                 OR EXISTS (
                     SELECT 1 FROM unnest(CAST(:codes AS text[]), CAST(:beginnings AS boolean[]))
                         AS wanted(code, is_beginning)
-                    WHERE lower(trim(e.{column}_source_value)) = wanted.code OR wanted.is_beginning
-                        AND starts_with(lower(trim(e.{column}_source_value)), wanted.code)))
-            ORDER BY e.person_id, e.{day}, e.{column}_concept_id, e.{column}_source_value"""  # noqa: S608
+                    WHERE lower(trim(e.{table.source_value})) = wanted.code OR wanted.is_beginning
+                        AND starts_with(lower(trim(e.{table.source_value})), wanted.code)))
+            ORDER BY e.person_id, d.day, e.{table.concept}, e.{table.source_value}"""  # noqa: S608
+        of_texts = [each for each in self._patterns if each[0] == text_system or (text_system == _SOURCE and each[1])]
+        _, codes, beginnings = _columns(of_texts)
         values = {"people": people, "concepts": list(concepts), "since": self._outcomes.from_date}
-        patterns = self._patterns(True)
-        del patterns["systems"]
-        for person, at, standard, source, text in self._run(query, **values, **patterns):
-            codes = [concepts[each] for each in dict.fromkeys((standard, source)) if each in concepts]
-            yield person, at, [*codes, *([(_SOURCE, text.strip())] if text and text.strip() else [])]
+        for person, at, standard, source, text in self._run(query, codes=codes, beginnings=beginnings, **values):
+            found = [concepts[each] for each in dict.fromkeys((standard, source)) if each in concepts]
+            yield person, at, [*found, *([(text_system, text.strip())] if text and text.strip() else [])]
 
     def _last_days(self, name: str, day: str, people: list[int]) -> Iterator[tuple[int, date]]:
         query = f"""
-            SELECT person_id, max({day}) FROM {self._table.cdm_schema}.{name}
+            SELECT person_id, max({_day(day)}) FROM {self._table.cdm_schema}.{name}
             WHERE person_id = ANY(CAST(:people AS bigint[])) GROUP BY person_id ORDER BY person_id"""  # noqa: S608
         yield from ((person, at) for person, at in self._run(query, people=people) if at is not None)
+
+
+def _day(column: str) -> str:
+    """Return SQL for a column's day, NULL for one that is infinite or that Python cannot represent."""
+    day = f"CAST({column} AS date)"
+    return f"CASE WHEN {day} BETWEEN DATE '0001-01-01' AND DATE '9999-12-31' THEN {day} END"
+
+
+def _text(day: date | None) -> str | None:
+    return day and day.isoformat()
+
+
+def _columns(patterns: list[tuple[str, str, bool]]) -> tuple[list[str], list[str], list[bool]]:
+    """Return systems, codes, and whether they are beginnings, as three lists."""
+    return [each[0] for each in patterns], [each[1] for each in patterns], [each[2] for each in patterns]
 
 
 @contextmanager

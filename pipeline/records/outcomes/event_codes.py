@@ -15,8 +15,10 @@ from pipeline.records.laboratory.settings import canonical
 # "unknown": in a watched range and in no list, or in several that contradict each other.
 Meaning = Literal["intubated", "icu", "died", "neither", "unknown"]
 Coded = tuple[str, str]  # code system and code, as the source names them
+_SOURCE = "source"
 
-# Names of code systems in FHIR (URIs) and OMOP (vocabulary_id). "source" stands for OMOP's columns *_source_value.
+# Names of code systems in FHIR (URIs) and OMOP (vocabulary_id). "source" stands for OMOP's columns *_source_value,
+# and "discharge" also for discharged_to_source_value.
 SYSTEMS = {
     "sct": {"http://snomed.info/sct", "urn:oid:2.16.840.1.113883.6.96", "SNOMED"},
     "icd-10": {"http://hl7.org/fhir/sid/icd-10", "urn:oid:2.16.840.1.113883.6.3", "ICD10"},
@@ -108,11 +110,26 @@ class EventCodes(BaseModel):
         return next(iter(known or found), None)
 
     def _meaning(self, system: str, code: str) -> Meaning | None:
-        """The longest matching pattern counts; a whole code is longer than each of its beginnings."""
+        """Return what a code means by its own system's patterns.
+
+        A source value that only another system's pattern matches is unknown: the database has no concept for it, and
+        the hospital's own codes can look like those of a code system.
+        """
         name, plain = self._names.get(canonical(system)), canonical(code)
         if name is None or not plain:
             return None
-        candidates = [plain, *(f"{plain[:length]}*" for length in range(len(plain), -1, -1))]
+        found = self._listed(name, plain)
+        if found is None and name == _SOURCE:
+            others = {self._listed(each, plain, shortest=1) for each in set(self._names.values()) - {_SOURCE}}
+            return "unknown" if others - {None, "neither"} else None
+        return found
+
+    def _listed(self, name: str, plain: str, *, shortest: int = 0) -> Meaning | None:
+        """The longest matching pattern counts; a whole code is longer than each of its beginnings.
+
+        `shortest`: the fewest characters of a beginning that counts.
+        """
+        candidates = [plain, *(f"{plain[:length]}*" for length in range(len(plain), shortest - 1, -1))]
         for each in candidates:
             if (name, each) in self._by_code:
                 return self._by_code[name, each]

@@ -4,6 +4,8 @@
 {"patient": "0042", "seen": "2020-05-01"}      last day with any record
 {"patient": "0042", "died": "2020-04-09"}      death
 {"patient": "0042", "ambiguous": true}         two persons of the database have this identifier
+
+The day of an event or a death is null if the database does not tell it.
 """
 
 import json
@@ -35,14 +37,18 @@ def read(table: OmopOutcomes) -> Histories:
         patient = record["patient"]
         if "codes" in record:
             codes = tuple((system, code) for system, code in record["codes"])
-            histories.events.append(CodedEvent(patient, codes, date.fromisoformat(record["day"])))
+            histories.events.append(CodedEvent(patient, codes, _day(record["day"])))
         elif "died" in record:
-            histories.deaths[patient].add(date.fromisoformat(record["died"]))
+            histories.deaths[patient].add(_day(record["died"]))
         elif "seen" in record:
             histories.see(patient, date.fromisoformat(record["seen"]))
         else:
             histories.findings.append(Finding(reasons.IDENTIFIER_AMBIGUOUS, patient))
     return histories
+
+
+def _day(text: str | None) -> date | None:
+    return date.fromisoformat(text) if text else None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

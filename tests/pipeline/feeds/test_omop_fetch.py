@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 SECRET = "a-secret-of-this-test"
 TODAY = date(2020, 6, 1)
-# CDM 5.4, with the columns that are used and some others.
+# CDM 5.3, with the columns that are used and some others; test_omop_cdm54.py has the whole tables of 5.4.
 TABLES = """
 CREATE SCHEMA cdm; CREATE SCHEMA vocab; CREATE SCHEMA bare;
 CREATE TABLE vocab.concept (concept_id integer PRIMARY KEY, concept_name varchar(255), domain_id varchar(20),
@@ -34,7 +34,14 @@ CREATE TABLE vocab.concept (concept_id integer PRIMARY KEY, concept_name varchar
 CREATE TABLE cdm.person (person_id integer PRIMARY KEY, year_of_birth integer, person_source_value varchar(50));
 CREATE TABLE cdm.death (person_id integer NOT NULL, death_date date NOT NULL, death_datetime timestamp);
 CREATE TABLE cdm.visit_occurrence (visit_occurrence_id integer PRIMARY KEY, person_id integer, visit_concept_id integer,
-    visit_start_date date, visit_end_date date, visit_source_value varchar(50), visit_source_concept_id integer);
+    visit_start_date date, visit_end_date date, visit_source_value varchar(50), visit_source_concept_id integer,
+    discharge_to_concept_id integer, discharge_to_source_value varchar(50));
+CREATE TABLE cdm.visit_detail (visit_detail_id integer PRIMARY KEY, person_id integer, visit_detail_concept_id integer,
+    visit_detail_start_date date, visit_detail_source_value varchar(50), visit_detail_source_concept_id integer);
+CREATE TABLE cdm.observation (observation_id integer PRIMARY KEY, person_id integer, observation_concept_id integer,
+    observation_date date, observation_source_value varchar(50), observation_source_concept_id integer);
+CREATE TABLE cdm.device_exposure (device_exposure_id integer PRIMARY KEY, person_id integer, device_concept_id integer,
+    device_exposure_start_date date, device_source_value varchar(50), device_source_concept_id integer);
 CREATE TABLE cdm.procedure_occurrence (procedure_occurrence_id integer PRIMARY KEY, person_id integer,
     procedure_concept_id integer, procedure_date date, procedure_source_value varchar(50),
     procedure_source_concept_id integer);
@@ -54,6 +61,7 @@ INSERT INTO cdm.person SELECT p, 1950, lpad(p::text, 4, '0') FROM generate_serie
 INSERT INTO cdm.person VALUES (9, 1950, '0008'), (10, 1950, 'nobody'), (11, 1950, '0011');
 INSERT INTO cdm.visit_occurrence SELECT p, p, 9201, '2020-04-01', '2020-05-10', 'ward', 0 FROM generate_series(1, 11) p;
 INSERT INTO cdm.visit_occurrence VALUES (20, 4, 8, '2020-04-03', '2020-04-08', 'icu', 0);
+INSERT INTO cdm.visit_occurrence VALUES (21, 6, 9201, '2020-05-20', '2020-05-26', 'ward', 0, 0, ' Verstorben');
 INSERT INTO cdm.procedure_occurrence VALUES
     (1, 1, 1, '2020-04-05', '8-701', 2), (2, 1, 0, '2020-04-02', '8-701', 2), (3, 2, 0, '2019-04-02', '8-701', 2),
     (4, 3, 0, '2020-04-06', ' Beatmung invasiv', 0), (5, 5, 0, '2020-04-02', 'x', 3),
@@ -83,6 +91,7 @@ max_unmapped_percent = 40
 [outcomes.codes]
 intubated = ["ops|8-701", "sct|112798008", "ccam|GLLD*", "icd-10|Z99.1", "loinc|20077-4", "source|Beatmung invasiv"]
 icu = ["visit|OMOP4822460"]
+died = ["discharge|verstorben"]
 watched = ["ops|8-71*"]
 """
 
@@ -132,7 +141,7 @@ def test_events_of_all_tables_and_code_systems(tmp_path: Path, hospital: tuple[P
         "0002": Outcome("0002", None, date(2020, 4, 20), end),
         "0003": Outcome("0003", date(2020, 4, 6), None, end),
         "0004": Outcome("0004", date(2020, 4, 4), None, end, icu=date(2020, 4, 3)),
-        "0006": Outcome("0006", None, None, date(2020, 5, 25)),
+        "0006": Outcome("0006", None, date(2020, 5, 26), date(2020, 5, 26)),
         "0007": Outcome("0007", date(2020, 4, 7), None, end),
         "0011": Outcome("0011", date(2020, 4, 9), None, end),
     }
