@@ -3,7 +3,7 @@
 import fcntl
 import gc
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,13 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.enable()
         gc.freeze()  # imported objects live until the end: later collections skip them
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Return to one thread after each test: a training may take all cores, whose threads then wait for each other."""
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

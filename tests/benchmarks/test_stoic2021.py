@@ -216,6 +216,7 @@ def test_whole_experiment_has_all_figures_and_a_second_run_repeats_nothing(
     arguments = [str(data), "--out", str(out), "--grid", "default", "--baseline", "--in-process", "--set", *SMALL]
     chosen = stoic2021.parsed(arguments)
     _make_small_sites(out, chosen)
+    monkeypatch.setattr(stoic2021_models.os, "cpu_count", lambda: 1)  # threads would wait for each other
     recipe = Recipe(spacing_mm=12.0, side=32, epochs=1, width=0.125)
     assert stoic2021.main([*arguments, "--seeds", *map(str, SEEDS)], recipe) == 0
     printed = capsys.readouterr().out
