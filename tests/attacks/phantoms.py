@@ -1,7 +1,7 @@
 """Patients with phantom scans in the default shape of studies, prepared by the release's own preprocessing.
 
-A phantom takes a seventh of a second, so all attacks of a process share one set of patients: the first are the server's
-own, the others are those of the attacked hospitals.
+A random body takes seconds, so all attacks of a process share one set of patients: the first are the server's own, the
+others are those of the attacked hospitals.
 """
 
 import itertools

@@ -3,6 +3,9 @@
 The hospital has approved what the template of site.toml approves: the release's own studies. They run with small scans
 and the smallest network (`released_study`); all other settings are those of the release. It has also approved a list of
 three hospitals. The server opens no sums, so what leaves only in a sum does not leave; see `test_sums` for sums.
+
+A real gateway starts processes for what needs torch, each of which imports it for seconds. Here this process does their
+work, with the same functions, except for a network of a package, whose code no other process may see.
 """
 
 import atexit
@@ -24,17 +27,20 @@ from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
 from federation.approval.peers import PeerApprovals, identity_file
-from federation.approval.presets import presets
+from federation.approval.presets import names_by_digest, presets
+from federation.approval.reasons import RUN_CONFIG
 from federation.approval.studies import StudyApprovals
 from federation.client.client_app import app as own_app
-from federation.gateway import masked_rounds
+from federation.gateway import masked_rounds, schema, task_intake
 from federation.gateway.flower_objects import object_id
 from federation.protocol.flat_weights import pack
 from federation.protocol.metric_allowlist import Kind
+from federation.protocol.reasons import BEGIN_UNLIKE
 from federation.protocol.study_config import AggregationTable, Study
 from federation.secure_aggregation.keys import Identity
 from federation.secure_aggregation.roster import Member, Roster
 from models.network import NetworkSettings, SeverityNetwork, build_network
+from models.refusal import Refusal
 from pipeline.preprocessing.preprocess import Preprocessing
 from pipeline.training.train import TrainSettings
 from tests.attacks.cohort import PREPROCESSING, Hospital, Patient, make_hospital
@@ -162,7 +168,9 @@ class Rig:
         try:
             ahead = patch("time.time", lambda: clock() + self._ahead_seconds)
             silent = patch.object(masked_rounds, "SILENT_SECONDS", 0.0)  # a real gateway waits a minute for a sum
-            with ahead, silent, self._bench.node() as node:
+            names = patch.object(task_intake, "names_by_digest", lambda folder: _names())
+            here = patch.object(schema, "_in_a_process", _schema_here)
+            with ahead, silent, names, here, self._bench.node() as node:
                 self._node: NodeSide = node
                 try:
                     yield self
@@ -328,6 +336,30 @@ def rig(
         (gateway / "schemas").symlink_to(_schemas())  # each takes seconds, and does not depend on the hospital
         with Rig(hospital).running() as made:
             yield made
+
+
+_schema_in_a_process = schema._in_a_process
+
+
+def _schema_here(study: str, *folders: str) -> schema.Schema:
+    """Work out a schema as the gateway's process does, with the same refusals."""
+    try:
+        is_own = Study.model_validate_json(study).network.is_own
+    except ValueError as error:
+        raise Refusal(RUN_CONFIG, private=str(error)) from error
+    if is_own:
+        return _schema_in_a_process(study, *folders)
+    try:
+        return schema.work_out(study.encode(), *map(Path, folders))
+    except Refusal as refusal:
+        raise Refusal(BEGIN_UNLIKE, private=str(refusal)) from refusal
+
+
+@cache
+def _names() -> Mapping[str, list[str]]:
+    """Return the names of the release's own studies by digest; they do not depend on the hospital."""
+    with TemporaryDirectory(prefix="attack-names-") as folder:
+        return names_by_digest(Path(folder))
 
 
 @cache

@@ -182,9 +182,9 @@ def test_thresholds_by_place_depend_little_on_other_patients_of_a_batch() -> Non
     """
     study = released_study(preprocessing=picture.PREPROCESSING)
     made = imprint(study, np.full(seed_network(study).features, 2.0), head=picture.HEAD)
-    patients = scans(ward_patients(0, 24))
+    patients = scans(ward_patients(0, 8))
     order = np.random.default_rng(1).permutation(len(patients))
-    alone, mixed = look(made, patients).measure[order], look(made, patients[order]).measure
+    alone, mixed = look(made, patients, batch=4).measure[order], look(made, patients[order], batch=4).measure
     assert np.corrcoef(alone, mixed)[0, 1] > 0.9
 
 
