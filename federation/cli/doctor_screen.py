@@ -59,6 +59,8 @@ def show_waterfall(assessment: Assessment) -> None:
         f"PCR-positive, of those {content['severe_among_positive']} severe "
         f"({content['severe_known_among_positive']} known)."
     )
+    if assessment.unlabelled:
+        say(f"{content['unlabelled']} more patients have no label. They are kept apart: no study uses or counts them.")
 
 
 def _steps(waterfall: Count) -> Iterator[list[str]]:

@@ -348,7 +348,7 @@ def node_status(site: Site) -> dict[str, Any]:
     masked, processor = list(peer_checks.lines(site)), report(site.settings.compute)
     state, is_running = NodeState.load(site.logs), is_held(site.logs / LOCK)
     with Cohort(site) as cohort:
-        patients = cohort.patients()
+        patients, unlabelled = cohort.patients(), cohort.unlabelled()
     return {
         "site": site.name,
         "server": site.settings.server.address,
@@ -367,4 +367,5 @@ def node_status(site: Site) -> dict[str, Any]:
         "patients": len(patients),
         "splits": dict(Counter(p.split for p in patients)),
         "pcr_positive": sum(p.pcr_positive is True for p in patients),
+        "unlabelled": len(unlabelled),
     }

@@ -53,11 +53,16 @@ def plain(text: str) -> str:
     return re.sub(r"\{\w+\}", "…", re.sub(r"^\{\w+\} (?!%)", "", without_asides))
 
 
-def waterfall(fates: Counter[str], labels: Sequence[Labels] | None) -> Count:
-    """Make the tree of counts from the `fates` of all series and the `labels` of the used ones (None if unknown)."""
+def waterfall(fates: Counter[str], labels: Sequence[Labels] | None, *, keeps_unlabelled: bool = False) -> Count:
+    """Make the tree of counts from the `fates` of all series and the `labels` of the used ones (None if unknown).
+
+    `keeps_unlabelled`: whether the site keeps patients without a label; they get a line of their own.
+    """
     refused = Counter({code: n for code, n in fates.items() if code in BY_CODE and code not in _AFTER_ACCEPTANCE})
     shared = Counter({code: n for code, n in fates.items() if code in _AFTER_ACCEPTANCE})
-    patients = Count("patients", "patients with a usable CT", fates[USED], _labelled(labels or ()), stays=True)
+    patients = Count(
+        "patients", "patients with a usable CT", fates[USED], _labelled(labels or (), keeps_unlabelled), stays=True
+    )
     accepted = Count(
         "accepted",
         "series accepted",
@@ -84,7 +89,7 @@ def _unused(key: str, says: str, count: int) -> Iterator[Count]:
         yield Count(key, says, count)
 
 
-def _labelled(labels: Sequence[Labels]) -> tuple[Count, ...]:
+def _labelled(labels: Sequence[Labels], keeps_unlabelled: bool) -> tuple[Count, ...]:
     if not labels:
         return ()
     refused = Counter(each.reason.code for each in labels if each.reason)
@@ -95,7 +100,11 @@ def _labelled(labels: Sequence[Labels]) -> tuple[Count, ...]:
     parts = tuple(_class(key, [each for each in kept if each.pcr_positive is label]) for key, label in tested)
     if untested:
         parts += (_class("untested", untested),)
-    return (*_reasons(refused), Count("labelled", "patients labelled", len(kept), parts, stays=True))
+    without = tuple(_reasons(refused))
+    if keeps_unlabelled:
+        says = "patients without a label, kept apart; no study uses or counts them"
+        without = (Count("unlabelled", says, refused.total(), without, stays=True),)
+    return (*without, Count("labelled", "patients labelled", len(kept), parts, stays=True))
 
 
 def _class(key: str, labels: Sequence[Labels]) -> Count:

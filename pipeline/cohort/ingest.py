@@ -13,7 +13,7 @@ from models.refusal import Reason, Refusal
 from pipeline.cohort import reasons
 from pipeline.cohort.attrition import Count, waterfall
 from pipeline.cohort.selection import Selection, select
-from pipeline.cohort.store import Cohort, FindingRow, PatientRow, Scan
+from pipeline.cohort.store import Cohort, FindingRow, PatientRow, Scan, UnlabelledRow
 from pipeline.cohort.workers import Examination, expect_series
 from pipeline.imaging.discovery import Series
 from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
@@ -54,7 +54,7 @@ class Assessment:
     """The result of an ingest. Only `counts`, the numbers and `waterfall` may be shown outside the site.
 
     `accepted`: all usable scans. `members`: one for each patient with a usable scan; empty without records.
-    `patients`: the members with a label.
+    `patients`: the members with a label. `unlabelled`: the others, if the site keeps them; no study uses them.
     """
 
     material: Material
@@ -64,6 +64,7 @@ class Assessment:
     findings: list[Finding]
     waterfall: Count
     examined_now: int
+    unlabelled: Sequence[UnlabelledRow] = ()
 
     @property
     def series(self) -> int:
@@ -81,6 +82,7 @@ class Assessment:
         return {
             "series": self.series,
             "patients": len(self.patients),
+            "unlabelled": len(self.unlabelled),
             "pcr_positive": len(positive),
             "severe_known_among_positive": sum(p.severe is not None for p in positive),
             "severe_among_positive": sum(bool(p.severe) for p in positive),
@@ -119,14 +121,17 @@ def assess_material(site: Site, cohort: Cohort, material: Material, examination:
     if records is not None:
         without_ct = records.outcomes.keys() - {s.patient_id for s in series}
         findings += [Finding(reasons.OUTCOME_WITHOUT_CT, p) for p in sorted(without_ct)]
+    keeps = site.settings.site.unlabelled_patients
+    labels = [m.labels for m in members] if records else None
     return Assessment(
         material=material,
         accepted=[scan for s in series if (scan := scans[s.fingerprint]).code is None],
         members=members,
         patients=[patient_row(site, m) for m in members if m.labels.reason is None],
         findings=findings,
-        waterfall=waterfall(nobodys + selection.fates, [m.labels for m in members] if records else None),
+        waterfall=waterfall(nobodys + selection.fates, labels, keeps_unlabelled=keeps),
         examined_now=sum(map(examination.is_new, series)),
+        unlabelled=[_unlabelled_row(m) for m in members if m.labels.reason is not None] if keeps else (),
     )
 
 
@@ -148,6 +153,11 @@ def patient_row(site: Site, member: Member) -> PatientRow:
         pcr_positive=labels.pcr_positive,
         severe=labels.severe,
     )
+
+
+def _unlabelled_row(member: Member) -> UnlabelledRow:
+    assert member.scan.tensor is not None
+    return UnlabelledRow(member.series.patient_id, member.scan.tensor)
 
 
 def rows(findings: Iterable[Finding]) -> list[FindingRow]:
@@ -181,35 +191,47 @@ def ingest(site: Site, settings: Preprocessing, progress: Callable[[int, int], N
     with Cohort(site) as cohort, cohort.alone():
         assessment = assess(site, cohort, settings, progress)
         found = rows(assessment.findings)
-        _write(cohort, assessment.patients, found, {s.fingerprint for s in assessment.material.series})
+        known = {s.fingerprint for s in assessment.material.series}
+        _write(cohort, assessment.patients, found, known, assessment.unlabelled)
     return assessment
 
 
 def withdraw(site: Site, pseudonyms: Collection[str]) -> int:
-    """Delete all that the cohort holds of some patients, at once; return how many of them were in it.
+    """Delete all that the cohort holds of some patients, at once; return how many of them were in it, with or without
+    labels.
 
     They must be in the list of withdrawn patients already. Prepared scans of series that were never selected are found
     by reading the headers of the site's series; if the series cannot be read, the next ingest deletes them.
     Raises Refusal: E_COHORT_BUSY, E_COHORT_FILE.
     """
     with Cohort(site) as cohort, cohort.alone():
-        patients, findings = cohort.patients(), cohort.findings()
+        patients, unlabelled, findings = cohort.patients(), cohort.unlabelled(), cohort.findings()
         tensors = {patient.tensor for patient in patients if patient.pseudonym in pseudonyms}
+        tensors |= {patient.tensor for patient in unlabelled if patient.pseudonym in pseudonyms}
         others = [patient for patient in patients if patient.pseudonym not in pseudonyms]
+        unlabelled_others = [patient for patient in unlabelled if patient.pseudonym not in pseudonyms]
         try:
             known = {each.fingerprint for each in read_series_list(site)[0]}
         except Refusal:
             known = cohort.fingerprints(without=tensors)
-        _write(cohort, others, [row for row in findings if row.pseudonym not in pseudonyms], known)
+        left = [row for row in findings if row.pseudonym not in pseudonyms]
+        _write(cohort, others, left, known, unlabelled_others)
         cohort.compact()
-        return len(patients) - len(others)
+        return len(patients) + len(unlabelled) - len(others) - len(unlabelled_others)
 
 
 def _write(
-    cohort: Cohort, patients: Sequence[PatientRow], found: Sequence[FindingRow], fingerprints: Collection[str]
+    cohort: Cohort,
+    patients: Sequence[PatientRow],
+    found: Sequence[FindingRow],
+    fingerprints: Collection[str],
+    unlabelled: Sequence[UnlabelledRow],
 ) -> None:
-    """Replace the cohort's content and its two tables, and delete what no longer belongs to it."""
-    cohort.replace(patients, found, fingerprints)
+    """Replace the cohort's content and its two CSV files, and delete what no longer belongs to it.
+
+    cohort.csv lists the patients with a label only, as before there were others.
+    """
+    cohort.replace(patients, found, fingerprints, unlabelled)
     remove_unfinished(cohort.folder)
     _list_refusals(cohort.folder / "refusals.csv", found)
     _export(cohort.folder / "cohort.csv", cohort)

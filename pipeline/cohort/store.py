@@ -1,7 +1,10 @@
 """Stores the cohort of a site in one SQLite file and a folder of tensors.
 
 The table `scans` holds every examined series by fingerprint, so that nothing is read twice. `patients` and `findings`
-hold the result of the last ingest; one transaction replaces them.
+hold the result of the last ingest; one transaction replaces them. `unlabelled` holds patients with a scan and no label,
+where the site keeps them. They have a table of their own, so that nothing that reads `patients` can use or count them.
+A version that does not know this table ignores it, and may leave rows in it whose scans are gone: `unlabelled()` omits
+these.
 
 The same transaction removes series that are no longer in the site's files, for all settings; their tensors are deleted
 afterwards. Tensors of existing series are kept, also for other settings: a study with these settings may be running,
@@ -55,6 +58,10 @@ CREATE TABLE IF NOT EXISTS patients (
     pcr_positive INTEGER,
     severe INTEGER
 );
+CREATE TABLE IF NOT EXISTS unlabelled (
+    pseudonym TEXT PRIMARY KEY,
+    tensor TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS findings (
     code TEXT NOT NULL,
     pseudonym TEXT NOT NULL,
@@ -89,6 +96,14 @@ class PatientRow:
     sex: str | None
     pcr_positive: bool | None
     severe: bool | None
+
+
+@dataclass(frozen=True)
+class UnlabelledRow:
+    """One patient with a usable scan and without a label. Age and sex are not kept: nothing needs them."""
+
+    pseudonym: str
+    tensor: str
 
 
 @dataclass(frozen=True)
@@ -157,7 +172,7 @@ class Cohort:
     def _forget_other_versions(self) -> None:
         """Empty a file of another version; its content can be made again from the source files."""
         if self._version() != SCHEMA_VERSION:
-            for table in ("scans", "patients", "findings"):
+            for table in ("scans", "patients", "unlabelled", "findings"):
                 self._db.execute(f"DROP TABLE IF EXISTS {table}")
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -197,16 +212,21 @@ class Cohort:
         return {s.fingerprint: s for s in scans if s.tensor is None or (self.tensors / s.tensor).is_file()}
 
     def replace(
-        self, patients: Iterable[PatientRow], findings: Iterable[FindingRow], fingerprints: Collection[str]
+        self,
+        patients: Iterable[PatientRow],
+        findings: Iterable[FindingRow],
+        fingerprints: Collection[str],
+        unlabelled: Iterable[UnlabelledRow] = (),
     ) -> None:
-        """Replace the lists of patients and findings in one transaction.
+        """Replace the lists of patients, with and without labels, and of findings in one transaction.
 
         `fingerprints`: of all series that are now in the site's files; other scans are removed.
         """
         with self._transaction():
-            self._db.execute("DELETE FROM patients")
-            self._db.execute("DELETE FROM findings")
+            for table in ("patients", "unlabelled", "findings"):
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608
             self._insert("patients", map(astuple, patients))
+            self._insert("unlabelled", map(astuple, unlabelled))
             self._insert("findings", map(astuple, findings))
             known = {row[0] for row in self._db.execute("SELECT DISTINCT fingerprint FROM scans")}
             gone = [(fingerprint,) for fingerprint in known.difference(fingerprints)]
@@ -244,6 +264,16 @@ class Cohort:
             PatientRow(pseudonym, split, tensor, age, sex, _bool(pcr), _bool(severe))
             for pseudonym, split, tensor, age, sex, pcr, severe in rows
         ]
+
+    def unlabelled(self) -> list[UnlabelledRow]:
+        """Return the patients with a scan and without a label, sorted by pseudonym; none of them is in `patients`."""
+        if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'unlabelled'").fetchone():
+            return []  # opened for reading, and last written by a version without the table
+        rows = self._db.execute(
+            "SELECT * FROM unlabelled WHERE tensor IN (SELECT tensor FROM scans)"
+            " AND pseudonym NOT IN (SELECT pseudonym FROM patients) ORDER BY pseudonym"
+        )
+        return [UnlabelledRow(*row) for row in rows]
 
     def findings(self) -> list[FindingRow]:
         """Return all findings of the last ingest."""

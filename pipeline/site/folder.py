@@ -47,6 +47,7 @@ class SiteTable(BaseModel, extra="forbid"):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
     source: Path = Path()  # folder to which the paths below are relative; the site's folder if empty
     min_patients: int = Field(default=10, ge=2)  # figures over fewer patients do not leave the site
+    unlabelled_patients: bool = False  # keep patients with a CT and no label; no study uses them
     issuer: str = ""  # authority of the patient identifiers; empty if all files use only one
     time_zone: str = ""  # IANA name; needed if the laboratory writes times with a zone
 

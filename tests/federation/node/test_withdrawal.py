@@ -68,6 +68,23 @@ def test_nothing_of_a_withdrawn_patient_remains(own: Own) -> None:
 
 
 @pytest.mark.slow
+def test_nothing_of_a_withdrawn_patient_without_labels_remains(own: Own) -> None:
+    site, pseudonym = own.site, own.site.pseudonym(GONE)
+    own.site.settings.site.unlabelled_patients = True
+    rows = (own.folder / "laboratory.csv").read_text().splitlines(keepends=True)
+    own.laboratory("".join(row for row in rows if GONE not in row))
+    own.ingest()
+    with Cohort(site) as cohort:
+        before = cohort.patients()
+        (gone,) = cohort.unlabelled()
+    assert gone.pseudonym == pseudonym
+    assert withdraw(site, [GONE]).in_cohort == 1
+    assert traces(site, pseudonym, gone.tensor, GONE) == set()
+    with Cohort(site) as cohort:
+        assert (cohort.patients(), cohort.unlabelled()) == (before, [])
+
+
+@pytest.mark.slow
 def test_withdrawn_patient_is_refused_at_every_later_ingest(own: Own) -> None:
     withdraw(own.site, [GONE])
     for _ in range(2):

@@ -51,6 +51,17 @@ def test_every_count_is_the_sum_of_its_parts(fates: dict[str, int], labels: list
     assert counts(root)["patients"] == len(labels)
 
 
+@given(labels=st.lists(st.sampled_from(LABELS), max_size=30))
+def test_unlabelled_patients_have_a_line_of_their_own_and_change_no_other_count(labels: list[Labels]) -> None:
+    fates = Counter({USED: len(labels)})
+    plain_root, root = waterfall(fates, labels), waterfall(fates, labels, keeps_unlabelled=True)
+    for _, count in root.walk():
+        assert not count.parts or count.count == sum(part.count for part in count.parts), count.key
+    found = counts(root)
+    assert found.pop("unlabelled", 0) == sum(each.reason is not None for each in labels)
+    assert found == counts(plain_root)
+
+
 def test_exclusion_reasons_without_cases_are_not_listed() -> None:
     root = waterfall(Counter({USED: 2, "E_TILT": 1}), [Labels(True, True), Labels(None, None, records_reasons.NO_PCR)])
     assert counts(root) == {

@@ -114,6 +114,27 @@ def test_cohort_stores_the_assessed_patients(small_ingest: tuple[Site, Assessmen
         assert np.isfinite(tensor).all()
 
 
+def test_patients_without_labels_stay_only_where_the_site_keeps_them(own: Own) -> None:
+    own.add(*CLEAN[:3])
+    rows = (own.folder / "laboratory.csv").read_text().splitlines(keepends=True)
+    own.laboratory("".join(row for row in rows if CLEAN[0] not in row))
+    without = own.ingest()
+    table = (own.site.cohort_folder / "cohort.csv").read_bytes()
+    own.site.settings.site.unlabelled_patients = True
+    kept = own.ingest()
+    assert (without.unlabelled, [row.pseudonym for row in kept.unlabelled]) == ((), [own.site.pseudonym(CLEAN[0])])
+    assert kept.patients == without.patients
+    assert (own.site.cohort_folder / "cohort.csv").read_bytes() == table
+    assert ("unlabelled", 1) in {(count.key, count.count) for _, count in kept.waterfall.walk()}
+    with Cohort(own.site) as cohort:
+        assert cohort.unlabelled() == list(kept.unlabelled)
+        assert np.load(cohort.tensors / kept.unlabelled[0].tensor).shape == (2, *SETTINGS.shape)
+    own.site.settings.site.unlabelled_patients = False
+    own.ingest()
+    with Cohort(own.site) as cohort:
+        assert cohort.unlabelled() == []
+
+
 def test_series_with_most_slices_is_used(small_hospital: Path, small_ingest: tuple[Site, Assessment]) -> None:
     site, assessment = small_ingest
     (patient_id,) = [e["patient_id"] for e in truth_of(small_hospital)["defects"] if e["code"] == "W_SEVERAL_SERIES"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from models.refusal import Refusal
-from pipeline.cohort.store import Cohort, FindingRow, PatientRow, Scan, save_tensor
+from pipeline.cohort.store import Cohort, FindingRow, PatientRow, Scan, UnlabelledRow, save_tensor
 from pipeline.preprocessing.measures import Measures
 from pipeline.site.folder import Site, init_site
 
@@ -228,6 +228,46 @@ def test_unreadable_cohort_is_refused_and_not_modified(site: Site, left: str) ->
         Cohort.read(site)
     assert caught.value.code == "E_COHORT_FILE"
     assert (file.read_bytes() if file.exists() else None) == before
+
+
+# --- patients without labels ------------------------------------------------------------------------------
+
+ZOE = UnlabelledRow("d" * 16, "f1-s1.npy")
+
+
+def test_unlabelled_patients_are_apart_from_the_others(site: Site, cohort: Cohort) -> None:
+    cohort.add_scan(SCAN)
+    cohort.replace([BERT], [], ALL, [ZOE])
+    assert cohort.unlabelled() == [ZOE]
+    assert cohort.patients() == [BERT]
+    assert [example.pseudonym for example in cohort.examples("train", "validation", "test")] == [BERT.pseudonym]
+    assert cohort.settings() == set()
+    with Cohort.read(site) as reader:
+        assert reader.unlabelled() == [ZOE]
+    cohort.replace([BERT], [], ALL)
+    assert cohort.unlabelled() == []
+
+
+def test_cohort_of_a_version_without_unlabelled_patients_stays_valid(site: Site) -> None:
+    with Cohort(site) as cohort:
+        cohort.replace([ANNE], [], ALL)
+    with sqlite3.connect(site.cohort_folder / "cohort.sqlite") as database:
+        database.execute("DROP TABLE unlabelled")
+    with Cohort.read(site) as reader:
+        assert (reader.patients(), reader.unlabelled()) == ([ANNE], [])
+    with Cohort(site) as cohort:
+        assert (cohort.patients(), cohort.unlabelled()) == ([ANNE], [])
+
+
+def test_rows_that_an_older_version_left_are_not_read(site: Site, cohort: Cohort) -> None:
+    """An older version replaces patients and scans and does not know the table: a row may name a patient who got a
+    label or withdrew since.
+    """
+    cohort.add_scan(SCAN)
+    cohort.replace([], [], ALL, [ZOE, UnlabelledRow("e" * 16, "gone.npy"), UnlabelledRow(ANNE.pseudonym, ANNE.tensor)])
+    with sqlite3.connect(site.cohort_folder / "cohort.sqlite") as database:
+        database.execute("INSERT INTO patients VALUES (?, 'train', ?, 63, 'F', 1, 1)", (ANNE.pseudonym, ANNE.tensor))
+    assert cohort.unlabelled() == [ZOE]
 
 
 def test_damaged_database_is_refused(site: Site) -> None:
