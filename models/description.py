@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from models.adaptation import Adaptation
 from models.calibration import Platt
 from models.familiarity import Familiarity
 from models.network import LABELS, NetworkSettings
@@ -56,7 +57,7 @@ class Description(BaseModel):
     `operating_points`: by label, thresholds on the calibrated probability: rule out below "rule_out", rule in at or
     above "rule_in". `missing_points`: by label, why a point is not among them; earlier versions did not record it.
     `provenance`: of a released model; a candidate and a baseline have none. `encoder`: of a released model that uses
-    one.
+    one. `adaptation`: of a release that a hospital derived from another one.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -80,6 +81,7 @@ class Description(BaseModel):
     familiarity: Familiarity | None = None
     provenance: Provenance | None = None
     encoder: EncoderRecord | None = None
+    adaptation: Adaptation | None = None
     intended_use: str = INTENDED_USE
     limits: tuple[str, ...] = LIMITS
     weights_sha256: str = ""

@@ -13,6 +13,7 @@ from models.operating_points import AIM, FLOOR, LEAST_PATIENTS, RATES, Evidence
 from models.provenance import AuditRecord, FlagRecord, Provenance, SumsRecord
 
 if TYPE_CHECKING:
+    from models.adaptation import Adaptation
     from models.description import Description, Privacy
 
 _POINTS = {"rule_out": "rule out below", "rule_in": "rule in from"}
@@ -36,6 +37,8 @@ def card(description: "Description", sha256: str, attacks: Attacks | None = None
     """Make the card: what the model is, its training data, its performance, and its limits."""
     d = description
     parts = [_head(d, sha256)]
+    if d.adaptation is not None:
+        parts.append(_adaptation(d.adaptation))
     if d.provenance is not None:
         p = d.provenance
         parts += [_doubts(p), _hospitals(p), _training(p), _performance(p)]
@@ -81,6 +84,49 @@ def _head(d: "Description", sha256: str) -> str:
 ## Limits
 {limits}
 """
+
+
+def _adaptation(a: "Adaptation") -> str:
+    facts = {
+        "adapted at": a.site,
+        "on": f"{a.adapted_on.isoformat()}, by fedthorax {a.software}",
+        "parent release (SHA-256 of its model.json)": f"`{a.parent}`",
+        "signed by the key (SHA-256)": f"`{a.parent_signed_by}`",
+        "scans without labels": f"{a.found}; {a.unfamiliar} outside the parent's limit were not used",
+        "mix of the statistics": f"the parent's {a.source_scans} : {a.scans} scans of the hospital",
+    }
+    rows = [
+        (
+            label,
+            f"{j.positives}, {j.negatives}",
+            f"{j.auroc_before:.3f}",
+            f"{j.auroc_after:.3f}",
+            _change(j.auroc_change),
+            _UNKNOWN if j.log_loss_change is None else _change(j.log_loss_change),
+        )
+        for label, j in sorted(a.judged.items())
+    ]
+    columns = ("label", "positive, negative", "AUROC before", "after", "change", "change of the log loss")
+    judged = (
+        f"On the hospital's labelled validation patients:\n\n{_table(columns, rows)}"
+        if rows
+        else "The hospital has too few labelled validation patients to judge the model after the adaptation."
+    )
+    return f"""## Adapted at this hospital
+**Adapted at this hospital, thresholds and operating points not backed by evidence after adaptation.** The means and
+variances of the batch-norm layers were estimated again from the hospital's own scans, without labels. The weights are
+the parent's. All figures below are the parent's, unless they say otherwise. An operating point is given only if this
+hospital judged the parent's threshold again.
+
+{_table(("what", "value"), facts.items())}
+
+{judged}
+"""
+
+
+def _change(change: tuple[float, float, float]) -> str:
+    value, low, high = change
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def _network(d: "Description") -> str:

@@ -64,12 +64,13 @@ class MissingPoint(BaseModel):
     """Why there is no threshold, and how many validation patients were counted, at how many hospitals.
 
     `why`: "too_few" patients; "not_reached", no threshold's bound is high enough; "not_calibrated", the label has no
-    calibration; "few_hospitals", the sum of a study with secure aggregation has too few hospitals with both classes.
+    calibration; "few_hospitals", the sum of a study with secure aggregation has too few hospitals with both classes;
+    "adapted", the threshold is that of a release before one hospital adapted it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    why: Literal["too_few", "not_reached", "not_calibrated", "few_hospitals"]
+    why: Literal["too_few", "not_reached", "not_calibrated", "few_hospitals", "adapted"]
     positives: int = 0
     negatives: int = 0
     sites: int = 0
@@ -78,6 +79,8 @@ class MissingPoint(BaseModel):
         """Say in a sentence why there is no threshold for this point of POINTS."""
         if self.why == "not_calibrated":
             return "No operating point: no hospital calibrated this label."
+        if self.why == "adapted":
+            return "No operating point: adapted at this hospital; the threshold is not backed by evidence after that."
         if self.why == "few_hospitals":
             return f"No operating point: {few_hospitals(self.sites)}."
         found = f"{counts(self.positives, self.negatives, self.sites)} could be counted"

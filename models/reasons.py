@@ -80,6 +80,32 @@ ENCODER_CLOSED = Reason(
     "Use the signed release, which brings its encoder. `fedthorax study release` takes its folder with --encoder; the "
     "SHA-256 of its encoder.json is `encoder` in study.toml.",
 )
+ADAPTED = Reason(
+    "W_ADAPTED",
+    "adapted at this hospital: thresholds and operating points not backed by evidence after adaptation; all figures, "
+    "the calibration and its bands are those of the parent release",
+    "Compare it with the parent in shadow. The way back is to make the parent the live model again.",
+)
+ADAPT_NETWORK = Reason(
+    "E_ADAPT_NETWORK",
+    "the release's network has no batch norm whose statistics could be estimated again",
+    "Use the release as it is. Networks with group norm, and heads on a frozen encoder, cannot be adapted.",
+)
+DERIVED_ALTERED = Reason(
+    "E_DERIVED_ALTERED",
+    "the derived release is not its parent with other batch-norm statistics",
+    "Do not use this copy. Run `fedthorax adapt` again with the parent.",
+)
+DERIVED_UNSIGNED = Reason(
+    "E_DERIVED_UNSIGNED",
+    "a release that a hospital adapted is accepted only with the hospital's key",
+    "Add it with --signed-by and the .pub file that `fedthorax adapt` wrote beside it.",
+)
+DERIVED_PARENT = Reason(
+    "E_DERIVED_PARENT",
+    "the release from which this one was derived is not a signed model of this clinic",
+    "Add the parent first, with --signed-by and the study's public key.",
+)
 COMPUTE_DEVICE = Reason(
     "E_COMPUTE_DEVICE",
     "the processor {device} of [compute] is not there or does not work",

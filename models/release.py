@@ -67,8 +67,9 @@ def save_release(folder: Path, network: SeverityNetwork, description: Descriptio
     folder.mkdir(parents=True, exist_ok=True)
     weights = save_tensors({name: t.contiguous().clone() for name, t in network.state_dict().items()})
     described = description.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
-    # Without an encoder, versions that know none can read the release.
-    content = described.model_dump(mode="json", exclude={"encoder"} if described.encoder is None else None)
+    # Without them, versions that do not know them can read the release.
+    unused = {name for name in ("encoder", "adaptation") if getattr(described, name) is None}
+    content = described.model_dump(mode="json", exclude=unused)
     text = json.dumps(content, indent=1, sort_keys=True).encode()
     sha256 = hashlib.sha256(text).hexdigest()
     (folder / WEIGHTS).write_bytes(weights)

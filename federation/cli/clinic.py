@@ -106,7 +106,7 @@ def models(folder: ClinicDir, as_json: Json = False) -> None:
         ["model", "study", "role", "answers", "agreement with live", "signed by"],
         [
             [
-                each["sha256"][:12],
+                each["sha256"][:12] + (f" from {each['derived_from'][:12]}" if each["derived_from"] else ""),
                 each["study"],
                 each["role"] or "",
                 str(each["answers"]),

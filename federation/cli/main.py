@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from federation.cli import clinic, importing, node, server, study
+from federation.cli.adapt import adapt
 from federation.cli.argument_help import show_argument_help
 from federation.cli.console import print_json, print_refusal, progress_bar, say
 from federation.cli.explain import explain
@@ -165,6 +166,7 @@ def score(
 
 
 app.command()(serve)
+app.command()(adapt)
 app.command()(explain)
 app.command()(verify_release)
 

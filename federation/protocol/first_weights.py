@@ -77,6 +77,8 @@ def _fill(network: SeverityNetwork, study: Study, folder: Path) -> None:
 
 def _check_like(study: Study, begun: "Description") -> None:
     """Require the same network and preprocessing: weights are only useful for scans prepared as in their training."""
+    if begun.adaptation is not None:  # its statistics are of one hospital's patients without labels, and stay there
+        raise Refusal(reasons.BEGIN_UNLIKE, private="a release that one hospital adapted")
     if begun.network.model_dump() != study.network.model_dump():
         raise Refusal(reasons.BEGIN_UNLIKE, private="a different network")
     if begun.preprocessing != study.preprocessing.model_dump(mode="json"):

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from models.reasons import MODEL_ALTERED, NO_MODEL
+from models.reasons import DERIVED_PARENT, DERIVED_UNSIGNED, MODEL_ALTERED, NO_MODEL
 from models.refusal import Reason, Refusal
 from models.signature import fingerprint
 from pipeline.clinic.reasons import IS_LIVE, NEEDS_MASKS, NO_SUCH_MODEL, NOT_SHADOWED
@@ -21,6 +21,9 @@ from pipeline.clinic.records import Model, moment
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
 from pipeline.system.atomic_files import sync_folder, sync_tree
+
+if TYPE_CHECKING:
+    from models.release import Release
 
 MOST_COMPARED = 1000  # newest scans
 MOST_DISAGREEMENTS = 50
@@ -42,8 +45,9 @@ class Agreement:
 def add(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path] = (), *, by: str) -> Model:
     """Copy a release, and keep the copy if it is intact and, if `trusted_keys` are given, signed by one of them.
 
-    Imports torch. Raises Refusal E_CLINIC_FILE, E_NEEDS_MASKS and what `load_release` raises. Raises OSError if the
-    disk is full.
+    Imports torch. Raises Refusal E_CLINIC_FILE, E_NEEDS_MASKS and what `load_release` raises; for a release that a
+    hospital derived also E_DERIVED_UNSIGNED, E_DERIVED_PARENT and E_DERIVED_ALTERED. Raises OSError if the disk is
+    full.
     """
     from models.release import DESCRIPTION, load_release
     from pipeline.preprocessing.preprocess import EXTERNAL
@@ -56,12 +60,34 @@ def add(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path] = (), *, by: 
         release = load_release(incoming, trusted_keys)  # verify the copy: nobody can change it between check and use
         if release.description.preprocessing.get("method") in (EXTERNAL, "external"):
             raise Refusal(NEEDS_MASKS)
+        if release.description.adaptation is not None:
+            _require_approved_parent(clinic, release)
         _settle(incoming, clinic.models / release.sha256)
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
     with clinic.store() as store:
         store.models.add(release.sha256, release.description.study, signed_by=release.signed_by, by=by)
         return named(store, release.sha256)
+
+
+def _require_approved_parent(clinic: Clinic, derived: "Release") -> None:
+    """Require that a derived release is signed, and is one of this clinic's signed models with other statistics.
+
+    So the hospital's key alone, for example a stolen one, brings no other weights into the clinic. Raises Refusal
+    E_DERIVED_UNSIGNED, E_DERIVED_PARENT, E_DERIVED_ALTERED.
+    """
+    from models.norm_statistics import require_derived
+    from models.release import load_release
+
+    assert derived.description.adaptation is not None
+    if derived.signed_by is None:
+        raise Refusal(DERIVED_UNSIGNED)
+    adaptation = derived.description.adaptation
+    with clinic.store() as store:
+        signed_by = {model.sha256: model.signed_by for model in store.models.all()}.get(adaptation.parent)
+    if signed_by is None or signed_by != adaptation.parent_signed_by:
+        raise Refusal(DERIVED_PARENT)
+    require_derived(derived, load_release(clinic.models / adaptation.parent))
 
 
 def add_in_a_child(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path] = (), *, by: str) -> Model:
@@ -97,11 +123,12 @@ def set_shadow(store: Store, sha256: str, *, by: str) -> None:
 def promote(store: Store, sha256: str, *, by: str, force: bool = False) -> None:
     """Make this model the live one from now on.
 
-    Raises Refusal E_NO_SUCH_MODEL, E_IS_LIVE, and, without `force`, E_NOT_SHADOWED if it never ran in shadow.
+    Raises Refusal E_NO_SUCH_MODEL, E_IS_LIVE, and, without `force`, E_NOT_SHADOWED if it never ran in shadow and never
+    was the live model. So the clinic can always go back, also from a derived release to its parent.
     """
     if named(store, sha256).role == "live":
         raise Refusal(IS_LIVE)
-    ran = store.database.row("SELECT 1 FROM answers WHERE role = 'shadow' AND model_sha256 = ?", sha256)
+    ran = store.database.row("SELECT 1 FROM answers WHERE model_sha256 = ?", sha256)
     if not (ran or force):
         raise Refusal(NOT_SHADOWED)
     store.models.set_live(sha256, by=by)
@@ -125,6 +152,7 @@ def overview(clinic: Clinic, store: Store) -> list[dict[str, Any]]:
         try:
             described = json.loads((clinic.models / model.sha256 / "model.json").read_bytes())
             about = {name: described[name] for name in ("study", "rounds", "sites", "trained_on_synthetic_data")}
+            about["derived_from"] = (described.get("adaptation") or {}).get("parent")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Refusal(MODEL_ALTERED, private=model.sha256) from error
         beside = compare(store, model.sha256)

@@ -368,6 +368,7 @@ class KeptModel(BaseModel):
     """A verified release. `role`: null if not in use. `signed_by`: SHA-256 of the key; null: signature not checked.
 
     `answers`: number of its answers, live and in shadow. `beside_live`: null while no scan has both answers.
+    `derived_from`: SHA-256 of the parent of a release that this hospital adapted.
     """
 
     sha256: str
@@ -382,6 +383,7 @@ class KeptModel(BaseModel):
     trained_on_synthetic_data: bool
     answers: int
     beside_live: Agreement | None
+    derived_from: str | None
 
 
 class KeptModels(BaseModel):

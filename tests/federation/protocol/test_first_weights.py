@@ -19,6 +19,7 @@ from models.network import HEAD_RMS, SeverityNetwork, build_network
 from models.provenance import Provenance, SiteRecord
 from models.refusal import Refusal
 from models.release import save_release
+from tests.helpers.adapting import adaptation
 from tests.helpers.descriptions import description
 
 TABLES: dict[str, Any] = {
@@ -118,6 +119,12 @@ def test_age_and_sex_weights_are_limited_as_in_training(tmp_path: Path) -> None:
 def test_release_of_another_network_or_preprocessing_is_refused(tmp_path: Path, tables: dict[str, Any]) -> None:
     sha256, folder = begun(tmp_path, another_network())
     assert code(begin_network, study_from(sha256, **tables), folder) == "E_BEGIN_UNLIKE"
+
+
+def test_release_that_one_hospital_adapted_is_refused(tmp_path: Path) -> None:
+    """Its statistics are of patients who take part in no study."""
+    sha256, folder = begun(tmp_path, another_network(), adaptation=adaptation())
+    assert code(begin_network, study_from(sha256), folder) == "E_BEGIN_UNLIKE"
 
 
 def test_release_under_a_wrong_hash_is_refused(tmp_path: Path) -> None:

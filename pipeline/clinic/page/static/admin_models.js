@@ -26,9 +26,10 @@ async function draw({ models }) {
 function row(model) {
   const study = element("span", {}, outside(model.study));
   if (model.trained_on_synthetic_data) study.append(element("span", { className: "flag" }, " synthetic data: not valid for patients"));
+  const name = short(model.sha256);
   return [
     study,
-    short(model.sha256),
+    model.derived_from ? element("span", {}, name, " adapted here from ", short(model.derived_from)) : name,
     model.role ? ROLES[model.role] : "–",
     model.signed_by ? short(model.signed_by) : element("span", { className: "flag" }, "not checked"),
     String(model.answers),
