@@ -23,11 +23,13 @@ from models.refusal import Refusal
 
 PROGRAM = Path("opt/fedthorax")
 _SCRIPTS = ("preinst", "postinst", "prerm", "postrm")
-_UNITS = {
+_SERVICES = {  # restarted by an upgrade
     "node": ("fedthorax-node@*", "fedthorax-app@*", "fedthorax-listen@*"),
     "server": ("fedthorax-server@*",),
     "clinic": ("fedthorax-clinic@*",),
 }
+# Stopped by a removal, but not restarted by an upgrade: systemctl would wait for the end of an ingest.
+_JOBS = {"node": ("fedthorax-ingest@*",), "server": (), "clinic": ()}
 _USED = {  # programs beside Python that a role uses if they are there
     "node": "bubblewrap (>= 0.8), acl",
     "server": "nginx",
@@ -45,7 +47,7 @@ def read_description(bundle: Path) -> dict[str, str]:
     file = bundle / "BUNDLE"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     about = dict(line.split("=", 1) for line in lines)
-    if about.get("role") not in _UNITS or " " in about.get("pythons", " "):
+    if about.get("role") not in _SERVICES or " " in about.get("pythons", " "):
         raise Refusal(reasons.BUNDLE_UNFIT, private=str(bundle))
     return about
 
@@ -53,7 +55,7 @@ def read_description(bundle: Path) -> dict[str, str]:
 def control_files(about: dict[str, str], installed_kb: int) -> dict[str, str]:
     """Return the control files of a package by name."""
     role, package = about["role"], f"fedthorax-{about['role']}"
-    others = sorted(f"fedthorax-{each}" for each in _UNITS if each != role)
+    others = sorted(f"fedthorax-{each}" for each in _SERVICES if each != role)
     control = {
         "Package": package,
         "Version": about["version"],
@@ -72,7 +74,8 @@ def control_files(about: dict[str, str], installed_kb: int) -> dict[str, str]:
     found = {"control": "".join(f"{key}: {value}\n" for key, value in control.items())}
     words = {
         "@PACKAGE@": package,
-        "@UNITS@": " ".join(f"'{unit}'" for unit in _UNITS[role]),
+        "@SERVICES@": _quoted(_SERVICES[role]),
+        "@UNITS@": _quoted(_SERVICES[role] + _JOBS[role]),
         "@APP_USER@": "fedthorax-app:/nonexistent" if role == "node" else "",
     }
     for name in (*_SCRIPTS, "templates"):
@@ -84,6 +87,10 @@ def control_files(about: dict[str, str], installed_kb: int) -> dict[str, str]:
 def overrides(about: dict[str, str]) -> str:
     """Return what lintian need not report, with the reasons."""
     return _filled("lintian-overrides.txt", {"@PACKAGE@": f"fedthorax-{about['role']}"})
+
+
+def _quoted(patterns: tuple[str, ...]) -> str:
+    return " ".join(f"'{pattern}'" for pattern in patterns)
 
 
 def _filled(name: str, words: dict[str, str]) -> str:

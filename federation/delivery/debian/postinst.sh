@@ -10,7 +10,7 @@ case $1 in
         [ -d /var/lib/fedthorax ] || install -d -o fedthorax -g fedthorax -m 700 /var/lib/fedthorax
         if [ -d /run/systemd/system ]; then
             systemctl daemon-reload
-            [ -z "$2" ] || systemctl try-restart @UNITS@ || :
+            [ -z "$2" ] || systemctl try-restart @SERVICES@ || :
         fi ;;
 esac
 exit 0

@@ -18,6 +18,7 @@ from models.signature import new_private_key, public_key
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 PROGRAM = "import little\ndef main(): print('fedthorax ' + little.VERSION)\n"
+MAN_PAGE = "print('.TH FEDTHORAX 1')\n"
 
 MakeBundle = Callable[..., Path]
 
@@ -60,7 +61,8 @@ def make_bundle(tmp_path: Path, private_key: Path) -> MakeBundle:
         needs = (
             "".join(f"Provides-Extra: {extra}\n" for extra in ("node", "server", "clinic")) + "Requires-Dist: little\n"
         )
-        write_wheel(wheels, "fedthorax", version, {"program.py": PROGRAM, **entry}, needs)
+        program = {"program.py": PROGRAM, "federation/cli/man_page.py": MAN_PAGE}
+        write_wheel(wheels, "fedthorax", version, {**program, **entry}, needs)
         bundled = sorted((Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl"))
         if not bundled:
             pytest.skip("this Python does not bring pip as a wheel")

@@ -47,8 +47,9 @@ def test_data_are_deleted_only_at_a_purge_after_a_question_whose_default_is_no()
     for name in ("preinst", "postinst", "prerm"):
         assert "rm -r" not in found[name]
     removal = found["postrm"].index("rm -rf /var/lib/fedthorax")
+    assert found["postrm"].count("rm -rf") == 1 and found["postrm"].count('purge "$@"') == 1
     assert "install -d -m 755 /opt" in found["postrm"]  # dpkg removes it when it is empty
-    assert found["postrm"].rindex('[ "$answer" = true ]', 0, removal) > found["postrm"].index("purge)")
+    assert found["postrm"].rindex('[ "$answer" = true ]', 0, removal) > found["postrm"].index("purge() {")
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
