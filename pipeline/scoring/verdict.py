@@ -96,13 +96,14 @@ def redecided(score: dict[str, Any]) -> dict[str, Any]:
     """Return a stored score as it may be shown today: without the number of a label that was not calibrated and judged.
 
     Scores of versions before 'withheld' was among the keys are decided again from their figures: their levels took no
-    notice of the band, and a model of phantoms gave them to patients.
+    notice of the band, and a model of phantoms gave them to patients. So is a score that must be withheld and is not,
+    whoever wrote it.
     """
     if "no_number" not in score:
         score = _without_doubted(score)
-    if "withheld" in score:
-        return score
     reason = withheld(score)
+    if "withheld" in score and (score["withheld"] or not reason):
+        return score
     thresholds = {
         label: {point: each["threshold"] for point, each in points.items()}
         for label, points in (score.get("operating_points") or {}).items()

@@ -111,3 +111,11 @@ def test_old_score_of_a_phantom_model_is_withheld() -> None:
     assert again["saliency"]["why_not"] == NO_MAP_WITHHELD
     assert again["probability"] == stored()["probability"]
     assert redecided(again) == again
+    forged = {
+        **again,
+        "withheld": None,
+        "level": {"severe": "low"},
+        "operating_points": {"severe": {}},
+        "no_number": {},
+    }
+    assert redecided(forged) == {**again, "no_number": {}}, "a level is never shown, whoever stored it"
