@@ -40,7 +40,8 @@ PACS_UNTRUSTED = Reason(
 PACS_PROXY = Reason(
     "E_PACS_PROXY",
     "the proxy refuses this node's connection to the PACS",
-    "Correct `proxy` in [pacs.dicomweb] of site.toml. Leave it empty if the PACS is reached directly.",
+    "Correct `proxy` in [pacs.dicomweb] of site.toml or of clinic.toml. Leave it empty if the PACS is reached "
+    "directly.",
 )
 PACS_ANSWER = Reason(
     "E_PACS_ANSWER",
@@ -61,7 +62,7 @@ PULL_RUNNING = Reason(
 DISK = Reason(
     "E_DISK",
     "the site's folder is not writable, or its disk has less than {gigabytes} GB left",
-    "Free space on the disk, or lower `keep_free_gb` in [pacs.limits] of site.toml. Then run the command again.",
+    "Free space on the disk, or lower `keep_free_gb` in [pacs.limits] of site.toml or of clinic.toml. Then try again.",
 )
 PATIENT_DIFFERS = Reason(
     "E_PATIENT_DIFFERS",
@@ -71,7 +72,8 @@ PATIENT_DIFFERS = Reason(
 PACS_SERVICE = Reason(
     "E_PACS_SERVICE",
     "the PACS does not offer this node a required service: {service}",
-    "Ask the PACS's administrator to allow it. C-GET and C-MOVE can replace each other (`retrieve` in site.toml).",
+    "Ask the PACS's administrator to allow it. C-GET and C-MOVE can replace each other (`retrieve` in site.toml "
+    "or in clinic.toml).",
 )
 PACS_STORE = Reason(
     "E_PACS_STORE",
@@ -87,7 +89,8 @@ PACS_NO_DELIVERY = Reason(
 PACS_RECEIVER = Reason(
     "E_PACS_RECEIVER",
     "the address where this node receives images from the PACS cannot be opened",
-    "Correct `receiver_host` and `receiver_port` in [pacs.dimse] of site.toml. Another program may use the port.",
+    "Correct `receiver_host` and `receiver_port` in [pacs.dimse] of site.toml or of clinic.toml. Another program "
+    "may use the port.",
 )
 NO_PACS = Reason(
     "E_NO_PACS",
