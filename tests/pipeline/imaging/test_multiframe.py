@@ -159,6 +159,35 @@ def test_a_series_of_several_multi_frame_images_is_one_volume(tmp_path):
 
 
 @pytest.mark.parametrize("make", MAKERS)
+def test_place_of_a_frame_counts_and_not_its_order_or_number_in_the_stack(tmp_path, make):
+    """Each frame has another rescale, which must stay with its pixels."""
+    paths = write_series(tmp_path / "single", noise() // 2, edit=rescaled)
+    images = single_frames(paths)
+    order = np.random.default_rng(7).permutation(len(images))
+    save_frames(make([images[index] for index in order]), tmp_path / "multi" / "1.dcm")
+    assert_same(read(tmp_path / "multi"), read(tmp_path / "single"))
+
+
+def test_images_of_two_sizes_in_one_series_are_refused(tmp_path):
+    for name, side in (("1", 64), ("2", 48)):
+        images = single_frames(write_series(tmp_path / f"single-{side}", noise(side=side)))
+        image = enhanced(images[:12] if name == "1" else images[12:])
+        image.SOPInstanceUID = f"2.25.{name}"
+        save_frames(image, tmp_path / "multi" / f"{name}.dcm")
+    assert code(tmp_path / "multi") == "E_MIXED_GEOMETRY"
+
+
+def test_a_multi_frame_image_beside_single_frames_of_its_series_is_one_volume(tmp_path):
+    images = single_frames(write_series(tmp_path / "single", body()))
+    image = enhanced(images[:9])
+    save_frames(image, tmp_path / "mixed" / "0.dcm")
+    for index, single in enumerate(images[9:]):
+        single.SeriesInstanceUID = image.SeriesInstanceUID
+        single.save_as(tmp_path / "mixed" / f"{index + 1}.dcm")
+    assert_same(read(tmp_path / "mixed"), read(tmp_path / "single"))
+
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_series_is_described_like_one_of_single_frames(tmp_path, make):
     paths = write_series(tmp_path / "single", body())
     save_frames(make(single_frames(paths)), tmp_path / "multi" / "1.dcm")
