@@ -50,6 +50,32 @@ def test_meaning_of_an_event_by_its_codes(codes: list[Coded], meaning: str | Non
 
 
 @pytest.mark.parametrize(
+    ("codes", "meaning"),
+    [
+        ([("source", " 8-701")], "unknown"),
+        ([("source", "8-980.1")], "unknown"),
+        ([("source", "8-714.0")], "unknown"),
+        ([("source", "8-711.0")], None),
+        ([("source", "5-470")], None),
+        ([("source", "vent 8-701")], "intubated"),
+        ([("OPS", "8-701"), ("source", "8-701")], "intubated"),
+        ([("SNOMED", "112798008"), ("source", "8-701")], "unknown"),
+    ],
+)
+def test_source_value_that_is_a_code_of_a_system_is_not_guessed_without_its_concept(
+    codes: list[Coded], meaning: str | None
+) -> None:
+    """All codes of a watched system, as of `visit`, do not make every source value unknown."""
+    table = EventCodes(
+        intubated=["ops|8-701", "source|vent 8-701"],
+        icu=["ops|8-980*"],
+        neither=["ops|8-711*"],
+        watched=["ops|8-71*", "visit|*"],
+    )
+    assert table.meaning(tuple(codes)) == meaning
+
+
+@pytest.mark.parametrize(
     "lists",
     [
         {"intubated": ["8-701"]},
