@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import Dataset
-from pydicom.uid import JPEG2000Lossless
+from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from models.refusal import Refusal
 from pipeline.imaging.discovery import find_series
@@ -28,6 +28,7 @@ from pipeline.pacs.pull import PullReport, pull
 from pipeline.site.folder import Site, init_site
 from tests.e2e.orthanc import PASSWORD, USER, Orthanc, require_orthanc
 from tests.helpers.dicom_files import anything_goes, body, write_series
+from tests.helpers.enhanced import enhanced, legacy_converted, save_frames, single_frames
 from tests.pipeline.pacs.authority import Authority
 from tests.pipeline.pacs.planted import NAME, holds, plant
 
@@ -274,6 +275,20 @@ def test_pull_adds_new_images_to_a_series_that_grew(tmp_path: Path) -> None:
         (series,), _ = find_series(site.ct_folder)
         assert len(series.files) == SLICES + 5
         read_series(series)
+
+
+@pytest.mark.parametrize("make", [enhanced, legacy_converted])
+def test_multi_frame_image_is_pulled_like_its_single_frames(tmp_path: Path, make: Any) -> None:
+    require_orthanc()
+    images = single_frames(write_series(tmp_path / "single", body()))
+    with Hospital(tmp_path).open() as hospital:
+        save_frames(make(images), hospital.source / "1.dcm", syntax=RLELossless)
+        hospital.orthanc.upload([hospital.source / "1.dcm"])
+        site = hospital.site()
+        report = hospital.pull(site)
+        assert (report.series, report.fetched_now, report.images_now, report.findings) == (1, 1, 1, [])
+        assert hospital.is_all_here(site)
+    assert volumes(site.ct_folder).keys() == volumes(tmp_path / "single").keys()
 
 
 def test_pull_completes_although_the_pacs_is_killed_and_restarted(tmp_path: Path) -> None:
