@@ -87,6 +87,7 @@ class Hospitals:
     threads: list[threading.Thread] = field(default_factory=list)
     rounds: dict[int, tuple[SiteRound, Header]] = field(default_factory=dict)
     lines: dict[int, int] = field(default_factory=dict)  # of each hospital's ledger
+    is_over: bool = False  # the rounds have ended: who still waits for an answer gets none
 
     def __post_init__(self) -> None:
         self.identities = {node: Identity.kept(self.folder / f"key-{node}") for node in self.nodes}
@@ -207,6 +208,8 @@ class Hospitals:
                 return body
             if status != 204:
                 raise RuntimeError(f"{step}: {status} {body!r}")
+            if self.is_over:
+                break
             time.sleep(0.05)
         raise TimeoutError(step)
 
@@ -264,8 +267,10 @@ def strategy_of(
 def run(strategy: MaskedStrategy, hospitals: Hospitals, rounds: int) -> None:
     with strategy.serving():
         strategy.start(grid=cast(Grid, hospitals), initial_arrays=encode(MODEL), num_rounds=rounds, timeout=60)
+        hospitals.is_over = True
         for thread in hospitals.threads:
             thread.join(30)
+        hospitals.is_over = False
 
 
 def plain_round(inner: FedAvg, number: int, weights: NDArray, nodes: list[int]) -> NDArray:
