@@ -147,9 +147,8 @@ def test_large_difference_between_hospitals_is_a_doubt() -> None:
 def test_random_difference_between_hospitals_is_rarely_flagged() -> None:
     """Simulate six hospitals with equal AUROC and 15 severe patients of 60 each: at most 4 % of studies are flagged."""
     rng, flagged = np.random.default_rng(0), 0
-    labels = np.repeat([1, 0], [15, 45])
+    labels, made = np.repeat([1, 0], [15, 45]), make_results(6, histograms=False)
     for _ in range(200):
-        made = make_results(6, histograms=False)
         for site in made.models[0].figures.values():
             found = auroc(rng.normal(1.2 * labels, 1), labels)
             site |= {"auroc_severe": found.value, "auroc_severe_low": found.low, "auroc_severe_high": found.high}
