@@ -1,6 +1,7 @@
 """Whole runs with a frozen encoder, in one process: the head alone is trained, sent and released."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,12 @@ from models.refusal import Refusal
 from models.release import load_release
 from pipeline.cohort.dataset import Examples
 from pipeline.cohort.store import Cohort
-from pipeline.phantom.cohorts import synthetic_site, write_cohort
-from pipeline.phantom.hospitals import HOSPITALS
-from pipeline.preprocessing.preprocess import Preprocessing
 from pipeline.site.folder import Site
 from pipeline.training.train import predict
+from tests.federation.coordinator.conftest import SMALL
 from tests.helpers.encoders import FEATURES, head_on, small_encoder
 
 pytestmark = pytest.mark.slow
-SMALL = Preprocessing(method=1, shape=(16, 16, 16))
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +34,15 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Encoder]:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, encoder: tuple[Path, Encoder]) -> list[Path]:
+def folders(
+    two_hospitals: list[Path], tmp_path_factory: pytest.TempPathFactory, encoder: tuple[Path, Encoder]
+) -> list[Path]:
     """Two hospitals that have approved the encoder and computed its features."""
-    place, made = tmp_path_factory.mktemp("hospitals"), []
-    for hospital in HOSPITALS[:2]:
-        site = synthetic_site(place / hospital.name, hospital.name, seed=1, min_patients=3)
-        write_cohort(site, hospital, patients=40, seed=1, settings=SMALL, anatomy="template")
-        EncoderApprovals(site).approve(encoder[0], by="the hospital")
-        encode(site.folder)
-        made.append(site.folder)
+    place = tmp_path_factory.mktemp("hospitals")
+    made = [shutil.copytree(folder, place / folder.name) for folder in two_hospitals]
+    for folder in made:
+        EncoderApprovals(Site.open(folder)).approve(encoder[0], by="the hospital")
+        encode(folder)
     return made
 
 
@@ -104,11 +102,9 @@ def test_altered_encoder_in_a_release_is_refused(
         load_release(released.folder, [released.public_key])
 
 
-def test_site_without_features_does_not_take_part(encoder: tuple[Path, Encoder], tmp_path: Path) -> None:
-    site = synthetic_site(tmp_path / "south", "south", seed=1, min_patients=3)
-    write_cohort(site, HOSPITALS[1], patients=20, seed=1, settings=SMALL, anatomy="template")
+def test_site_without_features_does_not_take_part(two_hospitals: list[Path], encoder: tuple[Path, Encoder]) -> None:
     with pytest.raises(Refusal, match="E_NOT_ENCODED"):
-        load_examples(site, study(encoder[1]), "train")
+        load_examples(Site.open(two_hospitals[1]), study(encoder[1]), "train")
 
 
 def test_private_head(folders: list[Path], encoder: tuple[Path, Encoder], tmp_path: Path) -> None:

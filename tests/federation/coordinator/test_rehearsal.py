@@ -8,23 +8,15 @@ import pytest
 from federation.coordinator.rehearsal import rehearse
 from federation.protocol.study_config import Study
 from federation.runs.results import Results, read_results
-from pipeline.phantom.cohorts import synthetic_site, write_cohort
-from pipeline.phantom.hospitals import HOSPITALS
-from pipeline.preprocessing.preprocess import Preprocessing
 from pipeline.site.folder import Site
+from tests.federation.coordinator.conftest import SMALL
 
 pytestmark = pytest.mark.slow
-SMALL = Preprocessing(method=1, shape=(16, 16, 16))
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> list[Site]:
-    place, made = tmp_path_factory.mktemp("rehearsal"), []
-    for hospital in HOSPITALS[:2]:
-        site = synthetic_site(place / hospital.name, hospital.name, seed=1, min_patients=3)
-        write_cohort(site, hospital, patients=40, seed=1, settings=SMALL, anatomy="template")
-        made.append(site)
-    return made
+def sites(two_hospitals: list[Path]) -> list[Site]:
+    return [Site.open(folder) for folder in two_hospitals]
 
 
 @pytest.fixture(scope="module")
