@@ -234,6 +234,7 @@ switch() {  # to this version, unless a role of the version in use is missing he
         say "in use now: $version (before: ${before#fedthorax-}, which stays installed). Restart the services."
     fi
     say "done: $link/bin/fedthorax"
+    [ $scope = system ] || say "once, so that services run while nobody is logged in: loginctl enable-linger"
 }
 
 uninstall() {

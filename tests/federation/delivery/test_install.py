@@ -232,6 +232,7 @@ def test_installs_without_a_network_repeats_and_is_undone(machine: Machine, make
     bundle, before = make_bundle(), state(machine)
     done = machine.install(bundle, before='[ "$(wc -l </proc/net/route)" -le 1 ] || exit 9')  # no route, only a head
     assert (done.returncode, machine.version()) == (0, "fedthorax 0.1.0"), done.stderr
+    assert "loginctl enable-linger" in done.stdout
     units = {unit.name: unit.read_text() for unit in machine.units.iterdir()}
     names = ("ingest@.service", "ingest@.timer", "listen@.service", "node@.service")
     assert sorted(units) == [f"fedthorax-{name}" for name in names]

@@ -14,6 +14,7 @@ from federation.node import sandbox
 from pipeline.site.folder import init_site
 
 UNITS = Path(__file__).resolve().parents[3] / "docs" / "systemd"
+USER_UNITS = UNITS.with_name("systemd-user")
 SERVICES = tuple(f"fedthorax-{name}@.service" for name in ("node", "ingest", "listen", "clinic", "server"))
 APP = "fedthorax-app@.service"
 EXPOSED_AT_MOST = 15  # of 100; systemd calls up to 20 "OK"
@@ -77,13 +78,39 @@ def test_service_starts_an_existing_command(service: str) -> None:
 @pytest.mark.parametrize("service", SERVICES)
 def test_service_of_one_user_starts_the_same_command_and_asks_for_no_root(service: str) -> None:
     """systemd refuses to start a user's service with a setting that needs root, such as User= or PrivateDevices=."""
-    text = (UNITS.with_name("systemd-user") / service).read_text()
+    text = (USER_UNITS / service).read_text()
     command = re.search(r"^ExecStart=(.+)/var/lib(/fedthorax/%i)$", (UNITS / service).read_text(), re.M)
     assert command
     assert f"ExecStart={command[1]}%h{command[2]}\n" in text
-    assert (
-        re.findall(r"^(?:User|Group|Capab|Private|Protect|StateDir|RemoveIPC|RestrictNamespaces)\w*=", text, re.M) == []
-    )
+    assert re.findall(r"^(?:User|Group|Capab|Private|Protect|StateDir|RemoveIPC)\w*=", text, re.M) == []
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_service_of_one_user_is_started_restarted_and_stopped_as_that_of_the_system(service: str) -> None:
+    """Without SuccessExitStatus=, for example, a server that was stopped would count as failed."""
+    of_process = r"^(?:Type|Restart|RestartSec|KillMode|SuccessExitStatus|Timeout\w+|UMask|LimitCORE|Nice|IO\w+)=.*$"
+    of_user, of_system = ((folder / service).read_text() for folder in (USER_UNITS, UNITS))
+    assert re.findall(of_process, of_user, re.M) == re.findall(of_process, of_system, re.M)
+
+
+def test_systemd_analyze_verify_accepts_all_units_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = sorted(unit.name for unit in USER_UNITS.iterdir())
+    assert names == sorted([*SERVICES, "fedthorax-ingest@.timer"])
+    for name in names:
+        text = (USER_UNITS / name).read_text().replace("/opt/fedthorax/bin/", f"{Path(sys.executable).parent}/")
+        (tmp_path / name).write_text(text)
+    assert "fedthorax" not in analyze("--user", "verify", *(tmp_path / name for name in names)).stderr
+
+
+@pytest.mark.parametrize("service", sorted(set(SERVICES) - {"fedthorax-node@.service"}))
+def test_service_of_one_user_filters_system_calls_as_that_of_the_system(service: str) -> None:
+    """The node's cannot: its bubblewrap makes namespaces."""
+    of_kernel = ("NoNewPrivileges", "Restrict", "LockPersonality", "SystemCall")
+    wanted = [line for line in hardening(service).splitlines() if line.startswith(of_kernel)]
+    text = (USER_UNITS / service).read_text()
+    assert "\n".join(wanted) in text
 
 
 # --- the service that runs the study's code ---------------------------------------------------------------
