@@ -289,7 +289,7 @@ class ServerRun:
 
     def _register(self, results: Results, release: Release) -> None:
         """Log the final metrics, the results and the candidate to MLflow."""
-        self.tracker.log_final(final_values(results), self.study.study.rounds)
+        self.tracker.log_final(final_values(results))
         self.tracker.add_artifacts(self.folder / "history.json", "history")
         self.tracker.add_artifacts(self.folder / RESULTS, "results")
         number = self.tracker.register(self.folder / "release", release.sha256)

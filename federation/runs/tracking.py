@@ -22,8 +22,10 @@ from urllib.parse import urlsplit
 from federation.protocol.metric_allowlist import EXAMPLES
 from federation.protocol.study_config import Study
 from federation.runs import reasons
+from federation.runs.model_signature import MLMODEL, mlmodel
 from federation.runs.run_folder import read_note
 from federation.strategy.round_report import RoundReport
+from federation.system.process import without_proxy
 from models.refusal import Reason, Refusal
 from pipeline.system.atomic_files import write_durably
 
@@ -49,8 +51,9 @@ _HABITS = {
 
 _DESCRIPTION = (
     "The final model of the run {run}, a candidate for a release (SHA-256 {sha256}...). Input: a chest CT, prepared as "
-    "model.json of the artifacts says; outputs: the probabilities of pcr_positive and severe. It is no MLflow "
-    "flavour: open it with `fedthorax score`. card.md says for whom it was judged. Research only, no medical device."
+    "model.json of the artifacts says; output: logits of pcr_positive and severe, which model.json calibrates to "
+    "probabilities. It is no MLflow flavour: open it with `fedthorax score`. card.md says for whom it was judged. "
+    "Research only, no medical device."
 )
 
 
@@ -164,10 +167,13 @@ class Tracker:
         tags = {f"ledger.{site}": f"{head.lines} {head.head}" for site, head in heads.items()}
         self._record("figures", values=figures, step=report.round, at_ms=self._now_ms(), tags=tags)
 
-    def log_final(self, figures: Mapping[str, float], rounds: int) -> None:
-        """Log the final model's metrics on the sites' test patients."""
+    def log_final(self, figures: Mapping[str, float]) -> None:
+        """Log the final model's metrics on the sites' test patients.
+
+        At step 0: MLflow shows a bar with the value. At a later step it would draw a curve of a single point.
+        """
         values = {f"final/{name}": value for name, value in figures.items()}
-        self._record("figures", values=values, step=rounds, at_ms=self._now_ms(), tags={})
+        self._record("figures", values=values, step=0, at_ms=self._now_ms(), tags={})
 
     def add_artifacts(self, path: Path, name: str) -> None:
         """Copy a folder or a file into the run's artifacts."""
@@ -235,6 +241,7 @@ class Tracker:
         """Return a client, after the run was found by its name or created."""
         for name, value in _HABITS.items():
             os.environ.setdefault(name, value)
+        os.environ["no_proxy"] = without_proxy()  # MLflow has no other way to reach this machine without the proxy
         from mlflow import MlflowClient
 
         uri = tracking_uri(self.server_folder)
@@ -292,6 +299,8 @@ class Tracker:
     def _new_version(self, client: "MlflowClient", sha256: str) -> None:
         from mlflow.exceptions import MlflowException
 
+        # Not in the candidate's own folder, whose files the release signs.
+        client.log_text(self.run_id, mlmodel(self.run_id, self.study.preprocessing), f"model/{MLMODEL}")
         name = self.study.study.name
         try:
             client.create_registered_model(name)

@@ -171,7 +171,7 @@ def test_masked_release_has_the_figures_of_all_patients_and_no_hospitals_own(tmp
     (tmp_path / "runs" / RUN / "study.json").write_text(made.study.model_dump_json())
     tracker = Tracker(tmp_path, made.study, RUN, lambda _: None)
     tracker.begin({})
-    tracker.log_final(final_values(made), 3)
+    tracker.log_final(final_values(made))
     tracker.register(tmp_path / "runs" / RUN / "release", made.release)
     tracker.end(completed=True)
     assert code(tmp_path) == "E_AUDIT_FLAGS", "an audit in part needs a reason"

@@ -12,9 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import UNAUTHENTICATED
+from requests.utils import get_environ_proxies
 
 from federation.protocol.reply_validation import LedgerHead
 from federation.protocol.study_config import StrategyTable, Study
@@ -31,6 +34,7 @@ from federation.runs.tracking import (
 )
 from federation.strategy.round_report import RoundReport
 from federation.system.process import QUIET
+from models.network import NetworkSettings, build_network
 
 STUDY = Study.model_validate({"study": {"name": "trial", "rounds": 3, "sites": 3, "quorum": 2}})
 
@@ -106,7 +110,7 @@ def a_study(
         outage.is_on = number in off
         tracker.log_round(report(number), {1: "north"})
     outage.is_on = 4 in off
-    tracker.log_final({"mean_auroc_severe": 0.8}, 3)
+    tracker.log_final({"mean_auroc_severe": 0.8})
     version = tracker.register(server / "runs" / "trial-1" / "release", "ab" * 32)
     tracker.end(completed=True)
     return version
@@ -135,7 +139,7 @@ def assert_all_is_recorded(server: Path):
     experiment = client.get_experiment_by_name("trial")
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert version.tags["sha256"] == "ab" * 32
-    assert [f.path for f in client.list_artifacts(run.info.run_id, "model")] == ["model/card.md"]
+    assert [f.path for f in client.list_artifacts(run.info.run_id, "model")] == ["model/MLmodel", "model/card.md"]
     assert not (server / "runs" / "trial-1" / SPOOL).exists()
 
 
@@ -153,6 +157,29 @@ def test_data_queued_during_an_outage_is_uploaded_afterwards(server, monkeypatch
     assert a_study(server, said, Outage(monkeypatch), off) == "1"
     assert_all_is_recorded(server)
     assert [line[:17] for line in said] == ["W_TRACKING_SILENT", "MLflow responds a"]
+
+
+def test_charts_of_final_figures_are_bars_and_those_of_rounds_are_curves(server, monkeypatch):
+    """MLflow's page chooses a curve for a metric whose last step is 1 or more, and otherwise a bar."""
+    a_study(server, [], Outage(monkeypatch))
+    client, run, _ = recorded(server)
+    steps = {name: [m.step for m in client.get_metric_history(run.info.run_id, name)] for name in run.data.metrics}
+    assert {tuple(found) for name, found in steps.items() if name.startswith("final/")} == {(0,)}
+    assert {tuple(found) for name, found in steps.items() if not name.startswith("final/")} == {(1, 2, 3)}
+
+
+def test_registered_version_has_the_schema_of_the_networks_inputs_and_outputs(server, monkeypatch):
+    a_study(server, [], Outage(monkeypatch))
+    client, run, _ = recorded(server)
+    found = Model.load(client.download_artifacts(run.info.run_id, "model/MLmodel", str(server)))
+    taken = {each.name: each.shape for each in found.signature.inputs.inputs}
+    network = build_network(NetworkSettings(), seed=1)
+    values = {name: torch.zeros(1, *shape[1:]) for name, shape in taken.items()}
+    logits = network(values["image"], values["tabular"])
+    assert taken["image"][2:] == STUDY.preprocessing.shape
+    assert found.signature.outputs.inputs[0].shape == (-1, *logits.shape[1:])
+    assert found.metadata["outputs"] == ["pcr_positive", "severe"]
+    assert found.flavors == {}  # MLflow cannot open it: it cannot prepare a scan
 
 
 def test_data_still_queued_at_the_end_is_uploaded_later(server, monkeypatch):
@@ -197,7 +224,7 @@ def test_damaged_database_is_treated_as_an_outage(server, monkeypatch):
 def test_metric_that_mlflow_rejects_raises_and_is_not_queued(server, monkeypatch):
     tracker = Tracker(server, STUDY, "trial-1", lambda _: None)
     with pytest.raises(MlflowException):
-        tracker.log_final({"a name\nthat cannot be": 1.0}, 3)
+        tracker.log_final({"a name\nthat cannot be": 1.0})
 
 
 def test_resumed_study_continues_the_same_mlflow_run(server, monkeypatch):
@@ -251,6 +278,16 @@ def test_runs_of_a_group_have_one_parent_run(server):
     assert parent.info.status == "FINISHED"
 
 
+def test_tracking_server_on_this_machine_is_reached_without_the_proxy(server, monkeypatch):
+    monkeypatch.setenv("no_proxy", "mlflow.example")
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://proxy.invalid:3128")
+    Tracker(server, STUDY, "trial-1", lambda _: None).begin({})
+    for uri in ("http://127.0.0.1:5000", "http://localhost:5000", "https://mlflow.example"):
+        assert get_environ_proxies(uri) == {}
+    assert get_environ_proxies("https://other.example")
+
+
 def test_parameters_are_flat_and_comparable():
     study = STUDY.model_copy(update={"strategy": StrategyTable(name="FedProx", options={"proximal_mu": 0.1})})
     found = params(study)
@@ -262,7 +299,7 @@ def test_parameters_are_flat_and_comparable():
 
 def test_subgroup_figures_are_recorded_in_mlflow(server):
     tracker = Tracker(server, STUDY, "trial-1", lambda _: None)
-    tracker.log_final({"north/auroc_severe@female": 0.7}, 3)
+    tracker.log_final({"north/auroc_severe@female": 0.7})
     _, run, _ = recorded(server)
     assert run.data.metrics["final/north/auroc_severe/female"] == 0.7
 
@@ -293,7 +330,7 @@ server = Path(sys.argv[1])
 study = Study.model_validate_json((server / "runs" / "trial-1" / "study.json").read_text())
 tracker = Tracker(server, study, "trial-1", print)
 tracker.begin({})
-tracker.log_final({"mean_auroc_severe": 0.8}, 3)
+tracker.log_final({"mean_auroc_severe": 0.8})
 tracker.register(server / "runs" / "trial-1" / "release", "ab" * 32)
 tracker.end(completed=True)
 import mlflow.telemetry.client as telemetry
