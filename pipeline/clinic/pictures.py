@@ -7,25 +7,27 @@ The server's main process draws slices and never imports torch; only `write_pict
 """
 
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import AfterValidator
 from scipy import ndimage
 
 from models.refusal import Refusal
 from pipeline.clinic.reasons import NO_SUCH_PICTURE
 from pipeline.imaging.volume import LUNG_WINDOW_HU, Volume, whole_hu
 from pipeline.scoring.best_planes import best_planes
-from pipeline.scoring.colormap import CONTOUR_RGB, heat_rgba, opacity_rgba
+from pipeline.scoring.colormap import CONTOUR_RGB, OPACITY_RGB, heat_rgba, opacity_rgba
 
 if TYPE_CHECKING:
     from pipeline.preprocessing.lesion_burden import Burden
@@ -40,7 +42,7 @@ _KEPT_VOLUMES = 8  # the volumes of two answers
 GRID_PIXELS = 5  # of the picture under a mask that a reader corrects, for each side of a voxel
 
 Plane = Literal["axial", "coronal", "sagittal"]
-Overlay = Literal["none", "lungs", "saliency", "opacities"]
+Overlay = Literal["none", "lungs", "saliency", "opacities", "opacity_outlines"]
 # By plane: its axis in the stored volume, and the letters at its left, right, top and bottom edge.
 PLANES: dict[Plane, tuple[int, tuple[str, str, str, str]]] = {
     "axial": (2, ("R", "L", "A", "P")),
@@ -48,14 +50,32 @@ PLANES: dict[Plane, tuple[int, tuple[str, str, str, str]]] = {
     "sagittal": (0, ("A", "P", "H", "F")),
 }
 
-Window = Literal["lung", "soft", "bone"]
-WINDOWS_HU: dict[Window, tuple[float, float]] = {
+WINDOWS_HU: dict[str, tuple[float, float]] = {
     "lung": LUNG_WINDOW_HU,
     "soft": (-160.0, 240.0),
     "bone": (-450.0, 1050.0),
 }
+_ANY_WINDOW = re.compile(r"(-?\d{1,5}),(-?\d{1,5})", re.ASCII)
 
 _reading = Lock()
+
+
+def window_hu(window: str) -> tuple[float, float]:
+    """Return the ends of a window in HU: a name of WINDOWS_HU, or "LOW,HIGH". Raises ValueError."""
+    if window in WINDOWS_HU:
+        return WINDOWS_HU[window]
+    ends = _ANY_WINDOW.fullmatch(window)
+    if ends is None or int(ends[1]) >= int(ends[2]):
+        raise ValueError(f"a window is {', '.join(WINDOWS_HU)}, or LOW,HIGH in HU")
+    return float(ends[1]), float(ends[2])
+
+
+def _checked(window: str) -> str:
+    window_hu(window)
+    return window
+
+
+Window = Annotated[str, AfterValidator(_checked)]  # for the API; see `window_hu`
 
 
 def write_pictures(score: "Score", folder: Path) -> None:
@@ -111,14 +131,14 @@ def slice_png(
     plane: Plane,
     index: int,
     overlay: Overlay = "none",
-    window: Window = "lung",
+    window: str = "lung",
     masks: Path | None = None,
 ) -> bytes:
     """Draw one slice as PNG, with square pixels.
 
     `index` counts from the feet, the front or the right. `overlay`: the contour of the lungs, the voxels that are
-    counted as dense, or the saliency, in colours. To fade it, blend this picture over one without overlay. `masks`: the
-    folder of other lungs and dense voxels.
+    counted as dense or their contours, or the saliency, in colours. To fade it, blend this picture over one without
+    overlay. `window`: see `window_hu`. `masks`: the folder of other lungs and dense voxels.
 
     Raises Refusal E_NO_SUCH_PICTURE.
     """
@@ -126,7 +146,7 @@ def slice_png(
     return _png(draw_slice(folder, plane, index, overlays, window, masks))
 
 
-def grid_slice_png(folder: Path, index: int, window: Window = "lung") -> bytes:
+def grid_slice_png(folder: Path, index: int, window: str = "lung") -> bytes:
     """Draw the scan where the axial slice `index` of the mask's grid lies, GRID_PIXELS for each side of a voxel.
 
     The first row is the front, the first column the patient's right. Raises Refusal E_NO_SUCH_PICTURE.
@@ -149,8 +169,8 @@ def _png(picture: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def _grey(hu: NDArray[np.float32], window: Window) -> NDArray[np.float32]:
-    low, high = WINDOWS_HU[window]
+def _grey(hu: NDArray[np.float32], window: str) -> NDArray[np.float32]:
+    low, high = window_hu(window)
     return ((hu - low) / (high - low) * 255).clip(0, 255)
 
 
@@ -159,7 +179,7 @@ def draw_slice(
     plane: Plane,
     index: int,
     overlays: Iterable[Overlay] = (),
-    window: Window = "lung",
+    window: str = "lung",
     masks: Path | None = None,
 ) -> NDArray[np.uint8]:
     """Draw the slice as RGB, shape (rows, columns, 3), with its overlays in the given order; `masks`: see `slice_png`.
@@ -276,6 +296,16 @@ def _draw_opacities(picture: NDArray[np.float32], opacities: NDArray[np.float32]
     return _blended(picture, opacity_rgba(np.rint(opacities).astype(np.uint8)))
 
 
+def _draw_outlines(picture: NDArray[np.float32], opacities: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Draw a contour, one pixel wide, inside the border of each density's voxels."""
+    classes = np.rint(opacities).astype(np.uint8)
+    drawn = picture.copy()
+    for opacity, colour in OPACITY_RGB.items():
+        inside = classes == opacity
+        drawn[inside & ~ndimage.binary_erosion(inside)] = colour
+    return drawn
+
+
 def laid_over(picture: NDArray[np.float32], height: NDArray[np.float32]) -> NDArray[np.float32]:
     """Blend a map with values from 0 to 1 over a picture, in colours that are more opaque for higher values."""
     return _blended(picture, heat_rgba(height))
@@ -292,4 +322,5 @@ _DRAWN: dict[str, tuple[str, Callable[[NDArray[np.float32], NDArray[np.float32]]
     "lungs": (LUNGS, _draw_lungs, 1),
     "saliency": (SALIENCY, _draw_heat, 1),
     "opacities": (OPACITIES, _draw_opacities, 0),
+    "opacity_outlines": (OPACITIES, _draw_outlines, 0),
 }

@@ -105,12 +105,16 @@ class Page:
         self.wait_for("document.readyState === 'complete'")
 
     def text(self, selector: str = "body") -> str:
-        """Return the visible text of an element, or '' if it is hidden or absent."""
-        return str(self.js(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
+        """Return the visible text of an element, or '' if it is hidden or absent; with ordinary spaces only."""
+        return str(self.js(self._text_of(selector)))
+
+    @staticmethod
+    def _text_of(selector: str) -> str:
+        return f"(document.querySelector({json.dumps(selector)})?.innerText ?? '').replaceAll('\\u00a0', ' ')"
 
     def wait_for_text(self, text: str, selector: str = "body", *, seconds: float = 20.0) -> None:
         self.wait_for(
-            f"(document.querySelector({json.dumps(selector)})?.innerText ?? '').includes({json.dumps(text)})",
+            f"{self._text_of(selector)}.includes({json.dumps(text)})",
             seconds=seconds,
         )
 

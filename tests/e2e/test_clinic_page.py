@@ -128,7 +128,7 @@ def test_single_slices_show_the_right_lung_on_the_left(page):
         page.wait_for(f"document.querySelector('#tiles img').src.includes('/axial/{int(number) - 4}.png')")
         page.js("document.activeElement.blur()")
         page.key("w")
-        assert page.text("#window-says") == "-160 to 240 HU"
+        page.wait_for_text("L 40 W 400 HU", "#window-says")
         page.wait_for("document.querySelector('#tiles img').src.includes('window=soft')")
     finally:
         page.call("Network.setBlockedURLs", urls=[])
@@ -152,34 +152,6 @@ def test_full_viewer_shows_the_right_lung_on_the_left_and_fades_overlay(page):
     for fade in (20, 60, 100):
         page.js(f"(f => {{ f.value = {fade}; f.dispatchEvent(new Event('input')) }})(document.querySelector('#fade'))")
         (less,) = page.sees(lambda png, less=less: [more for more in [warmth(png)] if more > less], "#tiles")
-
-
-def test_right_button_changes_the_window_of_the_full_viewer(page):
-    if not NIIVUE.is_file():
-        pytest.skip("the full viewer is not there: run `make viewer`")
-    page.wait_for("document.querySelector('#tiles').classList.contains('live')", seconds=30)
-    page.click("#overlays [value=none]")
-    page.js("(w => { w.value = 'lung'; w.dispatchEvent(new Event('change')) })(document.querySelector('#window'))")
-    grey = page.sees(brightness, "#tiles")
-    page.drag_right_button("#tiles [data-plane=axial]", 0, -150)  # up: brighter
-    page.wait_for_text("-1650 to -150 HU", "#window-says")
-    assert page.js("document.querySelector('#window').value") == "own"
-    assert page.sees(lambda png: brightness(png) > grey + 5, "#tiles")
-
-
-def brightness(png: bytes) -> float:
-    return float(np.asarray(Image.open(io.BytesIO(png)).convert("L"), dtype=np.float32).mean())
-
-
-def test_outline_of_the_lungs_in_the_full_viewer_is_not_filled(page):
-    inside = "[at % 5, Math.floor(at / 5) % 5, Math.floor(at / 25)].every((x) => x > 0 && x < 4)"
-    mask = f"new Uint8Array(125).map((_, at) => {inside})"
-    kept = page.js(
-        f"import('./static/volumes.js').then(({{ keepShell }}) =>"
-        f" {{ const mask = {mask}; const before = mask.reduce((a, b) => a + b);"
-        f" keepShell(mask, [5, 5, 5]); return [before, mask.reduce((a, b) => a + b), mask[62]] }})"
-    )
-    assert kept == [27, 26, 0]  # a cube without its centre
 
 
 @pytest.mark.parametrize(
@@ -351,16 +323,14 @@ def test_scan_without_lungs_gets_a_reason_and_a_remedy_but_no_score(page, clinic
     assert page.text("#state-says")
     assert page.text("#state-remedy")
     assert not re.search(r"\d %", page.text("#scan"))
-    page.wait_for("[...document.querySelectorAll('#refused-tiles img')].filter(i => i.naturalWidth > 50).length === 3")
-    page.js(
-        "(s => { s.value = 9; s.dispatchEvent(new Event('input')) })(document.querySelector('#refused-sliders input'))"
-    )
-    page.wait_for("document.querySelector('#refused-tiles img').src.includes('/axial/9.png')")
-    page.wheel("#refused-tiles [data-plane=axial]", -200)
-    page.wait_for("document.querySelector('#refused-tiles img').src.includes('/axial/11.png')")
+    page.wait_for("[...document.querySelectorAll('#tiles img')].filter(i => i.naturalWidth > 50).length === 3")
+    page.js("(s => { s.value = 9; s.dispatchEvent(new Event('input')) })(document.querySelector('#sliders input'))")
+    page.wait_for("document.querySelector('#tiles img').src.includes('/axial/9.png')")
+    page.wheel("#tiles [data-plane=axial]", -200)
+    page.wait_for("document.querySelector('#tiles img').src.includes('/axial/11.png')")
     page.js("document.activeElement.blur()")
     page.key("w")
-    page.wait_for("document.querySelector('#refused-tiles img').src.includes('window=soft')")
+    page.wait_for("document.querySelector('#tiles img').src.includes('window=soft')")
     assert str(datetime.now().astimezone().year) in page.text("#state-times")
     page.js("window.print = () => (window.printed = true)")
     page.click("#state-print")
@@ -369,7 +339,7 @@ def test_scan_without_lungs_gets_a_reason_and_a_remedy_but_no_score(page, clinic
     assert len(re.findall(rb"/Type /Page\b", content)) == 1
     assert content.count(b"/Subtype /Image") >= 3
     page.js("location.hash = '#/'")
-    page.wait_for("!document.querySelector('#refused-tiles img')")  # not shown with the next patient
+    page.wait_for("!document.querySelector('#tiles img')")  # not shown with the next patient
 
 
 def test_worklist_is_searched_and_filtered_and_shows_all_again(page, clinic):

@@ -162,7 +162,7 @@ def get_slice(
     folder: Seen,
     plane: pictures.Plane,
     index: Annotated[int, PathParameter(ge=0, le=9999)],
-    overlay: Literal["none", "lungs", "opacities"] = "none",
+    overlay: Literal["none", "lungs", "opacities", "opacity_outlines"] = "none",
     window: pictures.Window = "lung",
 ) -> Response:
     """Draw a slice, the patient's right on the left. Not for diagnosis: reduced resolution."""

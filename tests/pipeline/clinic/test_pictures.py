@@ -16,7 +16,7 @@ from pipeline.clinic import pictures
 from pipeline.clinic.pictures import IMAGE, LUNGS, OPACITIES, SALIENCY, planes, slice_png, write_pictures
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.preprocess import Preprocessing, prepare
-from pipeline.scoring.colormap import CONTOUR_RGB
+from pipeline.scoring.colormap import CONTOUR_RGB, OPACITY_RGB
 from pipeline.scoring.score import Score
 from tests.helpers.descriptions import description
 from tests.helpers.lungs import burden_of
@@ -203,6 +203,35 @@ def test_each_window_shows_its_own_range(folder):
     tissue = soft > 0
     assert np.median(lung[tissue]) > np.median(soft[tissue])
     assert (bone[tissue] > 0).all()
+
+
+def test_any_window_is_drawn_by_its_ends_in_hu(folder):
+    index = SHAPE[0] // 2
+    low, high = pictures.WINDOWS_HU["soft"]
+    assert slice_png(folder, "axial", index, "none", f"{low:.0f},{high:.0f}") == slice_png(
+        folder, "axial", index, "none", "soft"
+    )
+    step = pixels(slice_png(folder, "axial", index, "none", "-400,-399"))
+    assert set(np.unique(step)) == {0, 255}
+
+
+@pytest.mark.parametrize("window", ["", "brain", "100,-100", "100,100", "100", "nan,5", "1e3,2000", "0,999999"])
+def test_malformed_window_is_refused(window):
+    with pytest.raises(ValueError, match="LOW,HIGH"):
+        pictures.window_hu(window)
+
+
+def test_outlines_of_dense_voxels_leave_their_inside_visible(folder):
+    at = planes(folder)["axial"]["start"]
+    plain, filled, outlined = (
+        pixels(slice_png(folder, "axial", at, overlay)) for overlay in ("none", "opacities", "opacity_outlines")
+    )
+    area, border = ((drawn != plain).any(axis=2) for drawn in (filled, outlined))
+    assert border.any()
+    assert (area[border]).all(), "an outline lies inside its area"
+    assert border.sum() < area.sum() / 2
+    colours = {tuple(colour) for colour in outlined[border].tolist()}
+    assert colours <= set(OPACITY_RGB.values())
 
 
 def test_missing_picture_is_refused(folder, tmp_path):

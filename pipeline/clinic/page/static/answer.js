@@ -19,6 +19,7 @@ const DELIVERY_MS = 3000;
 const RESULTS = ["sr.dcm", "picture.dcm", "seg.dcm"]; // what is sent to the PACS
 
 let current = null; // id of the job that is shown
+let drawn = ""; // the job, as it was drawn last
 let opening = 0; // counts openings: a response that belongs to an earlier opening is dropped, even of the same scan
 let answer = null;
 let mayScore = false;
@@ -60,6 +61,7 @@ export function allow({ name, role, person = "", sends_to_pacs: sendsToPacs, sen
 export function closeScan() {
   opening++;
   current = answer = null;
+  drawn = "";
   clearTimeout(looking);
   closeViewer();
   closeRefused();
@@ -93,8 +95,14 @@ export async function showJob(job) {
   if (job.id !== current) return;
   const mine = opening;
   showReader(job);
+  const asDrawn = [job.state, job.position, job.answer_id].join(" ");
+  if (asDrawn === drawn) return; // drawing it again would move its images back to their first slices
+  drawn = asDrawn;
   if (job.state === "answered") {
-    const found = await ask(`answers/${job.answer_id}`);
+    const found = await ask(`answers/${job.answer_id}`).catch((error) => {
+      drawn = "";
+      throw error;
+    });
     if (mine === opening) await showAnswer(found);
     return;
   }
@@ -156,7 +164,7 @@ async function showAnswer(found) {
   showDelivery();
   show(byId("answer"), true);
   const isCurrent = () => answer?.id === id;
-  const whole = await Promise.allSettled([openViewer(answer, isCurrent), showHistory(answer, isCurrent)]);
+  const whole = await Promise.allSettled([openViewer(scanOf(answer), byId("answer-images"), isCurrent), showHistory(answer, isCurrent)]);
   const failed = whole.find(({ status }) => status === "rejected");
   if (failed && isCurrent()) say(byId("viewer-says"), failed.reason.text ?? String(failed.reason));
 }
@@ -170,13 +178,16 @@ function showResult() {
   showDecide(answer);
 }
 
+/** An answer as the viewer takes it. */
+const scanOf = ({ id, score, decision, files }) => ({ base: `answers/${id}`, score, lungs: score.lungs, decision, files });
+
 const maskOf = ({ decision }) => decision?.correction.mask && decision.id;
 
 /** Shows the answer after a decision. */
 function learn(changed) {
   const hasOtherMask = maskOf(answer) !== maskOf(changed);
   answer = changed;
-  if (hasOtherMask) openViewer(answer, () => answer?.id === changed.id).catch(() => {}); // the slices are still there
+  if (hasOtherMask) openViewer(scanOf(answer), byId("answer-images"), () => answer?.id === changed.id).catch(() => {}); // the slices are still there
   learnAnswer(changed);
   refresh();
   showResult();

@@ -8,11 +8,13 @@ import { startCompare } from "./compare.js";
 import { goDecide } from "./decide.js";
 import { startIncoming } from "./incoming.js";
 import { showKeys, startKeys } from "./keys.js";
+import { fade, nextOverlay } from "./overlays.js";
 import { allowPacs, openPacs, startPacs } from "./pacs.js";
 import { takeOrRelease } from "./reader.js";
-import { nextRefusedWindow, startRefused } from "./refused.js";
+import { startRefused } from "./refused.js";
 import { endSignIn, offerSignIn, startSignIn } from "./sign_in.js";
-import { fade, nextOverlay, nextWindow, startViewer } from "./viewer.js";
+import { startViewer } from "./viewer.js";
+import { nextWindow } from "./windowing.js";
 import { choose, neighbour, refresh, startWorklist, stopWorklist } from "./worklist.js";
 
 const SCAN = /^#\/scans\/([0-9a-f]{32})$/;
@@ -124,10 +126,9 @@ startKeys({
   o: nextOverlay,
   "[": () => fade(-10),
   "]": () => fade(10),
-  w: () => {
-    nextWindow();
-    nextRefusedWindow();
-  },
+  l: () => byId("outlined").click(),
+  w: nextWindow,
+  d: () => byId("measure").click(),
   a: () => goDecide("accept"),
   c: () => goDecide("correct"),
   x: () => goDecide("reject"),

@@ -3,8 +3,9 @@
 import { ask } from "./api.js";
 import { reviewedLungs } from "./decide.js";
 import { byId, element, moment, outside, percent, roughly, say, show, table } from "./dom.js";
-import { READER, Slices, onWheel, placeOf } from "./slices.js";
-import { LABELS, LEVELS, OVERLAYS, VERDICTS, WINDOWS } from "./words.js";
+import { onWheel } from "./gestures.js";
+import { Slices, placeOf } from "./slices.js";
+import { LABELS, LEVELS, OVERLAYS, READER, VERDICTS, WINDOWS } from "./words.js";
 
 const DAY_MS = 24 * 60 * 60 * 1000;
 const DAY_CHARACTERS = "2021-03-04".length;

@@ -37,13 +37,13 @@ export function personName(name) {
 
 /** Formats a probability in percent with one decimal; never 0 or 100, which no model can know. */
 export function percent(share) {
-  if (share < 0.001) return "< 0.1 %";
-  if (share > 0.999) return "> 99.9 %";
-  return `${(share * 100).toFixed(1)} %`;
+  if (share < 0.001) return "<\u00a00.1\u00a0%";
+  if (share > 0.999) return ">\u00a099.9\u00a0%";
+  return `${(share * 100).toFixed(1)}\u00a0%`;
 }
 
 /** Formats thresholds and shares, which are not a patient's probability, in percent. */
-export const roughly = (share) => (share === null ? "–" : `${Number((share * 100).toFixed(1))} %`);
+export const roughly = (share) => (share === null ? "–" : `${Number((share * 100).toFixed(1))}\u00a0%`);
 
 const DAY_CHARACTERS = "2021-03-04".length;
 const MOMENT = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });

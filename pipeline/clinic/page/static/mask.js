@@ -1,6 +1,6 @@
 // The mask of the lungs on its grid: the labels that a reader changes by hand, and what the table counts of them.
 
-import { bytes } from "./api.js";
+import { readNifti } from "./nifti.js";
 
 const LABELS = "labels.nii.gz";
 const NO_SIDE = 0;
@@ -25,23 +25,12 @@ const BRUSHES = {
 const onSide = (label, side) => label - sideOf(label) + side;
 const counting = (label, how) => (sideOf(label) ? sideOf(label) + how * COUNTING_STEP + densityOf(label) * DENSITY_STEP : label);
 
-/** Reads a NIfTI-1 file of bytes: its sizes along columns, rows and slices, and its voxels in that order. */
-async function volume(path) {
-  const unpacked = new Response(new Blob([await bytes(path)]).stream().pipeThrough(new DecompressionStream("gzip")));
-  const content = await unpacked.arrayBuffer();
-  const header = new DataView(content);
-  const axes = [1, 2, 3];
-  const size = axes.map((axis) => header.getInt16(40 + 2 * axis, true));
-  const start = header.getFloat32(108, true);
-  return { size, voxels: new Uint8Array(content, start, size[0] * size[1] * size[2]) };
-}
-
 export class Mask {
   /** Loads an answer's mask by the model, and that of its newest decision if it corrected the mask. */
   static async load({ id, score, decision }) {
     const base = `answers/${id}`;
     const byHand = decision?.correction.mask ? [`${base}/decisions/${decision.id}/files/${LABELS}`] : [];
-    const [model, corrected = model] = await Promise.all([`${base}/files/${LABELS}`, ...byHand].map(volume));
+    const [model, corrected = model] = await Promise.all([`${base}/files/${LABELS}`, ...byHand].map(readNifti));
     return new Mask(model, corrected.voxels.slice(), score.lungs.voxel_ml);
   }
 

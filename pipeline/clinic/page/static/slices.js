@@ -2,28 +2,8 @@
 
 import { address } from "./api.js";
 import { element } from "./dom.js";
-import { PLANES } from "./words.js";
-
-export const READER = "reader_";
-const NOTCH = 100; // pixels of scrolling for one slice; a trackpad sends many small steps
-
-/** Moves through the slices with the mouse wheel; `move(plane, by)`: towards the head, the back or the left. */
-export function onWheel(tiles, move) {
-  let rest = 0;
-  tiles.addEventListener(
-    "wheel",
-    (event) => {
-      const plane = event.target.closest("[data-plane]")?.dataset.plane;
-      if (!plane || event.ctrlKey) return; // with Ctrl it is the browser's zoom
-      event.preventDefault();
-      rest -= event.deltaMode === 0 ? event.deltaY : Math.sign(event.deltaY) * NOTCH;
-      const steps = Math.trunc(rest / NOTCH);
-      rest -= steps * NOTCH;
-      if (steps) move(plane, steps);
-    },
-    { passive: false },
-  );
-}
+import { Marks } from "./marks.js";
+import { PLANES, READER } from "./words.js";
 
 const LEAST_MS = 60; // between two requests of one plane while somebody drags a slider
 
@@ -36,24 +16,23 @@ export class Slices {
   constructor(tiles, base, planes) {
     this.base = base;
     this.drawn = {};
-    for (const [plane, { letters }] of Object.entries(planes)) {
+    for (const [plane, about] of Object.entries(planes)) {
       const [scan, over] = [new Image(), new Image()];
       const figure = tiles.querySelector(`[data-plane="${plane}"]`);
       const edges = ["left", "right", "top", "bottom"];
-      figure.replaceChildren(
-        element(
-          "div",
-          { className: "picture" },
-          scan,
-          over,
-          ...letters.map((letter, i) => element("span", { className: `letter ${edges[i]}`, ariaHidden: "true" }, letter)),
-        ),
-      );
-      this.drawn[plane] = { scan, over, wanted: "", asked: "" };
+      const letters = about.letters.map((letter, i) => element("span", { className: `letter ${edges[i]}`, ariaHidden: "true" }, letter));
+      const picture = element("div", { className: "picture" }, scan, over, ...letters);
+      figure.replaceChildren(picture);
+      this.drawn[plane] = { scan, over, wanted: "", asked: "", marks: new Marks(picture, about) };
     }
   }
 
-  /** Shows one slice; `overlay`: as in OVERLAYS of words.js; `opacity`: of the overlay, 0 to 1. */
+  /** What is drawn over a plane's picture. */
+  marks(plane) {
+    return this.drawn[plane].marks;
+  }
+
+  /** Shows one slice; `overlay`: as in OVERLAYS of words.js; `opacity`: of the overlay, 0 to 1; `window`: as windowQuery returns it. */
   show(plane, index, overlay, opacity, window) {
     const drawn = this.drawn[plane];
     drawn.opacity = opacity;

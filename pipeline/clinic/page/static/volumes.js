@@ -2,41 +2,42 @@
 
 import { address } from "./api.js";
 import { byId, painted, show } from "./dom.js";
-import { READER } from "./slices.js";
-import { PLANES } from "./words.js";
+import { Outlines } from "./outlines.js";
+import { COLOURS as RGB, maskOf } from "./overlays.js";
+import { PLANES, READER, WINDOWS_HU } from "./words.js";
 
 const NIIVUE = "./niivue.js"; // created by `make viewer`
-const FILES = { image: "image.nii.gz", lungs: "lungs.nii.gz", saliency: "saliency.nii.gz", opacities: "opacities.nii.gz" };
-const MASKS = ["lungs", "opacities"]; // which a reader can correct by hand
-export const WINDOWS_HU = { lung: [-1350, 150], soft: [-160, 240], bone: [-450, 1050] };
-const COLOURS = { lungs: "lungs", saliency: "saliency", opacities: "opacities" };
-// The colours and the opacity of the service's slices; of the saliency, the lowest quarter is left out here.
-const LUNGS = { R: [0, 0], G: [0, 200], B: [0, 255], A: [0, 255], I: [0, 255] };
-const SALIENCY = {
-  R: [90, 190, 245, 252],
-  G: [15, 55, 130, 255],
-  B: [110, 80, 20, 165],
-  A: [0, 85, 135, 191],
-  I: [0, 85, 170, 255],
-};
-const OPACITIES = { R: [0, 255, 214], G: [0, 200, 30], B: [0, 60, 120], A: [0, 140, 140], I: [0, 128, 255] };
+const FILES = { image: "image.nii.gz", saliency: "saliency.nii.gz", opacities: "opacities.nii.gz" };
+const MASKS = { lungs: "lungs.nii.gz", opacities: "opacities.nii.gz" }; // which a reader can correct by hand
+const OUTLINE_COLOURS = { lungs: [RGB.lungs], opacities: [RGB.glass, RGB.consolidation] };
+const COLOURS = { saliency: "saliency", opacities: "opacities" };
+// The colours of the service's slices. NiiVue takes an alpha only as 0 or not; FADES makes a map fade with its value.
+const SALIENCY = { R: [10, 90, 190, 245, 252], G: [0, 15, 55, 130, 255], B: [20, 110, 80, 20, 165], A: [0, 255, 255, 255, 255], I: [0, 64, 128, 191, 255] };
+const FADES = 1; // of NiiVue's colormapType: the opacity is the square of the value's share of cal_min
+const OPACITIES = { R: [0, 255, 214], G: [0, 200, 30], B: [0, 60, 120], A: [0, 255, 255], I: [0, 128, 255] };
+const OPAQUE = { saliency: 0.75, opacities: 0.55 }; // as much as in the service's slices
 const OVERLAYS = {
-  lungs: { colormap: COLOURS.lungs, cal_min: 0, cal_max: 1 },
-  saliency: { colormap: COLOURS.saliency, cal_min: 64, cal_max: 255 },
+  saliency: { colormap: COLOURS.saliency, cal_min: 254, cal_max: 255, colormapType: FADES },
   opacities: { colormap: COLOURS.opacities, cal_min: 0, cal_max: 2 },
 };
 
-/** The volumes of an answer: kind and path. Those of a mask that the reader corrected come last. */
-function pathsOf({ id, files, decision }) {
+/** What the full viewer draws: kind and path, the scan first, the mask that a reader corrected last. */
+function volumesOf({ base, files, decision }) {
   const own = Object.entries(FILES).filter(([, name]) => files.includes(name));
-  const byHand = decision?.correction.mask ? MASKS : [];
-  return [
-    ...own.map(([kind, name]) => [kind, `answers/${id}/files/${name}`]),
-    ...byHand.map((kind) => [READER + kind, `answers/${id}/decisions/${decision.id}/files/${FILES[kind]}`]),
-  ];
+  const byHand = decision?.correction.mask ? [[`${READER}opacities`, `${base}/decisions/${decision.id}/files/${MASKS.opacities}`]] : [];
+  return [...own.map(([kind, name]) => [kind, `${base}/files/${name}`]), ...byHand];
 }
 
-const drawnAs = (kind) => (kind.startsWith(READER) ? kind.slice(READER.length) : kind);
+/** The masks whose outlines are drawn: path by overlay. */
+function masksOf({ base, files, decision }) {
+  const own = Object.entries(MASKS).filter(([, name]) => files.includes(name));
+  const byHand = decision?.correction.mask ? Object.entries(MASKS) : [];
+  return Object.fromEntries([
+    ...own.map(([kind, name]) => [kind, `${base}/files/${name}`]),
+    ...byHand.map(([kind, name]) => [READER + kind, `${base}/decisions/${decision.id}/files/${name}`]),
+  ]);
+}
+
 const NEARLY = 0.998; // adjacent views count as overlapping because of rounding
 
 let shared = null;
@@ -64,10 +65,7 @@ async function instance() {
     isOrientationTextVisible: false, // the page writes the letters, over slices and volumes
     isResizeCanvas: true,
     dragAndDropEnabled: false,
-    crosshairColor: [0.55, 0.75, 0.95, 0.6],
-    crosshairWidth: 0.8,
-    crosshairWidthUnit: "mm",
-    crosshairGap: 8,
+    crosshairWidth: 0, // the page draws it, over slices and volumes
     backColor: [0, 0, 0, 1],
     fontColor: [0.85, 0.9, 0.95, 1],
     loadingText: "",
@@ -79,62 +77,50 @@ async function instance() {
   await made.attachToCanvas(canvas);
   canvas.removeAttribute("tabindex"); // the surrounding figures have the focus, and the page handles the keys
   show(byId("stage"), false);
-  made.addColormap(COLOURS.lungs, LUNGS);
   made.addColormap(COLOURS.saliency, SALIENCY);
   made.addColormap(COLOURS.opacities, OPACITIES);
   shared = { niivue: made, SLICE_TYPE: niivue.SLICE_TYPE };
   return shared;
 }
 
-/** Keeps only the voxels of a mask with a neighbour outside it: a contour, where the whole mask would hide the lungs. */
-export function keepShell(mask, [columns, rows, slices]) {
-  const inside = mask.slice();
-  const steps = [1, columns, columns * rows];
-  for (let k = 1; k < slices - 1; k++)
-    for (let j = 1; j < rows - 1; j++)
-      for (let i = 1, at = columns * (j + rows * k) + 1; i < columns - 1; i++, at++)
-        if (inside[at] && steps.every((step) => inside[at - step] && inside[at + step])) mask[at] = 0;
-}
-
-/** One answer's volumes on the canvas. Positions are shares from 0 to 1, towards left, back and head. */
+/** One scan's volumes on the canvas, and the outlines of its masks. Positions are those of geometry.js. */
 export class Volumes {
-  static async open(answer, moved) {
+  static async open(scan) {
     const { niivue, SLICE_TYPE } = await instance();
-    const present = pathsOf(answer);
+    const present = volumesOf(scan);
     const [low, high] = WINDOWS_HU.lung;
     await niivue.loadVolumes(
       present.map(([kind, path]) => ({
         url: new URL(address(path), document.baseURI).href,
         name: `${kind}.nii.gz`,
-        ...(kind === "image"
-          ? { colormap: "gray", cal_min: low, cal_max: high }
-          : { ...OVERLAYS[drawnAs(kind)], opacity: 0 }),
+        ...(kind === "image" ? { colormap: "gray", cal_min: low, cal_max: high } : { ...OVERLAYS[maskOf(kind)], opacity: 0 }),
       })),
     );
-    const outlines = present.flatMap(([kind], i) => (drawnAs(kind) === "lungs" ? [niivue.volumes[i]] : []));
-    for (const { img, hdr } of outlines) keepShell(img, hdr.dims.slice(1, 4));
-    niivue.updateGLVolume();
-    return new Volumes(niivue, SLICE_TYPE, present.map(([kind]) => kind), moved);
+    present.forEach(([kind], i) => Object.assign(niivue.volumes[i], OVERLAYS[maskOf(kind)] ?? {})); // loading leaves out the type
+    const { dims, affine } = niivue.volumes[0].hdr;
+    const masks = masksOf(scan);
+    const colours = Object.fromEntries(Object.keys(masks).map((kind) => [kind, OUTLINE_COLOURS[maskOf(kind)]]));
+    const outlines = await Outlines.open(masks, colours, { size: dims.slice(1, 4), affine });
+    return new Volumes(niivue, SLICE_TYPE, present.map(([kind]) => kind), outlines);
   }
 
-  constructor(niivue, sliceType, kinds, moved) {
-    Object.assign(this, { niivue, sliceType, kinds });
-    niivue.onLocationChange = () => {
-      const [right, front, up] = niivue.scene.crosshairPos;
-      moved({ sagittal: 1 - right, coronal: 1 - front, axial: up });
-    };
+  constructor(niivue, sliceType, kinds, outlines) {
+    Object.assign(this, { niivue, sliceType, kinds, outlines });
   }
 
-  /** Places each view over the figure of its plane; the style sheet places the figures. */
-  arrange() {
+  /** Places each view exactly where the service's slice lies in the figure of its plane. */
+  arrange(planes) {
     const stage = byId("stage").getBoundingClientRect();
     const views = Object.keys(PLANES).map((plane) => {
       const tile = document.querySelector(`#tiles [data-plane=${plane}]`).getBoundingClientRect();
+      const { columns, rows } = planes[plane];
+      const scale = Math.min(tile.width / columns, tile.height / rows);
+      const [width, height] = [columns * scale, rows * scale];
       const position = [
-        (tile.left - stage.left) / stage.width,
-        (tile.top - stage.top) / stage.height,
-        (tile.width / stage.width) * NEARLY,
-        (tile.height / stage.height) * NEARLY,
+        (tile.left + (tile.width - width) / 2 - stage.left) / stage.width,
+        (tile.top + (tile.height - height) / 2 - stage.top) / stage.height,
+        (width / stage.width) * NEARLY,
+        (height / stage.height) * NEARLY,
       ];
       return { sliceType: this.sliceType[plane.toUpperCase()], position };
     });
@@ -149,8 +135,11 @@ export class Volumes {
   }
 
   setOverlay(overlay, opacity) {
+    const wanted = `${overlay} ${opacity}`;
+    if (this.drawnOverlay === wanted) return; // moving must not upload the volumes again
+    this.drawnOverlay = wanted;
     this.kinds.forEach((kind, i) => {
-      if (i > 0) this.niivue.volumes[i].opacity = kind === overlay ? opacity : 0;
+      if (i > 0) this.niivue.volumes[i].opacity = kind === overlay ? opacity * OPAQUE[maskOf(kind)] : 0;
     });
     this.niivue.updateGLVolume();
   }
@@ -161,9 +150,10 @@ export class Volumes {
     await painted();
   }
 
-  setWindow(windowHu) {
+  setWindow([low, high]) {
     const [image] = this.niivue.volumes;
-    [image.cal_min, image.cal_max] = windowHu;
+    if (image.cal_min === low && image.cal_max === high) return;
+    [image.cal_min, image.cal_max] = [low, high];
     this.niivue.updateGLVolume();
   }
 }

@@ -82,8 +82,11 @@ export const BRUSHES = {
   never: { title: "Does not count", says: "Inside the lungs: counts as no opacity, such as a vessel or an artefact. It stays lung." },
 };
 
-export const WINDOWS = { lung: "Lung", soft: "Soft tissue", bone: "Bone" };
-export const OWN_WINDOW = "own"; // set with the mouse
+export const READER = "reader_"; // how the overlays of a mask begin that a reader corrected by hand
+
+export const WINDOWS = { lung: "Lung", soft: "Mediastinum", bone: "Bone" };
+export const WINDOWS_HU = { lung: [-1350, 150], soft: [-160, 240], bone: [-450, 1050] };
+export const OWN_WINDOW = "own"; // none of these
 
 export const KEYS = [
   ["?", "show these keys"],
@@ -96,10 +99,13 @@ export const KEYS = [
   ["← →", "in the images: sagittal slices"],
   ["Shift ↑ ↓", "in the images: coronal slices"],
   ["Mouse wheel", "over an image: its slices"],
-  ["Right button", "drag over an image of the full viewer: window; to the right wider, up brighter"],
+  ["Left button", "on an image: the other planes go there"],
+  ["Right button", "drag over an image: window; to the right wider, up brighter"],
   ["o", "next overlay"],
+  ["l", "outlines or areas of the dense parts"],
   ["[ ]", "fade the overlay"],
-  ["w", "next window"],
+  ["w", "next window; level and width can be typed beside it"],
+  ["d", "measure a distance: drag over an image, or Enter in the images at each of its ends"],
   ["a, c, x", "go to: accept the result, correct it, reject it"],
   ["m", "go to: the mask of the lungs is not usable"],
   ["1 to 5", "in the mask: brushes; + and - change their size, h hides the mask"],

@@ -211,8 +211,11 @@ def test_lungs_of_an_unscored_scan_are_measured(client: Clients, clinic: Clinic,
     assert 1500 < lungs["regions"]["both"]["whole"]["ml"] < 8000
     axial = reader.get(f"/api/v1/jobs/{job.id}/slices").json()["axial"]
     address = f"/api/v1/jobs/{job.id}/slices/axial/{axial['start']}.png"
-    pictures = {overlay: reader.get(address, params={"overlay": overlay}).content for overlay in ("none", "lungs")}
-    assert pictures["none"] != pictures["lungs"]
+    shown = ({}, {"overlay": "lungs"}, {"window": "soft"}, {"window": "-800,-100"})
+    assert len({reader.get(address, params=params).content for params in shown}) == len(shown)
+    assert reader.get(address, params={"overlay": "opacity_outlines"}).status_code == 200
+    for wrong in ("brain", "100,-100", "-100", "0,99999999"):
+        assert refused(reader.get(address, params={"window": wrong})) == "E_REQUEST"
 
 
 def test_pcr_result_is_entered_under_the_name_of_the_caller(answer_to: Put, client: Clients, clinic: Clinic) -> None:
