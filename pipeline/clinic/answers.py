@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Iterable
 from datetime import date, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.refusal import Refusal
 from pipeline.clinic.assignments import share_reader
@@ -17,9 +17,11 @@ from pipeline.clinic.patient_keys import PatientKeys
 from pipeline.clinic.queue import end_job, patient_of
 from pipeline.clinic.reasons import ALREADY_ANSWERED, NO_SUCH_ANSWER
 from pipeline.clinic.records import Answer, Job, Patient, Pcr, PcrResult, PcrSource, Role, Target
-from pipeline.imaging.discovery import Series
 from pipeline.scoring.verdict import redecided
 from pipeline.system.days import check_day
+
+if TYPE_CHECKING:
+    from pipeline.scoring.single_scan import OneScan
 
 _DELIVERY = ", ".join(f"'{name}', {name}" for name in DELIVERY_COLUMNS)
 _SELECT = f"""
@@ -95,28 +97,34 @@ class Answers:
             return []
         return self._answers("patient_key = ? AND role = 'live' ORDER BY answers.number DESC", patient_key)
 
-    def of_same_scan(self, series: Series, patient: Patient | None, hu_sha256: str, model_sha256: str) -> Answer | None:
+    def of_same_scan(
+        self, scan: "OneScan", patient: Patient | None, hu_sha256: str, model_sha256: str
+    ) -> Answer | None:
         """Return the newest live answer to the same scan by the same model and version; None if there is none.
 
-        The headers that the answer depends on must be equal too: a corrected scan gets an answer of its own.
+        Its geometry and the headers that the answer depends on must be equal too: a corrected scan gets an answer of
+        its own.
         """
+        series = scan.series
         found = self._answers(
             "role = 'live' AND series_uid = ? AND model_sha256 = ? AND answers.id IN"
             " (SELECT answer_id FROM audit WHERE action = 'answer' AND version = ?) ORDER BY answers.number DESC",
             *(series.series_uid, model_sha256, version("fedthorax")),
         )
-        scan = (hu_sha256, series.is_phantom, series.study_uid, series.acquired, series.has_clock)
+        headers = (series.is_phantom, series.study_uid, series.acquired, series.has_clock)
+        ours = (hu_sha256, scan.volume.geometry_sha256, *headers)
         whose = self._keys.patient_text(patient)
         for each in found:
             known = each.score["input"]
             theirs = (
                 known["hu_sha256"],
+                known.get("geometry_sha256"),
                 known.get("is_phantom", False),
                 each.study_uid,
                 each.acquired_at,
                 each.has_clock,
             )
-            if theirs == scan and self._keys.patient_text(each.patient) == whose:
+            if theirs == ours and self._keys.patient_text(each.patient) == whose:
                 return each
         return None
 

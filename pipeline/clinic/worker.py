@@ -140,7 +140,7 @@ class Worker:
         """
         if self._store.models.with_role("shadow"):
             return None
-        found = self._store.answers.of_same_scan(scan.series, patient, _sha256_hu(scan), live.sha256)
+        found = self._store.answers.of_same_scan(scan, patient, _sha256_hu(scan), live.sha256)
         if found is None:
             return None
         wanted = self._clinic.settings.results

@@ -1,5 +1,7 @@
 """Defines a CT volume in HU with its geometry: the output of every reader and the input of every later step."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +9,7 @@ from numpy.typing import NDArray
 
 MAX_VOXELS = 2**29  # 1024 x 1024 x 512: 1 GB
 HU_ENDS = np.iinfo(np.int16)  # far outside the HU that are accepted in a scan
+_PLACES = 3  # decimals of a millimetre in which two geometries must agree
 LUNG_WINDOW_HU = (-1350.0, 150.0)  # width 1500, level -600: the window in which radiologists read lungs
 
 
@@ -51,6 +54,13 @@ class Volume:
         """Size of the box along (slices, rows, columns)."""
         s = self.spacing_mm
         return s[0] * self.hu.shape[0], s[1] * self.hu.shape[1], s[2] * self.hu.shape[2]
+
+    @property
+    def geometry_sha256(self) -> str:
+        """SHA-256 of all that is known but the HU: shape, affine to a micrometre, and flags."""
+        affine = (np.round(self.affine, _PLACES) + 0.0).tolist()  # + 0.0: -0 and 0 are the same place
+        known = [list(self.hu.shape), affine, sorted(self.flags)]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
 def whole_hu(hu: NDArray[np.floating]) -> NDArray[np.int16]:

@@ -53,8 +53,9 @@ class Score:
     where that was not checked.
     `intervals`: 95 % band of the calibration at each probability, as far as the release has one. `burden`: how much of
     the lungs is dense. `distance`: from the scans that the model was trained on, if the release has a limit for it.
-    `hu_sha256`: of the volume as read. `seconds`: read, prepare, predict, explain, total. `is_phantom`: whether the
-    scan's headers mark it as a synthetic phantom; only then does a model that was trained on phantoms have levels.
+    `hu_sha256`, `geometry_sha256`: of the volume as read. `seconds`: read, prepare, predict, explain, total.
+    `is_phantom`: whether the scan's headers mark it as a synthetic phantom; only then does a model that was trained on
+    phantoms have levels.
 
     For the pages, not part of the JSON: `prepared`, the scan as the model saw it; `volume`, the scan upright (axes as
     in `preprocess.AXES`); `saliency`, where the model looked for the label that `explained` names: float32, 0 to 1, on
@@ -78,6 +79,7 @@ class Score:
     distance: float | None = None
     signed_by: str | None = None
     is_phantom: bool = False
+    geometry_sha256: str | None = None
 
     @property
     def signature(self) -> str:
@@ -148,7 +150,8 @@ class Score:
         familiarity: {distance, limit} or null; quality: [{name, value, unit, verdict (ok or flag), code, says,
         remedy}]; model: {sha256, signature, study,
         rounds, sites, doubts (texts, in spite of which it was released), released_because}; input: {is_phantom,
-        age_band, sex, hu_sha256, tensor_sha256}; timing_seconds: {read, prepare, predict, explain, total}.
+        age_band, sex, hu_sha256, geometry_sha256, tensor_sha256}; timing_seconds: {read, prepare, predict, explain,
+        total}.
         """
         return {
             "notice": NOTICE,
@@ -179,6 +182,7 @@ class Score:
                 "age_band": self.age_band,
                 "sex": self.sex,
                 "hu_sha256": self.hu_sha256,
+                "geometry_sha256": self.geometry_sha256,
                 "tensor_sha256": self.prepared.digest,
             },
             "timing_seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
@@ -278,6 +282,7 @@ def score_scan(scan: OneScan, release: Release, *, compute: Compute = PROCESSOR)
         model=release.description,
         model_sha256=release.sha256,
         hu_sha256=hu_sha256.result(),
+        geometry_sha256=scan.volume.geometry_sha256,
         seconds={**seconds, "total": sum(seconds.values())},
         scored_at=datetime.now().astimezone(),
         prepared=prepared,

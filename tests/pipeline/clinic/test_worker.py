@@ -153,7 +153,7 @@ def test_scan_sent_twice_has_one_answer(clinic: Clinic, store: Store, scan: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changed", ["patient", "model", "results"])
+@pytest.mark.parametrize("changed", ["patient", "positions", "model", "results"])
 def test_changed_scan_model_or_missing_results_give_a_new_answer(
     changed: str, clinic: Clinic, store: Store, scan: Path, releases: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -162,6 +162,10 @@ def test_changed_scan_model_or_missing_results_give_a_new_answer(
     if changed == "patient":
         source = tmp_path / "corrected"
         write_series(source, chest(), spacing_mm=SPACING_MM, edit=_older)
+    elif changed == "positions":  # the same voxels: their HU alone do not tell
+        source = tmp_path / "corrected"
+        between, *in_plane = SPACING_MM
+        write_series(source, chest(), spacing_mm=(between * 0.9, *in_plane))
     elif changed == "model":
         store.models.set_live(list(releases)[1], by="test")
     else:

@@ -493,6 +493,7 @@ def test_json_is_complete_and_contains_no_patient_data(scored: Score, release: R
     assert said["operating_points"] == {}
     assert said["input"]["age_band"] == "60-64"
     assert said["input"]["tensor_sha256"] == scored.prepared.digest
+    assert len(said["input"]["geometry_sha256"]) == 64
     seconds = said["timing_seconds"]
     assert seconds["total"] == pytest.approx(sum(seconds.values()) - seconds["total"], abs=3e-3)
     for secret in ("CANARY", PATIENT_ID, SERIES_UID, "2.25.", "20210304", "063Y", "63.0", folder.name):
