@@ -177,10 +177,10 @@ function write(item, job) {
     element("span", { className: "when" }, briefly(job.received_at)),
     element("span", { className: "id" }, outside(patient?.id)),
     element("span", { className: "outcome" }, ...outcome(job, answer)),
-    answer?.decision ? element("span", { className: `id decided ${answer.decision.verdict}` }, VERDICTS[answer.decision.verdict]) : "",
-    job.reader ? element("span", { className: isMine(job) ? "id reader mine" : "id reader" }, ...(isMine(job) ? ["with you"] : ["with ", outside(personName(job.reader.person))])) : "",
-    undelivered ? element("span", { className: "id warning" }, undelivered) : "",
-    times > 1 ? element("span", { className: "id" }, `the same scan, sent ${times} times`) : "",
+    answer?.decision ? element("span", { className: `said decided ${answer.decision.verdict}` }, VERDICTS[answer.decision.verdict]) : "",
+    job.reader ? element("span", { className: isMine(job) ? "said reader mine" : "said reader" }, ...(isMine(job) ? ["with you"] : ["with ", outside(personName(job.reader.person))])) : "",
+    undelivered ? element("span", { className: "said warning" }, undelivered) : "",
+    times > 1 ? element("span", { className: "said" }, `the same scan, sent ${times} times`) : "",
   );
 }
 
