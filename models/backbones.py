@@ -13,7 +13,7 @@ from monai.networks.nets.resnet import ResNet, get_inplanes
 from monai.networks.nets.senet import SENet
 from torch import Tensor, nn
 
-from models import own_networks
+from models import own_code
 from models.blocks import OutOfPlaceBlock, replace_batch_norm
 from models.network import CHANNELS, NetworkSettings
 from models.network_layers import OwnBackbone, initialise
@@ -42,8 +42,8 @@ def build_backbone(settings: NetworkSettings) -> tuple[nn.Module, int]:
 
 
 def _own(settings: NetworkSettings) -> tuple[nn.Module, int]:
-    """Return the layers of a package with our pooling. Raises Refusal as `own_networks.build` does."""
-    layers, plan = own_networks.build(settings.architecture, settings.code)
+    """Return the layers of a package with our pooling. Raises Refusal as `own_code.build` does."""
+    layers, plan = own_code.build(settings.architecture, settings.code)
     if settings.norm == "group" and plan.has_batch_norm:
         raise Refusal(NETWORK_PLAN, problem='it has batch norm, and the study says norm = "group"')
     initialise(layers, plan)

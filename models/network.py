@@ -15,7 +15,7 @@ from pydantic import (
 from torch import Tensor, nn
 
 from models.import_lean import import_lean
-from models.own_networks import NAME
+from models.own_packages import CODE, NAME
 
 Architecture = Literal["resnet10", "resnet18", "resnet18_slices", "densenet121", "seresnet50"]
 LABELS: tuple[Literal["pcr_positive"], Literal["severe"]] = ("pcr_positive", "severe")
@@ -33,7 +33,7 @@ class NetworkSettings(BaseModel):
     how the features of places or slices become those of the scan (`models.pooling`); "": the architecture's usual way,
     a mean over places, or gated attention over slices.
 
-    `architecture` may also be "package:name", a network of one's own (`models.own_networks`); `code` is then the
+    `architecture` may also be "package:name", a network of one's own (`models.own_packages`); `code` is then the
     SHA-256 of the package's files, and `widen_factor` does not apply.
     `age_band_years`: the network receives the middle of an age band of this width instead of the age. Releases without
     this setting were trained on exact ages (0). `tabular`: whether the features of age and sex are learnt, or the same
@@ -46,7 +46,7 @@ class NetworkSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: Architecture | Annotated[str, StringConstraints(pattern=NAME)] = "resnet18"
-    code: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    code: str = Field(default="", pattern=CODE)
     pooling: Literal["", "mean", "attention", "gated"] = ""
     widen_factor: float = Field(default=0.25, ge=1 / 16, le=2)
     tabular_features: int = Field(default=8, ge=1, le=256)

@@ -141,18 +141,24 @@ COMPUTE_SCALE = Reason(
 )
 NETWORK_CLOSED = Reason(
     "E_NETWORK_CLOSED",
-    "the network is code of a package, and this program runs no code of packages",
+    "the study or the model uses code of a package, and this program runs no code of packages",
     "Run it where that is intended: in a study, or with `fedthorax score --run-package`.",
 )
 NETWORK_PACKAGE = Reason(
     "E_NETWORK_PACKAGE",
-    "the package {name} cannot be used for a network: {problem}",
+    "the package {name} cannot be used: {problem}",
     "See docs/own-networks.md. Install it in the usual form (pip install, not --editable) where this command runs.",
 )
 NETWORK_UNLIKE = Reason(
     "E_NETWORK_UNLIKE",
     "the installed package {name} has other files than the study or the release names",
     "Install exactly the version that the study names. For a new version, `fedthorax study network` prints its code.",
+)
+PACKAGE_PART = Reason(
+    "E_PACKAGE_PART",
+    "the {kind} {name} of a package cannot be used: {problem}",
+    "Change the package. docs/own-networks.md states what a loss, a transform and a strategy may do; the log of the "
+    "program that ran it has the error.",
 )
 NETWORK_PLAN = Reason(
     "E_NETWORK_PLAN",

@@ -32,7 +32,7 @@ from models.encoders import CARD as ENCODER_CARD
 from models.encoders import allow, load_encoder
 from models.model_card import card
 from models.network import SeverityNetwork, build_network
-from models.own_networks import allow_installed
+from models.own_code import allow_installed
 from models.reasons import MODEL_ALTERED, MODEL_FORMAT, MODEL_SIGNED, NO_MODEL
 from models.refusal import Refusal
 from models.signature import SIGNATURE, verify

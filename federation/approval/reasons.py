@@ -85,7 +85,7 @@ SECAGG_NO_MEMORY = Reason(
 )
 NETWORK_REFUSED = Reason(
     "E_NETWORK_REFUSED",
-    "the package of the study's network is not approved at this site",
+    "a package that the study uses is not approved at this site",
     "Install the package beside the node, read it and approve it with `fedthorax node approve-network`.",
 )
 ENCODER_REFUSED = Reason(

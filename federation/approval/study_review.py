@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from federation.approval.studies import FREE_KEYS
 from federation.protocol.tensor_bounds import is_measured
+from models.own_packages import Kind
 
 if TYPE_CHECKING:
     from federation.protocol.study_config import Study
@@ -13,6 +14,21 @@ FEW_PATIENTS_A_STEP = 8
 MANY_ROUNDS = 50
 HIGH_RATE = 0.1
 MANY_TABULAR = 8
+_CODE = (
+    "It runs in the sandbox. Code can be written so that an update reveals single patients, or so that a private study "
+    "adds no noise, and no limit of the gateway stops that: somebody must have read it. The package needs its own "
+    "approval (`fedthorax node approve-network`)."
+)
+_OF_PACKAGES: dict[Kind, str] = {
+    "network": f"The network {{name}} is code of a package. It computes on this hospital's scans. {_CODE}",
+    "loss": f"The loss {{name}} is code of a package. It sees the model's answers and the labels of this hospital's "
+    f"training patients, and decides what the model learns from each. {_CODE}",
+    "transform": f"The transform {{name}} is code of a package. It changes this hospital's training scans before each "
+    f"use. {_CODE}",
+    "strategy": "The strategy {name} is code of a package. It runs on the server alone, so its package needs no "
+    "approval here. It is not known how well it withstands hostile sites. This hospital's gateway limits how far the "
+    "model moves, as with every strategy.",
+}
 
 
 @dataclass(frozen=True)
@@ -97,13 +113,7 @@ def _of_training(study: "Study") -> list[str]:
         found.append(f"A round has only {table.local_steps} training steps: an update is close to a single gradient.")
     if training.learning_rate > HIGH_RATE:
         found.append(f"The learning rate is high ({training.learning_rate:g}): each patient changes the weights more.")
-    if study.network.is_own:
-        found.append(
-            f"The network {study.network.architecture} is code of a package that is not part of this release. It runs "
-            "in the sandbox with this hospital's scans. Code can be written so that an update reveals single patients, "
-            "and no limit of the gateway stops that: somebody must have read it. The package needs its own approval "
-            "(`fedthorax node approve-network`)."
-        )
+    found += [_OF_PACKAGES[part.kind].format(name=part.name) for part in study.own_parts]
     if study.network.encoder:
         found.append(
             f"The features come from a frozen encoder ({study.network.encoder[:12]}) that is not part of this release. "

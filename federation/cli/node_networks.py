@@ -1,4 +1,4 @@
-"""`fedthorax node networks | approve-network | revoke-network`: packages of networks that studies may use here."""
+"""`fedthorax node networks | approve-network | revoke-network`: packages that studies may use here."""
 
 import re
 from pathlib import Path
@@ -15,8 +15,9 @@ from models.refusal import Refusal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from federation.approval.packages import PackageApprovals
     from models.network_plan import Plan
-    from models.own_networks import Package
+    from models.own_packages import Kind, Package
 
 From = Annotated[
     list[Path] | None,
@@ -24,6 +25,12 @@ From = Annotated[
 ]
 _CODE = re.compile(r"[0-9a-f]{8,64}")
 _SHOWN_DIGITS = 12
+_WHAT: "dict[Kind, str]" = {
+    "network": "computes on scans, in training and in evaluation",
+    "loss": "sees the model's answers and the labels of training patients, and decides what is learnt from each",
+    "transform": "changes training scans before each use",
+    "strategy": "combines the hospitals' updates on the server; it does not run here",
+}
 
 
 def networks(
@@ -31,20 +38,39 @@ def networks(
     show: Annotated[str, typer.Option(metavar="CODE", help="Show the files of an approved package.")] = "",
     as_json: Json = False,
 ) -> None:
-    """List the packages of networks with a decision. No code of a package is run."""
-    from federation.approval.networks import NetworkApprovals
+    """List the packages with a decision, and what each brings. No code of a package is run."""
+    from federation.approval.packages import PackageApprovals
     from pipeline.site.folder import Site
 
-    approvals = NetworkApprovals(Site.open(site_dir))
+    approvals = PackageApprovals(Site.open(site_dir))
     if show:
         _show_files(approvals.package(_found(show, [decision.sha256 for decision in approvals.decisions()])))
         return
     decisions = approvals.decisions()
+    brings = {decision.sha256: _kept(approvals, decision.sha256) for decision in decisions}
     if as_json:
-        print_json([decision.model_dump(mode="json") for decision in decisions])
+        print_json([d.model_dump(mode="json") | {"brings": brings[d.sha256]} for d in decisions])
         return
-    rows = [[d.sha256[:_SHOWN_DIGITS], d.decided, f"{d.at:%Y-%m-%d}", d.by, d.note] for d in decisions]
-    print_table(["package", "studies may use it", "decided", "by", "note"], rows)
+    rows = [
+        [d.sha256[:_SHOWN_DIGITS], ", ".join(brings[d.sha256]), d.decided, f"{d.at:%Y-%m-%d}", d.by, d.note]
+        for d in decisions
+    ]
+    print_table(["package", "brings", "studies may use it", "decided", "by", "note"], rows)
+
+
+def _kept(approvals: "PackageApprovals", code: str) -> list[str]:
+    """Return what a package brings, in words; nothing if its kept bytes are gone or changed."""
+    try:
+        return _brings(approvals.package(code))
+    except Refusal as refusal:
+        return [refusal.code]
+
+
+def _brings(package: "Package") -> list[str]:
+    """Return what a package brings, in words: "network my-networks:wide"."""
+    from models.own_packages import GROUPS
+
+    return [f"{kind} {package.name}:{name}" for kind in GROUPS for name in package.parts(kind)]
 
 
 def approve_network(
@@ -56,24 +82,24 @@ def approve_network(
         bool, typer.Option("--yes", help="Approve without a question; for a package that was reviewed before.")
     ] = False,
 ) -> None:
-    """Show a package's code and let studies use its networks. The sandbox works out their tensors first.
+    """Show a package's code and let studies use what it brings. The sandbox tries it first.
 
     The package's files are copied. Files that change later, in the package or beside it, have no effect.
     """
-    from federation.approval.networks import NetworkApprovals
-    from federation.node.network_plans import plans_of_package
-    from models.own_networks import installed
+    from federation.approval.packages import PackageApprovals
+    from federation.node.package_trial import try_package
+    from models.own_packages import installed
     from pipeline.site.folder import Site
 
     site = Site.open(site_dir)
     found = installed(package, folders or [])
     if not yes:
         _show_files(found)
-    plans = plans_of_package(site, found)
-    _show_plans(found, plans)
+    plans = try_package(site, found)
+    _show_parts(found, plans)
     if not yes:
         typer.confirm("Let this code compute on this hospital's scans, in the sandbox?", abort=True, err=True)
-    code = NetworkApprovals(site).approve(found, plans, by=user(), note=note)
+    code = PackageApprovals(site).approve(found, plans, by=user(), note=note)
     say(f"Approved {code}. A study that uses it needs its own approval: `fedthorax node approve-study`.")
 
 
@@ -82,11 +108,11 @@ def revoke_network(
     code: Annotated[str, typer.Argument(metavar="CODE", help="The package's SHA-256 or its first 8 digits.")],
     note: Note = "",
 ) -> None:
-    """Withdraw a package's approval. Studies and runs that use its networks are refused from now on."""
-    from federation.approval.networks import NetworkApprovals
+    """Withdraw a package's approval. Studies and runs that use it are refused from now on."""
+    from federation.approval.packages import PackageApprovals
     from pipeline.site.folder import Site
 
-    approvals = NetworkApprovals(Site.open(site_dir))
+    approvals = PackageApprovals(Site.open(site_dir))
     found = _found(code, [decision.sha256 for decision in approvals.decisions()])
     approvals.revoke(found, by=user(), note=note)
     say(f"Revoked {found}.")
@@ -114,8 +140,17 @@ def _show_files(package: "Package") -> None:
     typer.echo(CAUTION)
 
 
-def _show_plans(package: "Package", plans: "Mapping[str, Plan]") -> None:
+def _show_parts(package: "Package", plans: "Mapping[str, Plan]") -> None:
+    """Show what the package brings and what each kind of part does; of networks, the size."""
+    from models.own_packages import GROUPS
+
     typer.echo(f"\npackage     {package.name}\ncode        {package.sha256}\n")
+    for kind in GROUPS:
+        if names := package.parts(kind):
+            typer.echo(f"{kind:11} {', '.join(names)}: {_WHAT[kind]}")
+    if not plans:
+        return
+    typer.echo()
     rows = [
         [
             f"{package.name}:{name}",

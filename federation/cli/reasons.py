@@ -51,7 +51,7 @@ ENCODER_UNKNOWN = Reason(
 )
 NETWORK_UNKNOWN = Reason(
     "E_NETWORK_UNKNOWN",
-    "no package of networks with this code is known at this site",
+    "no package with this code is known at this site",
     "List the packages with a decision, by the SHA-256 of their files, with `fedthorax node networks`.",
 )
 STUDY_UNKNOWN = Reason(

@@ -29,10 +29,10 @@ from federation.protocol.flat_weights import Arrays
 from federation.protocol.half_precision import HALF, changes
 from federation.protocol.handshake import answer as shake
 from federation.protocol.metric_allowlist import EXAMPLES
-from federation.protocol.network_code import allow_at_site, allow_in_run
 from federation.protocol.reply_validation import decode, encode
 from federation.protocol.simulated_sites import simulated_folders
 from federation.protocol.study_config import ComputeNeed, Study
+from federation.protocol.study_packages import allow_at_site, allow_in_run
 from models.refusal import Refusal
 from pipeline.site.folder import Site
 
@@ -86,13 +86,13 @@ def _log() -> logging.Logger:
 
 
 def _study(context: Context) -> Study:
-    """Return the study; its network's code, if it is a package's, may run from now on. Raises as `allow_at_site`."""
+    """Return the study; the code of its packages may run from now on. Raises as `allow_at_site`."""
     study = Study.model_validate_json(str(context.run_config["study"]))
     if simulated_folders():
         if server := os.environ.get("FEDTHORAX_SERVER_DIR"):
-            allow_in_run(study.network, Path(server) / "runs" / str(context.run_config["run"]))
+            allow_in_run(study, Path(server) / "runs" / str(context.run_config["run"]))
     else:
-        allow_at_site(study.network, site_folder(context))
+        allow_at_site(study, site_folder(context))
     return study
 
 

@@ -125,13 +125,16 @@ def train_site(
 def _train(
     network: SeverityNetwork, examples: Examples, study: Study, round_number: int, seed: int, compute: Compute
 ) -> dict[str, float]:
-    """Run the local epochs of a round; return their loss, which a private study does not report."""
+    """Run the local epochs of a round; return their loss.
+
+    Neither a private study reports it, nor one with a package's loss: that code could write what it likes into it.
+    """
     schedule = study.schedule(round_number)
     if study.privacy is None:
         loss = train(
             network, examples, study.training, schedule, seed=seed, proximal_mu=study.proximal_mu, compute=compute
         )
-        return {"train_loss": loss}
+        return {} if study.training.own_loss else {"train_loss": loss}
     from pipeline.training.private_training import train_privately  # importing Opacus takes a second
 
     train_privately(network, examples, study.training, study.privacy, schedule, seed=seed, compute=compute)

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from federation.comparison import reasons
 from federation.comparison.release_gate import doubts
-from federation.protocol.network_code import allow_in_run
 from federation.protocol.release_files import ENCODER_FILES
+from federation.protocol.study_packages import allow_in_run
 from federation.runs import reasons as runs_reasons
 from federation.runs.figures_from_counts import means_row, of_label, pooled_row, summed_of
 from federation.runs.results import FEDERATED, Audit, Results, read_results
@@ -90,7 +90,7 @@ def release_run(
     """
     run = find_run(server, run_name)
     results = read_results(run)
-    allow_in_run(results.study.network, run)
+    allow_in_run(results.study, run)
     candidate = load_release(run / "release")
     if candidate.sha256 != results.release:
         raise Refusal(reasons.CANDIDATE_OTHER, private=str(run))

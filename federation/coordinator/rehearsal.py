@@ -14,8 +14,8 @@ from typing import cast
 
 from federation.coordinator.eager_grid import EagerGrid
 from federation.protocol.first_weights import bring_release
-from federation.protocol.network_code import bring_network
 from federation.protocol.study_config import Study
+from federation.protocol.study_packages import bring_packages
 from federation.runs.run_folder import RunNote, write_note
 
 
@@ -43,7 +43,7 @@ def rehearse(study: Study, server: Path, folders: Sequence[Path], *, group: str 
     Raises
     ------
     Refusal
-        Those of a run, of `bring_release` and of `bring_network`.
+        Those of a run, of `bring_release` and of `bring_packages`.
     """
     from federation.coordinator.inprocess import InProcessGrid, playing
     from federation.coordinator.server_app import ServerRun
@@ -52,7 +52,7 @@ def rehearse(study: Study, server: Path, folders: Sequence[Path], *, group: str 
     name = f"{study.study.name}-{secrets.token_hex(4)}"
     run = server / "runs" / name
     bring_release(study, server, run)
-    bring_network(study.network, run)
+    bring_packages(study, run)
     run.mkdir(parents=True, exist_ok=True)
     (server / "server.toml").write_text(f"# A rehearsal.\nport = 1\nsimulated_sites = {len(folders)}\n")
     begun = RunNote(begun=datetime.now(UTC), group=group)

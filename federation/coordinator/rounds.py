@@ -24,7 +24,7 @@ from federation.protocol.metric_allowlist import EPSILON, FIGURES
 from federation.protocol.reply_validation import encode
 from federation.protocol.study_config import StoppingTable, Study
 from federation.strategy import checkpoint, reasons
-from federation.strategy.flower_strategies import build_strategy, strategy_state
+from federation.strategy.flower_strategies import strategy_of, strategy_state
 from federation.strategy.guarded import GuardedStrategy, RoundRules, StartState
 from federation.strategy.round_report import RoundReport
 from federation.strategy.sampling import draw
@@ -96,11 +96,11 @@ class Training:
         return Model(arrays, self.state.buffers)
 
     def execute(self, sites: Sites) -> Model:
-        """Run all remaining rounds. Raises Refusal: those of `GuardedStrategy` and `build_strategy`."""
+        """Run all remaining rounds. Raises Refusal: those of `GuardedStrategy` and `strategy_of`."""
         table = self.study.study
         if self.state.round >= table.rounds or self.stopped_early:
             return self.model
-        inner = build_strategy(self.study.strategy.name, self.study.strategy.options, sites=table.asked_a_round)
+        inner = strategy_of(self.study)
         rules = RoundRules(
             quorum=table.quorum,
             metrics=FIGURES["train"],

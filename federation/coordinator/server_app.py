@@ -30,6 +30,7 @@ from federation.coordinator.examined import Examined
 from federation.coordinator.final_evaluation import Examination
 from federation.coordinator.masked_questions import MaskedSums
 from federation.coordinator.masked_study import MaskedStudy
+from federation.coordinator.package_rehearsal import try_parts
 from federation.coordinator.rounds import Model, Training
 from federation.coordinator.site_agreement import shake_hands
 from federation.coordinator.summed_evaluation import SummedExamination
@@ -39,9 +40,9 @@ from federation.protocol.first_weights import begun_sites
 from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.handshake import SiteAbout, most_patients
 from federation.protocol.metric_allowlist import APPEARANCE_SIZE, LOSS
-from federation.protocol.network_code import allow_in_run
 from federation.protocol.release_files import BEGINS_FROM
 from federation.protocol.study_config import Study
+from federation.protocol.study_packages import allow_in_run
 from federation.protocol.tensor_bounds import fixed_ranges, parts_of
 from federation.runs.accepted_ledgers import newly_accepted
 from federation.runs.listing import final_values
@@ -50,7 +51,7 @@ from federation.runs.submission import MARK
 from federation.runs.tracking import Tracker, hand_over_rest
 from federation.secure_aggregation.reasons import SECAGG_ROSTER_SMALL
 from federation.secure_aggregation.roster import MIN_PEERS
-from federation.strategy.flower_strategies import build_strategy, is_robust
+from federation.strategy.flower_strategies import is_robust, strategy_of
 from federation.strategy.round_report import RoundReport, by_code, flags, kept_rounds
 from federation.superlink.control import read_server_config
 from models.description import Description, Privacy
@@ -106,9 +107,9 @@ class ServerRun:
     def execute(self) -> None:
         """Run all remaining rounds, then the final evaluation; write the results and the candidate."""
         table = self.study.study
-        allow_in_run(self.study.network, self.folder)
-        inner = build_strategy(self.study.strategy.name, self.study.strategy.options, sites=table.asked_a_round)
-        self.robust = is_robust(inner)
+        allow_in_run(self.study, self.folder)
+        try_parts(self.study)
+        self.robust = is_robust(strategy_of(self.study))
         self.training = Training(
             self.study, self.folder / "checkpoints", self.name, self._after_round, self.folder / BEGINS_FROM
         )
@@ -242,7 +243,7 @@ class ServerRun:
                 run=self.name,
                 rounds=len(kept_rounds(rounds)),
                 sites=len(trained_at),
-                strategy=self.study.strategy.name,
+                strategy=_strategy(self.study),
                 software=f"fedthorax {version('fedthorax')}",
                 trained_on_synthetic_data=self.study.study.synthetic,
                 metrics={f"mean_{k}": v for k, v in examined.means.items() if k in HEADLINES},
@@ -318,6 +319,12 @@ def round_line(report: RoundReport, entry: Mapping[str, Any], rounds: int) -> st
         f" · {len(report.valid)} of {len(report.sampled)} sites · {summary} · {report.seconds:.0f} s"
         + "".join(f" · {flag}" for flag in flags(entry))
     )
+
+
+def _strategy(study: Study) -> str:
+    """Return the strategy as the model card names it: with the hash of its package, if it is one of a package."""
+    chosen = study.strategy
+    return f"{chosen.name}, code {chosen.code}" if chosen.code else chosen.name
 
 
 def _cohorts(about: Mapping[str, SiteAbout]) -> str:

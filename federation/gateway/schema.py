@@ -34,7 +34,7 @@ from federation.protocol import reasons as protocol_reasons
 from federation.protocol import tensor_bounds
 from federation.protocol.half_precision import HALF, UPDATE
 from federation.protocol.metric_allowlist import APPEARANCE_SIZE, HANDSHAKE, MAX_PROBED, Kind
-from federation.protocol.network_files import NETWORKS
+from federation.protocol.package_files import PACKAGES
 from federation.protocol.summed_answers import SUMMED
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
@@ -282,12 +282,12 @@ def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = N
     from federation.protocol.first_weights import begin_network
     from federation.protocol.flat_weights import WEIGHTS, pack
     from federation.protocol.half_precision import rounded
-    from federation.protocol.network_code import allow_plans
     from federation.protocol.study_config import Study
+    from federation.protocol.study_packages import allow_plans
     from federation.strategy.flower_strategies import build_strategy, is_robust, server_optimiser
 
     study = Study.model_validate_json(study_json)
-    allow_plans(study.network, releases.parent / NETWORKS)  # both lie in the site's folder
+    allow_plans(study.network, releases.parent / PACKAGES)  # both lie in the site's folder
     network = begin_network(study, releases)
     weights, packed_buffers = pack(network)
     first = {"arrays": rounded(weights, study.wire.precision), "buffers": packed_buffers}
@@ -295,7 +295,8 @@ def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = N
         {name: ArraySpec(str(array.dtype), array.size) for name, array in sorted(first[record].items())}
         for record in ("arrays", "buffers")
     )
-    optimiser = server_optimiser(study.strategy.name, study.strategy.options)
+    chosen = study.strategy
+    optimiser = server_optimiser(chosen.name, chosen.options, code=chosen.code)
     return Schema(
         arrays=arrays,
         buffers=buffers,
@@ -311,7 +312,7 @@ def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = N
         secure=study.aggregation.secure,
         summed_answers=study.aggregation.summed_answers,
         groups=study.aggregation.groups,
-        is_robust=is_robust(build_strategy(study.strategy.name, study.strategy.options)),
+        is_robust=is_robust(build_strategy(chosen.name, chosen.options, code=chosen.code)),
         rounds=study.study.rounds,
         local_epochs=study.epochs_a_round,
         local_steps=study.study.local_steps,

@@ -13,7 +13,7 @@ from google.protobuf.message import Message as ProtobufMessage
 from federation.approval.approvals import Approvals
 from federation.approval.encoders import EncoderApprovals
 from federation.approval.fab import read as read_app
-from federation.approval.networks import NetworkApprovals
+from federation.approval.packages import PackageApprovals
 from federation.approval.presets import names_by_digest
 from federation.approval.releases import ReleaseApprovals
 from federation.approval.studies import StudyApprovals, begins_from, study_digest
@@ -164,7 +164,7 @@ class Arrivals:
         self._approvals, self._ledger = approvals, ledger
         self._studies, self._releases = StudyApprovals(site), ReleaseApprovals(site)
         self._memory = Memory(site, spool)
-        self._networks = NetworkApprovals(site)
+        self._networks = PackageApprovals(site)
         self._encoders = EncoderApprovals(site)
         self._admission = Admission(spool.folder, site.settings.gateway, min_patients=site.settings.site.min_patients)
         self._run: Run | None = None

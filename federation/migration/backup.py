@@ -5,7 +5,7 @@ from pathlib import Path
 
 from federation.ledger.chain import Ledger, ledger_file
 from federation.ledger.restored import mark_restored
-from federation.protocol.network_files import NETWORKS
+from federation.protocol.package_files import PACKAGES
 from federation.protocol.release_files import BEGINS_FROM, ENCODERS
 from federation.superlink.control import IMPORTING, read_server_config
 from federation.system.backup import restore_backup, write_backup
@@ -13,7 +13,7 @@ from pipeline.feeds.result_queue import listener_of
 from pipeline.site.folder import Site
 
 # Not the cohort, the fetched series and the logs: `node ingest` makes the first two again.
-_SITE_FOLDERS = ("keys", "ledger", "apps", "studies", "peers", NETWORKS, BEGINS_FROM, ENCODERS, "privacy")
+_SITE_FOLDERS = ("keys", "ledger", "apps", "studies", "peers", PACKAGES, BEGINS_FROM, ENCODERS, "privacy")
 # Of gateway/ what it remembers, not the data of the current task.
 _GATEWAY_PARTS = ("answers", "models", "votes", "secagg", "rounds.json", "private.json")
 _MADE_AGAIN = ("check.html",)

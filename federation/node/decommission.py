@@ -22,7 +22,7 @@ from federation.enrolment.standing import standing
 from federation.ledger.chain import PASSED, Entry, Ledger, ledger_file, verify
 from federation.node import reasons
 from federation.node.start import LOCK
-from federation.protocol.network_files import NETWORKS
+from federation.protocol.package_files import PACKAGES
 from federation.protocol.release_files import BEGINS_FROM, ENCODERS
 from federation.secure_aggregation.store import witness_folder
 from models.refusal import Refusal
@@ -33,7 +33,7 @@ from pipeline.system.folder_format import FILE as FORMAT_FILE
 from pipeline.system.locks import alone
 
 LINE = "node decommissioned"
-_APPROVALS = ("apps", "studies", "peers", NETWORKS, BEGINS_FROM, ENCODERS)
+_APPROVALS = ("apps", "studies", "peers", PACKAGES, BEGINS_FROM, ENCODERS)
 # The keys first: without them, pseudonyms in a copy that somebody has mean nothing.
 _OURS = (
     *("keys", "cohort", "pacs", "pull", "gateway", "privacy", "sandbox", "flower_home", "logs", *_APPROVALS),

@@ -66,6 +66,6 @@ KEEP_FOLDER = Reason(
 )
 NETWORK_TRIAL = Reason(
     "E_NETWORK_TRIAL",
-    "a network of the package could not be built and tried in the sandbox",
+    "a part of the package could not be tried in the sandbox",
     "The text above says why, if the package's code said it. Ask its author; docs/own-networks.md states the rules.",
 )

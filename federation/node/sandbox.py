@@ -27,7 +27,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from federation.approval.networks import NetworkApprovals
+from federation.approval.packages import PackageApprovals
 from federation.node import confinement, gpu_access, reasons
 from federation.system.process import LOOPBACK, QUIET, Process, flower_command
 from models.gpu_devices import may_have_gpu
@@ -178,7 +178,7 @@ def start_superexec(site: Site, *, runtime_port: int, secret_file: Path, log: Pa
     with Cohort(site):  # the code inside cannot write, so it cannot complete a killed ingest
         pass
     _hand_over(secret_file, _secret(site))
-    NetworkApprovals(site).hand_over()
+    PackageApprovals(site).hand_over()
     way = [sys.executable, "-I", str(RELAY), f"unix:{_socket(site)}", f"tcp:{runtime_port}"]
     command = {
         "bwrap": [*way, *confined(site, sys.executable, "-I", "-m", "federation.node.sandbox", str(site.folder))],

@@ -1,13 +1,21 @@
 """The settings of a study: study.toml as one model, sent as JSON to the server's app and to every site's."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from federation.secure_aggregation.roster import MAX_PEERS
 from models.compute import Compute
 from models.network import NetworkSettings
+from models.own_packages import CODE, NAME, Named
 from models.settings import load_settings
 from pipeline.preprocessing.preprocess import Preprocessing
 from pipeline.training.privacy_budget import PrivacySettings, PrivateRound
@@ -64,10 +72,35 @@ class StudyTable(BaseModel, extra="forbid"):
 
 
 class StrategyTable(BaseModel, extra="forbid"):
-    """[strategy]: the name of a strategy and its options; see `federation.strategy.flower_strategies`."""
+    """[strategy]: the name of a strategy and its options; see `federation.strategy.flower_strategies`.
+
+    `name` may be "package:name", with the SHA-256 of the package's files (`federation.strategy.own_strategy`).
+    """
 
     name: str = "CenteredClip"
+    code: str = Field(default="", pattern=CODE)
     options: dict[str, float] = {}
+
+    @property
+    def own(self) -> Named | None:
+        """The package's strategy, if the strategy is one."""
+        return Named("strategy", self.name, self.code) if self.code else None
+
+    @model_validator(mode="after")
+    def strategy_of_a_package_has_a_code(self) -> Self:
+        if ":" in self.name and not re.fullmatch(NAME, self.name):
+            raise ValueError("a strategy of a package is named package:name")
+        if bool(self.code) != (":" in self.name):
+            raise ValueError("a package's strategy has name and code, as `fedthorax study network` prints them")
+        return self
+
+    @model_serializer(mode="wrap")
+    def code_is_written_only_if_there_is_one(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out no code, so that the digests of other studies stay as they were."""
+        content: dict[str, Any] = write(self)
+        if not self.code:
+            content.pop("code", None)
+        return content
 
 
 class WireTable(BaseModel, extra="forbid"):
@@ -199,8 +232,19 @@ class Study(BaseModel, extra="forbid"):
 
     @model_validator(mode="after")
     def features_of_an_encoder_do_not_vary(self) -> Self:
-        if self.network.encoder and self.training.augment:
-            raise ValueError("the features of an encoder are computed once a scan: set augment = false in [training]")
+        if self.network.encoder and (self.training.augment or self.training.transform):
+            raise ValueError(
+                "the features of an encoder are computed once a scan: set augment = false in [training], no transform"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def a_package_has_one_code(self) -> Self:
+        codes: dict[str, str] = {}
+        for part in self.own_parts:
+            package = part.name.partition(":")[0]
+            if codes.setdefault(package, part.code) != part.code:
+                raise ValueError(f"the package {package} is named with two codes: use one version of it")
         return self
 
     @model_validator(mode="after")
@@ -277,6 +321,13 @@ class Study(BaseModel, extra="forbid"):
     def with_seed(self, seed: int) -> "Study":
         """Return the study of one run, with this seed."""
         return self.model_copy(update={"study": self.study.model_copy(update={"seed": seed, "seeds": ()})})
+
+    @property
+    def own_parts(self) -> list[Named]:
+        """What the study uses of packages: network, loss, transform, strategy."""
+        network = Named("network", self.network.architecture, self.network.code) if self.network.is_own else None
+        parts = (network, self.training.own_loss, self.training.own_transform, self.strategy.own)
+        return [part for part in parts if part is not None]
 
     @property
     def sums_answers(self) -> bool:

@@ -13,15 +13,15 @@ from configs import usual_studies
 from federation.approval.presets import names_of
 from federation.approval.studies import study_digest
 from federation.protocol.first_weights import bring_release
-from federation.protocol.network_code import bring_network
 from federation.protocol.study_config import Study
+from federation.protocol.study_packages import bring_packages
 from federation.runs import reasons
 from federation.runs.first_models import check_first_models
 from federation.runs.run_folder import Ended, RunNote, find_run, read_note, read_study, write_note
 from federation.runs.submission import MARK, UNDER_WAY, simulation_server, state, stop, submit, wait
 from federation.runs.tracking import how_to_see
 from federation.server.start import this_start
-from federation.strategy.flower_strategies import build_strategy
+from federation.strategy.flower_strategies import strategy_of
 from federation.superlink.control import read_server_config
 from models.reasons import SETTINGS_KEY
 from models.refusal import Refusal
@@ -48,7 +48,7 @@ class Finished:
 def plan(files: Sequence[Path]) -> list[Study]:
     """Read study files and return one study for each seed. All are checked before the first one starts.
 
-    Raises Refusal: those of `load_settings` and `build_strategy`, and E_SETTINGS_KEY for a duplicate seed.
+    Raises Refusal: those of `load_settings` and `strategy_of`, and E_SETTINGS_KEY for a duplicate seed.
     """
     studies = []
     for file in files:
@@ -57,7 +57,7 @@ def plan(files: Sequence[Path]) -> list[Study]:
         if len(set(seeds)) < len(seeds):
             raise Refusal(SETTINGS_KEY, file=file.name, problems="study.seeds: a seed appears twice")
         try:
-            build_strategy(study.strategy.name, study.strategy.options, sites=study.study.asked_a_round)
+            strategy_of(study)
         except Refusal as refusal:
             raise Refusal(refusal.reason, private=f"[strategy] in {file}", **refusal.numbers) from refusal
         studies += [study.with_seed(seed) for seed in seeds]
@@ -107,17 +107,19 @@ def launch_all(
 def launch(study: Study, server: Path, say: Say, *, group: str = "", began: Say = lambda name: None) -> Finished:
     """Run a study on the running server in `server`; `say` gets the progress, line by line.
 
-    Raises Refusal: those of `build_strategy` and `submit`; E_RUN_STOPPED, E_RUN_FAILED if the run does not complete;
-    those of `bring_release` if the study starts from a release, and of `bring_network` for a package's network.
+    Raises Refusal: those of `strategy_of` and `submit`; E_RUN_STOPPED, E_RUN_FAILED if the run does not complete;
+    those of `bring_release` if the study starts from a release, and of `bring_packages`.
     """
-    build_strategy(study.strategy.name, study.strategy.options, sites=study.study.asked_a_round)
+    strategy_of(study)
     config = read_server_config(server)  # first: without a server, nothing is written
     name = f"{study.study.name}-{secrets.token_hex(4)}"
     folder = server / "runs" / name
     bring_release(study, server, folder)
-    bring_network(study.network, folder)
-    if study.network.is_own and not config.simulated_sites:
-        say(f"each hospital must have approved the package of the network {study.network.architecture}")
+    bring_packages(study, folder)
+    if not config.simulated_sites:
+        for part in study.own_parts:
+            if part.kind != "strategy":
+                say(f"each hospital must have approved the package of the {part.kind} {part.name}")
     if study.study.begin_from and not config.simulated_sites:
         say(f"each hospital must have approved the release {study.study.begin_from[:12]} that the study starts from")
     folder.mkdir(parents=True, exist_ok=True)

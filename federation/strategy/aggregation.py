@@ -23,6 +23,7 @@ from federation.protocol.metric_allowlist import EXAMPLES
 from federation.protocol.reply_validation import encode
 from federation.strategy.centered_clip import CenteredClip
 from federation.strategy.flower_strategies import is_robust
+from federation.strategy.own_strategy import OwnStrategy
 from federation.strategy.reply_files import Filed
 
 PART_NUMBERS = 2**20  # of all sites together, in one part for a robust strategy
@@ -60,6 +61,8 @@ class Aggregation:
             return self._joined([(whole, FedAvg.aggregate_train(inner, number, messages)[0])])
         if isinstance(inner, CenteredClip):
             return self._centred(inner)
+        if isinstance(inner, OwnStrategy):
+            return self._own(inner)
         if not is_robust(inner):
             return self._joined([(whole, inner.aggregate_train(number, self._messages(whole))[0])])
         with _many_as_one(), self._choosing():
@@ -107,6 +110,20 @@ class Aggregation:
                 moved = moved + share * self._numbers(reply, part)
             rows[part.name][part.at] = moved
         return {name: row.reshape(self.model[name].shape) for name, row in rows.items()}
+
+    def _own(self, inner: OwnStrategy) -> dict[str, NDArray]:
+        """Return the model moved by a package's strategy, which gets the updates of whole models in memory."""
+        whole = [Part(name, slice(None)) for name in sorted(self.model)]
+        updates = np.empty((len(self.replies), sum(array.size for array in self.model.values())), dtype=np.float32)
+        for row, reply in zip(updates, self.replies, strict=True):
+            np.concatenate([self._numbers(reply, part) for part in whole], out=row, casting="same_kind")
+        update, rows, start = inner.combined(updates, self.weights), {}, 0
+        for part in whole:
+            array = self.model[part.name]
+            moved = self._origin(part) + update[start : start + array.size]
+            rows[part.name] = np.asarray(moved, array.dtype).reshape(array.shape)
+            start += array.size
+        return rows
 
     def _parts(self) -> Iterator[Part]:
         """Yield the whole model in parts that are small even for all sites together."""

@@ -1,10 +1,10 @@
-"""Strategies by name, Flower's and one of ours: their options, the replies they need, and their state."""
+"""Strategies by name, Flower's, one of ours, and those of packages: options, needed replies, state."""
 
 import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import flwr.serverapp.strategy as flower
 import numpy as np
@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 
 from federation.strategy import reasons
 from federation.strategy.centered_clip import CenteredClip
+from federation.strategy.own_strategy import OwnStrategy
+from models.own_packages import Named
 from models.refusal import Refusal
+
+if TYPE_CHECKING:
+    from federation.protocol.study_config import Study
 
 # Strategies that work on any model, with those of their options that have an effect. Sampling, record names and
 # weighting are not options, because the wrapper relies on them.
@@ -51,12 +56,15 @@ _ADAPTIVE = ("FedAdam", "FedYogi", "FedAdagrad")  # they divide each weight's ch
 _ROBUST = (CenteredClip, FedMedian, FedTrimmedAvg, MultiKrum, Bulyan)
 
 
-def build_strategy(name: str, options: Mapping[str, float], *, sites: int | None = None) -> FedAvg:
+def build_strategy(name: str, options: Mapping[str, float], *, code: str = "", sites: int | None = None) -> FedAvg:
     """Build a strategy by its name and options, both as Flower names them, for a study with `sites` sites.
 
+    `code`: the SHA-256 of the package's files, if the strategy is one of a package; none of it is run here.
     Raises `Refusal`: E_STRATEGY (unknown name), E_STRATEGY_OPTION (unknown, not a number, out of range),
     E_STRATEGY_SITES (see `least_replies`).
     """
+    if code:
+        return OwnStrategy(Named("strategy", name, code), options)
     if name not in OPTIONS:
         raise Refusal(reasons.STRATEGY, private=name, known=", ".join(OPTIONS))
     strategy: type = _OURS.get(name) or getattr(flower, name)
@@ -65,6 +73,12 @@ def build_strategy(name: str, options: Mapping[str, float], *, sites: int | None
     if sites is not None and (needed := least_replies(built)) > sites:
         raise Refusal(reasons.STRATEGY_SITES, needed=needed, sites=sites)
     return built
+
+
+def strategy_of(study: "Study") -> FedAvg:
+    """Build a study's strategy, for the sites that a round asks. Raises Refusal as `build_strategy` does."""
+    chosen = study.strategy
+    return build_strategy(chosen.name, chosen.options, code=chosen.code, sites=study.study.asked_a_round)
 
 
 def _checked(name: str, strategy: type, option: str, value: object) -> float:
@@ -88,9 +102,12 @@ class ServerOptimiser(NamedTuple):
     step: float = 0.0
 
 
-def server_optimiser(name: str, options: Mapping[str, float]) -> ServerOptimiser:
-    """Return the limits of a strategy with these options. Raises Refusal as `build_strategy` does."""
-    strategy = build_strategy(name, options)
+def server_optimiser(name: str, options: Mapping[str, float], *, code: str = "") -> ServerOptimiser:
+    """Return the limits of a strategy with these options. Raises Refusal as `build_strategy` does.
+
+    A strategy of a package may not move the model further than the sites' updates do.
+    """
+    strategy = build_strategy(name, options, code=code)
     if name == "FedAvgM":
         momentum, rate = getattr(strategy, "server_momentum", 0.0), getattr(strategy, "server_learning_rate", 1.0)
         return ServerOptimiser(factor=max(1.0, rate / (1 - momentum)))
@@ -100,8 +117,11 @@ def server_optimiser(name: str, options: Mapping[str, float]) -> ServerOptimiser
 
 
 def is_robust(inner: Strategy) -> bool:
-    """Tell whether a strategy is designed to withstand hostile sites; such strategies (almost) ignore weights."""
-    return isinstance(inner, _ROBUST)
+    """Tell whether a strategy is designed to withstand hostile sites; such strategies (almost) ignore weights.
+
+    A strategy of a package is taken for one: it receives updates, and what is combined beside it is a median.
+    """
+    return isinstance(inner, (*_ROBUST, OwnStrategy))
 
 
 def least_replies(inner: Strategy, *, shown: int = 0) -> int:

@@ -25,8 +25,11 @@ from torch import Tensor, nn
 from models.compute import PROCESSOR, Compute
 from models.network import SeverityNetwork
 from pipeline.cohort.dataset import Examples
+from pipeline.training.own_parts import OwnLoss
 from pipeline.training.privacy_budget import PrivacySettings
 from pipeline.training.train import Schedule, TrainSettings, augmentation_of
+
+PatientLosses = Callable[[Tensor, Tensor], Tensor]  # of logits and targets, shape (batch,)
 
 
 def train_privately(
@@ -43,8 +46,10 @@ def train_privately(
 
     `settings.batch_size` is the number of scans computed at once, or `micro_batch` of [compute] if that is less; it
     does not change the result. Precision, checkpointing and prefetch of [compute] do not apply. No loss is returned: it
-    would be a metric of the training patients without noise. Raises Refusal: those of `Compute.use`.
+    would be a metric of the training patients without noise. Raises Refusal: those of `Compute.use` and of a package's
+    parts (`own_parts`).
     """
+    losses = patient_losses_of(settings)
     network.train()
     exact = compute.exact()
     with exact.use(network):
@@ -60,7 +65,16 @@ def train_privately(
                         group["lr"] = rate
                     drawn = draw(len(examples), privacy.sample_rate)
                     at_once = exact.at_most(settings.batch_size)
-                    step(hooked, optimiser, examples, drawn, at_once=at_once, augment=augment, compute=exact)
+                    step(
+                        hooked,
+                        optimiser,
+                        examples,
+                        drawn,
+                        at_once=at_once,
+                        augment=augment,
+                        losses=losses,
+                        compute=exact,
+                    )
                     network.hold_short()  # after the noise: it costs no privacy
         finally:
             hooked.to_standard_module()  # removes the hooks and the gradients of single patients
@@ -123,17 +137,19 @@ def step(
     *,
     at_once: int,
     augment: Callable[[Tensor], Tensor] | None,
+    losses: PatientLosses | None = None,
     compute: Compute = PROCESSOR,
 ) -> None:
     """Do one step on the patients `drawn`; without any, the step consists of noise only, as required.
 
-    `network`: with its hooks (`hook`), on the device.
+    `network`: with its hooks (`hook`), on the device. `losses`: of patients; default `patient_losses`.
     """
+    losses = losses or patient_losses
     parts = np.split(drawn, range(at_once, len(drawn), at_once))
     for number, part in enumerate(parts, start=1):
         if len(part):
             scans, tabular, targets = map(compute.move, examples.batch(part, augment))
-            patient_losses(network(scans, tabular), targets).sum().backward()
+            losses(network(scans, tabular), targets).sum().backward()
         else:
             for parameter in optimiser.params:
                 parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
@@ -150,6 +166,13 @@ def patient_losses(logits: Tensor, targets: Tensor) -> Tensor:
     known = ~torch.isnan(targets)
     losses = F.binary_cross_entropy_with_logits(logits, torch.nan_to_num(targets), reduction="none")
     return (losses * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)
+
+
+def patient_losses_of(settings: TrainSettings) -> PatientLosses:
+    """Return the loss of single patients for these settings. Raises Refusal: those of `OwnPart.open`."""
+    if settings.own_loss is None:
+        return patient_losses
+    return OwnLoss.open(settings.own_loss, settings.loss_settings).patients
 
 
 def draw(count: int, sample_rate: float) -> NDArray[np.int64]:

@@ -5,12 +5,20 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor
 
 from models.checkpointing import uncounted
@@ -18,17 +26,28 @@ from models.compute import PROCESSOR, Compute
 from models.import_lean import import_lean
 from models.loss import masked_bce
 from models.network import SeverityNetwork
+from models.own_packages import CODE, NAME, OPTION, Named
 from models.reasons import COMPUTE_SCALE
 from models.refusal import Refusal
 from pipeline.cohort.dataset import Batch, Examples
 from pipeline.cohort.prefetch import ahead
 from pipeline.training.appearance import appearance_changes
+from pipeline.training.own_parts import OwnLoss, OwnTransform
 
+BatchLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of logits, targets, and the targets of the whole batch
+Settings = Annotated[
+    dict[Annotated[str, StringConstraints(pattern=OPTION)], Annotated[float, Field(allow_inf_nan=False)]],
+    Field(max_length=20),
+]
 _SCALES = 24  # of the loss in fp16, each half of the one before, until the gradients are finite
 
 
 class TrainSettings(BaseModel):
-    """Settings of training; baselines and federation use the same values."""
+    """Settings of training; baselines and federation use the same values.
+
+    `loss` and `transform` may be "package:name", with `loss_code` and `transform_code`, the SHA-256 of the package's
+    files (`models.own_packages`). A transform follows the augmentation.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,6 +57,43 @@ class TrainSettings(BaseModel):
     weight_decay: float = Field(default=1e-4, ge=0, le=1)
     augment: bool = True
     vary_appearance: bool = False  # augmentation also varies densities, sharpness and noise, as between scanners
+
+    loss: Literal["cross_entropy"] | Annotated[str, StringConstraints(pattern=NAME)] = "cross_entropy"
+    loss_code: str = Field(default="", pattern=CODE)
+    loss_settings: Settings = {}
+    transform: Literal[""] | Annotated[str, StringConstraints(pattern=NAME)] = ""
+    transform_code: str = Field(default="", pattern=CODE)
+    transform_settings: Settings = {}
+
+    @property
+    def own_loss(self) -> Named | None:
+        """The package's loss, if the loss is one."""
+        return Named("loss", self.loss, self.loss_code) if self.loss_code else None
+
+    @property
+    def own_transform(self) -> Named | None:
+        """The package's transform, if there is one."""
+        return Named("transform", self.transform, self.transform_code) if self.transform_code else None
+
+    @model_validator(mode="after")
+    def parts_of_packages_have_a_code(self) -> Self:
+        for kind, name, code, settings in (
+            ("loss", self.loss, self.loss_code, self.loss_settings),
+            ("transform", self.transform, self.transform_code, self.transform_settings),
+        ):
+            if ":" in name and not code:
+                raise ValueError(f"{name} needs {kind}_code: `fedthorax study network {name}` prints it")
+            if ":" not in name and (code or settings):
+                raise ValueError(f"{kind}_code and {kind}_settings belong to a {kind} of a package")
+        return self
+
+    @model_serializer(mode="wrap")
+    def parts_of_packages_are_written_only_if_chosen(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the usual loss and no transform, so that the digests of other studies stay as they were."""
+        content: dict[str, Any] = write(self)
+        usual = {name: field.default for name, field in TrainSettings.model_fields.items()}
+        own = ("loss", "loss_code", "loss_settings", "transform", "transform_code", "transform_settings")
+        return {key: value for key, value in content.items() if key not in own or value != usual[key]}
 
     @model_validator(mode="after")
     def appearance_is_part_of_augmentation(self) -> Self:
@@ -98,10 +154,29 @@ def augmentation(seed: int, *, vary_appearance: bool = False) -> Callable[[Tenso
 
 
 def augmentation_of(settings: TrainSettings, rng: np.random.Generator) -> Callable[[Tensor], Tensor] | None:
-    """Return the augmentation of one epoch, or None where the settings switch it off."""
-    if not settings.augment:
-        return None
-    return augmentation(int(rng.integers(2**31)), vary_appearance=settings.vary_appearance)
+    """Return the augmentation of one epoch, then the package's transform; None where the settings have neither.
+
+    Raises Refusal: those of `OwnPart.open`.
+    """
+    usual = None
+    if settings.augment:
+        usual = augmentation(int(rng.integers(2**31)), vary_appearance=settings.vary_appearance)
+    if settings.own_transform is None:
+        return usual
+    own = OwnTransform.open(settings.own_transform, settings.transform_settings).with_seed(int(rng.integers(2**31)))
+    return own if usual is None else lambda scan: own(usual(scan))
+
+
+def loss_of(settings: TrainSettings) -> BatchLoss:
+    """Return the loss of a batch, or of a part of it, for these settings. Raises Refusal: those of `OwnPart.open`."""
+    if settings.own_loss is None:
+        return cross_entropy
+    return OwnLoss.open(settings.own_loss, settings.loss_settings).batch
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, batch: Tensor) -> Tensor:
+    """Return the usual loss of a part of a batch, see `masked_bce`."""
+    return masked_bce(logits, targets, batch=batch)
 
 
 def batches(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
@@ -138,8 +213,10 @@ def train(
     continues with identical results. `proximal_mu` holds the weights near the initial ones
     (FedProx: Li et al., Federated optimization in heterogeneous networks, MLSys 2020).
 
-    Raises Refusal E_COMPUTE_MICRO_BATCH, E_COMPUTE_SCALE, and those of `Compute.use`.
+    Raises Refusal E_COMPUTE_MICRO_BATCH, E_COMPUTE_SCALE, those of `Compute.use` and of a package's parts
+    (`own_parts`).
     """
+    loss_function = loss_of(settings)
     at_once = compute.parts(network, settings.batch_size)
     network.train()
     loss = math.nan
@@ -165,7 +242,15 @@ def train(
                 for group in optimiser.param_groups:
                     group["lr"] = rate
                 stepped = step(
-                    network, optimiser, *batch, anchor, proximal_mu, compute=compute, scaler=scaler, at_once=at_once
+                    network,
+                    optimiser,
+                    *batch,
+                    anchor,
+                    proximal_mu,
+                    loss=loss_function,
+                    compute=compute,
+                    scaler=scaler,
+                    at_once=at_once,
                 )
                 losses.append(stepped)
             loss = float(np.mean(losses))
@@ -181,6 +266,7 @@ def step(
     anchor: Sequence[Tensor] = (),
     proximal_mu: float = 0.0,
     *,
+    loss: BatchLoss = cross_entropy,
     compute: Compute = PROCESSOR,
     scaler: torch.amp.GradScaler | None = None,
     at_once: int = 0,
@@ -194,7 +280,7 @@ def step(
     Raises Refusal E_COMPUTE_SCALE if fp16 cannot hold the gradients.
     """
     scaler = scaler or compute.scaler()
-    loss = _finite_gradients(network, optimiser, (scans, tabular, targets), compute, scaler, at_once)
+    mean = _finite_gradients(network, optimiser, (scans, tabular, targets), loss, compute, scaler, at_once)
     for weight, came_in in zip(network.parameters(), anchor, strict=False):
         if weight.grad is not None:  # gradient of mu / 2 times the squared distance
             weight.grad.add_(weight.detach() - came_in, alpha=proximal_mu)
@@ -202,13 +288,14 @@ def step(
     scaler.step(optimiser)
     scaler.update()
     network.hold_short()
-    return float(loss)
+    return float(mean)
 
 
 def _finite_gradients(
     network: SeverityNetwork,
     optimiser: torch.optim.Optimizer,
     batch: Batch,
+    loss_function: BatchLoss,
     compute: Compute,
     scaler: torch.amp.GradScaler,
     at_once: int,
@@ -217,7 +304,7 @@ def _finite_gradients(
 
     torch's scaler would skip the step instead, and a round would have fewer steps than the gateway expects.
     """
-    loss = _gradients(network, optimiser, batch, compute, scaler, at_once)
+    loss = _gradients(network, optimiser, batch, loss_function, compute, scaler, at_once)
     scaler.unscale_(optimiser)
     if not scaler.is_enabled():
         return loss
@@ -226,7 +313,7 @@ def _finite_gradients(
             return loss
         scaler.update()  # halves the scale
         with uncounted(network):
-            loss = _gradients(network, optimiser, batch, compute, scaler, at_once)
+            loss = _gradients(network, optimiser, batch, loss_function, compute, scaler, at_once)
         scaler.unscale_(optimiser)
     raise Refusal(COMPUTE_SCALE)
 
@@ -235,6 +322,7 @@ def _gradients(
     network: SeverityNetwork,
     optimiser: torch.optim.Optimizer,
     batch: Batch,
+    loss_function: BatchLoss,
     compute: Compute,
     scaler: torch.amp.GradScaler,
     at_once: int,
@@ -248,7 +336,7 @@ def _gradients(
         part = slice(start, start + (at_once or len(scans)))
         with compute.autocast():
             logits = network(compute.move(scans[part]), compute.move(tabular[part]))
-        loss = masked_bce(logits, targets[part], batch=targets)
+        loss = loss_function(logits, targets[part], targets)
         scaler.scale(loss).backward()
         losses.append(loss.detach())
     return torch.stack(losses).sum()

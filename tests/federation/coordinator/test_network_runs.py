@@ -8,11 +8,11 @@ from federation.comparison.signed_release import release_run
 from federation.coordinator.rehearsal import rehearse
 from federation.protocol.study_config import Study
 from federation.runs.results import read_results
-from models.own_networks import installed
+from models.own_packages import installed
 from models.refusal import Refusal
 from models.release import load_release
 from tests.federation.coordinator.conftest import SMALL
-from tests.helpers.own_package import write_package
+from tests.helpers.own_package import PARTS, write_package
 
 pytestmark = pytest.mark.slow
 
@@ -60,3 +60,36 @@ def test_run_with_the_network_of_a_package(
     with pytest.raises(Refusal, match="E_NETWORK_UNLIKE"):
         other = {**network, "code": "0" * 64}
         rehearse(study(other), tmp_path / "server", two_hospitals)
+
+
+def test_run_with_loss_transform_and_strategy_of_a_package(
+    two_hospitals: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = write_package(tmp_path / "packages", "rehearsed-parts", networks=(), parts=PARTS)
+    code = installed("rehearsed-parts", [packages]).sha256
+    monkeypatch.syspath_prepend(str(packages))
+    content = study({"architecture": "resnet10", "widen_factor": 0.0625}).model_dump()
+    content["training"] |= {
+        "loss": "rehearsed-parts:focal",
+        "loss_code": code,
+        "loss_settings": {"gamma": 1.0},
+        "transform": "rehearsed-parts:dimmed",
+        "transform_code": code,
+    }
+    content["strategy"] = {"name": "rehearsed-parts:half_way", "code": code, "options": {"rate": 0.9}}
+    named = Study.model_validate(content)
+    run = rehearse(named, tmp_path / "server", two_hospitals)
+    results = read_results(run)
+    assert results.study == named.with_seed(named.study.seed)
+    assert [entry["lost"] for entry in results.history if "round" in entry] == [False, False]
+    assert {"federated", "pooled", "south fine-tuned"} <= {model.name for model in results.models}
+    released = release_run(run.name, tmp_path / "server", lambda text: None, reason="a test")
+    card = (released.folder / "card.md").read_text()
+    for part in ("rehearsed-parts:half_way, code " + code, "rehearsed-parts:focal", "rehearsed-parts:dimmed", "gamma"):
+        assert part in card
+    content["strategy"]["options"] = {"unknown": 1.0}
+    with pytest.raises(Refusal, match="E_PACKAGE_PART"):
+        rehearse(Study.model_validate(content), tmp_path / "server", two_hospitals)
+    content["strategy"] = {"name": "rehearsed-parts:other", "code": code}
+    with pytest.raises(Refusal, match="E_NETWORK_PACKAGE"):
+        rehearse(Study.model_validate(content), tmp_path / "server", two_hospitals)

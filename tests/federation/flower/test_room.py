@@ -30,7 +30,7 @@ TEXTS = {
     "federation/server/start.py": "a program of Flower; its command line",
     "federation/strategy/aggregation.py": "the logger's name",
     "federation/system/process.py": "environment variables of Flower",
-    "models/own_networks.py": "the package's name",
+    "models/own_packages.py": "the package's name",
     "pipeline/doctor/environment.py": "the package's name",
 }
 # Other private names that tests and benchmarks use, by module, with the reason.

@@ -7,9 +7,9 @@ import pytest
 from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.study_config import StudyNetwork
 from federation.protocol.tensor_bounds import is_measured, parts_of, reaches_of
-from models import own_networks
+from models import own_code
 from models.network import ARCHITECTURES, SeverityNetwork, build_network
-from models.own_networks import installed
+from models.own_packages import installed
 from tests.helpers.own_package import CODE, write_package
 
 UNBOUNDED = 1e20
@@ -39,7 +39,7 @@ def made(architecture: str, pooling: str = "", norm: str = "batch") -> SeverityN
 
 def own(folder: Path, name: str, code: str = CODE, network: str = "tiny") -> SeverityNetwork:
     package = installed(name, [write_package(folder / name, name, code, networks=(network,))])
-    own_networks.allow(package)
+    own_code.allow(package)
     content = {"architecture": f"{name}:{network}", "code": package.sha256, "pooling": "attention"}
     return build_network(StudyNetwork.model_validate(content), seed=1)
 

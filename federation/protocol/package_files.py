@@ -1,9 +1,9 @@
-"""Where the packages of networks of one's own are kept. Imports no torch, for the gateway.
+"""Where packages of one's own are kept. Imports no torch, for the gateway.
 
-SERVER_DIR/runs/<run>/network.json       the package's document, for the study's run
-SITE_DIR/networks/<sha256>.json          the same, as the hospital approved it (`federation.approval.networks`)
-SITE_DIR/networks/<sha256>.plans         the tensors of its networks, by name
-SITE_DIR/sandbox/network-<sha256>.json   copies of both, for the study's code in the sandbox
+SERVER_DIR/runs/<run>/package-<sha256>.json   a package's document, for the study's run
+SITE_DIR/networks/<sha256>.json               the same, as the hospital approved it (`federation.approval.packages`)
+SITE_DIR/networks/<sha256>.plans              the tensors of its networks, by name
+SITE_DIR/sandbox/network-<sha256>.json        copies of both, for the study's code in the sandbox
 SITE_DIR/sandbox/network-<sha256>.plans
 """
 
@@ -16,8 +16,15 @@ from models.network_plan import Plan
 from models.reasons import NETWORK_CLOSED
 from models.refusal import Refusal
 
-NETWORKS, IN_RUN = "networks", "network.json"
+PACKAGES = "networks"  # called so since packages held only networks
+_EARLIER = "network.json"  # of a run that an earlier version began
 _PLANS = TypeAdapter(dict[str, Plan])
+
+
+def in_run(run: Path, code: str) -> Path:
+    """Return where a run keeps a package; `run`: its folder."""
+    document = run / f"package-{code}.json"
+    return document if document.exists() or not (run / _EARLIER).exists() else run / _EARLIER
 
 
 def handed_over(site: Path, code: str) -> Path:

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from federation.node import sandbox
-from federation.node.network_plans import plans_of_package
-from models.own_networks import installed
+from federation.node.package_trial import try_package
+from models.own_packages import installed
 from models.refusal import Refusal
 from pipeline.site.folder import Site, init_site, site_settings
-from tests.helpers.own_package import CODE, write_package
+from tests.helpers.own_package import CODE, PARTS, PARTS_CODE, write_package
 
 
 @pytest.fixture
@@ -46,7 +46,27 @@ def test_sandbox_works_out_the_plans_and_sees_no_site(site: Site, tmp_path: Path
     found = installed("trial-networks", [write_package(tmp_path / "trial", "trial-networks", text)])
     if says:
         with pytest.raises(Refusal, match=says):
-            plans_of_package(site, found)
+            try_package(site, found)
     else:
-        plans = plans_of_package(site, found)
+        plans = try_package(site, found)
         assert plans["tiny"].has_batch_norm and not plans["tiny_group"].has_batch_norm
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (PARTS_CODE, ""),
+        (PARTS_CODE.replace("(losses * known).sum(dim=1) / known.sum(dim=1)", "losses.sum()"), "E_NETWORK_TRIAL"),
+        (PARTS_CODE.replace("scan = scan.clone()", "scan = scan[:, 1:].clone()"), "E_NETWORK_TRIAL"),
+    ],
+    ids=["plain", "loss of no patient", "smaller scan"],
+)
+def test_sandbox_tries_losses_and_transforms(site: Site, tmp_path: Path, code: str, says: str) -> None:
+    folder = write_package(tmp_path / "trial", "trial-parts", networks=(), parts=PARTS, parts_code=code)
+    found = installed("trial-parts", [folder])
+    if says:
+        with pytest.raises(Refusal, match=says):
+            try_package(site, found)
+    else:
+        assert try_package(site, found) == {}

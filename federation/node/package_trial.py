@@ -1,8 +1,8 @@
-"""Work out the tensors of a package's networks in a sandbox, before a person approves the package.
+"""Try a package in a sandbox, and work out the tensors of its networks, before a person approves it.
 
 The sandbox is the one of a study's code without the site: no network, no patient, no file of the hospital.
 
-    python -I -m federation.node.network_plans     inside: reads the package's document, writes the plans as JSON
+    python -I -m federation.node.package_trial     inside: reads the package's document, writes the plans as JSON
 """
 
 import resource
@@ -15,9 +15,9 @@ from typing import IO
 from pydantic import ValidationError
 
 from federation.node import reasons, sandbox
-from federation.protocol.network_files import plans_as_json, plans_of
+from federation.protocol.package_files import plans_as_json, plans_of
 from models.network_plan import Plan
-from models.own_networks import Package, read_package
+from models.own_packages import Named, Package, read_package
 from models.refusal import Refusal
 from pipeline.site.folder import Site
 
@@ -25,15 +25,16 @@ _SECONDS = 300.0
 _MAX_BYTES = 8 * 2**20
 
 
-def plans_of_package(site: Site, package: Package) -> dict[str, Plan]:
-    """Return the plans of a package's networks, by name; what the sandbox says is checked as untrusted input.
+def try_package(site: Site, package: Package) -> dict[str, Plan]:
+    """Try a package's networks, losses and transforms; return the plans of its networks, by name.
 
-    A site whose sandbox is "none" works them out without walls, as it runs studies. One whose sandbox is "systemd"
+    What the sandbox says is checked as untrusted input. A strategy runs on the server alone and is not tried here.
+    A site whose sandbox is "none" tries the package without walls, as it runs studies. One whose sandbox is "systemd"
     needs bubblewrap for this.
 
     Raises Refusal: E_SANDBOX_MISSING, E_NETWORK_TRIAL.
     """
-    command = [sys.executable, "-I", "-m", "federation.node.network_plans"]
+    command = [sys.executable, "-I", "-m", "federation.node.package_trial"]
     if site.settings.sandbox.kind != "none":
         if shutil.which("bwrap") is None:
             raise Refusal(reasons.SANDBOX_MISSING)
@@ -70,19 +71,24 @@ def _all_of(file: IO[bytes]) -> bytes:
 
 
 def main() -> int:
-    """Build and try each network of the package on standard input."""
-    from models import own_networks
+    """Try each network, loss and transform of the package on standard input."""
+    from models import own_code
     from models.import_lean import import_lean
     from models.network_layers import try_layers
+    from pipeline.training.own_parts import try_loss, try_transform
 
     import_lean("monai")
     package = read_package(sys.stdin.buffer.read())
-    own_networks.allow(package)
+    own_code.allow(package)
     plans = {}
     stdout, sys.stdout = sys.stdout, sys.stderr  # what the package prints is not part of the answer
     for name in package.networks:
-        layers, plans[name] = own_networks.build(f"{package.name}:{name}", package.sha256)
+        layers, plans[name] = own_code.build(f"{package.name}:{name}", package.sha256)
         try_layers(layers, plans[name])
+    for name in package.losses:
+        try_loss(Named("loss", f"{package.name}:{name}", package.sha256))
+    for name in package.transforms:
+        try_transform(Named("transform", f"{package.name}:{name}", package.sha256))
     stdout.buffer.write(plans_as_json(plans))
     return 0
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import own_networks
+from models import own_code
 from models.network import TABULAR, NetworkSettings, build_network
-from models.own_networks import MAX_BYTES, MAX_FILES, Package, installed, read_package
+from models.own_packages import BUILT_IN, MAX_BYTES, MAX_FILES, Kind, Named, Package, installed, read_package
 from models.refusal import Refusal
 from models.release import load_release, save_release
 from models.saliency import saliency
 from tests.helpers.descriptions import description
-from tests.helpers.own_package import CODE, write_package
+from tests.helpers.own_package import CODE, PARTS, write_package
 
 
 def settings(package: Package, network: str = "tiny", **others: str) -> NetworkSettings:
@@ -53,7 +53,7 @@ def test_process_that_did_not_allow_it_runs_no_code(tmp_path: Path) -> None:
 
 def test_allowed_network_computes_and_has_our_head(tmp_path: Path) -> None:
     package = installed("open-nets", [write_package(tmp_path, "open-nets")])
-    own_networks.allow(package)
+    own_code.allow(package)
     for pooling in ("", "attention", "gated"):
         network = build_network(settings(package, pooling=pooling), seed=1).eval()
         assert network(torch.zeros(2, 2, 16, 24, 20), torch.zeros(2, TABULAR)).shape == (2, 2)
@@ -67,15 +67,15 @@ def test_allowed_network_computes_and_has_our_head(tmp_path: Path) -> None:
 def test_network_with_other_tensors_than_the_approved_ones_is_not_built(tmp_path: Path) -> None:
     """Code that looks around could be another network in training than where its plan was worked out."""
     package = installed("two-faced-nets", [write_package(tmp_path, "two-faced-nets")])
-    own_networks.allow(package)
-    _, plan = own_networks.build("two-faced-nets:tiny", package.sha256)
+    own_code.allow(package)
+    _, plan = own_code.build("two-faced-nets:tiny", package.sha256)
     first, *others = plan.tensors
     claimed = plan.model_copy(update={"tensors": (first.model_copy(update={"name": "blocks.0.0.scale"}), *others)})
     for plans in ({"tiny": claimed}, {}):
-        own_networks.allow(package, plans)
+        own_code.allow(package, plans)
         with pytest.raises(Refusal, match="E_NETWORK_PLAN"):
             build_network(settings(package), seed=1)
-    own_networks.allow(package, {"tiny": plan})
+    own_code.allow(package, {"tiny": plan})
     assert build_network(settings(package), seed=1).features == 32
 
 
@@ -88,7 +88,7 @@ def test_file_that_changes_after_it_was_hashed_has_no_effect(tmp_path: Path, mon
     late.write_text("raise SystemExit('the changed file was imported')\n")
     (tmp_path / "changed_nets" / "more.py").write_text("raise SystemExit\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    own_networks.allow(package)
+    own_code.allow(package)
     assert build_network(settings(package), seed=1).features == 32
     with pytest.raises(ModuleNotFoundError):
         __import__("changed_nets.more")
@@ -97,8 +97,8 @@ def test_file_that_changes_after_it_was_hashed_has_no_effect(tmp_path: Path, mon
 def test_installed_package_with_other_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(write_package(tmp_path, "other-nets")))
     with pytest.raises(Refusal, match="E_NETWORK_UNLIKE"):
-        own_networks.allow_installed("other-nets:tiny", "0" * 64)
-    own_networks.allow_installed("other-nets:tiny", installed("other-nets").sha256)
+        own_code.allow_installed("other-nets:tiny", "0" * 64)
+    own_code.allow_installed("other-nets:tiny", installed("other-nets").sha256)
 
 
 @pytest.mark.parametrize("root", ["torch", "json", "models", "federation", "sitecustomize", "Torch"])
@@ -192,7 +192,7 @@ def test_network_called_slices_is_no_network_of_slices() -> None:
 def test_release_opens_only_where_the_package_may_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This process has allowed it, so another code stands for a process that has not."""
     package = installed("release-nets", [write_package(tmp_path / "here", "release-nets")])
-    own_networks.allow(package)
+    own_code.allow(package)
     network = build_network(settings(package), seed=1).eval()
     save_release(tmp_path / "model", network, description(network=settings(package)))
     assert f"release-nets:tiny, code `{package.sha256}`" in (tmp_path / "model" / "card.md").read_text()
@@ -208,3 +208,43 @@ def test_release_opens_only_where_the_package_may_run(tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(str(tmp_path / "here"))
     with pytest.raises(Refusal, match="E_NETWORK_UNLIKE"):
         load_release(tmp_path / "other", runs_package=True)
+
+
+def test_package_of_networks_has_the_document_that_it_had_before_there_were_other_parts(tmp_path: Path) -> None:
+    """Hospitals approved such documents by their hash."""
+    package = installed("my-networks", [write_package(tmp_path, code="", networks=("tiny",))])
+    assert json.loads(package.content) == {
+        "format": 1,
+        "name": "my-networks",
+        "networks": {"tiny": "my_networks.nets:tiny"},
+        "files": {"my_networks/__init__.py": "", "my_networks/nets.py": ""},
+    }
+
+
+def test_package_without_a_network_is_one(tmp_path: Path) -> None:
+    package = installed("my-parts", [write_package(tmp_path, "my-parts", networks=(), parts=PARTS)])
+    assert read_package(package.content) == package
+    assert [*package.losses, *package.transforms, *package.strategies] == ["focal", "dimmed", "half_way"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("loss", "cross_entropy"), ("loss", "masked_bce"), ("strategy", "fedavg"), ("strategy", "centered_clip")],
+)
+def test_part_with_the_name_of_the_releases_own_is_refused(tmp_path: Path, kind: Kind, name: str) -> None:
+    folder = write_package(tmp_path, "my-parts", networks=(), parts={kind: (name,)})
+    assert name.replace("_", "") in BUILT_IN[kind]
+    assert code_of(folder, "my-parts") == "E_NETWORK_PACKAGE"
+
+
+def test_part_runs_only_where_its_package_is_allowed_and_has_it(tmp_path: Path) -> None:
+    package = installed("closed-parts", [write_package(tmp_path, "closed-parts", networks=(), parts=PARTS)])
+    loss = Named("loss", "closed-parts:focal", package.sha256)
+    with pytest.raises(Refusal, match="E_NETWORK_CLOSED"):
+        own_code.function(loss)
+    assert "closed_parts" not in sys.modules
+    own_code.allow(package)
+    assert own_code.function(loss).__name__ == "focal"
+    for kind, name in (("loss", "closed-parts:other"), ("loss", "other:focal"), ("network", "closed-parts:focal")):
+        with pytest.raises(Refusal, match="E_NETWORK_PACKAGE"):
+            own_code.function(Named(kind, name, package.sha256))

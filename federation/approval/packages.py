@@ -1,4 +1,4 @@
-"""A site's decisions about packages of networks, by the SHA-256 of each package's files, in SITE_DIR/networks.
+"""A site's decisions about packages of one's own, by the SHA-256 of each package's files, in SITE_DIR/networks.
 
 Only the bytes that were approved ever run: they are kept here, with the tensors of each network (its plan), which the
 sandbox worked out. A file that is installed beside them has no effect. Works without torch, and runs no code of a
@@ -15,54 +15,63 @@ from pathlib import Path
 from federation.approval import reasons
 from federation.approval.decisions import Decision, Decisions
 from federation.ledger.chain import ledger_file
-from federation.protocol.network_files import NETWORKS, handed_over, plans_as_json, plans_beside, read_plans
+from federation.protocol.package_files import PACKAGES, handed_over, plans_as_json, plans_beside, read_plans
 from federation.system.digests import SHA256
 from models.network_plan import Plan
-from models.own_networks import MAX_BYTES, NAME, Package, read_package
+from models.own_packages import MAX_BYTES, NAME, Kind, Named, Package, read_package
 from models.refusal import Refusal
 from pipeline.site.folder import Site
 from pipeline.system.atomic_files import write_durably
 
 _NAME = re.compile(NAME)
+# Where a study names the parts of packages that run at a hospital: table, key, key of the code. A strategy runs on the
+# server alone.
+_PLACES: dict[Kind, tuple[str, str, str]] = {
+    "network": ("network", "architecture", "code"),
+    "loss": ("training", "loss", "loss_code"),
+    "transform": ("training", "transform", "transform_code"),
+}
 
 
-def network_of(study: str) -> tuple[str, str]:
-    """Return the network ("package:name") of a study (JSON) and its code's SHA-256; ("", "") if it is the release's.
+def parts_of(study: str) -> list[Named]:
+    """Return the parts of packages that a study (JSON) runs at a hospital: network, loss, transform.
 
-    Raises Refusal E_RUN_CONFIG if one of them is not plain: the SHA-256 is used as the name of a file.
+    Raises Refusal E_RUN_CONFIG if a name or a code is not plain: the SHA-256 is used as the name of a file.
     """
-    table = json.loads(study).get("network", {})
-    name, code = (table.get(key, "") for key in ("architecture", "code")) if isinstance(table, dict) else (None, None)
-    if not code and isinstance(name, str) and ":" not in name:
-        return "", ""
-    if not (isinstance(name, str) and _NAME.fullmatch(name) and isinstance(code, str) and SHA256.fullmatch(code)):
-        raise Refusal(reasons.RUN_CONFIG, private="the network is not package:name with the SHA-256 of its files")
-    return name, code
+    tables, found = json.loads(study), []
+    for kind, (table_name, key, code_key) in _PLACES.items():
+        table = tables.get(table_name, {})
+        name, code = (table.get(each, "") for each in (key, code_key)) if isinstance(table, dict) else (None, None)
+        if not code and isinstance(name, str) and ":" not in name:
+            continue
+        if not (isinstance(name, str) and _NAME.fullmatch(name) and isinstance(code, str) and SHA256.fullmatch(code)):
+            raise Refusal(reasons.RUN_CONFIG, private=f"the {kind} is not package:name with the SHA-256 of its files")
+        found.append(Named(kind, name, code))
+    return found
 
 
-class NetworkApprovals:
-    """A site's decisions about packages of networks."""
+class PackageApprovals:
+    """A site's decisions about packages."""
 
     def __init__(self, site: Site) -> None:
-        self._site, self.folder = site, site.folder / NETWORKS
+        self._site, self.folder = site, site.folder / PACKAGES
         self._decisions = Decisions(
             self.folder, ledger_file(site), suffix=".json", max_bytes=2 * MAX_BYTES, what="network"
         )
 
     def check(self, study: str) -> None:
-        """Check that a study's network (JSON) may run here now, if it is a package's.
+        """Check that all that a study (JSON) uses of packages may run here now.
 
         Raises Refusal: E_NETWORK_REFUSED, E_NETWORK_CHANGED, E_RUN_CONFIG, E_APPROVALS.
         """
-        network, code = network_of(study)
-        if not network:
-            return
-        decision = self._decisions.last(code)
-        if decision is None or decision.decided != "approved":
-            raise Refusal(reasons.NETWORK_REFUSED, private=f"{network} {code}")
-        package = self.package(code)
-        if network not in {f"{package.name}:{each}" for each in self._plans(code)}:
-            raise Refusal(reasons.NETWORK_REFUSED, private=f"{network} is not a network of {code}")
+        for part in parts_of(study):
+            decision = self._decisions.last(part.code)
+            if decision is None or decision.decided != "approved":
+                raise Refusal(reasons.NETWORK_REFUSED, private=f"{part.name} {part.code}")
+            package = self.package(part.code)
+            approved = self._plans(part.code) if part.kind == "network" else package.parts(part.kind)
+            if part.name not in {f"{package.name}:{each}" for each in approved}:
+                raise Refusal(reasons.NETWORK_REFUSED, private=f"{part.name} is not a {part.kind} of {part.code}")
 
     def package(self, code: str) -> Package:
         """Return an approved package. Raises Refusal E_NETWORK_CHANGED if its kept bytes are gone or not the same."""
@@ -80,7 +89,7 @@ class NetworkApprovals:
         return sorted(last.values(), key=lambda decision: decision.at, reverse=True)
 
     def approve(self, package: Package, plans: Mapping[str, Plan], *, by: str, note: str = "") -> str:
-        """Let studies use the networks of a package, and return its SHA-256. `plans`: as the sandbox worked them out.
+        """Let studies use a package, and return its SHA-256. `plans`: as the sandbox worked them out.
 
         Raises OSError, and Refusal as `Decisions.approve` does.
         """
@@ -91,7 +100,7 @@ class NetworkApprovals:
         return code
 
     def revoke(self, code: str, *, by: str, note: str = "") -> None:
-        """Forbid a package's networks. Raises Refusal as `Decisions.revoke` does."""
+        """Forbid a package. Raises Refusal as `Decisions.revoke` does."""
         self._decisions.revoke(code, by=by, note=note)
         for path in (handed_over(self._site.folder, code), plans_beside(handed_over(self._site.folder, code))):
             path.unlink(missing_ok=True)
