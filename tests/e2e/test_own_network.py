@@ -11,6 +11,7 @@ import torch
 
 from federation.system.process import free_port
 from models.network import TABULAR
+from models.own_packages import Kind
 from models.release import load_release
 from tests.e2e.conftest import Command, allow, enter, ok, run_command
 from tests.e2e.test_federation import STUDY
@@ -23,11 +24,21 @@ PAGE = Path(__file__).parents[2] / "docs" / "own-networks.md"
 def package_of_tutorial(folder: Path) -> Path:
     """Install the package of the page into a folder, with the entry point of its pyproject.toml."""
     text = PAGE.read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    assert 'wide = "my_networks:wide"' in text
-    write_package(folder, code=code, networks=("wide",))
+    code, parts_code = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    entries = ("my_networks:wide", "my_networks.parts:focal", "my_networks.parts:dimmed")
+    assert all(f'{entry.rpartition(":")[2]} = "{entry}"' in text for entry in entries)
+    parts: dict[Kind, tuple[str, ...]] = {"loss": ("focal",), "transform": ("dimmed",)}
+    write_package(folder, code=code, networks=("wide",), parts=parts, parts_code=parts_code)
     (folder / "my_networks" / "__init__.py").write_text("from my_networks.nets import wide as wide\n")
     return folder
+
+
+def lines_of(packages: Path) -> str:
+    """The tables of a study that uses all parts of the package."""
+    network, loss, transform = (
+        ok("study", "network", f"my-networks:{name}", "--from", packages) for name in ("wide", "focal", "dimmed")
+    )
+    return f'[network]\n{network}pooling = "gated"\n[training]\n{loss}loss_settings = {{ gamma = 1.5 }}\n{transform}'
 
 
 def test_tutorial_trains_a_network_of_a_package_at_hospitals_that_approved_it(
@@ -37,19 +48,21 @@ def test_tutorial_trains_a_network_of_a_package_at_hospitals_that_approved_it(
     shutil.copytree(two_sites, sites)
     packages, received = package_of_tutorial(tmp_path / "packages"), tmp_path / "received"
     shutil.copytree(packages, received)
-    lines = ok("study", "network", "my-networks:wide", "--from", packages)
     table = STUDY
     for old, new in (("sites = 3", "sites = 2"), ("quorum = 2", "quorum = 1"), ("rounds = 4", "rounds = 2")):
         table = table.replace(old, new)
     table = table.replace("round_timeout_s = 120", "round_timeout_s = 400")
-    study.write_text(table[: table.index("[network]")] + f'[network]\n{lines}pooling = "gated"\n')
+    study.write_text(table[: table.index("[network]")] + lines_of(packages))
     ok("server", "init", server, "--port", str(free_port()))
     start("server", "start", server).wait_for("The server is up", seconds=90)
     for name in ("north", "south"):
         enter(sites / name, server, name)
         allow(sites / name, study)
     shown = ok("node", "approve-network", sites / "north", "my-networks", "--from", received, "--yes")
-    assert "my-networks:wide" in shown
+    for part in ("my-networks:wide", "loss        focal", "transform   dimmed"):
+        assert part in shown
+    listed = ok("node", "networks", sites / "north")
+    assert "network my-networks:wide, loss my-networks:focal, transform my-networks:dimmed" in " ".join(listed.split())
     for name in ("north", "south"):
         start("node", "start", sites / name).wait_for("is online", seconds=120)
 
@@ -92,9 +105,8 @@ def test_network_of_a_package_runs_in_simulation(
 ) -> None:
     """No hospital approves anything: the machine of the data scientist runs its own package."""
     packages, study = package_of_tutorial(tmp_path / "packages"), tmp_path / "study.toml"
-    lines = ok("study", "network", "my-networks:wide", "--from", packages)
     table = STUDY.replace("sites = 3", "sites = 2").replace("rounds = 4", "rounds = 1")
-    study.write_text(table[: table.index("[network]")] + f"[network]\n{lines}")
+    study.write_text(table[: table.index("[network]")] + lines_of(packages))
     monkeypatch.setenv("PYTHONPATH", str(packages))
     options = [option for name in ("north", "south") for option in ("--simulate", two_sites / name)]
     run = start("study", "run", study, "--server", tmp_path / "simulation", *options)
