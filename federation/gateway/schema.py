@@ -216,7 +216,7 @@ def schema_of(study: str, folder: Path, releases: Path) -> Schema:
     kept = folder / f"{_key(study)}.json"
     if kept.is_file():
         return Schema.from_json(kept.read_bytes())
-    schema = _in_a_process(study, str(releases))
+    schema = in_a_process(study, str(releases))
     folder.mkdir(parents=True, exist_ok=True)
     write_durably(kept, schema.to_json().encode())
     _forget_old(folder)
@@ -242,7 +242,7 @@ def first_model_of(study: str, folder: Path, releases: Path) -> Arrays:
     wanted = [chunk for group in heads.values() for head in group.values() for chunk in head.chunks]
     if not all((chunks / chunk).is_file() for chunk in wanted):
         chunks.mkdir(parents=True, exist_ok=True)
-        _in_a_process(study, str(releases), str(chunks))
+        in_a_process(study, str(releases), str(chunks))
     return Arrays(heads, lambda chunk: (chunks / chunk).read_bytes())
 
 
@@ -250,7 +250,8 @@ def _key(study: str) -> str:
     return hashlib.sha256(f"{version('fedthorax')}|{_FORMAT}|{study}".encode()).hexdigest()
 
 
-def _in_a_process(study: str, *arguments: str) -> Schema:
+def in_a_process(study: str, *arguments: str) -> Schema:
+    """Run this module in a process of its own, with these arguments. Raises Refusal E_RUN_CONFIG, E_BEGIN_UNLIKE."""
     if len(study.encode()) > MAX_STUDY_BYTES:
         raise Refusal(approval_reasons.RUN_CONFIG, private="the study is too long")
     # One thread is enough; one per core would only cost time.

@@ -169,7 +169,7 @@ class Rig:
             ahead = patch("time.time", lambda: clock() + self._ahead_seconds)
             silent = patch.object(masked_rounds, "SILENT_SECONDS", 0.0)  # a real gateway waits a minute for a sum
             names = patch.object(task_intake, "names_by_digest", lambda folder: _names())
-            here = patch.object(schema, "_in_a_process", _schema_here)
+            here = patch.object(schema, "in_a_process", _schema_here)
             with ahead, silent, names, here, self._bench.node() as node:
                 self._node: NodeSide = node
                 try:
@@ -338,7 +338,7 @@ def rig(
             yield made
 
 
-_schema_in_a_process = schema._in_a_process
+_schema_in_a_process = schema.in_a_process
 
 
 def _schema_here(study: str, *folders: str) -> schema.Schema:

@@ -125,7 +125,7 @@ def ingest(site: Path) -> None:
 def two_sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of two ingested synthetic hospitals, north and south. Copy it before any change."""
     folder = tmp_path_factory.mktemp("two")
-    ok("phantom", folder / "hospitals", "--sites", "2", "--patients", "10", "--no-defects")
+    ok("phantom", folder / "hospitals", "--sites", "2", "--patients", "10", "--no-defects", "--anatomy", "template")
     for name in ("north", "south"):
         site = folder / "sites" / name
         ok("node", "init", site, "--from", folder / "hospitals" / name)

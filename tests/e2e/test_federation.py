@@ -74,7 +74,7 @@ class Federation:
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Command]) -> Iterator[Federation]:
     folder = tmp_path_factory.mktemp("federation")
-    ok("phantom", folder / "hospitals", "--sites", "3", "--patients", "14", "--no-defects")
+    ok("phantom", folder / "hospitals", "--sites", "3", "--patients", "14", "--no-defects", "--anatomy", "template")
     ok("server", "init", folder / "server", "--port", str(free_port()))
     (folder / "study.toml").write_text(STUDY)
     federation = Federation(folder, start("--help"), {}, start)

@@ -46,7 +46,7 @@ widen_factor = 0.125
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Command]) -> Iterator[Federation]:
     folder = tmp_path_factory.mktemp("federation")
-    ok("phantom", folder / "hospitals", "--sites", "4", "--patients", "16", "--no-defects")
+    ok("phantom", folder / "hospitals", "--sites", "4", "--patients", "16", "--no-defects", "--anatomy", "template")
     ok("server", "init", folder / "server", "--port", str(free_port()))
     (folder / "study.toml").write_text(STUDY)
     federation = Federation(folder, start("--help"), {}, start)
