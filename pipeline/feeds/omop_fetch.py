@@ -256,7 +256,7 @@ def _day(column: str) -> str:
 
 
 def _text(day: date | None) -> str | None:
-    return day and day.isoformat()
+    return day.isoformat() if day else None
 
 
 def _columns(patterns: list[tuple[str, str, bool]]) -> tuple[list[str], list[str], list[bool]]:
