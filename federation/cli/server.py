@@ -78,13 +78,16 @@ def enrol(
     as_json: Json = False,
 ) -> None:
     """Invite a hospital: print a code with which its node can join once within 7 days."""
-    from federation.enrolment.invitations import invite
+    from federation.enrolment.invitations import has_open_code, invite
 
+    replaces = has_open_code(folder, name)
     code = invite(folder, name, patients=patients)
     if as_json:
-        print_json({"site": name, "code": code})
+        print_json({"site": name, "code": code, "replaces": replaces})
         return
     typer.echo(code)
+    if replaces:
+        say(f"The code that {name} got before and has not used is no longer valid.")
     say(f"Send this code to {name} over a confidential channel: whoever has it can join once in its place.")
     say("There: fedthorax node join SITE_DIR CODE")
 

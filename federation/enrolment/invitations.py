@@ -84,6 +84,13 @@ def invite(folder: Path, name: str, *, patients: int | None = None) -> str:
     return f"{read_server_config(folder).address}/{fingerprint(authority)}/{invitation}/{secret}"
 
 
+def has_open_code(folder: Path, name: str) -> bool:
+    """Tell whether site `name` was sent a code that it has not used yet and that is still valid."""
+    with registry(folder) as db:
+        query = "SELECT 1 FROM invitations WHERE site = ? AND ends > ? AND wrong_tries < ? AND used_by IS NULL"
+        return db.execute(query, (name, time.time(), MAX_WRONG_TRIES)).fetchone() is not None
+
+
 def revoke(folder: Path, name: str) -> None:
     """Exclude site `name`: revoke its certificates and invitation, and remove its node if the server is running.
 

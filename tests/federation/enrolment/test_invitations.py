@@ -2,6 +2,7 @@
 
 import re
 import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from federation.enrolment.invitations import (
     JoinRequest,
     accept,
     enrolled_patients,
+    has_open_code,
     invite,
     overview,
     renew,
@@ -189,6 +191,18 @@ def test_new_invitation_voids_the_previous_one(folder: Path) -> None:
     first, second, key = invite(folder, "north"), invite(folder, "north"), new_key()
     assert refused(folder, joining(first, key)) == "E_INVITATION"
     assert accept(folder, joining(second, key))[0] == "north"
+
+
+def test_open_code_is_known_until_it_is_used_or_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not has_open_code(folder, "north")
+    code = invite(folder, "north")
+    assert has_open_code(folder, "north") and not has_open_code(folder, "south")
+    now = time.time()
+    with monkeypatch.context() as later:
+        later.setattr(time, "time", lambda: now + INVITATION_SECONDS + 1)
+        assert not has_open_code(folder, "north")
+    accept(folder, joining(code, new_key()))
+    assert not has_open_code(folder, "north")
 
 
 def test_code_stays_valid_while_the_superlink_is_down(folder: Path, superlink: SuperLink) -> None:
