@@ -1,10 +1,12 @@
-"""Time from a stored answer to its images on the waiting page, with a real service and a real browser.
+"""Time until the page shows the images of a scan: after its answer was stored, and after a person opens it.
 
-Headless Chromium renders WebGL in software, on the same cores as the service. The page records when it shows an image,
-with the same clock that the service uses for the time when the answer was stored.
+With a real service and a real browser: headless Chromium, which renders WebGL in software, on the same cores as the
+service. The page records when it shows an image, with the same clock that the service uses for the time when the answer
+was stored.
 """
 
 import contextlib
+import json
 import socket
 import sys
 import zipfile
@@ -21,7 +23,7 @@ from tests.e2e.browser import Page, open_browser
 from tests.e2e.conftest import Command
 
 REPEATS = 2  # after the first answer of a session
-FIRST, VIEWER = "first slice", "full viewer"
+FIRST, VIEWER, OPENED = "first slice", "full viewer", "opened"
 NIIVUE = Path(__file__).parents[1] / "pipeline/clinic/page/static/niivue.js"
 _WAIT_SECONDS = 120.0
 _SLICE = "!document.querySelector('#answer').hidden && document.querySelector('#tiles img')?.naturalWidth"
@@ -36,7 +38,9 @@ window.seen = {{}};
 
 
 def seconds_to_pictures(folder: Path) -> dict[str, list[float]] | None:
-    """Seconds after the stored answer, by FIRST and VIEWER; the first answer of the session comes first.
+    """Seconds by FIRST and VIEWER, after the stored answer, and by OPENED; the first answer of the session comes first.
+
+    OPENED: from the choice of an answered scan to its first slice, on a page that was just loaded.
 
     None if there is no browser, or no viewer in the package (`make viewer`).
 
@@ -78,7 +82,7 @@ def _served(folder: Path, page: Page) -> Iterator[None]:
 
 
 def _watch(clinic: Clinic, page: Page, zipped: Path) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {FIRST: [], VIEWER: []}
+    found: dict[str, list[float]] = {FIRST: [], VIEWER: [], OPENED: []}
     with clinic.store() as store:
         for _ in range(REPEATS + 1):
             page.js("location.hash = ''")
@@ -90,4 +94,15 @@ def _watch(clinic: Clinic, page: Page, zipped: Path) -> dict[str, list[float]]:
             assert job.ended_at is not None
             for name, at in ((FIRST, "first"), (VIEWER, "viewer")):
                 found[name].append(page.js(f"seen.{at}") / 1000 - job.ended_at.timestamp())
+            found[OPENED].append(_seconds_to_open(page))
     return found
+
+
+def _seconds_to_open(page: Page) -> float:
+    """Load the page again without a scan, then open the scan that it shows now."""
+    scan = page.js("location.hash")
+    page.goto(str(page.js("location.origin")))
+    page.wait_for("!document.querySelector('#desk').hidden && document.querySelector('#answer').hidden")
+    page.js(f"{_WATCH}; window.chosen = Date.now(); location.hash = {json.dumps(scan)}")
+    page.wait_for("seen.first", seconds=_WAIT_SECONDS)
+    return float(page.js("seen.first - chosen")) / 1000

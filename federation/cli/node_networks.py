@@ -47,30 +47,37 @@ def networks(
         _show_files(approvals.package(_found(show, [decision.sha256 for decision in approvals.decisions()])))
         return
     decisions = approvals.decisions()
-    brings = {decision.sha256: _kept(approvals, decision.sha256) for decision in decisions}
     if as_json:
-        print_json([d.model_dump(mode="json") | {"brings": brings[d.sha256]} for d in decisions])
+        print_json([d.model_dump(mode="json") | {"brings": _kept(approvals, d.sha256)} for d in decisions])
         return
-    rows = [
-        [d.sha256[:_SHOWN_DIGITS], ", ".join(brings[d.sha256]), d.decided, f"{d.at:%Y-%m-%d}", d.by, d.note]
-        for d in decisions
-    ]
-    print_table(["package", "brings", "studies may use it", "decided", "by", "note"], rows)
+    rows = [[*_lines(approvals, d.sha256), d.decided, f"{d.at:%Y-%m-%d}", d.by, d.note] for d in decisions]
+    print_table(["package", "brings", "studies may use it", "decided", "by", "note"], rows, whole=2)
 
 
 def _kept(approvals: "PackageApprovals", code: str) -> list[str]:
-    """Return what a package brings, in words; nothing if its kept bytes are gone or changed."""
+    """Return what a package brings, such as "network my-networks:wide"; a code if its bytes are gone or changed."""
     try:
-        return _brings(approvals.package(code))
+        package = approvals.package(code)
     except Refusal as refusal:
         return [refusal.code]
+    return [f"{kind} {package.name}:{name}" for kind, name in _parts(package)]
 
 
-def _brings(package: "Package") -> list[str]:
-    """Return what a package brings, in words: "network my-networks:wide"."""
+def _lines(approvals: "PackageApprovals", code: str) -> tuple[str, str]:
+    """Return the package's name and code, and what it brings, in lines that fit a table."""
+    shown = code[:_SHOWN_DIGITS]
+    try:
+        package = approvals.package(code)
+    except Refusal as refusal:
+        return shown, refusal.code
+    return f"{package.name}\n{shown}", "\n".join(" ".join(part) for part in _parts(package))
+
+
+def _parts(package: "Package") -> list[tuple[str, str]]:
+    """Return the kind and the name of each part."""
     from models.own_packages import GROUPS
 
-    return [f"{kind} {package.name}:{name}" for kind in GROUPS for name in package.parts(kind)]
+    return [(kind, name) for kind in GROUPS for name in package.parts(kind)]
 
 
 def approve_network(
