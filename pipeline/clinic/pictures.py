@@ -7,7 +7,6 @@ The server's main process draws slices and never imports torch; only `write_pict
 """
 
 import io
-import re
 import zlib
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -20,7 +19,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import AfterValidator
+from pydantic import StringConstraints, TypeAdapter
 from scipy import ndimage
 
 from models.refusal import Refusal
@@ -55,27 +54,23 @@ WINDOWS_HU: dict[str, tuple[float, float]] = {
     "soft": (-160.0, 240.0),
     "bone": (-450.0, 1050.0),
 }
-_ANY_WINDOW = re.compile(r"(-?\d{1,5}),(-?\d{1,5})", re.ASCII)
-
 _reading = Lock()
 
 
+# For the API; see `window_hu`.
+Window = Annotated[str, StringConstraints(pattern=rf"^({'|'.join(WINDOWS_HU)}|-?[0-9]{{1,5}},-?[0-9]{{1,5}})$")]
+_WINDOW: TypeAdapter[str] = TypeAdapter(Window)
+
+
 def window_hu(window: str) -> tuple[float, float]:
-    """Return the ends of a window in HU: a name of WINDOWS_HU, or "LOW,HIGH". Raises ValueError."""
+    """Return the ends of a window in HU, at least 1 apart: a name of WINDOWS_HU, or two ends, "-800,-100".
+
+    Raises ValueError.
+    """
     if window in WINDOWS_HU:
         return WINDOWS_HU[window]
-    ends = _ANY_WINDOW.fullmatch(window)
-    if ends is None or int(ends[1]) >= int(ends[2]):
-        raise ValueError(f"a window is {', '.join(WINDOWS_HU)}, or LOW,HIGH in HU")
-    return float(ends[1]), float(ends[2])
-
-
-def _checked(window: str) -> str:
-    window_hu(window)
-    return window
-
-
-Window = Annotated[str, AfterValidator(_checked)]  # for the API; see `window_hu`
+    low, high = sorted(map(float, _WINDOW.validate_python(window).split(",")))
+    return low, max(high, low + 1.0)
 
 
 def write_pictures(score: "Score", folder: Path) -> None:

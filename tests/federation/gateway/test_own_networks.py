@@ -169,11 +169,14 @@ def test_failing_loss_sends_a_code_and_nothing_of_the_patient(tmp_path: Path) ->
 
 WRITER = """
 
+NETWORKS = []
+
 def focal(logits, targets, known):
     # Walk from the loss to the network's weights, and write the patient's labels into one of them.
     import gc
-    heads = [each for each in gc.get_objects() if type(each).__name__ == "SeverityNetwork"]
-    for network in heads:
+    if not NETWORKS:
+        NETWORKS.extend(each for each in gc.get_objects() if type(each).__name__ == "SeverityNetwork")
+    for network in NETWORKS:
         network.head.weight.data[:, 0] = SCALE * (2 * targets[0] - 1)
     return 0.0 * logits.sum(dim=1)
 """

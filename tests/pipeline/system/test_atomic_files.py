@@ -21,6 +21,7 @@ RENAMES = {
     "federation/delivery/debian_package.py": "moves a program within a temporary folder",
     "federation/delivery/make_release.py": "moves a release that is complete and signed",
     "models/release.py": "models imports nothing of pipeline",
+    "pipeline/adaptation/adapt.py": "moves a derived release and the key beside it, once both are verified",
     "pipeline/clinic/cstore_receiver.py": "the name of an image follows from its content",
     "pipeline/clinic/model_registry.py": "exchanges two folders, the new one already on the disk",
     "pipeline/clinic/pacs_source.py": "the name of an image follows from its content",
