@@ -83,7 +83,7 @@ def _print(result: Score) -> None:
             for label, p in result.probabilities.items()
         ],
         title=SYNTHETIC if result.model.trained_on_synthetic_data else None,
-        whole=1,
+        whole=2,
     )
     for label, why in result.no_number.items():
         say(f"{label}: {why}")
