@@ -31,6 +31,7 @@ from clinic_day_scans import ANSWERED, KINDS, Scan, busiest, plan, write
 from common import Part, Table
 from pydicom import dcmread
 
+from federation.system.process import free_port
 from models.network import NetworkSettings, build_network
 from models.release import save_release
 from pipeline.clinic import model_registry
@@ -41,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.e2e.conftest import Command
 from tests.e2e.orthanc import AET, DICOMWEB, ORTHANC, PASSWORD, USER, Orthanc
 from tests.helpers.descriptions import description
-from tests.pipeline.pacs.fake_pacs import OUR_TITLE, free_port
+from tests.pipeline.pacs.fake_pacs import OUR_TITLE
 
 SCANS, SPEED, SEED = 400, 10.0, 1
 PACS_DOWN_H = ((9.5, 10.5), (15.0, 16.0))  # from and to

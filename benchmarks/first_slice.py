@@ -7,7 +7,6 @@ was stored.
 
 import contextlib
 import json
-import socket
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest  # tests.e2e skips if there is no browser
 
+from federation.system.process import free_port
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.web.auth import Tokens
 
@@ -67,8 +67,7 @@ def _served(folder: Path, page: Page) -> Iterator[None]:
     """Start the service, and a page that is signed in to it."""
     site = folder / "served"
     site.mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     (site / "clinic.toml").write_text(f"[server]\nport = {port}\n")
     service = Command(folder / "served.log", "serve", site, "--model", folder / "model")
     try:

@@ -8,7 +8,6 @@ Writes doctor.webp, report.webp and clinic.webp. All patients in them are synthe
 import io
 import json
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
+from federation.system.process import free_port
 from tests.e2e.browser import Page, open_browser
 from tests.e2e.conftest import Command, run_command
 
@@ -61,8 +61,7 @@ def serve(model: Path, work: Path) -> Iterator[tuple[str, str]]:
     """Serve the clinician's page inside the block. Yields its address and a token to sign in with."""
     folder = work / "clinic"
     folder.mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     (folder / "clinic.toml").write_text(f"[server]\nport = {port}\n")
     served = Command(work / "serve.log", "serve", folder, "--model", model)
     try:

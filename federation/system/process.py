@@ -6,6 +6,7 @@ process ends for any reason, the child and all its descendants end too.
 
 import errno
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -23,6 +24,8 @@ GUARD = Path(__file__).with_name("reaper.py")
 # Flower allows itself 5 s to end (FORCE_EXIT_TIMEOUT_SECONDS), and its children a little more.
 GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.2
+_PORTS = range(10_240, 30_000)
+_given: set[int] = set()  # ports of `free_port`: a second caller may ask before the first one listens
 
 T = TypeVar("T")
 
@@ -155,11 +158,25 @@ def without_proxy() -> str:
 
 
 def free_port() -> int:
-    """Return a loopback port on which nobody listens at the moment."""
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """Return a loopback port on which nobody listens at the moment, at random and only once in this process.
+
+    It is below the ephemeral ports of Linux (32768 to 60999). The kernel gives one of those to each outgoing connection
+    and to each program that binds port 0, possibly before the caller of this function listens. It is also below the
+    node ports of Kubernetes (30000 to 32767).
+    Raises OSError if this machine does not let it bind.
+    """
+    while True:
+        port = secrets.choice(_PORTS)  # no seed: processes that start together draw different ports
+        with socket.socket() as listener:
+            try:
+                listener.bind((LOOPBACK, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 def port_is_taken(host: str, port: int) -> bool:

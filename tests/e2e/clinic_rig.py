@@ -4,7 +4,6 @@ The model has random weights, so its results have no meaning. Their display does
 """
 
 import contextlib
-import socket
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import dcmread
 
+from federation.system.process import free_port
 from models.calibration import Platt
 from models.network import NetworkSettings, build_network
 from models.release import save_release
@@ -73,8 +73,7 @@ def open_clinic(folder: Path, start: Callable[..., Command]) -> Iterator[Clinic]
             (site / "password").touch(mode=0o600)
             (site / "password").write_text(PASSWORD)
             settings = _PACS_SETTINGS.format(url=orthanc.url, user=USER)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         viewer = "https://viewer.example/?study={study_uid}&patient={patient_id}"
         (site / "clinic.toml").write_text(f"[server]\nport = {port}\nviewer_url = '{viewer}'\n{settings}")
         _save_model(folder / "model")

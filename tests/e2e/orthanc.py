@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import json
 import os
-import socket
 import subprocess
 import threading
 import time
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from federation.system.process import free_port
 
 ORTHANC = Path("/usr/sbin/Orthanc")
 DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
@@ -72,7 +73,7 @@ class Orthanc:
         self._network = _own_network()
         self.process: subprocess.Popen[bytes] | None = None
         with self.inside():
-            self.http_port, self.dicom_port = _free_ports(2)
+            self.http_port, self.dicom_port = free_port(), free_port()
         ours = {
             "Name": "synthetic PACS",
             "StorageDirectory": str(folder / "storage"),
@@ -182,12 +183,3 @@ class Orthanc:
         if self._network is not None:
             os.close(self._network)
             self._network = None
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports that are free now, in the network namespace of this thread."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

@@ -1,13 +1,13 @@
 """Sign-in with the hospital's account and the administrator's page, in a real browser with a real service."""
 
 import re
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from federation.system.process import free_port
 from models.network import NetworkSettings, build_network
 from models.release import save_release
 from pipeline.clinic.settings import SETTINGS, Clinic
@@ -57,8 +57,7 @@ class Rig:
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Command]) -> Iterator[Rig]:
     folder = tmp_path_factory.mktemp("clinic")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     page = f"http://localhost:{port}/"
     with serving(IdentityProvider(page)) as provider:
         (folder / "oidc-secret").touch(mode=0o600)

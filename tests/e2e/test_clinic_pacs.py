@@ -20,6 +20,7 @@ from pydicom import Dataset, dcmread
 from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage  # type: ignore[attr-defined]
 
+from federation.system.process import free_port
 from models.network import NetworkSettings, build_network
 from models.release import Release, load_release, save_release
 from pipeline.clinic import model_registry, pacs_source
@@ -35,7 +36,7 @@ from tests.e2e.conftest import Command
 from tests.e2e.orthanc import AET, PASSWORD, USER, Orthanc, require_orthanc
 from tests.helpers.descriptions import description
 from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, write_series
-from tests.pipeline.pacs.fake_pacs import OUR_TITLE, free_port
+from tests.pipeline.pacs.fake_pacs import OUR_TITLE
 from tests.pipeline.scoring.test_score import SPACING_MM, chest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]

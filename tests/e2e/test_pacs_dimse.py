@@ -17,6 +17,7 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.sop_class import MRImageStorage  # type: ignore[attr-defined]
 
+from federation.system.process import free_port
 from models.refusal import Refusal
 from pipeline.imaging.discovery import find_series
 from pipeline.imaging.functional_groups import CT_CLASSES
@@ -31,7 +32,7 @@ from tests.e2e.orthanc import AET, Orthanc, require_orthanc
 from tests.helpers.dicom_files import PATIENT_ID, body, write_series
 from tests.helpers.enhanced import enhanced, legacy_converted, save_frames, single_frames
 from tests.pipeline.pacs.authority import Authority
-from tests.pipeline.pacs.fake_pacs import OUR_TITLE, free_port, images
+from tests.pipeline.pacs.fake_pacs import OUR_TITLE, images
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 MODES = ("c-get", "c-move")

@@ -15,6 +15,7 @@ import requests
 from highdicom.sr import srread
 from pydicom import dcmread
 
+from federation.system.process import free_port
 from pipeline.clinic.records import Answer, Delivery
 from pipeline.clinic.results.outbox import Outbox
 from pipeline.clinic.results.write import PICTURE, REPORT, write_results
@@ -26,7 +27,7 @@ from pipeline.pacs.queries import RemoteSeries
 from pipeline.scoring.score import Score
 from tests.e2e.orthanc import AET, PASSWORD, USER, Orthanc, require_orthanc
 from tests.helpers.scored_answers import SEVERE, answer_to, score_of, series_of, write_scan
-from tests.pipeline.pacs.fake_pacs import OUR_TITLE, free_port
+from tests.pipeline.pacs.fake_pacs import OUR_TITLE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 WAYS = ("stow", "c-store")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from federation.system import process
 from federation.system.process import flower_environment, free_port, port_is_taken
 from federation.system.reaper import descendants
 
@@ -57,6 +58,21 @@ def test_proxy_is_not_used_for_this_machine(tmp_path: Path, monkeypatch: pytest.
     unproxied = {pattern for pattern, proxy in proxies.items() if proxy is None}
     assert any("127.0.0.1" in pattern for pattern in unproxied)
     assert any("pacs.example.org" in pattern for pattern in unproxied)
+
+
+def test_free_ports_differ_and_are_below_those_that_the_kernel_gives() -> None:
+    ports = {free_port() for _ in range(200)}
+    assert len(ports) == 200
+    assert min(ports) >= 10_240
+    assert max(ports) < 30_000
+
+
+def test_free_port_is_not_one_on_which_a_program_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, free = free_port(), free_port()
+    monkeypatch.setattr(process, "_PORTS", (taken, free))
+    monkeypatch.setattr(process, "_given", set())
+    with socket.create_server(("127.0.0.1", taken)):
+        assert free_port() == free
 
 
 def test_port_is_taken_while_a_socket_listens() -> None:

@@ -21,6 +21,7 @@ from pynetdicom.association import Association
 from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from federation.system.process import free_port
 from models.refusal import Refusal
 from pipeline.clinic.cstore_receiver import IDLE_SECONDS, PREAMBLE, Reception
 from pipeline.clinic.settings import Clinic
@@ -31,7 +32,7 @@ from pipeline.site.tls import as_client
 from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, write_series
 from tests.helpers.enhanced import enhanced, legacy_converted, save_frames, single_frames
 from tests.pipeline.pacs.authority import Authority
-from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, free_port, images
+from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, images
 
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 QUIET_SECONDS = 1e-9

@@ -12,6 +12,7 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import JPEG2000Lossless
 from pynetdicom.events import Event as DicomEvent
 
+from federation.system.process import free_port
 from models.refusal import Refusal
 from pipeline.clinic import pacs_source
 from pipeline.clinic.pacs_source import PacsSource
@@ -20,7 +21,7 @@ from pipeline.clinic.store import Store
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.site.pacs_settings import PacsTable
 from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID
-from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, FakePacs, dataset, free_port, images
+from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, FakePacs, dataset, images
 
 STUDY_UID = "2.25.2718281828459045"
 COUNT = 6

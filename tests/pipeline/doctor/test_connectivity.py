@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from federation.system.process import free_port
 from models.refusal import Refusal
 from pipeline.doctor import connectivity
 from pipeline.doctor.connectivity import Endpoint, network, pacs, probe
@@ -114,9 +115,7 @@ def test_server_certificate_for_another_name_is_not_trusted(authority: Authority
 
 
 def test_closed_port_is_reported(authority: Authority) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as once:
-        port = once.getsockname()[1]
-    answer = probe(Endpoint("127.0.0.1", port, ca=authority.path))
+    answer = probe(Endpoint("127.0.0.1", free_port(), ca=authority.path))
     assert answer.failed == "no service listens there"
     assert "Refused" in answer.private
 
@@ -167,9 +166,7 @@ def test_refusing_and_unreachable_proxies_are_reported(authority: Authority) -> 
     with listening(refuse) as proxy:
         answer = probe(Endpoint("study.example", 443, ca=authority.path, proxy=f"127.0.0.1:{proxy}"))
     assert "proxy refuses" in answer.failed
-    with socket.create_server(("127.0.0.1", 0)) as once:
-        port = once.getsockname()[1]
-    gone = probe(Endpoint("study.example", 443, ca=authority.path, proxy=f"127.0.0.1:{port}"))
+    gone = probe(Endpoint("study.example", 443, ca=authority.path, proxy=f"127.0.0.1:{free_port()}"))
     assert gone.failed == "the proxy cannot be reached"
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import hl7
 from hl7.client import MLLPClient
 
+from federation.system.process import free_port
 from pipeline.records.laboratory import PcrResult, read_pcr
 from pipeline.site.folder import Site, init_site
 from tests.pipeline.records.laboratory.test_hl7 import DETECTED, NOT_DETECTED, TODAY, usual
@@ -33,12 +34,6 @@ keep_free_gb = 0
 file = "outcomes.csv"
 """
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def result(control: str = "C1", *, patient: str = "P-SECRET", positive: bool = True, status: str = "F") -> bytes:

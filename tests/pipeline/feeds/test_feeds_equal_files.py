@@ -9,12 +9,13 @@ from hl7.client import MLLPClient
 from typer.testing import CliRunner
 
 from federation.cli.node import app
+from federation.system.process import free_port
 from pipeline.phantom.feeds import TIME_ZONE, laboratory_table, write_feed
 from pipeline.phantom.hospitals import HOSPITALS, Hospital
 from pipeline.records.laboratory import read_pcr
 from pipeline.site.folder import Site, init_site
 from tests.pipeline.feeds.fhir_server import FhirServer, serving
-from tests.pipeline.feeds.listener_rig import Rig, free_port, running
+from tests.pipeline.feeds.listener_rig import Rig, running
 from tests.pipeline.phantom.test_feeds import drawn
 
 pytestmark = pytest.mark.slow

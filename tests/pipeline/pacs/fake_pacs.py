@@ -1,6 +1,5 @@
 """A synthetic PACS in this process, whose behaviour a test can change."""
 
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,11 +24,6 @@ from tests.helpers.dicom_files import ct_slice
 
 PACS_TITLE, OUR_TITLE = "FAKEPACS", "FEDTHORAX"
 Answers = Callable[[Event], Iterator[tuple[int, Dataset | None]]]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @dataclass

@@ -34,6 +34,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
+from federation.system.process import free_port
 from models.refusal import Refusal
 from pipeline.pacs import dimse
 from pipeline.pacs.association import FIND, GET, associate
@@ -41,7 +42,7 @@ from pipeline.pacs.dimse import DimsePacs
 from pipeline.pacs.queries import RemoteSeries, StudyQuery
 from pipeline.site.pacs_settings import DimseTable
 from tests.pipeline.pacs.authority import Authority
-from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, FakePacs, dataset, free_port, images
+from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, FakePacs, dataset, images
 
 PENDING = 0xFF00
 SERIES = RemoteSeries("CANARY-0042", "", "", "1.2.3", "1.2.3.4", "CT", "CHEST", None)

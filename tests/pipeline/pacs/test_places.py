@@ -15,11 +15,12 @@ from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from federation.system.process import free_port
 from pipeline.pacs.places import MOST_ASSOCIATIONS, MOST_OF_ONE_PEER
 from pipeline.pacs.receiver import SUCCESS, TRANSFER_SYNTAXES, receiver
 from pipeline.site.tls import as_client, as_server
 from tests.pipeline.pacs.authority import Authority
-from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, free_port, images
+from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, images
 
 PACS, OTHER = "127.0.0.1", "127.0.0.2"  # on Linux, all of 127.0.0.0/8 is this machine
 MANY = tuple(f"127.0.0.{number}" for number in range(2, 22))

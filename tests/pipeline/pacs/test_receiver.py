@@ -21,6 +21,7 @@ from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import MRImageStorage, Verification  # type: ignore[attr-defined]
 
+from federation.system.process import free_port
 from models.refusal import Refusal
 from pipeline.imaging.codecs import is_readable
 from pipeline.imaging.functional_groups import CT_CLASSES
@@ -28,7 +29,7 @@ from pipeline.pacs.association import keep_answers
 from pipeline.pacs.places import MOST_WAITING
 from pipeline.pacs.receiver import TRANSFER_SYNTAXES, Inbox, receiver
 from tests.pipeline.pacs.authority import Authority
-from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, free_port, images
+from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, images
 
 NOT_AUTHORISED, OUT_OF_RESOURCES = 0x0124, 0xA700
 

@@ -21,13 +21,14 @@ from pydicom.uid import (
 from pynetdicom import AE, evt
 from pynetdicom.events import Event
 
+from federation.system.process import free_port
 from models.refusal import Refusal
 from pipeline.pacs.dicomweb import DicomWebPacs
 from pipeline.pacs.dimse import DimsePacs
 from pipeline.pacs.store_status import not_stored
 from pipeline.site.pacs_settings import DicomWebTable, DimseTable
 from tests.helpers.dicom_files import ct_slice, save
-from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, free_port
+from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE
 
 UIDS = ("2.25.901", "2.25.902")
 CLASSES = (Comprehensive3DSRStorage, SecondaryCaptureImageStorage)

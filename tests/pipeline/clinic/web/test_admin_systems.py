@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from fastapi.testclient import TestClient
 
+from federation.system.process import free_port
 from pipeline.clinic.records import Answer
 from pipeline.clinic.settings import Clinic, FhirResultsTable, Hl7ResultsTable
 from tests.pipeline.clinic.web.conftest import refused
@@ -26,8 +27,7 @@ def listening() -> Iterator[int]:
 
 @pytest.fixture
 def silent() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    return free_port()
 
 
 def tried(admin: TestClient, name: str) -> str | None:
