@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.canary.capture import READY
+from tests.helpers.program_output import next_line
 
 SERVER, SITE = "10.77.0.1", "10.77.0.2"
 _ALL_NETWORKS = Path("/etc/netns")  # ip-netns(8): files in this folder replace those of /etc inside the namespace
@@ -22,16 +23,17 @@ class Tap:
         self._process = subprocess.Popen(
             cable.at_server(sys.executable, "-m", "tests.canary.capture", "cable", str(file)),
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[2],
         )
-        assert self._process.stdout and self._process.stdout.readline().strip() == READY
+        assert next_line(self._process) == READY
 
     def stop(self) -> int:
         """Stop the capture and return the number of frames that it missed."""
         self._process.terminate()
-        output, _ = self._process.communicate(timeout=60)
-        assert self._process.returncode == 0, output
+        output, errors = self._process.communicate(timeout=60)
+        assert self._process.returncode == 0, output + errors
         return int(output)
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import requests
 
+from tests.helpers.program_output import next_line
+
 MODULES = Path(__file__).resolve().parents[2] / "viewer/node_modules"
 PAGE = 20  # the most resources in a page
 _PROGRAM = Path(__file__).with_name("node_fhir.cjs")
@@ -52,14 +54,15 @@ class FhirPeer:
 @contextmanager
 def running_peer() -> Iterator[FhirPeer]:
     """Start an empty server."""
-    with subprocess.Popen(["node", str(_PROGRAM), str(MODULES)], stdout=subprocess.PIPE, text=True) as server:
+    command, pipe = ["node", str(_PROGRAM), str(MODULES)], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as server:
         output = server.stdout
         assert output is not None
         try:
-            peer = FhirPeer(f"http://127.0.0.1:{int(output.readline())}/r4")
+            peer = FhirPeer(f"http://127.0.0.1:{int(next_line(server))}/r4")
             reader = threading.Thread(target=lambda: peer.log.extend(line.strip() for line in output), daemon=True)
             reader.start()
             yield peer
         finally:
             server.kill()
-        reader.join(10)
+        reader.join(60)

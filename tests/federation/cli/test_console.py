@@ -80,7 +80,9 @@ os.kill(os.getpid(), signal.SIGHUP)
     pipe = subprocess.PIPE
     process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     assert process.stdin and process.stdout and process.stderr
-    assert process.stderr.readline() == "first\n"
+    if (first := process.stderr.readline()) != "first\n":
+        process.kill()
+        pytest.fail(first + process.stderr.read())
     process.stdout.close()
     process.stderr.close()
     process.stdin.write("\n")

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from federation.system.process import free_port
 from models.refusal import Refusal
 from pipeline.clinic.records import Answer
 from pipeline.clinic.results.oru_message import control_id_of, oru_message
@@ -23,6 +24,7 @@ from pipeline.clinic.store import new_id
 from pipeline.feeds.mllp_sender import send_message
 from pipeline.records.laboratory import PcrResult
 from tests.helpers import scored_answers
+from tests.helpers.program_output import next_line
 from tests.pipeline.clinic.results.test_messages import PATIENT
 from tests.pipeline.clinic.results.test_verified import decision
 from tests.pipeline.feeds.listener_rig import Rig, result, running
@@ -96,7 +98,7 @@ def test_receiver_of_hl7apy_gets_the_message(code: str, outcome: str, answer: An
 def sent(answer: Answer, port: int) -> str:
     """Send the answer's message; return the code of the refusal, "" without one."""
     try:
-        send_message(oru_message(answer), control_id_of(answer), "127.0.0.1", port, tls=None, timeout_seconds=20)
+        send_message(oru_message(answer), control_id_of(answer), "127.0.0.1", port, tls=None, timeout_seconds=60)
     except Refusal as refusal:
         return refusal.code
     return ""
@@ -111,12 +113,12 @@ def node(*arguments: object) -> list[str]:
 
 @needs_node
 def test_receiver_of_node_hl7_gets_the_message_and_its_repetition(answer: Answer) -> None:
-    with subprocess.Popen(node("receive"), stdout=subprocess.PIPE, text=True) as receiver:
-        assert receiver.stdout is not None
+    port, pipe = free_port(), subprocess.PIPE
+    with subprocess.Popen(node("receive", port), stdout=pipe, stderr=pipe, text=True) as receiver:
         try:
-            port = int(receiver.stdout.readline())
+            assert next_line(receiver) == "listening"
             assert [sent(answer, port) for _ in range(2)] == ["", ""]
-            lines = [receiver.stdout.readline().split() for _ in range(2)]
+            lines = [next_line(receiver).split() for _ in range(2)]
         finally:
             receiver.kill()
     assert lines == [[control_id_of(answer), PATIENT.id]] * 2
