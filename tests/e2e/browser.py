@@ -33,8 +33,10 @@ _OPTIONS = (
 )
 Seen = TypeVar("Seen")
 
-_START_SECONDS = 30.0
-_ANSWER_SECONDS = 60.0
+# A busy machine may stand still for many seconds: a test that passes does not wait for these.
+_WAIT_SECONDS = 60.0
+_ANSWER_SECONDS = 120.0
+_CLICK_SECONDS = 2.0
 # Key name: code, and Windows virtual-key code.
 _KEYS = {
     "Tab": ("Tab", 9),
@@ -91,18 +93,58 @@ class Page:
         assert "exceptionDetails" not in result, (expression, result["exceptionDetails"])
         return result["result"].get("value")
 
-    def wait_for(self, expression: str, *, seconds: float = 20.0) -> None:
-        """Wait until the expression is true. Fails with the text of the page after the timeout."""
+    def wait_for(self, expression: str, *, seconds: float = _WAIT_SECONDS) -> None:
+        """Wait until the expression is true. Fails with the text of the page after the timeout.
+
+        An error counts as not true: an element may be missing while one page replaces another.
+        """
         deadline = time.monotonic() + seconds
+        error = None
         while time.monotonic() < deadline:
-            if self.js(f"(async () => Boolean(await ({expression})))()"):
-                return
+            try:
+                if self.js(f"(async () => Boolean(await ({expression})))()"):
+                    return
+                error = None
+            except AssertionError as failed:
+                error = failed
             time.sleep(0.05)
-        raise AssertionError(f"{expression} did not come true:\n{self.text()}\n{self.problems}")
+        raise AssertionError(f"{expression} did not come true:\n{self.text()}\n{self.problems}") from error
+
+    def wait_until_equal(self, look: Callable[[], Seen], expected: Seen, *, seconds: float = _WAIT_SECONDS) -> None:
+        """Call `look` until it returns what is expected. Fails with its last result after the timeout."""
+        deadline = time.monotonic() + seconds
+        while (seen := look()) != expected and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert seen == expected
+
+    def wait_for_change(self, before: str, selector: str, *, seconds: float = _WAIT_SECONDS) -> str:
+        """Wait until an element has another text, and not an empty one. Return this text."""
+        text = self._text_of(selector)
+        self.wait_for(f"![{json.dumps(before)}, ''].includes({text})", seconds=seconds)
+        return self.text(selector)
 
     def goto(self, url: str) -> None:
-        self.call("Page.navigate", url=url)
+        """Load another page, and wait until it has replaced this one."""
+        loader = self.call("Page.navigate", url=url)["loaderId"]
+        self.wait_until_equal(lambda: self.call("Page.getFrameTree")["frameTree"]["frame"]["loaderId"], loader)
         self.wait_for("document.readyState === 'complete'")
+
+    def reload(self) -> None:
+        """Load the page again, by way of an empty one: nothing of the old one can be taken for the new one."""
+        address = self.js("location.href")
+        self.goto("about:blank")
+        self.goto(address)
+
+    def listen(self) -> None:
+        """Record what the page announces from now on: it removes a message after some seconds."""
+        self.js(
+            "window.heard = ''; new MutationObserver(([{ target }]) => (heard += target.textContent))"
+            ".observe(document.querySelector('#live'), { childList: true })"
+        )
+
+    def wait_to_hear(self, text: str, *, seconds: float = _WAIT_SECONDS) -> None:
+        """Wait until a message with this text was announced since `listen`."""
+        self.wait_for(f"heard.includes({json.dumps(text)})", seconds=seconds)
 
     def text(self, selector: str = "body") -> str:
         """Return the visible text of an element, or '' if it is hidden or absent; with ordinary spaces only."""
@@ -112,7 +154,7 @@ class Page:
     def _text_of(selector: str) -> str:
         return f"(document.querySelector({json.dumps(selector)})?.innerText ?? '').replaceAll('\\u00a0', ' ')"
 
-    def wait_for_text(self, text: str, selector: str = "body", *, seconds: float = 20.0) -> None:
+    def wait_for_text(self, text: str, selector: str = "body", *, seconds: float = _WAIT_SECONDS) -> None:
         self.wait_for(
             f"{self._text_of(selector)}.includes({json.dumps(text)})",
             seconds=seconds,
@@ -130,9 +172,21 @@ class Page:
         return float(where[0]), float(where[1])
 
     def click(self, selector: str) -> None:
-        x, y = self.middle(selector)
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        """Click an element; once more if it moved away from under the mouse because the page was still changing."""
+        self.js(
+            "if (!('missed' in window)) addEventListener('click', ({ target }) => target.closest(wanted) &&"
+            f" (missed = false), {{ capture: true }}); window.wanted = {json.dumps(selector)}; window.missed = true"
+        )
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while True:
+            x, y = self.middle(selector)
+            for kind in ("mousePressed", "mouseReleased"):
+                self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+            try:  # a page that the click has loaded does not know the name
+                return self.wait_for("window.missed !== true", seconds=_CLICK_SECONDS)
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
 
     def wheel(self, selector: str, pixels: float) -> None:
         """Turn the mouse wheel over an element; a positive number scrolls down."""
@@ -181,7 +235,7 @@ class Page:
             clip = {"clip": {**dict(zip(("x", "y", "width", "height"), box, strict=True)), "scale": 1}}
         return base64.b64decode(self.call("Page.captureScreenshot", format="png", **clip)["data"])
 
-    def sees(self, look: Callable[[bytes], Seen], selector: str, *, seconds: float = 30.0) -> Seen:
+    def sees(self, look: Callable[[bytes], Seen], selector: str, *, seconds: float = _WAIT_SECONDS) -> Seen:
         """Take screenshots of an element until `look` returns something true. Return its last result.
 
         WebGL in software renders late on a busy machine.
@@ -208,15 +262,16 @@ def open_browser(profile: Path) -> Iterator[Page]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        with connect(_address_of_tab(process, profile), max_size=None) as socket:
+        address = _address_of_tab(process, profile)
+        with connect(address, max_size=None, open_timeout=_WAIT_SECONDS, ping_interval=None) as socket:
             yield Page(socket)
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=_WAIT_SECONDS)
 
 
 def _address_of_tab(process: "subprocess.Popen[bytes]", profile: Path) -> str:
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + _WAIT_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError, ValueError, StopIteration):
             port = int((profile / "DevToolsActivePort").read_text().split()[0])

@@ -10,9 +10,9 @@ from pipeline.clinic.store import Store, new_id
 from tests.e2e.browser import Page, open_browser
 from tests.e2e.clinic_rig import Clinic, open_clinic
 from tests.e2e.conftest import Command
-from tests.e2e.test_clinic_page import NIIVUE, SHOWN, serious, sign_in
+from tests.e2e.test_clinic_page import LISTED, NIIVUE, SHOWN, leave, serious, sign_in
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, clinic: Clinic) -> Iterator[P
         page.sized(1280, 900)
         sign_in(page, clinic)
         page.drop([clinic.scans / "chest.zip"], "#drop")
-        page.wait_for(SHOWN, seconds=60)
+        page.wait_for(f"{SHOWN} && {LISTED}")
         yield page
 
 
@@ -78,21 +78,21 @@ def test_reader_corrects_the_mask_with_pointer_and_keyboard(page: Page, clinic: 
     by_pointer = changed(page)
     assert by_pointer > 20
     press_undo(page)
-    assert changed(page) == 0
+    page.wait_until_equal(lambda: changed(page), 0)
     press_undo(page, shift=True)
-    assert changed(page) == by_pointer
+    page.wait_until_equal(lambda: changed(page), by_pointer)
 
     page.js("document.querySelector('#mask-canvas').focus()")
     slice_before = page.text("#mask-place")
     page.key("PageUp")
-    assert page.text("#mask-place") != slice_before
+    page.wait_for_change(slice_before, "#mask-place")
     page.key("1")  # the right lung
-    assert page.js("document.querySelector('#mask-brushes :checked').value") == "right"
+    page.wait_for("document.querySelector('#mask-brushes :checked').value === 'right'")
     page.key("ArrowRight", shift=True)
     page.key(" ")
+    page.wait_for_text("right lung", "#mask-says")
+    page.wait_until_equal(lambda: changed(page) > by_pointer, True)
     by_both = changed(page)
-    assert by_both > by_pointer
-    assert "right lung" in page.text("#mask-says")
     page.key("Escape")  # closes the dialog; the changes stay
     page.wait_for("!document.querySelector('#mask-editor').open")
     page.wait_for_text(f"{by_both} voxels of the mask are corrected", "#mask-state")
@@ -101,11 +101,11 @@ def test_reader_corrects_the_mask_with_pointer_and_keyboard(page: Page, clinic: 
 
     page.click("#reasons [value=lungs]")
     page.wait_for_text(f"mask of the lungs corrected by hand ({by_both} voxels)", "#decide-says")
+    page.wait_for_text("Computed from a mask that the reader corrected by hand.", "#measures")
     answer = answer_of(clinic, page)
     assert answer.decision and answer.decision.correction.mask
     assert answer.decision.correction.mask["changed"] == by_both
     said = page.text("#measures")
-    assert "Computed from a mask that the reader corrected by hand." in said
     whole = answer.decision.correction.mask["regions"]["both"]["whole"]
     assert f"Both lungs, {round(whole['ml'])} mL" in said
     assert table.split("\n")[0].split(":")[0] not in said.split("The model measured")[0]  # another volume
@@ -134,11 +134,13 @@ def test_corrected_mask_stays_when_only_a_level_is_corrected_afterwards(page: Pa
     page.click("#edit-mask")
     page.wait_for("document.querySelector('#mask-editor').open")
     page.click("#mask-reset")
-    assert changed(page) == 0
+    page.wait_until_equal(lambda: changed(page), 0)
     page.click("#mask-undo")
-    assert changed(page) == after.correction.mask["changed"]
+    page.wait_until_equal(lambda: changed(page), after.correction.mask["changed"])
     page.click("#mask-editor form button")
+    page.wait_for("!document.querySelector('#mask-editor').open")
     page.click("#correct")
+    page.wait_for("!document.querySelector('#decide-form').checkVisibility()")
 
 
 def test_mask_that_is_not_usable_takes_one_click_and_keeps_the_levels(page: Page, clinic: Clinic) -> None:
@@ -148,7 +150,7 @@ def test_mask_that_is_not_usable_takes_one_click_and_keeps_the_levels(page: Page
     assert decision and (decision.verdict, decision.reason) == ("corrected", "lungs")
     assert decision.correction.levels == {"severe": "high"}
     assert decision.correction.mask is None and not decision.correction.lungs_usable
-    assert "The reader found the outline of the lungs not usable." in page.text("#measures")
+    page.wait_for_text("The reader found the outline of the lungs not usable.", "#measures")
     page.wait_for("!document.querySelector('#mask-unusable').checkVisibility()")
     page.wait_for("!document.querySelector('#overlays [value=reader_lungs]')")
 
@@ -168,14 +170,14 @@ def test_reader_takes_a_scan_and_others_see_who_has_it(page: Page, clinic: Clini
     page.key("t")
     page.wait_for_text("You have this scan since", "#reader")
     page.wait_for_text("with you", "#scans [aria-current]")
-    assert (lines(page, "all"), lines(page, "mine"), lines(page, "unassigned")) == (2, 1, 0)
+    page.wait_until_equal(lambda: [lines(page, shown) for shown in ("all", "mine", "unassigned")], [2, 1, 0])
     lines(page, "all")
     here = page.js("location.hash")
     page.js(f"location.hash = '#/scans/{waiting.id}'")
     page.wait_for_text("Other, Reader has this scan since", "#reader")
     for button in ("#take", "#release"):
         assert not page.js(f"document.querySelector('{button}').checkVisibility()")
-    assert "with Other, Reader" in page.text("#scans [aria-current]")
+    page.wait_for_text("with Other, Reader", "#scans [aria-current]")
     assert serious(page) == []
     page.js(f"location.hash = {json.dumps(here)}")
     page.wait_for(SHOWN)
@@ -192,10 +194,10 @@ def test_reader_takes_a_scan_and_others_see_who_has_it(page: Page, clinic: Clini
 
 
 def test_earlier_scan_of_the_patient_is_shown_beside_this_one(page: Page, clinic: Clinic) -> None:
-    page.js("location.hash = '#/'")
+    leave(page)
     page.drop([clinic.scans / "later.zip"], "#drop")  # of the same patient, nine days later
-    page.wait_for(SHOWN, seconds=60)
-    page.wait_for_text("9 days earlier", "#history", seconds=30)
+    page.wait_for(SHOWN)
+    page.wait_for_text("9 days earlier", "#history")
     assert page.js("document.querySelectorAll('#history .prior').length") == 1  # not this scan itself
     assert page.js("document.querySelectorAll('#history circle').length") == 2
     page.click("#history .prior button")
@@ -218,5 +220,5 @@ def test_earlier_scan_of_the_patient_is_shown_beside_this_one(page: Page, clinic
     )
     assert points == [[0.1], [0.2]]  # no trend from one model to another
     page.click("#compare-close")
-    assert not page.js("document.querySelector('#compare').checkVisibility()")
+    page.wait_for("!document.querySelector('#compare').checkVisibility()")
     assert page.js("document.querySelectorAll('#compare img').length") == 0

@@ -15,9 +15,9 @@ from pipeline.clinic.unscored import LUNGS_JSON
 from tests.e2e.browser import Page, open_browser
 from tests.e2e.clinic_rig import GRID, Clinic, open_clinic
 from tests.e2e.conftest import Command
-from tests.e2e.test_clinic_page import NIIVUE, SHOWN, serious, sign_in
+from tests.e2e.test_clinic_page import LISTED, NIIVUE, SHOWN, leave, serious, sign_in
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.e2e
 
 SINGLE, FULL = "single slices", "full viewer"
 HEIGHT_MM, DEPTH_MM, WIDTH_MM = (size * mm for size, mm in zip(GRID.shape, GRID.spacing_mm, strict=True))
@@ -38,7 +38,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory, clinic: Clinic) -> Iterator[Pa
         page.sized(1280, 900)
         sign_in(page, clinic)
         page.drop([clinic.scans / "chest.zip"], "#drop")
-        page.wait_for(SHOWN, seconds=60)
+        page.wait_for(SHOWN)
         yield page
 
 
@@ -48,23 +48,15 @@ def page(request: pytest.FixtureRequest, tab: Page) -> Page:
     if request.param == FULL and not NIIVUE.is_file():
         pytest.skip("the full viewer is not there: run `make viewer`")
     tab.call("Network.setBlockedURLs", urls=[] if request.param == FULL else ["*/niivue.js"])
-    reload(tab)
-    tab.wait_for(SHOWN, seconds=60)
+    tab.reload()
+    tab.wait_for(f"{SHOWN} && {LISTED}")
     tab.wait_for(
         "document.querySelector('#tiles').classList.contains('live')"
         if request.param == FULL
-        else "document.querySelector('#viewer-says').innerText.includes('make viewer')",
-        seconds=60,
+        else "document.querySelector('#viewer-says').innerText.includes('make viewer')"
     )
     tab.problems.clear()
     return tab
-
-
-def reload(page: Page) -> None:
-    address = page.js("location.href")
-    page.requests.clear()
-    page.goto("about:blank")
-    page.goto(address)
 
 
 def at(page: Page, plane: str, point: Point) -> Point:
@@ -101,6 +93,16 @@ def slices(page: Page) -> dict[str, int]:
     return {each: int(page.js(f"document.querySelector('#slider-{each}').value")) for each in PLANES}
 
 
+def wait_for_slices(page: Page, **expected: float) -> None:
+    """Wait until these planes show the expected slice, or one next to it."""
+    page.wait_for(
+        " && ".join(
+            f"Math.abs(document.querySelector('#slider-{plane}').value - {number}) <= 1"
+            for plane, number in expected.items()
+        )
+    )
+
+
 @pytest.mark.parametrize("plane", PLANES)
 def test_wheel_moves_through_the_slices_under_the_mouse(page: Page, plane: str) -> None:
     before = slices(page)
@@ -113,12 +115,10 @@ def test_click_moves_the_other_planes_to_the_same_place(page: Page) -> None:
     height, depth, width = GRID.shape
     axial = slices(page)["axial"]
     drag(page, "axial", (0.3, 0.6))
+    wait_for_slices(page, sagittal=0.3 * width, coronal=0.6 * depth)
     assert slices(page)["axial"] == axial
-    assert abs(slices(page)["sagittal"] - 0.3 * width) <= 1
-    assert abs(slices(page)["coronal"] - 0.6 * depth) <= 1
     drag(page, "coronal", (0.5, 0.5), (0.6, 0.25))  # the upper quarter; the planes follow while the button is held
-    assert abs(slices(page)["sagittal"] - 0.6 * width) <= 1
-    assert abs(slices(page)["axial"] - 0.75 * height) <= 1
+    wait_for_slices(page, sagittal=0.6 * width, axial=0.75 * height)
 
 
 @pytest.mark.parametrize(
@@ -135,26 +135,31 @@ def test_distance_is_measured_in_mm_of_an_anisotropic_scan(
 ) -> None:
     before = slices(page)
     shortcut(page, "d")
+    page.wait_for("document.querySelector('#measure').ariaPressed === 'true'")
     drag(page, plane, begin, end)
-    said = page.text("#distance")
-    assert float(said.removeprefix("Distance ").removesuffix(" mm")) == pytest.approx(expected_mm, abs=ERROR_MM)
+    said = "document.querySelector('#distance').textContent"
+    page.wait_for(f"Math.abs({said}.match(/^Distance ([\\d.]+) mm$/)[1] - {expected_mm}) <= {ERROR_MM}")
     label = f"document.querySelector('#tiles [data-plane={plane}] .distance text').textContent"
-    assert f"Distance {page.js(label)}" == said
+    page.wait_for(f"'Distance ' + {label} === {said}")
     assert slices(page) == before  # measuring moves no plane
     page.wheel(f"#tiles [data-plane={plane}]", 100)
     page.wait_for(f"!document.querySelector('#tiles [data-plane={plane}] .distance text')")  # not in another slice
     shortcut(page, "d")
-    assert page.text("#distance") == ""
+    page.wait_until_equal(lambda: page.text("#distance"), "")
 
 
 def test_distance_is_measured_with_the_keyboard(page: Page) -> None:
     shortcut(page, "d")
     shortcut(page, "i")
+    page.wait_for("document.activeElement.id === 'tiles'")
+    sagittal = slices(page)["sagittal"]
     page.key("Enter")
     for _ in range(10):
         page.key("ArrowLeft")
     page.key("Enter")
     page.key("ArrowLeft")  # both ends stay
+    page.wait_until_equal(lambda: slices(page)["sagittal"], sagittal - 11)
+    page.wait_until_equal(lambda: page.text("#distance"), f"Distance {10 * GRID.spacing_mm[2]:.1f} mm")
     drawn(page)
     assert page.text("#distance") == f"Distance {10 * GRID.spacing_mm[2]:.1f} mm"
     shortcut(page, "d")
@@ -163,9 +168,10 @@ def test_distance_is_measured_with_the_keyboard(page: Page) -> None:
 def test_window_is_set_by_preset_number_and_right_button(page: Page) -> None:
     assert page.text("#window-says") == "L -600 W 1500 HU"
     page.click("#overlays [value=none]")
+    wait_for_overlay(page, "none")
     grey = page.sees(brightness, "#tiles")
     shortcut(page, "w")
-    assert page.text("#window-says") == "L 40 W 400 HU"
+    page.wait_until_equal(lambda: page.text("#window-says"), "L 40 W 400 HU")
     assert page.js("document.querySelector('#window').selectedOptions[0].text") == "Mediastinum"
     page.drag_right_button("#tiles [data-plane=axial]", 50, -100)
     page.wait_for_text("L -160 W 500 HU", "#window-says")
@@ -177,6 +183,13 @@ def test_window_is_set_by_preset_number_and_right_button(page: Page) -> None:
         )
     page.wait_for_text("L -900 W 1500 HU", "#window-says")
     assert page.sees(lambda png: brightness(png) > grey + 5, "#tiles")
+
+
+def wait_for_overlay(page: Page, name: str) -> None:
+    """Wait until all three slices have this overlay; behind the full viewer they follow it for printing."""
+    over = "[...document.querySelectorAll('#tiles .over')]"
+    has_it = "hidden" if name == "none" else f"src.includes('overlay={name}')"
+    page.wait_for(f"{over}.length === 3 && {over}.every(({{ hidden, src }}) => {has_it})")
 
 
 def brightness(png: bytes) -> float:
@@ -194,6 +207,7 @@ def test_counted_voxels_have_outlines_or_areas_and_a_legend(page: Page) -> None:
     drag(page, "coronal", (0.3, 0.5))  # in the right lung, which is ground glass
     page.click("#overlays [value=opacities]")
     assert page.js("document.querySelector('#outlined').checked")
+    wait_for_overlay(page, "opacity_outlines")
     outlined = page.sees(yellow, "#tiles")
     assert outlined > 0.0005
     shortcut(page, "l")
@@ -210,11 +224,13 @@ def test_counted_voxels_have_outlines_or_areas_and_a_legend(page: Page) -> None:
 
 def test_images_stay_where_they_are_when_the_worklist_arrives(page: Page) -> None:
     """The worklist may arrive after the scan that the address names."""
-    reload(page)
-    page.wait_for(SHOWN, seconds=60)
+    page.requests.clear()
+    page.reload()
+    page.wait_for(SHOWN)
+    first = slices(page)
+    before = {**first, "axial": first["axial"] - 3}
     page.wheel("#tiles [data-plane=axial]", 300)
-    drawn(page)
-    before = slices(page)
+    page.wait_until_equal(lambda: slices(page), before)
     page.wait_for("document.querySelector('#scans [aria-current]')")
     page.wait_for("(document.dispatchEvent(new Event('visibilitychange')), true)")
     page.wait_for("new Promise((resolve) => setTimeout(resolve, 500, true))")
@@ -226,14 +242,14 @@ def test_abstained_scan_has_mask_table_measuring_and_print(tab: Page, clinic: Cl
     """The lungs of the answered scan are put beside a scan that got no score, as the worker does for a whole chest."""
     with Store(clinic.scans.parent / "site") as store:
         answer = store.answers.get(str(store.jobs.get(tab.js("location.hash").rpartition("/")[2]).answer_id))
-    tab.js("location.hash = '#/'")
+    leave(tab)
     tab.drop([clinic.scans / "none.zip"], "#drop")
-    tab.wait_for_text("No score", "#state", seconds=60)
+    tab.wait_for_text("No score", "#state")
     with Store(clinic.scans.parent / "site") as store:
         pictures = store.jobs.get(tab.js("location.hash").rpartition("/")[2]).pictures
     _add_lungs(answer.folder, answer.score["lungs"], pictures)
-    reload(tab)
-    tab.wait_for_text("Both lungs", "#refused-measures", seconds=30)
+    tab.reload()
+    tab.wait_for_text("Both lungs", "#refused-measures")
     tab.wait_for("[...document.querySelectorAll('#tiles img')].filter((i) => i.naturalWidth > 50).length >= 3")
     test_click_moves_the_other_planes_to_the_same_place(tab)
     test_wheel_moves_through_the_slices_under_the_mouse(tab, "coronal")

@@ -11,7 +11,7 @@ import pytest
 from federation.report.page import write_report
 from tests.helpers.results_factory import make_results
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.e2e
 # Inserted into a copy of the page: the page itself contains no script.
 MEASURE = """<script>
 addEventListener("load", () => {
@@ -43,7 +43,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def headless(browser: str, profile: Path, *arguments: str) -> str:
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
 
 
 @pytest.mark.parametrize("width", [1280, 520])

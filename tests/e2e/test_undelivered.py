@@ -20,7 +20,7 @@ from tests.e2e.browser import open_browser
 from tests.helpers import scored_answers
 from tests.pipeline.clinic.results.receivers import Receiver
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.e2e
 LINE, SELECT = "#deliveries li", "document.querySelector('#find-shown')"
 
 
@@ -36,7 +36,7 @@ def served(clinic: Clinic) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
 
 
 def queued(clinic: Clinic, folder: Path) -> str:
@@ -73,7 +73,7 @@ def test_undelivered_result_is_in_the_worklist_with_what_to_do_and_sent_again(tm
             page.goto(f"{url}/#token={token}")
             page.wait_for_text("HL7 receiver: not delivered (E_HL7_REFUSED)", "#scans")
             page.js(f"{SELECT}.value = 'undelivered'; {SELECT}.dispatchEvent(new Event('input', {{bubbles: true}}))")
-            assert page.js("document.querySelectorAll('#scans li').length") == 1
+            page.wait_for("document.querySelectorAll('#scans li').length === 1")
             page.js(f"location.hash = '#/scans/{job_id}'")
             page.wait_for_text("not accepted (1 try, E_HL7_REFUSED). Ask its administrator for the reason.", LINE)
             receiver.code = "AA"
@@ -81,6 +81,6 @@ def test_undelivered_result_is_in_the_worklist_with_what_to_do_and_sent_again(tm
             page.wait_for_text("HL7 receiver: being sent", LINE)
             attempt(clinic)
             page.wait_for_text("HL7 receiver: sent", LINE)
-            page.wait_for("document.querySelectorAll('#scans li').length === 0", seconds=20)
+            page.wait_for("document.querySelectorAll('#scans li').length === 0")
             assert [each for each in page.problems if "niivue.js" not in each] == []  # may not be built here
     assert len(receiver.received) == 2 and len(receiver.by_control_id) == 1
