@@ -23,6 +23,7 @@ from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
 from pipeline.preprocessing.reasons import LUNGS_FLAT
 from pipeline.scoring.reasons import LUNGS_UNSURE
 from pipeline.system.malloc import keep_memory
+from pipeline.system.threads import one_thread
 
 if TYPE_CHECKING:
     from pipeline.imaging.lung_mask import LungMask
@@ -119,6 +120,7 @@ def expect_series() -> None:
 def _begin() -> None:
     """Initialise a worker."""
     gc.freeze()  # exclude imported objects: collecting them would copy their memory from the parent process
+    one_thread()
     keep_memory()  # the next series needs about as much memory as the last one
     _end_with_parent()
 

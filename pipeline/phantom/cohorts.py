@@ -31,6 +31,7 @@ from pipeline.phantom.scans import STORED_INTERCEPT_HU, acquire
 from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
 from pipeline.site.folder import SYNTHETIC_STUDIES, Site, init_site
 from pipeline.system.codes import BY_CODE
+from pipeline.system.threads import one_thread
 
 STORED_MAXIMUM = 4095  # 12 bits, as `write_series` stores
 
@@ -143,7 +144,7 @@ def write_cohort(
         if workers == 1:
             made = [make(number) for number in numbers]
         else:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin) as pool:
                 made = list(pool.map(make, numbers, chunksize=8))
         scans = [scan for _, scan, _ in made]
         for scan in scans:
@@ -157,10 +158,12 @@ def write_cohort(
 _Made = tuple[Truth, Scan, PatientRow | None]
 
 
-def _one_thread() -> None:
+def _begin() -> None:
+    """Initialise a worker."""
     import torch
 
     torch.set_num_threads(1)
+    one_thread()
 
 
 def _make(

@@ -36,6 +36,7 @@ from pipeline.phantom.records import (
 )
 from pipeline.phantom.scans import acquire, write_series
 from pipeline.site.folder import SYNTHETIC_STUDIES
+from pipeline.system.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,9 @@ def make_hospitals(
     spoilt = list(DEFECTS) if defects else []
     folders: list[Path] = []
     done, total = 0, sum(patients) + len(patients) * len(spoilt)
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        os.cpu_count(), mp_context=get_context("spawn"), initializer=_begin, initargs=(anatomy,)
+    ) as pool:
         for index, count in enumerate(patients):
             at = hospital(index)
             folder = out / at.name
@@ -172,6 +175,15 @@ def make_hospitals(
             _write_records(folder, at, made, laboratory, {"anatomy": anatomy, "randomised": randomise})
             folders.append(folder)
     return folders
+
+
+def _begin(anatomy: Anatomy) -> None:
+    """Initialise a worker."""
+    if anatomy == "random":
+        import torch
+
+        torch.set_num_threads(1)
+    one_thread()
 
 
 def _write_records(

@@ -1,0 +1,26 @@
+"""Worker processes compute with one thread."""
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+from threadpoolctl import threadpool_info
+
+from pipeline.cohort import workers
+from pipeline.phantom import cohorts, generate
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("begin", "arguments"),
+    [(generate._begin, ("template",)), (generate._begin, ("random",)), (cohorts._begin, ()), (workers._begin, ())],
+    ids=["template", "random", "cohort", "examination"],
+)
+def test_worker_computes_with_one_thread(
+    begin: Callable[..., None], arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")  # else the tests' own setting would hide a missing one
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=begin, initargs=arguments) as pool:
+        libraries = pool.submit(threadpool_info).result()
+    assert libraries and {library["num_threads"] for library in libraries} == {1}
