@@ -1,13 +1,33 @@
 """The notebooks run, show what their text promises, import only the public API and are stored without output."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import nbclient
 import nbformat
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+from pipeline.cohort.store import Cohort, PatientRow
+from pipeline.phantom import cohorts
+from pipeline.phantom.anatomy import Grid
+from pipeline.phantom.cohorts import synthetic_site, write_cohort
+from pipeline.phantom.hospitals import HOSPITALS
+from pipeline.preprocessing.preprocess import Preprocessing
+from tests.helpers.drawn_once import draw_once
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# Runs before the first cell. The hospitals of the first three notebooks have the same patients, some of them more.
+DRAW_ONCE = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, {root!r})
+from tests.helpers.drawn_once import draw_once
+
+draw_once(Path({kept!r}))
+"""
 
 # What each notebook's text promises, as code that runs after its last cell and sees its names.
 PROMISES = {
@@ -51,10 +71,16 @@ assert not [entry for entry in results.history if entry.get("refused")]
 }
 
 
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the notebooks keep the synthetic patients that they have drawn."""
+    return tmp_path_factory.mktemp("patients")
+
+
 @pytest.mark.e2e
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
-def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_runs(path: Path, patients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.delenv("STOIC2021", raising=False)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -63,6 +89,8 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
+    before = DRAW_ONCE.format(root=str(ROOT), kept=str(patients))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(before))
     notebook.cells.append(nbformat.v4.new_code_cell(PROMISES[path.stem]))
     client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
@@ -71,6 +99,27 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert any(output.name == "stdout" for output in printed)
     errors = "".join(output.text for output in printed if output.name == "stderr")
     assert errors == "", "no log, warning or refusal is in a cell"
+
+
+def test_patients_that_are_kept_fill_the_same_cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The notebooks that take their patients from another one train with what they would have drawn."""
+    at = replace(HOSPITALS[0], scanner=replace(HOSPITALS[0].scanner, grid=Grid((30, 48, 48), (9.6, 7.8, 7.8))))
+    small = Preprocessing(method="threshold", shape=(24, 32, 32))
+
+    def cohort(name: str, patients: int) -> tuple[list[PatientRow], dict[str, bytes]]:
+        site = synthetic_site(tmp_path / name, "north", seed=1)
+        write_cohort(site, at, patients=patients, seed=1, settings=small, anatomy="template")
+        with Cohort(site) as filled:
+            return filled.patients(), {file.name: file.read_bytes() for file in filled.tensors.iterdir()}
+
+    usual = cohort("usual", 3)
+    monkeypatch.setattr(cohorts, "_make", cohorts._make)  # so that the test leaves it as it was
+    (tmp_path / "kept").mkdir()
+    draw_once(tmp_path / "kept")
+    cohort("first", 2)
+    assert cohort("second", 3) == usual
+    monkeypatch.setattr(cohorts, "make_body", None)
+    assert cohort("third", 3) == usual, "no patient is drawn again"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
