@@ -35,7 +35,7 @@ from federation.secure_aggregation.roster import Roster
 from models.refusal import Refusal
 from models.settings import with_value
 from pipeline.site.folder import UNNAMED, Site
-from pipeline.site.study_server import server_proxy
+from pipeline.site.study_server import refused_connect, server_proxy
 from pipeline.system.atomic_files import write_atomically
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def join(site: Site, code: str, *, name: str = "") -> str:
 
     Creates the node's key if there is none, writes the certificates, and sets the server's address in site.toml.
 
-    Raises Refusal: E_JOIN_CODE, E_OTHER_AUTHORITY, E_SERVER_SILENT, E_SERVER_UNTRUSTED, E_NODE_FILE,
+    Raises Refusal: E_JOIN_CODE, E_OTHER_AUTHORITY, E_SERVER_SILENT, E_SERVER_PROXY, E_SERVER_UNTRUSTED, E_NODE_FILE,
     E_JOIN_NAME, E_JOIN_REFUSED with the server's own code, E_NODE_CERTIFICATE.
     """
     invitation = JoinCode.read(code)
@@ -106,8 +106,8 @@ def join(site: Site, code: str, *, name: str = "") -> str:
 def renew(site: Site) -> datetime:
     """Renew the node's certificate while the present one is valid; return when the newest one expires.
 
-    Raises Refusal: E_NO_SERVER_SET, E_NODE_FILE, E_NODE_CERTIFICATE, E_SERVER_SILENT, E_SERVER_UNTRUSTED,
-    E_JOIN_REFUSED.
+    Raises Refusal: E_NO_SERVER_SET, E_NODE_FILE, E_NODE_CERTIFICATE, E_SERVER_SILENT, E_SERVER_PROXY,
+    E_SERVER_UNTRUSTED, E_JOIN_REFUSED.
     """
     address = site.settings.server.address
     if not address:
@@ -139,7 +139,8 @@ def _renew_at(site: Site, address: str) -> datetime:
 def fetch_peers(site: Site, key: bytes) -> Roster:
     """Present this site's key for masked rounds to the server, and return the hospitals with theirs.
 
-    Raises Refusal: E_NO_SERVER_SET, E_SERVER_SILENT, E_SERVER_UNTRUSTED, E_JOIN_REFUSED, E_SECAGG_MESSAGE.
+    Raises Refusal: E_NO_SERVER_SET, E_SERVER_SILENT, E_SERVER_PROXY, E_SERVER_UNTRUSTED, E_JOIN_REFUSED,
+    E_SECAGG_MESSAGE.
     """
     address = site.settings.server.address
     if not address:
@@ -213,6 +214,9 @@ def _client(tls: ssl.SSLContext, proxy: str) -> Iterator["httpx.Client"]:
             yield client
     except httpx.InvalidURL as error:
         raise Refusal(reasons.SERVER_ADDRESS, private=str(error)) from error
+    except httpx.ProxyError as error:  # its text begins with the status with which the proxy answered CONNECT
+        refused = refused_connect(int(str(error)[:3])) if str(error)[:3].isdecimal() else None
+        raise refused or Refusal(reasons.SERVER_SILENT, private=f"the proxy answers {error}") from error
     except httpx.TransportError as error:
         untrusted = "certificate verify failed" in str(error)
         raise Refusal(reasons.SERVER_UNTRUSTED if untrusted else reasons.SERVER_SILENT, private=str(error)) from error

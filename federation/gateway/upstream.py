@@ -9,6 +9,7 @@ from importlib.metadata import version
 from io import BytesIO
 from types import TracebackType
 from typing import Self, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 from google.protobuf.message import DecodeError, Message
@@ -22,6 +23,7 @@ from federation.protocol.versions import VERSION_HEADER
 from federation.secure_aggregation.messages import MAX_BYTES
 from federation.superlink.masked_address import PATH
 from models.refusal import Reason
+from pipeline.site.study_server import refused_connect
 
 MEDIA_TYPE = "application/protobuf"
 MAX_BODY_BYTES = CHUNK_BYTES + 256 * 1024
@@ -75,7 +77,9 @@ class Upstream:
 
     def __init__(self, address: str, key: NodeKey, tls: ssl.SSLContext, *, proxy: str = "") -> None:
         self._origin = f"https://{address}"
-        self._key, self._tls, self._proxy = key, tls, proxy or None
+        self._key, self._tls = key, tls
+        self._proxy, self._login = _without_login(proxy)
+        self._proxy_refuses = False
 
     async def __aenter__(self) -> Self:
         self._session = self._connect(self._tls)
@@ -93,7 +97,9 @@ class Upstream:
 
     def _connect(self, tls: ssl.SSLContext) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(ssl=tls, limit=8)
-        return aiohttp.ClientSession(connector=connector, auto_decompress=False, proxy=self._proxy)
+        return aiohttp.ClientSession(
+            connector=connector, auto_decompress=False, proxy=self._proxy, proxy_auth=self._login
+        )
 
     async def ask(
         self,
@@ -149,10 +155,13 @@ class Upstream:
             raise Unusable("the response is too long") from error
         except aiohttp.ClientConnectorCertificateError as error:
             raise _untrusted(error, enrolment_reasons.SERVER_UNTRUSTED) from error
+        except aiohttp.ClientHttpProxyError as error:
+            raise self._not_connected(error.status) from error
         except (aiohttp.ClientError, OSError) as error:
             if "alert" in str(error).lower():  # a TLS alert: the server rejected our certificate
                 raise _untrusted(error, reasons.CERTIFICATE_REFUSED) from error
             raise Unreachable(f"{type(error).__name__}: {error}") from error
+        self._proxy_refuses = False
         if response.status in _TRY_AGAIN:
             raise Unreachable(f"HTTP {response.status}")
         if response.status not in good:
@@ -163,6 +172,26 @@ class Upstream:
                 log.warning("the server declined %s: HTTP %d", path.rpartition("/")[2], response.status)
             raise Declined(response.status, bytes(body))
         return body
+
+    def _not_connected(self, status: int) -> Unreachable:
+        """Return the error for a proxy that answers CONNECT with this status; log a refusal once.
+
+        It has no `reason`: the node keeps trying, because somebody may correct the proxy.
+        """
+        refused = refused_connect(status)
+        if refused and not self._proxy_refuses:
+            log.warning("%s", refused)
+        self._proxy_refuses = refused is not None
+        return Unreachable(f"the proxy answers HTTP {status}")
+
+
+def _without_login(proxy: str) -> tuple[str | None, aiohttp.BasicAuth | None]:
+    """Split a proxy's URL into the URL without a login, and the login: aiohttp's errors quote the URL."""
+    parts = urlsplit(proxy)
+    if parts.username is None:
+        return proxy or None, None
+    login = aiohttp.BasicAuth(unquote(parts.username), unquote(parts.password or ""), encoding="utf-8")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), login
 
 
 def _error_of(body: bytes) -> tuple[int, str]:

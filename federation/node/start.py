@@ -47,6 +47,7 @@ from models.processor_report import report
 from models.refusal import Reason, Refusal
 from pipeline.feeds.result_queue import queue_state
 from pipeline.site.folder import Site
+from pipeline.site.study_server import server_proxy
 from pipeline.system.folder_format import stamp_folder
 from pipeline.system.locks import alone, is_held
 
@@ -202,12 +203,13 @@ def run_node(site: Site, say: Callable[[str], None], *, json_lines: bool = False
     The node retries until the server responds, and for a minute and a half if the server still counts an earlier start
     as connected. If the server was moved, the node registers again. If systemd started
     this process, it gets the same messages.
-    Raises Refusal: E_NO_SERVER_SET, E_NODE_FILE, E_NODE_RUNNING, E_NOT_ENROLLED, E_SERVER_UNTRUSTED,
+    Raises Refusal: E_NO_SERVER_SET, E_SERVER_PROXY, E_NODE_FILE, E_NODE_RUNNING, E_NOT_ENROLLED, E_SERVER_UNTRUSTED,
     E_CERTIFICATE_REFUSED, E_MONITORING_PORT, those of `start_node`, and E_NODE_ENDED or E_GATEWAY_FAILED for any other
     unexpected end.
     """
     if not site.settings.server.address:
         raise Refusal(enrolment_reasons.NO_SERVER_SET)
+    server_proxy(site, site.settings.server.address)  # refuses an unusable proxy before anything starts
     for what, path in (
         ("the study's certificate", site.ca_certificate),
         ("the node's key", site.node_key),

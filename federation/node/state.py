@@ -26,6 +26,7 @@ from federation.system.refusals_page import REASONS
 from models import reasons as model_reasons
 from models.reason_tables import reasons_in
 from models.refusal import Reason
+from pipeline.site.reasons import SERVER_PROXY
 from pipeline.system.atomic_files import write_atomically
 from pipeline.system.codes import BY_CODE
 
@@ -131,6 +132,9 @@ class NodeState(BaseModel, extra="ignore"):
         self.connection = "lost"
         return "connection lost; the node tries again until the server responds"
 
+    def _proxy_refuses(self, _: re.Match[str]) -> str:
+        return f"the proxy refuses the connection ({SERVER_PROXY.code}); the node keeps trying. {SERVER_PROXY.remedy}"
+
     def _connected_again(self, found: re.Match[str]) -> str | None:
         self._failures, self.contact = 0, now()
         if self.connection != "lost":
@@ -217,6 +221,9 @@ RULES: dict[str, _Rules] = {
             (r"^\d{4}-\S+ \S+ INFO done$", NodeState._done),
             (r"^\d{4}-\S+ \S+ ERROR (E_\w+)?", NodeState._app_refused),
         ),
-        "gateway.log": ((r"^\d{4}-\S+ \S+ WARNING refused (in|out): (E_\w+).*", NodeState._held_back),),
+        "gateway.log": (
+            (r"^\d{4}-\S+ \S+ WARNING refused (in|out): (E_\w+).*", NodeState._held_back),
+            (rf"^\d{{4}}-\S+ \S+ WARNING {SERVER_PROXY.code}: ", NodeState._proxy_refuses),
+        ),
     }.items()
 }

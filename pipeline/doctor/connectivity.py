@@ -2,6 +2,7 @@
 
 import base64
 import http.client
+import re
 import socket
 import ssl
 import threading
@@ -52,7 +53,7 @@ class Answer:
 
 
 def server_endpoint(site: Site) -> Endpoint:
-    """Return the study's server, with the proxy that the node uses for it."""
+    """Return the study's server, with the proxy that the node uses for it. Raises Refusal E_SERVER_PROXY."""
     address = site.settings.server.address
     host, _, port = address.rpartition(":")
     proxy = urlsplit(server_proxy(site, address)).netloc
@@ -73,7 +74,11 @@ def network(site: Site) -> Iterator[Line]:
     """Connect to the server and compare the clocks, as far as a server or a PACS is configured."""
     answers = []
     if site.settings.server.address:
-        endpoint = server_endpoint(site)
+        try:
+            endpoint = server_endpoint(site)
+        except Refusal as refusal:
+            yield refused(AREA, "study's server", refusal)
+            return
         answer = probe(endpoint)
         answers.append(answer)
         if answer.failed:
@@ -137,6 +142,11 @@ _PROXY = Answer(
     "Allow CONNECT to this host and port in the proxy, give its user and password in the proxy's address, or exclude "
     "the host with no_proxy.",
 )
+_BEHIND_PROXY = Answer(
+    "the proxy cannot connect to it",
+    "Check host and port in site.toml, ask the server's administrator whether it runs, and the proxy's administrator "
+    "whether the proxy may connect to it.",
+)
 _UNTRUSTED = Answer(
     "its certificate is not signed by the expected authority, is invalid, or is for another name",
     "Compare the authority's certificate here with theirs, and use the host name of the certificate. A proxy that "
@@ -164,8 +174,8 @@ def _probe_directly(endpoint: Endpoint) -> Answer:
         connection.connect()
         return Answer(ahead_seconds=_ahead(connection))
     except Exception as error:
-        if "Tunnel connection failed" in str(error):
-            return _with(_PROXY, error)
+        if found := re.search(r"Tunnel connection failed: (\d{3})", str(error)):
+            return _with(_PROXY if found[1].startswith("4") else _BEHIND_PROXY, error)
         if endpoint.proxy and isinstance(error, socket.gaierror | ConnectionRefusedError):
             return _with(_NO_PROXY, error)
         return _with(next(answer for kind, answer in steps if isinstance(error, kind)), error)

@@ -29,6 +29,13 @@ SITE_KEY = Reason(
     "the site's key for pseudonyms is missing or damaged",
     "Restore keys/pseudonym.key from a backup. With a new key every patient would get a new pseudonym and split.",
 )
+SERVER_PROXY = Reason(
+    "E_SERVER_PROXY",
+    "the proxy does not connect this node to the study's server: {cause}",
+    "Allow CONNECT to the server's host and port in the proxy. Name the proxy as http://HOST:PORT in [server] of "
+    "site.toml; if it requires a login, remove that line and set HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT for this "
+    "command or service. Or exclude the server's host with NO_PROXY.",
+)
 NO_SITE = Reason("E_NO_SITE", "the folder is not a site: it has no site.toml", "Make one with `fedthorax node init`.")
 CT_FOLDER = Reason("E_CT_FOLDER", "the folder with the CT series does not exist", "Correct [ct] folder in site.toml.")
 NOTHING_PULLED = Reason(

@@ -20,7 +20,7 @@ from federation.system.process import free_port
 from models.refusal import Refusal
 from pipeline.doctor.connectivity import network
 from pipeline.site.folder import Site, init_site, site_settings
-from pipeline.site.study_server import server_proxy
+from pipeline.site.study_server import refused_connect, server_proxy
 from tests.e2e.ingress_rig import Rig, open_rig
 from tests.helpers.connect_proxy import connect_proxy
 
@@ -113,11 +113,58 @@ def test_name_in_no_proxy_is_reached_directly(rig: Rig, site: Site, monkeypatch:
     assert len(proxy.asked) == before
 
 
-def test_proxy_that_refuses_leaves_the_server_unreachable(rig: Rig, site: Site) -> None:
+def test_refusal_by_the_proxy_is_told_from_a_silent_server(rig: Rig, site: Site) -> None:
     with connect_proxy(login="node:secret") as proxy:
         site = with_proxy(site, f"http://127.0.0.1:{proxy.port}")
-        with pytest.raises(Refusal, match="E_SERVER_SILENT"):
+        with pytest.raises(Refusal, match=r"E_SERVER_PROXY: .* HTTP 407"):
             join(site, invite(rig.folder, "north"))
+    with pytest.raises(Refusal, match="E_SERVER_SILENT"):
+        join(site, invite(rig.folder, "north"))
+
+
+@pytest.mark.parametrize(("status", "refuses"), [(401, True), (403, True), (407, True), (500, False), (504, False)])
+def test_proxy_that_cannot_connect_does_not_refuse(status: int, refuses: bool) -> None:
+    assert (refused_connect(status) is not None) == refuses
+
+
+def test_password_for_the_proxy_is_in_no_log_and_its_refusal_is_logged_once(
+    rig: Rig, site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connect_proxy(login="node:right") as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://node:right@127.0.0.1:{proxy.port}")
+        join(site, invite(rig.folder, "north"))
+        site = Site.open(site.folder)
+        wrong = f"http://us%40er:pass%3Aword@127.0.0.1:{proxy.port}"
+
+        async def ask_twice() -> str:
+            async with Upstream(
+                site.settings.server.address, NodeKey(site), gateway.node_tls(site), proxy=wrong
+            ) as upstream:
+                for _ in range(2):
+                    with pytest.raises(Unreachable) as failed:
+                        await upstream.ask("pull-messages", PullMessagesRequest(), PullMessagesResponse)
+                return str(failed.value)
+
+        said = asyncio.run(ask_twice())
+    assert said == "the proxy answers HTTP 407"
+    assert caplog.text.count("E_SERVER_PROXY") == 1
+    assert not [secret for secret in ("us%40er", "us@er", "pass%3A", "pass:") if secret in caplog.text]
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://user:word@proxy.example:1080", "https://user:word@proxy.example", "http://user:word@proxy:x"]
+)
+def test_proxy_of_the_environment_that_cannot_be_used_is_refused_without_its_password(
+    site: Site, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    with pytest.raises(Refusal, match="E_SERVER_PROXY") as refused:
+        server_proxy(site, "study.example:8443")
+    assert "word" not in str(refused.value) + refused.value.private
+    settings = site.folder / "site.toml"
+    settings.write_text(settings.read_text().replace('address = ""', 'address = "study.example:8443"'))
+    line = next(iter(network(Site.open(site.folder))))
+    assert (line.status, "E_SERVER_PROXY" in line.says, "word" in repr(line)) == ("fail", True, False)
 
 
 @pytest.mark.parametrize(

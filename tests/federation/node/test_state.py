@@ -31,7 +31,7 @@ def log_of(line: str) -> str:
     """The log file that really contains such a line."""
     if not line.startswith(CLOCK):
         return "node.log"
-    return "gateway.log" if " refused " in line else "client.log"
+    return "gateway.log" if " refused " in line or " E_SERVER_PROXY: " in line else "client.log"
 
 
 def told(state: NodeState, *lines: str) -> list[str]:
@@ -122,6 +122,13 @@ def test_server_that_never_answered_is_silent_not_lost(state: NodeState) -> None
     assert text.startswith("no answer yet (E_SERVER_SILENT)")
     assert state.connection == "dialling"
     assert told(state, AGAIN, ONLINE) == ["the node is online: the study's server has accepted it"]
+
+
+def test_refusal_by_the_proxy_is_shown_with_what_to_do(state: NodeState) -> None:
+    line = f"{CLOCK} WARNING E_SERVER_PROXY: the proxy does not connect this node: it refuses with HTTP 403"
+    (text,) = told(state, line)
+    assert text.startswith("the proxy refuses the connection (E_SERVER_PROXY); the node keeps trying. Allow CONNECT")
+    assert state.connection == "dialling"
 
 
 def test_last_contact_is_updated_only_while_online_and_idle(state: NodeState) -> None:

@@ -158,14 +158,21 @@ def test_server_is_reached_through_a_proxy(authority: Authority) -> None:
     assert answer.ahead_seconds is not None
 
 
-def test_refusing_and_unreachable_proxies_are_reported(authority: Authority) -> None:
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [("407 Proxy Authentication Required", "the proxy refuses"), ("502 Bad Gateway", "the proxy cannot connect")],
+)
+def test_proxy_that_does_not_connect_is_reported(authority: Authority, answers: str, says: str) -> None:
     def refuse(connection: socket.socket) -> None:
         connection.recv(65536)
-        connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+        connection.sendall(f"HTTP/1.1 {answers}\r\nContent-Length: 0\r\n\r\n".encode())
 
     with listening(refuse) as proxy:
         answer = probe(Endpoint("study.example", 443, ca=authority.path, proxy=f"127.0.0.1:{proxy}"))
-    assert "proxy refuses" in answer.failed
+    assert answer.failed.startswith(says)
+
+
+def test_unreachable_proxy_is_reported(authority: Authority) -> None:
     gone = probe(Endpoint("study.example", 443, ca=authority.path, proxy=f"127.0.0.1:{free_port()}"))
     assert gone.failed == "the proxy cannot be reached"
 
