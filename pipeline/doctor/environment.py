@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -36,6 +37,12 @@ TESTED = {
     "torch": "2.13.0",
 }
 KEEP_FREE_GB = 2.0
+MOUNTS = Path("/proc/self/mountinfo")
+# File systems that several machines can use at once (mount(8)). "fuse.NAME" is in user space.
+NETWORK_FILE_SYSTEMS = {
+    *("9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"),
+    *(f"fuse.{name}" for name in ("ceph", "davfs2", "glusterfs", "rclone", "s3fs", "sshfs")),
+}
 GB_A_WORKER = 2.0  # to read and prepare a thin-slice chest of 600 slices
 SOON = timedelta(days=60)
 
@@ -45,6 +52,7 @@ def machine(site: Site, settings: Preprocessing, new_series: int) -> Iterator[Li
     yield _python()
     yield _libraries()
     yield _disk(site, settings, new_series)
+    yield _file_system(site)
     yield _memory()
     cores = len(os.sched_getaffinity(0))
     status: Status = "ok" if cores > 1 else "warn"
@@ -88,6 +96,35 @@ def _disk(site: Site, settings: Preprocessing, new_series: int) -> Line:
     if free_gb < needed_gb + KEEP_FREE_GB:
         return Line(AREA, "disk", "warn", "almost no space will be left", "Free space soon.", detail)
     return Line(AREA, "disk", "ok", "enough space", detail=detail)
+
+
+def _file_system(site: Site) -> Line:
+    """Check that the site's folder, and each folder in it, is on a local disk: locks and SQLite need one."""
+    name = "file system"
+    try:
+        mounts = MOUNTS.read_text(encoding="utf-8", errors="replace")
+        folders = [site.folder, *(path for path in sorted(site.folder.iterdir()) if path.is_dir())]
+        kinds = {file_system_of(folder.resolve(), mounts): folder for folder in reversed(folders)}
+    except OSError:
+        return Line(AREA, name, "skip", "this system does not report its file systems")
+    for kind, folder in kinds.items():
+        if kind in NETWORK_FILE_SYSTEMS:
+            says = f"the site's folder or a part of it is on a network file system ({kind})"
+            remedy = "Move it to a local disk, and back up to the network (docs/operations.md, on NFS)."
+            return Line(AREA, name, "warn", says, remedy, private=str(folder))
+    return Line(AREA, name, "ok", "the site's folder is on a local file system")
+
+
+def file_system_of(folder: Path, mounts: str) -> str:
+    """Return the kind of file system of a folder without links. `mounts`: /proc/self/mountinfo (proc(5))."""
+    kind, depth = "", 0
+    for line in mounts.splitlines():
+        place, _, system = line.partition(" - ")
+        # Blanks and backslashes in a path are written as three octal digits.
+        point = Path(re.sub(r"\\([0-7]{3})", lambda digits: chr(int(digits[1], 8)), place.split()[4]))
+        if folder.is_relative_to(point) and len(point.parts) >= depth:  # a later mount covers an earlier one
+            kind, depth = system.split()[0], len(point.parts)
+    return kind
 
 
 def _reserve(site: Site) -> tuple[float, str]:

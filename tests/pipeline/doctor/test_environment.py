@@ -68,6 +68,42 @@ def test_space_that_pacs_or_listener_keep_free_is_checked(
     assert ("[laboratory.listener]" in line.remedy) == (status == "fail")
 
 
+@pytest.mark.parametrize(
+    ("mounted", "kind", "status"),
+    [
+        ("/srv", "nfs4", "warn"),
+        ("/srv/site/cohort", "cifs", "warn"),  # a part of the folder
+        ("/srv/site", "ext4", "ok"),
+        ("/srv/sit", "nfs", "ok"),  # another folder with a similar name
+    ],
+)
+def test_site_on_a_network_file_system_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mounted: str, kind: str, status: str
+) -> None:
+    site, table = init_site(tmp_path / "a site", SETTINGS), tmp_path / "mountinfo"
+    (site.folder / "cohort").mkdir(exist_ok=True)
+    point = mounted.replace("/srv", str(tmp_path)).replace("/site", "/a\\040site")
+    lines = ["27 1 254:0 / / rw,relatime - ext4 /dev/vda rw", f"41 27 0:50 / {point} rw shared:7 - {kind} far:/x rw"]
+    table.write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(environment, "MOUNTS", table)
+    line = of_machine(site)["file system"]
+    assert line.status == status
+    assert (kind in line.says) == (status == "warn")
+    assert str(tmp_path) not in line.says + line.remedy
+
+
+def test_last_of_several_mounts_at_one_place_counts(tmp_path: Path) -> None:
+    mounts = "1 0 8:1 / / rw - ext4 a rw\n2 1 0:9 / /data rw - nfs4 b rw\n3 1 8:2 / /data rw - xfs c rw\n"
+    assert environment.file_system_of(Path("/data/site"), mounts) == "xfs"
+    assert environment.file_system_of(Path("/other"), mounts) == "ext4"
+    assert environment.file_system_of(Path("/other"), "") == ""
+
+
+def test_system_without_a_table_of_mounts_is_skipped(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "MOUNTS", site.folder / "no-such-file")
+    assert of_machine(site)["file system"].status == "skip"
+
+
 def test_tested_versions_match_the_constraints() -> None:
     pinned = {each.name: each.specifier for each in asked_for() if str(each.specifier).startswith("==")}
     assert pinned.keys() == {"flwr"}  # in pyproject.toml, not in constraints.txt
