@@ -7,6 +7,7 @@ from pipeline.cohort.attrition import Count
 from pipeline.cohort.ingest import Assessment
 from pipeline.doctor.checkup import Checkup
 from pipeline.doctor.contract import Result
+from pipeline.doctor.reasons import CT_ONLY_USES
 from pipeline.system.check_line import Line
 
 _MARKS = {"ok": "ok", "warn": "WARN", "fail": "FAIL", "skip": "-"}
@@ -54,6 +55,10 @@ def show_waterfall(assessment: Assessment) -> None:
     """Show how many each rule excluded, and how many are left."""
     print_table(["", "count"], list(_steps(assessment.waterfall)))
     content = assessment.to_json()
+    if not assessment.has_labels:
+        say(f"{content['series']} series; {content['unlabelled']} patients with a usable CT and without labels.")
+        say(f"This site has chest CT only. {CT_ONLY_USES}")
+        return
     say(
         f"{content['series']} series; {content['patients']} patients accepted, {content['pcr_positive']} of them "
         f"PCR-positive, of those {content['severe_among_positive']} severe "

@@ -50,16 +50,25 @@ def init(
     ca: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Certificate of the study's authority.")
     ] = None,
+    ct_only: Annotated[
+        bool,
+        typer.Option(
+            "--ct-only", help="The hospital has chest CT only, no PCR results or outcomes, if --from has no site.toml."
+        ),
+    ] = False,
 ) -> None:
     """Create a site: settings, a pseudonym key and the node's key. `node join` then enrols it in a study."""
     from federation.enrolment.certificates import create_node_key
+    from pipeline.doctor.reasons import CT_ONLY_USES
     from pipeline.site.folder import init_site, site_settings
 
-    site = init_site(site_dir, site_settings(source, name=name, server=server))
+    site = init_site(site_dir, site_settings(source, name=name, server=server, ct_only=ct_only))
     create_node_key(site.node_key)
     if ca is not None:
         shutil.copyfile(ca, site.ca_certificate)
     say(f"Created the site {site.name}. Edit {site.folder / 'site.toml'}, then run `fedthorax node check {site_dir}`.")
+    if not site.settings.has_labels:
+        say(f"This site has chest CT only. {CT_ONLY_USES}")
     say(f"To join a study, ask the study office for a code: `fedthorax node join {site_dir} CODE`.")
 
 
@@ -238,6 +247,7 @@ def listen(site_dir: SiteDir) -> None:
 def status(site_dir: SiteDir, as_json: Json = False) -> None:
     """Show whether the node runs, its last activity, and how many patients the cohort has."""
     from federation.node.start import node_status
+    from pipeline.doctor.reasons import CT_ONLY_USES
     from pipeline.site.folder import Site
 
     content = node_status(Site.open(site_dir))
@@ -245,6 +255,7 @@ def status(site_dir: SiteDir, as_json: Json = False) -> None:
         print_json(content)
     else:
         content["masked_rounds"] = "\n".join(content["masked_rounds"])
+        content["labels"] = "yes" if content.pop("has_labels") else f"none: chest CT only. {CT_ONLY_USES}"
         shown = {key: value for key, value in content.items() if key != "site" and value not in (None, "")}
         print_table(
             ["", ""], [[k.replace("_", " "), str(v)] for k, v in shown.items()], title=f"site {content['site']}"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from federation.approval.studies import StudyApprovals
     from federation.approval.study_review import StudyReview
     from federation.protocol.study_config import Study
+    from pipeline.site.folder import Site
 
 StudyName = Annotated[
     str,
@@ -39,15 +40,17 @@ def studies(
     from federation.approval.studies import StudyApprovals
     from pipeline.site.folder import Site
 
-    approvals = StudyApprovals(Site.open(site_dir))
+    site = Site.open(site_dir)
+    approvals = StudyApprovals(site)
     if show:
         review, verdict = _review(approvals, show)
         if as_json:
-            print_json({"verdict": verdict, **review.to_json()})
+            print_json({"verdict": verdict, "refused_with": _refused_with(site), **review.to_json()})
         else:
             _show(review, verdict)
+            _say_labels(site)
         return
-    known = [_about(approvals, digest) for digest in _known(approvals)]
+    known = [{**_about(approvals, digest), "refused_with": _refused_with(site)} for digest in _known(approvals)]
     if as_json:
         print_json(known)
         return
@@ -58,7 +61,7 @@ def studies(
             [
                 about["study"][:_SHOWN_DIGITS],
                 ", ".join(about["presets"]),
-                about["verdict"],
+                f"no: {about['refused_with']}" if about["refused_with"] else about["verdict"],
                 about["decided"][:10],
                 about["by"],
                 f"{len(about['weakens'])} settings",
@@ -67,6 +70,7 @@ def studies(
         ],
         whole=1,
     )
+    _say_labels(site)
     say(f"To show one: fedthorax node studies {site_dir} --show STUDY")
 
 
@@ -82,9 +86,11 @@ def approve_study(
     from federation.approval.studies import StudyApprovals
     from pipeline.site.folder import Site
 
-    approvals = StudyApprovals(Site.open(site_dir))
+    site = Site.open(site_dir)
+    approvals = StudyApprovals(site)
     review, verdict = _review(approvals, study)
     _show(review, verdict)
+    _say_labels(site)
     if not yes:
         typer.confirm("Let this study train on this hospital's patients?", abort=True, err=True)
     digest = approvals.approve(_found(approvals, study).model_dump_json(), by=user(), note=note)
@@ -171,6 +177,20 @@ def _about(approvals: "StudyApprovals", digest: str) -> dict[str, Any]:
         "note": decision.note if decision else "",
         "weakens": review.weakens,
     }
+
+
+def _refused_with(site: "Site") -> str:
+    """Return the code with which this site refuses all studies that learn from labels; "" if it has labels."""
+    from federation.protocol.reasons import SITE_UNLABELLED
+
+    return "" if site.settings.has_labels else SITE_UNLABELLED.code
+
+
+def _say_labels(site: "Site") -> None:
+    from pipeline.doctor.reasons import CT_ONLY_USES
+
+    if not site.settings.has_labels:
+        say(f"This site has chest CT only. {CT_ONLY_USES}")
 
 
 def _show(review: "StudyReview", verdict: str) -> None:

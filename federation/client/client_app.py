@@ -31,6 +31,7 @@ from federation.protocol.handshake import answer as shake
 from federation.protocol.metric_allowlist import EXAMPLES
 from federation.protocol.reply_validation import decode, encode
 from federation.protocol.simulated_sites import simulated_folders
+from federation.protocol.site_labels import require_labels
 from federation.protocol.study_config import ComputeNeed, Study
 from federation.protocol.study_packages import allow_at_site, allow_in_run
 from models.refusal import Refusal
@@ -97,7 +98,10 @@ def _study(context: Context) -> Study:
 
 
 def _site(context: Context) -> Site:
-    return Site.open(site_folder(context))
+    """Return the site. Raises Refusal E_SITE_UNLABELLED, as a gateway does before the app receives a task."""
+    site = Site.open(site_folder(context))
+    require_labels(site.settings)
+    return site
 
 
 def _model(message: Message) -> tuple[Arrays, Arrays]:

@@ -158,7 +158,8 @@ class ServerRun:
     def _handshake(self) -> dict[str, SiteAbout]:
         """Check that the sites agree on data contract and golden volume before the study starts.
 
-        Sites of another version are left out of the run. Raises Refusal: E_SITES_UNLIKE, E_HANDSHAKE_QUORUM.
+        Sites of another version and sites without labels are left out of the run. Raises Refusal: E_SITES_UNLIKE,
+        E_HANDSHAKE_QUORUM.
         """
         agreed = shake_hands(self.sites, self.study)
         for line in by_code(agreed.entry["refused"]):

@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 from federation.coordinator import reasons
 from federation.coordinator.connected_sites import Sites
 from federation.protocol.handshake import EXPECTED, SiteAbout
-from federation.protocol.reasons import SITE_OUTDATED
+from federation.protocol.reasons import SITE_OUTDATED, SITE_UNLABELLED
 from federation.protocol.reply_validation import ABOUT
 from federation.protocol.study_config import Study
 from federation.protocol.versions import who_must_upgrade
@@ -23,7 +23,8 @@ _DIFFERS = {"contract": "the data contract", "golden": "the golden volume"}
 class Agreement:
     """The result of the handshake. `about`: what the sites that may take part report, by name.
 
-    `entry`: for the history. `left_out`: why the server does not accept a node's version, by node.
+    `entry`: for the history. `left_out`: why a node takes no part in the run, by node: the server does not accept its
+    version, or it has no labels.
     """
 
     about: dict[str, SiteAbout]
@@ -32,7 +33,9 @@ class Agreement:
 
 
 def shake_hands(sites: Sites, study: Study) -> Agreement:
-    """Ask each online site to describe itself, leave out those of another version, and check that the others agree.
+    """Ask each online site to describe itself, and check that those that can take part agree.
+
+    Sites of another version and sites without labels are left out.
 
     Raises Refusal: E_SITES_UNLIKE; E_HANDSHAKE_QUORUM if fewer sites than the study's quorum may take part.
     """
@@ -42,6 +45,8 @@ def shake_hands(sites: Sites, study: Study) -> Agreement:
     own = version("fedthorax")
     outdated = {node: why for node, each in told.items() if (why := who_must_upgrade(each.version, own))}
     left_out = {node: _explain(sites.name(node), told[node].version, own, why) for node, why in outdated.items()}
+    unlabelled = [node for node, code in sifted.refused.items() if code == SITE_UNLABELLED.code]
+    left_out |= {node: f"{sites.name(node)}: {SITE_UNLABELLED.says}" for node in unlabelled}
     about = {sites.name(node): each for node, each in told.items() if node not in left_out}
     entry = sites.entry("handshake", sifted)
     entry["sites"] = sorted(about)

@@ -18,6 +18,7 @@ from federation.protocol import reasons as protocol_reasons
 from federation.protocol.masked_replies import ANSWERED
 from federation.protocol.metric_allowlist import FIGURES, LABELS, MAX_PROBED, Kind
 from federation.protocol.reply_validation import CALIBRATIONS
+from federation.protocol.site_labels import require_labels
 from federation.system.digests import SHA256
 from models.refusal import Reason, Refusal
 from pipeline.site.folder import GatewayTable, SiteSettings
@@ -56,9 +57,10 @@ def run_config(app: bytes, run: Run) -> tuple[str, str]:
 def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patients: int) -> None:
     """Check that the site takes part in such a study and answers such a question.
 
-    Raises Refusal: E_SITE_LIMIT, E_SITE_LEAST, E_AUGMENTATION, E_PRIVACY_REQUIRED, E_PRIVACY_KIND, E_EMBEDDINGS,
-    E_SECAGG_REQUIRED, E_SECAGG_KIND.
+    Raises Refusal: E_SITE_UNLABELLED, E_SITE_LIMIT, E_SITE_LEAST, E_AUGMENTATION, E_PRIVACY_REQUIRED, E_PRIVACY_KIND,
+    E_EMBEDDINGS, E_SECAGG_REQUIRED, E_SECAGG_KIND.
     """
+    require_labels(settings)
     limits = settings.gateway
     for what, asked, allowed in (
         ("local epochs in a round", _epochs(schema, train_patients), limits.max_local_epochs),

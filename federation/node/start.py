@@ -366,6 +366,7 @@ def node_status(site: Site) -> dict[str, Any]:
         "masked_rounds": [line.exactly for number, line in enumerate(masked) if number == 0 or line.status != "ok"],
         "processor": " ".join(filter(None, (processor.says, processor.detail and f"({processor.detail})"))),
         **_of_site(site),
+        "has_labels": site.settings.has_labels,
         "patients": len(patients),
         "splits": dict(Counter(p.split for p in patients)),
         "pcr_positive": sum(p.pcr_positive is True for p in patients),

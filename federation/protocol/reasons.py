@@ -18,6 +18,12 @@ COMPUTE_NEED = Reason(
     "Choose another processor or precision in [compute] of site.toml; `fedthorax node check` shows what works. "
     "Otherwise this site cannot take part.",
 )
+SITE_UNLABELLED = Reason(
+    "E_SITE_UNLABELLED",
+    "the study learns from labels, and this site has chest CT only",
+    "Nothing is broken: the study goes on without this site. To take part, give [laboratory] and [outcomes], or "
+    "[labels], in site.toml, and ingest again.",
+)
 REPLY_TWICE = Reason(
     "E_REPLY_TWICE",
     "the site answered more than once in one round",

@@ -14,6 +14,7 @@ from pipeline.cohort.selection import LATER, OTHER_SERIES, USED
 from pipeline.records.join import Labels
 from pipeline.system.codes import BY_CODE
 
+_UNLABELLED = "patients without a label, kept apart; no study uses or counts them"
 _AFTER_ACCEPTANCE = {DUPLICATE_SCAN.code, SHARED_STUDY.code}
 
 
@@ -53,16 +54,18 @@ def plain(text: str) -> str:
     return re.sub(r"\{\w+\}", "…", re.sub(r"^\{\w+\} (?!%)", "", without_asides))
 
 
-def waterfall(fates: Counter[str], labels: Sequence[Labels] | None, *, keeps_unlabelled: bool = False) -> Count:
+def waterfall(
+    fates: Counter[str], labels: Sequence[Labels] | None, *, keeps_unlabelled: bool = False, has_labels: bool = True
+) -> Count:
     """Make the tree of counts from the `fates` of all series and the `labels` of the used ones (None if unknown).
 
-    `keeps_unlabelled`: whether the site keeps patients without a label; they get a line of their own.
+    `keeps_unlabelled`: whether the site keeps patients without a label; they get a line of their own. `has_labels`:
+    False for a site with chest CT only, whose patients need no reason for a missing label.
     """
     refused = Counter({code: n for code, n in fates.items() if code in BY_CODE and code not in _AFTER_ACCEPTANCE})
     shared = Counter({code: n for code, n in fates.items() if code in _AFTER_ACCEPTANCE})
-    patients = Count(
-        "patients", "patients with a usable CT", fates[USED], _labelled(labels or (), keeps_unlabelled), stays=True
-    )
+    parts = _labelled(labels or (), keeps_unlabelled) if has_labels else _all_unlabelled(labels or ())
+    patients = Count("patients", "patients with a usable CT", fates[USED], parts, stays=True)
     accepted = Count(
         "accepted",
         "series accepted",
@@ -102,9 +105,12 @@ def _labelled(labels: Sequence[Labels], keeps_unlabelled: bool) -> tuple[Count, 
         parts += (_class("untested", untested),)
     without = tuple(_reasons(refused))
     if keeps_unlabelled:
-        says = "patients without a label, kept apart; no study uses or counts them"
-        without = (Count("unlabelled", says, refused.total(), without, stays=True),)
+        without = (Count("unlabelled", _UNLABELLED, refused.total(), without, stays=True),)
     return (*without, Count("labelled", "patients labelled", len(kept), parts, stays=True))
+
+
+def _all_unlabelled(labels: Sequence[Labels]) -> tuple[Count, ...]:
+    return (Count("unlabelled", _UNLABELLED, len(labels), stays=True),) if labels else ()
 
 
 def _class(key: str, labels: Sequence[Labels]) -> Count:

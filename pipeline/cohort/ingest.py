@@ -55,6 +55,7 @@ class Assessment:
 
     `accepted`: all usable scans. `members`: one for each patient with a usable scan; empty without records.
     `patients`: the members with a label. `unlabelled`: the others, if the site keeps them; no study uses them.
+    `has_labels`: False at a site with chest CT only, where the missing labels are no findings.
     """
 
     material: Material
@@ -65,6 +66,7 @@ class Assessment:
     waterfall: Count
     examined_now: int
     unlabelled: Sequence[UnlabelledRow] = ()
+    has_labels: bool = True
 
     @property
     def series(self) -> int:
@@ -81,6 +83,7 @@ class Assessment:
         positive = [p for p in self.patients if p.pcr_positive]
         return {
             "series": self.series,
+            "has_labels": self.has_labels,
             "patients": len(self.patients),
             "unlabelled": len(self.unlabelled),
             "pcr_positive": len(positive),
@@ -117,7 +120,9 @@ def assess_material(site: Site, cohort: Cohort, material: Material, examination:
     selection = select(series, scans, dated=records is None or records.labels is None)
     members = [] if records is None else _join(site, selection, scans, records)
     findings = [*material.record_findings, *material.scan_findings, *selection.findings]
-    findings += [Finding(m.labels.reason, m.series.patient_id) for m in members if m.labels.reason is not None]
+    has_labels = site.settings.has_labels
+    if has_labels:
+        findings += [Finding(m.labels.reason, m.series.patient_id) for m in members if m.labels.reason is not None]
     if records is not None:
         without_ct = records.outcomes.keys() - {s.patient_id for s in series}
         findings += [Finding(reasons.OUTCOME_WITHOUT_CT, p) for p in sorted(without_ct)]
@@ -129,9 +134,10 @@ def assess_material(site: Site, cohort: Cohort, material: Material, examination:
         members=members,
         patients=[patient_row(site, m) for m in members if m.labels.reason is None],
         findings=findings,
-        waterfall=waterfall(nobodys + selection.fates, labels, keeps_unlabelled=keeps),
+        waterfall=waterfall(nobodys + selection.fates, labels, keeps_unlabelled=keeps, has_labels=has_labels),
         examined_now=sum(map(examination.is_new, series)),
         unlabelled=[_unlabelled_row(m) for m in members if m.labels.reason is not None] if keeps else (),
+        has_labels=has_labels,
     )
 
 

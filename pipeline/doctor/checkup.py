@@ -169,7 +169,9 @@ def _cohort_lines(assessment: Assessment, results: Sequence[Result], minimum: in
     """Check size and splits of the whole cohort."""
     patients = len(assessment.patients)
     detail = f"{patients} patients have a usable CT and a label; {minimum} are needed"
-    if patients >= minimum:
+    if not assessment.has_labels:
+        lines = [Line("cohort", "size", "skip", "no labels: studies that learn from labels leave this site out")]
+    elif patients >= minimum:
         lines = [Line("cohort", "size", "ok", "enough patients to take part", detail=detail)]
     else:
         remedy = reasons.TOO_FEW_PATIENTS.remedy if assessment.material.records else "Correct the records first."

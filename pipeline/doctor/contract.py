@@ -99,6 +99,7 @@ _INFORM = {
         imaging_reasons.MODALITY_EMPTY,
     ),
     *(reasons.KERNEL_UNKNOWN, reasons.SCANNER_MIX, reasons.REPEATED, reasons.PRONE, reasons.FEET_FIRST),
+    reasons.CT_ONLY,
     *(records_reasons.EVENT_BEFORE_CT, scoring_reasons.AGE_MISSING, scoring_reasons.SEX_MISSING),
 }
 
@@ -270,8 +271,14 @@ def _duplicates(facts: Facts) -> Iterator[Result]:
 
 
 def _labels(facts: Facts) -> Iterator[Result]:
-    """Yield the rules about number and balance of labels, age, sex and outcomes."""
-    members, patients = facts.members, facts.patients
+    """Yield the rules about number and balance of labels, age, sex and outcomes.
+
+    At a site with chest CT only, one rule says so, and the others have nobody to judge.
+    """
+    has_labels, everybody = facts.assessment.has_labels, facts.members
+    members, patients = everybody if has_labels else [], facts.patients
+    unlabelled = 0 if has_labels else len(everybody)
+    yield Result(reasons.CT_ONLY, "labels", unlabelled, len(everybody), "patients", not has_labels, "patients")
 
     def most(reason: Reason, area: str, count: int, of: int) -> Result:
         return Result(reason, area, count, of, "patients", count > MOST * of, of_waterfall=True)

@@ -13,7 +13,7 @@ from pipeline.records.join import JoinRules
 from pipeline.site.folder import Site
 
 # Rules that refuse nobody and came later than others. Sites of two versions keep one contract with and without them.
-LATER = {reasons.IDENTIFIER_SPELLING}
+LATER = {reasons.IDENTIFIER_SPELLING, reasons.CT_ONLY}
 _WORDS = {"intubated": "intubated", "icu": "in intensive care", "died": "dead"}
 
 
@@ -21,7 +21,8 @@ def contract_digest(site: Site) -> str:
     """Return the SHA-256 (hex) of the canonical JSON of rules, limits, [join], and the definition of severe.
 
     A site with published labels joins nothing itself: [join] then states the rules that its publisher is assumed to
-    have used, and `severe_means` in [labels] defines severe. Another definition gives another digest.
+    have used, and `severe_means` in [labels] defines severe. Another definition gives another digest. A site with chest
+    CT only has the digest of a site with laboratory, outcomes and the same [join].
     """
     settings = site.settings
     # The rules of a site without patients.

@@ -180,7 +180,8 @@ def configuration(site: Site) -> Iterator[Line]:
     source = f"the PACS over {settings.pacs.protocol}" if settings.pacs else "a folder"
     events = ", ".join(settings.join.severe_events)
     labels = "a labels file" if settings.labels else f"laboratory and outcomes; severe: {events}"
-    yield Line(CONFIGURATION, "site.toml", "ok", f"valid; scans from {source}, labels from {labels}")
+    labels = f"labels from {labels}" if settings.has_labels else "no labels: chest CT only"
+    yield Line(CONFIGURATION, "site.toml", "ok", f"valid; scans from {source}, {labels}")
     try:
         site.pseudonym("")
         yield Line(CONFIGURATION, "pseudonym key", "ok", "present and intact")

@@ -2,6 +2,8 @@
 
 from models.refusal import Reason
 
+# What a site with chest CT only takes part in.
+CT_ONLY_USES = "Studies that learn from labels leave this site out. `fedthorax adapt` can use its scans."
 MIRRORED = Reason(
     "W_MIRRORED",
     "in most scans the heart is on the right side",
@@ -46,6 +48,11 @@ REPEATED = Reason(
     "W_REPEATED",
     "the patient was scanned on several days",
     "No action is needed. The first usable examination was taken.",
+)
+CT_ONLY = Reason(
+    "W_CT_ONLY",
+    "the site has chest CT only, so no patient has a label",
+    f"No action is needed. {CT_ONLY_USES}",
 )
 LABEL_YIELD = Reason(
     "W_LABEL_YIELD",

@@ -71,6 +71,10 @@ class Records:
     labels: dict[str, Label] | None = None
 
 
+# The records of a site with chest CT only: no patient has a label, and nothing depends on the day of a CT.
+NO_RECORDS = Records({}, {}, set(), labels={})
+
+
 @dataclass(frozen=True)
 class Labels:
     """The labels of one CT for training; a CT with a `reason` is not used.

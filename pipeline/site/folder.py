@@ -47,7 +47,7 @@ class SiteTable(BaseModel, extra="forbid"):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
     source: Path = Path()  # folder to which the paths below are relative; the site's folder if empty
     min_patients: int = Field(default=10, ge=2)  # figures over fewer patients do not leave the site
-    unlabelled_patients: bool = False  # keep patients with a CT and no label; no study uses them
+    unlabelled_patients: bool = False  # keep patients with a CT and no label; no study uses them. See `has_labels`
     issuer: str = ""  # authority of the patient identifiers; empty if all files use only one
     time_zone: str = ""  # IANA name; needed if the laboratory writes times with a zone
 
@@ -164,11 +164,23 @@ class SiteSettings(BaseModel):
     privacy: PrivacyTable = PrivacyTable()
     monitoring: MonitoringTable = MonitoringTable()
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether the site gives labels at all: False for a hospital with chest CT only."""
+        return self.laboratory is not None or self.labels is not None
+
     @model_validator(mode="after")
     def tables_fit_together(self) -> Self:
-        from_records = self.laboratory is not None and self.outcomes is not None
-        if from_records == (self.labels is not None):
+        records = (self.laboratory is not None, self.outcomes is not None)
+        if any(records) and (not all(records) or self.labels is not None):
             raise ValueError("give either [laboratory] and [outcomes], or [labels]")
+        if not self.has_labels and not self.site.unlabelled_patients:
+            raise ValueError(
+                "give [laboratory] and [outcomes], or [labels]; a hospital with chest CT only instead sets "
+                "unlabelled_patients = true in [site]"
+            )
+        if not self.has_labels and (self.fhir or self.omop):
+            raise ValueError("[fhir] and [omop] need [laboratory] and [outcomes]")
         fetches_results = isinstance(self.laboratory, FhirLaboratory) and self.laboratory.file is None
         fetches_events = isinstance(self.outcomes, FhirOutcomes) and self.outcomes.file is None
         if (fetches_results or fetches_events) and self.fhir is None:
@@ -337,8 +349,8 @@ studies = {json.dumps(list(preset_files()))}
 """
 
 
-def site_settings(source: Path | None, *, name: str, server: str = "", threads: int = 0) -> str:
-    """Make the text of a new site.toml.
+def site_settings(source: Path | None, *, name: str, server: str = "", threads: int = 0, ct_only: bool = False) -> str:
+    """Make the text of a new site.toml. `ct_only`: for a hospital without laboratory results and outcomes.
 
     If the folder `source` with the hospital's files contains a site.toml, as in synthetic hospitals, that file is used.
     Otherwise it is the template, which hospital IT then edits.
@@ -348,12 +360,22 @@ def site_settings(source: Path | None, *, name: str, server: str = "", threads: 
     template = source / "site.toml" if source and (source / "site.toml").is_file() else None
     text = (template or Path(configs.__file__).with_name("site.toml")).read_text(encoding="utf-8")
     if template is None:
+        text = _without_labels(text) if ct_only else text
         text = text.replace('name = "my-hospital"', f'name = "{name}"')
         text = text.replace('address = ""', f'address = "{server}"').replace("threads = 0", f"threads = {threads}")
         return text if source is None else _with_source(text, source)
     text += f'\n[server]\naddress = "{server}"\n\n[training]\nthreads = {threads}\n'
     assert source is not None
     return _with_source(text, source)
+
+
+def _without_labels(text: str) -> str:
+    """Return the template with its tables of labels as comments, and with patients without labels kept."""
+    before, tables = text.split("[laboratory]\n", 1)
+    labels, after = tables.split("[join]\n", 1)
+    lines = "".join(f"# {line}" if line.strip() else line for line in f"[laboratory]\n{labels}".splitlines(True))
+    kept = before.replace("unlabelled_patients = false", "unlabelled_patients = true")
+    return f"{kept}{lines}[join]\n{after}"
 
 
 def _with_source(text: str, source: Path) -> str:

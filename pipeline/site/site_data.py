@@ -10,7 +10,7 @@ from pipeline.imaging import reasons as imaging_reasons
 from pipeline.imaging.discovery import Series, find_series
 from pipeline.imaging.readers import find_scans
 from pipeline.records import reasons as records_reasons
-from pipeline.records.join import Records
+from pipeline.records.join import NO_RECORDS, Records
 from pipeline.records.labels import read_labels
 from pipeline.records.laboratory import PcrResult, read_pcr
 from pipeline.records.outcomes import read_outcomes
@@ -35,9 +35,13 @@ SPOILS_NEGATIVE = {
 def read_records(site: Site) -> tuple[Records, list[Finding]]:
     """Read the site's laboratory and outcome files, or its labels. Rows of withdrawn patients are left out.
 
+    A site without labels has NO_RECORDS.
+
     Raises Refusal E_NOTHING_FETCHED, or if a whole file cannot be used.
     """
     settings, withdrawn = site.settings, Withdrawn(site)
+    if not settings.has_labels:
+        return NO_RECORDS, []
     if settings.labels is not None:
         labels, findings = read_labels(settings.labels)
         under = {site.pseudonym(patient): label for patient, label in labels.items()}
@@ -89,8 +93,8 @@ def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -
             if under.patient_id not in withdrawn:
                 soon(under)
 
-    # Other formats than DICOM contain no patient and no date, so they can be used only with a labels file.
-    find = find_scans if site.settings.labels else find_series
+    # Other formats than DICOM contain no patient and no date, so they can be used only if no label depends on a day.
+    find = find_series if site.settings.laboratory else find_scans
     found, findings = find(folder, tell if soon else None)
     if not found:
         raise Refusal(imaging_reasons.NO_IMAGES)
@@ -114,6 +118,8 @@ def identifiers_in_records(site: Site) -> dict[str, set[str]]:
     Raises Refusal if a whole file cannot be used, as `read_records` does.
     """
     settings = site.settings
+    if not settings.has_labels:
+        return {}
     if settings.labels is not None:
         labels, findings = read_labels(settings.labels)
         return {"labels": {*labels, *(finding.patient_id for finding in findings)} - {""}}

@@ -57,6 +57,13 @@ def add_unlabelled(hospital: Hospital, count: int) -> None:
 
 def reply(kind: str, study: Study) -> bytes:
     """Return the bytes of the app's answer to one message."""
+    answer = answered(kind, study)
+    assert not answer.has_error(), answer.error
+    return recorddict_to_proto(answer.content).SerializeToString(deterministic=True)
+
+
+def answered(kind: str, study: Study) -> Message:
+    """Return the app's answer to one message."""
     arrays, buffers = pack(seed_network(study))
     typical = {name: np.ones(APPEARANCE_SIZE, np.float32) for name in ("mean", "variance")}
     config: dict[str, Any] = {"server-round": 1, "audit": True}
@@ -69,9 +76,7 @@ def reply(kind: str, study: Study) -> bytes:
         }
     )
     context = Context(1, 1, {}, RecordDict(), {"study": study.model_dump_json(), "run": "trial"})
-    answer = app(Message(content, dst_node_id=1, message_type=kind), context)
-    assert not answer.has_error(), answer.error
-    return recorddict_to_proto(answer.content).SerializeToString(deterministic=True)
+    return app(Message(content, dst_node_id=1, message_type=kind), context)
 
 
 @pytest.mark.slow
@@ -97,3 +102,14 @@ def test_no_program_reads_the_unlabelled_as_patients(hospital: Hospital) -> None
         assert (cohort.patients(), cohort.examples("train", "validation", "test"), cohort.settings()) == before
     with sqlite3.connect(hospital.site.cohort_folder / "cohort.sqlite") as database:
         assert database.execute("SELECT count(*) FROM patients").fetchone() == (sum(FEW.values()),)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_site_with_chest_ct_only_refuses_before_it_reads_the_cohort(hospital: Hospital, kind: str) -> None:
+    """The answer does not depend on the number of its patients: here its cohort cannot even be read."""
+    add_unlabelled(hospital, 30)
+    text = '[site]\nname = "ward"\nunlabelled_patients = true\nmin_patients = 3\n'
+    (hospital.site.folder / "site.toml").write_text(text, encoding="utf-8")
+    (hospital.site.cohort_folder / "cohort.sqlite").write_bytes(b"damaged")
+    answer = answered(kind, alone_study())
+    assert answer.has_error() and answer.error.reason == "E_SITE_UNLABELLED"

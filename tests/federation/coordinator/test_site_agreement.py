@@ -115,6 +115,13 @@ def test_site_of_another_version_is_left_out_by_name(theirs: str, who: str, code
     assert f"{who} ({code})" in agreed.left_out[3] and f"west has version {theirs}" in agreed.left_out[3]
 
 
+def test_site_without_labels_is_left_out_of_the_run() -> None:
+    agreed = shake_hands(sites(north={}, south={}, west="E_SITE_UNLABELLED", east="E_SITE_LIMIT"), STUDY)
+    assert set(agreed.about) == {"north", "south"}
+    assert agreed.entry["refused"] == {"west": "E_SITE_UNLABELLED", "east": "E_SITE_LIMIT"}
+    assert agreed.left_out == {3: "west: the study learns from labels, and this site has chest CT only"}
+
+
 def test_patch_release_takes_part() -> None:
     patch = {"version": ".".join(OWN.split(".")[:2]) + ".17"}
     agreed = shake_hands(sites(north={}, south=patch), STUDY)

@@ -26,7 +26,7 @@ from federation.gateway.spool import Spool
 from federation.ledger.chain import EMPTY, Head
 from federation.protocol.flat_weights import WEIGHTS, pack
 from federation.protocol.half_precision import UPDATE
-from federation.protocol.metric_allowlist import LABELS, MAX_PROBED, Kind
+from federation.protocol.metric_allowlist import FIGURES, LABELS, MAX_PROBED, Kind
 from federation.protocol.study_config import Study, WireTable
 from models.network import CHANNELS, build_network
 from models.refusal import Refusal
@@ -532,3 +532,12 @@ def test_restart_deletes_received_objects_and_keeps_the_unanswered_task(tmp_path
         again.came_in.get("a" * 64)
     again.forget()
     assert Spool(tmp_path / "gateway").unanswered is None
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_site_without_labels_takes_no_task_of_a_study_that_learns_from_labels(kind: Kind) -> None:
+    """Also not the handshake, which reports a band of the number of patients."""
+    tables = {"site": {"name": "ward", "unlabelled_patients": True}}
+    site = SiteSettings.model_validate(tables)
+    for of_study in (SCHEMA, replace(SCHEMA, secure=True), replace(SCHEMA, batch_size=1000)):
+        assert code_of(task_checks.check_bounds, kind, of_study, site, 60) == "E_SITE_UNLABELLED"

@@ -96,3 +96,14 @@ def test_plain_text_of_a_reason_has_no_case_specific_numbers() -> None:
     assert plain(imaging_reasons.DUPLICATE_SLICE.says) == "different images have the same position"
     assert plain(records_reasons.PCR_UNMAPPED.says).startswith("… % of the … file's rows")
     assert plain("nothing of a case") == "nothing of a case"
+
+
+@given(patients=st.integers(0, 30), refused=st.integers(0, 5))
+def test_site_without_labels_has_one_line_for_all_its_patients(patients: int, refused: int) -> None:
+    labels = [Labels(None, None, records_reasons.NO_LABEL)] * patients
+    root = waterfall(Counter({USED: patients, "E_TILT": refused}), labels, keeps_unlabelled=True, has_labels=False)
+    for _, count in root.walk():
+        assert not count.parts or count.count == sum(part.count for part in count.parts), count.key
+    found = counts(root)
+    assert found.get("unlabelled", 0) == found["patients"] == patients
+    assert not {"labelled", "positive", "negative", "E_NO_LABEL"} & set(found)

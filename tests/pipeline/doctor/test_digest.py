@@ -98,3 +98,10 @@ def test_additional_rule_changes_the_digest(tmp_path: Path, monkeypatch: pytest.
     )
     monkeypatch.setattr(contract, "contract", lambda facts: [*rules(facts), another])
     assert digest(tmp_path) != usual
+
+
+def test_site_with_chest_ct_only_has_the_digest_of_a_site_with_records(tmp_path: Path) -> None:
+    """So it can take part in one run with hospitals that have labels, if a study needs none."""
+    without = '[site]\nname = "{name}"\nunlabelled_patients = true\n'
+    assert digest(tmp_path, text=without) == digest(tmp_path, "south")
+    assert digest(tmp_path, "west", "[join]\nhorizon_days = 28\n", without) != digest(tmp_path, "east")

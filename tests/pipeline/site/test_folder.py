@@ -3,10 +3,13 @@
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from models.refusal import Refusal
-from pipeline.site.folder import Site, init_site
+from pipeline.site.folder import Site, init_site, site_settings
+from pipeline.site.site_data import read_series_list
+from tests.helpers.volume_images import image, save
 
 SETTINGS = '[site]\nname = "ward"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\n'
 PATIENTS = [f"SYNTHETIC-{number:05d}" for number in range(4000)]
@@ -132,3 +135,48 @@ file = "outcomes.csv"
     assert refused.value.says.endswith(
         'format = "hl7" in [laboratory] has no such lines, remove them: separator, patient_id, weeks'
     )
+
+
+LABORATORY, OUTCOMES = '[laboratory]\nfile = "pcr.csv"\n', '[outcomes]\nfile = "outcomes.csv"\n'
+KEEPS = '[site]\nname = "ward"\nunlabelled_patients = true\n'
+
+
+def test_site_needs_labels_unless_it_keeps_patients_without_labels(tmp_path: Path) -> None:
+    assert not init_site(tmp_path / "ct", KEEPS).settings.has_labels
+    assert init_site(tmp_path / "all", KEEPS + LABORATORY + OUTCOMES).settings.has_labels
+    assert init_site(tmp_path / "file", KEEPS + '[labels]\nfile = "labels.csv"\n').settings.has_labels
+    with pytest.raises(Refusal, match="unlabelled_patients = true"):
+        init_site(tmp_path / "none", '[site]\nname = "ward"\n')
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        LABORATORY,
+        OUTCOMES,
+        LABORATORY + '[labels]\nfile = "labels.csv"\n',
+        LABORATORY + OUTCOMES + '[labels]\nfile = "labels.csv"\n',
+        '[fhir]\nurl = "https://fhir.example"\ntoken_file = "keys/token"\n',
+    ],
+)
+def test_half_of_the_labels_is_refused_also_where_patients_without_labels_are_kept(tmp_path: Path, tables: str) -> None:
+    assert code_of(init_site, tmp_path, KEEPS + tables) == "E_SETTINGS_KEY"
+
+
+def test_template_for_chest_ct_only_has_no_labels_and_the_other_settings_of_the_template(tmp_path: Path) -> None:
+    usual = init_site(tmp_path / "usual", site_settings(None, name="ward")).settings.model_dump()
+    text = site_settings(None, name="ward", ct_only=True)
+    without = init_site(tmp_path / "ct", text).settings.model_dump()
+    assert [line.removeprefix("# ") for line in text.splitlines()].count("[laboratory]") == 1
+    usual["site"]["unlabelled_patients"] = True
+    usual["laboratory"] = usual["outcomes"] = None
+    usual["ct"]["folder"] = without["ct"]["folder"]
+    assert without == usual
+
+
+def test_site_with_chest_ct_only_reads_volume_files(tmp_path: Path) -> None:
+    (tmp_path / "site" / "ct").mkdir(parents=True)
+    save(image(np.zeros((20, 24, 24))), tmp_path / "site" / "ct" / "one.nii.gz")
+    site = init_site(tmp_path / "site", KEEPS)
+    series, findings = read_series_list(site)
+    assert ([each.patient_id for each in series], findings) == ([site.pseudonym("one")], [])
