@@ -2,17 +2,22 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# The tests of a file stay in one process, which makes their fixtures once.
+UNIT := $(BIN)/pytest -m "not e2e and not chaos" -n $$(nproc) --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test peers viewer check unit lint docs pictures format lock audit release images deb bench learning stoic lungs canary attack chaos soak fuzz flower-drill clean
 
 demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
 
-test: lint docs peers  ## everything: style, types, documentation, unit tests, end-to-end tests with real processes, a few benchmarks
-	@# Side by side, for each leaves a core idle much of the time. What runs in the background would else ignore Ctrl-C.
+test: .venv/installed peers  ## everything: style, types, documentation, unit tests, end-to-end tests with real processes, a few benchmarks
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint docs
+	@# Side by side. The end-to-end tests run one after another, and wait much of their time. The unit tests use what is
+	@# left of all cores, and give way, so that tests with time limits are not slowed. Repetitions of a fault that are
+	@# marked `chaos` are part of `make chaos`. What runs in the background would else ignore Ctrl-C.
 	@mkdir -p build
-	@env --default-signal=INT,QUIT $(BIN)/pytest -m "not e2e and not chaos" >build/unit.log 2>&1 & unit=$$!; \
-	$(BIN)/pytest -m e2e; e2e=$$?; \
+	@env --default-signal=INT,QUIT nice -n 5 $(UNIT) >build/unit.log 2>&1 & unit=$$!; \
+	$(BIN)/pytest -m "e2e and not chaos"; e2e=$$?; \
 	wait $$unit; unit=$$?; cat build/unit.log; \
 	$(BIN)/python benchmarks/short.py; short=$$?; exit $$((unit || e2e || short))
 
@@ -36,7 +41,7 @@ check: .venv/installed  ## the quick loop: style, types, imports, and beside the
 	wait $$lint; lint=$$?; cat build/lint.log; exit $$((lint || tests))
 
 unit: .venv/installed  ## the tests that start no process
-	$(BIN)/pytest -m "not e2e and not chaos"
+	$(UNIT)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
