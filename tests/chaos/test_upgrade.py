@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipeline.phantom.generate import make_hospitals
 from tests.helpers.rehearsal import NAMES, Rehearsal, assert_same_model, rehearsal_in
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2400)]
@@ -12,7 +13,9 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2400)]
 
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
-    with rehearsal_in(tmp_path_factory.mktemp("upgrade")) as here:
+    folder = tmp_path_factory.mktemp("upgrade")
+    make_hospitals(folder / "hospitals", patients=[14] * 3, seed=1, defects=False, anatomy="template")
+    with rehearsal_in(folder, folder / "hospitals") as here:
         yield here
 
 

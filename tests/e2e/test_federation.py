@@ -4,6 +4,7 @@ Small synthetic hospitals, fast training: the results say nothing about the qual
 """
 
 import json
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import pytest
 from federation.ledger.chain import read_lines
 from federation.system.process import free_port
 from models.release import load_release
-from tests.e2e.conftest import Command, allow, enter, for_few_patients, ingest, ok, run_command
+from tests.e2e.conftest import Command, allow, enter, ok, run_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 NAMES = ("north", "south", "west")
@@ -72,18 +73,17 @@ class Federation:
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Command]) -> Iterator[Federation]:
+def federation(
+    three_sites: Path, tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Command]
+) -> Iterator[Federation]:
     folder = tmp_path_factory.mktemp("federation")
-    ok("phantom", folder / "hospitals", "--sites", "3", "--patients", "14", "--no-defects", "--anatomy", "template")
+    shutil.copytree(three_sites, folder / "sites")
     ok("server", "init", folder / "server", "--port", str(free_port()))
     (folder / "study.toml").write_text(STUDY)
     federation = Federation(folder, start("--help"), {}, start)
     federation.start_server()
     for name in NAMES:
         site = folder / "sites" / name
-        ok("node", "init", site, "--from", folder / "hospitals" / name)
-        for_few_patients(site)
-        ingest(site)
         enter(site, folder / "server", name)
         allow(site, folder / "study.toml")
         federation.start_node(name)
@@ -165,9 +165,11 @@ def planted_strings(hospitals: Path) -> set[str]:
     return planted
 
 
-def test_server_files_contain_no_patient_data(federation: Federation, resumed: Command) -> None:
-    planted = {text.encode() for text in planted_strings(federation.folder / "hospitals")}
-    planted |= {str(federation.folder / "sites" / name).encode() for name in NAMES}
+def test_server_files_contain_no_patient_data(
+    federation: Federation, resumed: Command, three_hospitals: Path, three_sites: Path
+) -> None:
+    planted = {text.encode() for text in planted_strings(three_hospitals)}
+    planted |= {str(sites / name).encode() for name in NAMES for sites in (federation.folder / "sites", three_sites)}
     assert len(planted) > 100
     files = [path for path in federation.server_folder.rglob("*") if path.is_file()]
     assert any(path.name == "mlflow.db" for path in files)
@@ -178,19 +180,19 @@ def test_server_files_contain_no_patient_data(federation: Federation, resumed: C
         assert not found, f"{path.relative_to(federation.server_folder)} holds {len(found)} planted strings"
 
 
-def test_search_for_planted_strings_finds_them_in_the_source(federation: Federation) -> None:
+def test_search_for_planted_strings_finds_them_in_the_source(three_hospitals: Path) -> None:
     """The source files contain the planted strings, so the search would find a leak."""
-    planted = planted_strings(federation.folder / "hospitals")
-    patient = next((federation.folder / "hospitals" / "north" / "ct").iterdir())
+    planted = planted_strings(three_hospitals)
+    patient = next((three_hospitals / "north" / "ct").iterdir())
     content = next(patient.iterdir()).read_bytes()
     assert sum(text.encode() in content for text in planted) >= 4
 
 
-def test_site_stores_patients_under_pseudonyms(federation: Federation) -> None:
-    database = sqlite3.connect(federation.folder / "sites" / "north" / "cohort" / "cohort.sqlite")
+def test_site_stores_patients_under_pseudonyms(three_hospitals: Path, three_sites: Path) -> None:
+    database = sqlite3.connect(three_sites / "north" / "cohort" / "cohort.sqlite")
     pseudonyms = [row[0] for row in database.execute("SELECT pseudonym FROM patients")]
     database.close()
-    identifiers = {p.name for p in (federation.folder / "hospitals" / "north" / "ct").iterdir()}
+    identifiers = {p.name for p in (three_hospitals / "north" / "ct").iterdir()}
     assert len(pseudonyms) == 14
     assert not identifiers & set(pseudonyms)
 
@@ -202,7 +204,9 @@ def test_study_starts_from_a_release_only_at_sites_that_approved_it(federation: 
     released = json.loads(ok("study", "release", run_name(resumed), "--server", server, *flags, "--json"))
     study = federation.folder / "begun.toml"
     begin = f'begin_from = "{released["sha256"]}"\n'
-    study.write_text(STUDY.replace("rounds = 4", "rounds = 1").replace("[study]\n", f"[study]\n{begin}"))
+    without_audit = "\n[evaluation]\nshortcut_audit = false\n"  # the first study has one
+    one_round = STUDY.replace("rounds = 4", "rounds = 1").replace("[study]\n", f"[study]\n{begin}")
+    study.write_text(one_round + without_audit)
     for name in NAMES:
         site = federation.folder / "sites" / name
         allow(site, study)

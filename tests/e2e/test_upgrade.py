@@ -1,6 +1,7 @@
 """Nodes of two versions in one study. `tests/chaos/test_upgrade.py` upgrades them in the middle of it."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
-def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
-    with rehearsal_in(tmp_path_factory.mktemp("upgrade")) as here:
+def rehearsal(three_hospitals: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
+    with rehearsal_in(tmp_path_factory.mktemp("upgrade"), three_hospitals) as here:
         yield here
 
 

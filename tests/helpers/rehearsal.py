@@ -21,7 +21,6 @@ from federation.protocol.versions import series
 from federation.runs.listing import last_versions
 from federation.strategy.checkpoint import State, load_latest
 from federation.system.process import free_port
-from pipeline.phantom.generate import make_hospitals
 from tests.e2e.conftest import Command, for_few_patients
 from tests.helpers.other_version import ROOT, has_revision, last_tag, make_environment, of_revision
 
@@ -124,8 +123,11 @@ class Rehearsal:
 
 
 @contextmanager
-def rehearsal_in(folder: Path) -> Iterator[Rehearsal]:
-    """Run a server of version N and three nodes of version N-1, from the same source as the tests and from history."""
+def rehearsal_in(folder: Path, hospitals: Path) -> Iterator[Rehearsal]:
+    """Run a server of version N and three nodes of version N-1, from the same source as the tests and from history.
+
+    `hospitals`: holds the files of a synthetic hospital for each of NAMES. Each node's own version ingests them.
+    """
     before = last_tag() or BEFORE
     if not has_revision(before):
         pytest.skip("this is no full clone: the earlier version is not here")
@@ -139,12 +141,11 @@ def rehearsal_in(folder: Path) -> Iterator[Rehearsal]:
         # Each version imports its own source, whatever this process was told to import.
         ends.enter_context(pytest.MonkeyPatch.context()).delenv("PYTHONPATH", raising=False)
         here = Rehearsal(folder, older, newer, ends)
-        hospitals = make_hospitals(folder / "hospitals", patients=[14] * 3, seed=1, defects=False, anatomy="template")
         here.older.ok("server", "init", here.server, "--port", str(free_port()))
         here.start(newer, "server", "start", here.server).wait_for("The server is up", seconds=300)
-        for name, hospital in zip(NAMES, hospitals, strict=True):
+        for name in NAMES:
             site = here.site(name)
-            older.ok("node", "init", site, "--from", hospital)
+            older.ok("node", "init", site, "--from", hospitals / name)
             for_few_patients(site)
             older.ok("node", "ingest", site)
             code = json.loads(newer.ok("server", "enrol", here.server, name, "--json"))["code"]
