@@ -1,8 +1,6 @@
 """Shared fixtures of all tests."""
 
-import fcntl
 import gc
-import os
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +13,7 @@ from pipeline.cohort.ingest import Assessment, ingest
 from pipeline.phantom.generate import make_hospitals
 from pipeline.preprocessing.preprocess import Preprocessing
 from pipeline.site.folder import Site, init_site
+from tests.helpers.shared_folder import shared_folder
 
 torch.set_num_threads(1)  # several threads sum in varying order, which changes the last digits
 
@@ -28,6 +27,13 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.enable()
         gc.freeze()  # imported objects live until the end: later collections skip them
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files without an end-to-end test where only these are run: importing all files takes 20 s."""
+    only_e2e = config.option.markexpr.startswith("e2e")
+    is_file_of_tests = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if only_e2e and is_file_of_tests and "mark.e2e" not in collection_path.read_text() else None
 
 
 @pytest.fixture(autouse=True)
@@ -48,19 +54,13 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def small_hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a synthetic hospital: eight clean patients and each defect once. Do not modify it.
-
-    The pytest-xdist workers share it. The first worker that needs it creates it.
-    """
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    written = shared / "small_hospital"
-    with (shared / "small_hospital.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not written.exists():
-            (folder,) = make_hospitals(tmp_path_factory.mktemp("hospitals"), patients=[8], seed=1, anatomy="template")
-            written.write_text(str(folder))
-    return Path(written.read_text())
+    """Folder of a synthetic hospital: eight clean patients and each defect once. Do not modify it."""
+    made = shared_folder(
+        tmp_path_factory,
+        "small_hospital",
+        lambda folder: make_hospitals(folder, patients=[8], seed=1, anatomy="template"),
+    )
+    return next(made.iterdir())
 
 
 @pytest.fixture(scope="session")
