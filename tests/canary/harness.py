@@ -45,6 +45,9 @@ synthetic = true
 [network]
 architecture = "resnet10"
 widen_factor = 0.125
+
+[evaluation]
+shortcut_audit = {audit}
 """
 _MASKED = """
 [strategy]
@@ -276,12 +279,13 @@ class Watched:
         finally:
             node.interrupt()
 
-    def study(self, rounds: int, *, app: Path | None = None) -> Running:
-        """Start a study. `app`: the app to run instead of the released one."""
+    def study(self, rounds: int, *, app: Path | None = None, audit: bool = True) -> Running:
+        """Start a study. `app`: the app to run instead of the released one. `audit`: with the shortcut audit."""
         path = self.folder / "study.toml"
         self._studies += 1  # a sum of updates of one model is revealed once, so each study begins with another one
         sites, quorum = (3, 3) if self._masked else (2, 1)
-        text = _STUDY.format(rounds=rounds, sites=sites, quorum=quorum, seed=self._studies)
+        audited = str(audit).lower()
+        text = _STUDY.format(rounds=rounds, sites=sites, quorum=quorum, seed=self._studies, audit=audited)
         path.write_text(text + (_MASKED if self._masked else ""))
         for name in (WATCHED, *self._others):
             self._ok("node", "approve-study", self.folder / "sites" / name, path, "--yes", end=name)
@@ -344,9 +348,13 @@ class Watched:
         self._ok("node", "approve", self.folder / "sites" / name, self.app, "--yes", end=name)
 
     def leak(self, name: str = "leaks") -> Trial:
-        """Trial: the leaking app is approved, and tries one leak in each round."""
+        """Trial: the leaking app is approved, and tries one leak in each round.
+
+        There is no shortcut audit: it follows the rounds, and the released app answers it, as in the clean run.
+        """
         with self.watch(name) as trial, self.node():
-            self.finish(self.study(len(self.leaks), app=self.app), trial, len(self.leaks))
+            run = self.study(len(self.leaks), app=self.app, audit=False)
+            self.finish(run, trial, len(self.leaks))
         return trial
 
     def source(self) -> bytes:
