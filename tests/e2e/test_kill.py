@@ -22,7 +22,8 @@ KILLS, SITES = 20, 4  # the kills are divided equally between the sites
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten clean synthetic patients: about three seconds of work on two cores."""
-    (folder,) = make_hospitals(tmp_path_factory.mktemp("hospitals"), patients=[10], seed=3, defects=False)
+    folders = tmp_path_factory.mktemp("hospitals")
+    (folder,) = make_hospitals(folders, patients=[10], seed=3, defects=False, anatomy="template")
     return folder
 
 
