@@ -31,6 +31,7 @@ from pipeline.scoring.single_scan import read_one
 from pipeline.site.tls import as_client
 from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, write_series
 from tests.helpers.enhanced import enhanced, legacy_converted, save_frames, single_frames
+from tests.helpers.waiting import eventually
 from tests.pipeline.pacs.authority import Authority
 from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, images
 
@@ -325,15 +326,15 @@ def running(clinic: Clinic, idle_seconds: float = IDLE_SECONDS) -> Iterator[Rece
         yield reception
     finally:
         stop.set()
-        thread.join(timeout=10)
+        thread.join(timeout=60)
 
 
 @contextmanager
 def association(
-    port: int, *, calling: str = PACS_TITLE, tls: ssl.SSLContext | None = None, tries: int = 50
+    port: int, *, calling: str = PACS_TITLE, tls: ssl.SSLContext | None = None, tries: int = 600
 ) -> Iterator[Association]:
     sender = AE(ae_title=calling)
-    sender.acse_timeout = sender.dimse_timeout = sender.connection_timeout = 5
+    sender.acse_timeout = sender.dimse_timeout = sender.connection_timeout = 60
     for each in (Verification, MRImageStorage, EnhancedSRStorage):
         sender.add_requested_context(each)
     for syntax in ("1.2.840.10008.1.2.1", JPEG2000Lossless):
@@ -362,10 +363,7 @@ def test_only_the_pacs_may_send_and_every_sop_class_is_accepted(
             assert [opened.send_c_store(image).Status for image in (*sent, mr)] == [SUCCESS] * 3
         with association(port, calling="STRANGER") as stranger:
             assert stranger.is_rejected
-        for _ in range(100):
-            job = store.jobs.take()
-            if job is not None or Event().wait(0.05):
-                break
+        job = eventually(store.jobs.take)
         assert job is not None
         here = [dcmread(path) for path in job.folder.iterdir()]
     assert {image.SOPInstanceUID: image.PixelData for image in here} == {
@@ -376,14 +374,11 @@ def test_only_the_pacs_may_send_and_every_sop_class_is_accepted(
 
 @pytest.mark.slow
 def test_idle_association_is_released_and_counts_as_complete(tmp_path: Path) -> None:
-    # The wait would be 30 s if the association had been aborted.
+    # The wait would be 40 s if the association had been aborted.
     clinic = settings(tmp_path / "clinic", port=free_port(), quiet_seconds=1)
-    with running(clinic, 0.3), clinic.store() as store, association(clinic.settings.receiver.port) as opened:
+    with running(clinic, 10), clinic.store() as store, association(clinic.settings.receiver.port) as opened:
         assert [opened.send_c_store(image).Status for image in images(3)] == [SUCCESS] * 3
-        for _ in range(100):
-            job = store.jobs.take()
-            if job is not None or Event().wait(0.1):
-                break
+        job = eventually(store.jobs.take, seconds=38)
         assert job is not None
         assert not opened.is_established
 
@@ -419,10 +414,7 @@ def test_tls_accepts_a_certificate_of_the_configured_authority(tmp_path: Path) -
     with running(clinic) as reception, clinic.store() as store:
         with association(port, tls=shows(authority, *authority.sign("pacs"))) as opened:
             assert [opened.send_c_store(image).Status for image in sent] == [SUCCESS] * 2
-        for _ in range(100):
-            job = store.jobs.take()
-            if job is not None or Event().wait(0.05):
-                break
+        job = eventually(store.jobs.take)
         assert job is not None and len(list(job.folder.iterdir())) == 2
         with association(port, tls=shows(authority, *authority.sign("pacs")), calling="STRANGER") as stranger:
             assert stranger.is_rejected
@@ -446,9 +438,7 @@ def test_tls_rejects_other_peers_and_logs_the_reason(
             assert known.is_established  # the receiver is listening
         with association(clinic.settings.receiver.port, tls=tls, tries=1) as opened:
             assert not opened.is_established and not opened.is_rejected
-        for _ in range(100):
-            if "receiver was closed" in caplog.text or Event().wait(0.05):
-                break
+        eventually(lambda: "receiver was closed" in caplog.text)
         assert f"the DICOM receiver was closed because of a TLS error: {line}" in caplog.text
     assert reception.counts["kept"] == 0
 

@@ -21,6 +21,7 @@ from pipeline.clinic.store import Store
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.site.pacs_settings import PacsTable
 from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID
+from tests.helpers.waiting import eventually
 from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, FakePacs, dataset, images
 
 STUDY_UID = "2.25.2718281828459045"
@@ -243,11 +244,9 @@ def test_thread_fetches_requested_series_until_it_is_stopped(pacs: FakePacs, sto
     thread = Thread(target=asking.run, args=(stop,))
     thread.start()
     job = ask(asking, store)
-    for _ in range(100):
-        if store.jobs.get(job.id).is_whole or stop.wait(0.1):
-            break
+    eventually(lambda: store.jobs.get(job.id).is_whole)
     stop.set()
-    thread.join(timeout=10)
+    thread.join(timeout=60)
     assert store.jobs.get(job.id).is_whole and not thread.is_alive()
 
 

@@ -584,7 +584,7 @@ def test_new_database_can_be_opened_concurrently(tmp_path: Path) -> None:
         with pytest.raises(TimeoutError):
             second.result(timeout=0.1)  # the second process waits
         first.execute("COMMIT")
-        with second.result(timeout=20) as opened:
+        with second.result(timeout=60) as opened:
             assert len(queued(opened)) == 1
 
 

@@ -51,7 +51,7 @@ class FakePacs:
         entity = AE(ae_title=PACS_TITLE)
         entity.require_called_aet = True
         entity.require_calling_aet = [OUR_TITLE]
-        entity.network_timeout = entity.dimse_timeout = entity.acse_timeout = 10
+        entity.network_timeout = entity.dimse_timeout = entity.acse_timeout = 60
         for service in self.offers:
             entity.add_supported_context(service, self.query_syntax)
         for image_class in (*CT_CLASSES, MRImageStorage):
@@ -72,7 +72,7 @@ class FakePacs:
             block=False,
             ssl_context=self.tls,
             evt_handlers=[
-                (evt.EVT_CONN_OPEN, guard(10)),
+                (evt.EVT_CONN_OPEN, guard(60)),
                 (evt.EVT_C_FIND, lambda event: self._asked(event, self.find or self.usual_find)),
                 (evt.EVT_C_GET, lambda event: self._asked(event, self.get or self.usual_get)),
                 (evt.EVT_C_MOVE, lambda event: self._asked(event, self.move or self.usual_move)),

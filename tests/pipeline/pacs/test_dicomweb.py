@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from federation.system.process import free_port
 from models.refusal import Refusal
 from pipeline.pacs.dicomweb import DicomWebPacs, split_multipart
 from pipeline.pacs.queries import RemoteSeries, StudyQuery
@@ -236,11 +237,10 @@ def test_invalid_dicom_json_is_refused_or_empty(tmp_path: Path, body: bytes) -> 
 
 
 def test_wrong_port_and_wrong_name_are_told_apart(tmp_path: Path) -> None:
-    with Server(lambda request: (204, {}, b"")).running() as server:
-        url = server.url
-    with DicomWebPacs(DicomWebTable(url=url, timeout_seconds=1), tmp_path) as pacs:
+    url = f"http://127.0.0.1:{free_port()}/dicom-web"
+    with DicomWebPacs(DicomWebTable(url=url), tmp_path) as pacs:
         assert refusal(pacs.echo).code == "E_PACS_REFUSED"
-    with DicomWebPacs(DicomWebTable(url="http://pacs.invalid/dicom-web", timeout_seconds=5), tmp_path) as pacs:
+    with DicomWebPacs(DicomWebTable(url="http://pacs.invalid/dicom-web"), tmp_path) as pacs:
         assert refusal(pacs.echo).code == "E_PACS_NAME"
 
 
@@ -248,7 +248,7 @@ def test_pacs_that_stops_responding_is_reported_as_silent(tmp_path: Path) -> Non
     awake = threading.Event()
 
     def sleep(request: Request) -> Answer:
-        awake.wait(10)
+        awake.wait(300)
         return 204, {}, b""
 
     with asking(sleep, tmp_path, timeout_seconds=0.3) as (pacs, _):
@@ -259,7 +259,7 @@ def test_pacs_that_stops_responding_is_reported_as_silent(tmp_path: Path) -> Non
 def test_reused_connection_closed_by_the_server_is_retried(tmp_path: Path) -> None:
     """An intermediary may close a kept connection without notice, just when the next request is sent."""
     server = socket.create_server(("127.0.0.1", 0))
-    server.settimeout(5)
+    server.settimeout(60)
 
     def serve() -> None:
         for answers in (1, 1, 0):  # number of requests answered on each connection; the next request closes it

@@ -50,7 +50,7 @@ SERIES = RemoteSeries("CANARY-0042", "", "", "1.2.3", "1.2.3.4", "CT", "CHEST", 
 
 def table(port: int, **settings: Any) -> DimseTable:
     ours = {"host": "127.0.0.1", "port": port, "called_aet": PACS_TITLE, "calling_aet": OUR_TITLE}
-    return DimseTable(**({"timeout_seconds": 5, "connect_seconds": 5} | ours | settings))
+    return DimseTable(**({"timeout_seconds": 60, "connect_seconds": 60} | ours | settings))
 
 
 def client(pacs: FakePacs, **settings: Any) -> DimsePacs:
@@ -84,7 +84,7 @@ def deaf_server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
         thread.start()
         yield server.getsockname()[1]
         server.close()
-        thread.join(timeout=5)
+        thread.join(timeout=60)
 
 
 # --- queries ---
@@ -277,43 +277,47 @@ def test_endless_results_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
         client(pacs).find(StudyQuery())
 
 
-def _refuse_within(port: int, code: str, *, seconds: float, host: str = "127.0.0.1") -> None:
-    start = time.monotonic()
+def _refuse(port: int, code: str, *, seconds: float = 60, host: str = "127.0.0.1") -> None:
+    """`seconds`: the client's limits; short where the PACS is silent."""
     with pytest.raises(Refusal, match=code):
-        DimsePacs(table(port, host=host, connect_seconds=1, timeout_seconds=1), Path()).find(StudyQuery())
-    assert time.monotonic() - start < seconds
+        DimsePacs(table(port, host=host, connect_seconds=seconds, timeout_seconds=seconds), Path()).find(StudyQuery())
 
 
 def test_wrong_port_name_address_and_title_are_told_apart() -> None:
-    _refuse_within(free_port(), "E_PACS_REFUSED", seconds=5)
-    _refuse_within(104, "E_PACS_NAME", seconds=5, host="pacs.invalid")
+    _refuse(free_port(), "E_PACS_REFUSED")
+    _refuse(104, "E_PACS_NAME", host="pacs.invalid")
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:  # as a link on which packets are lost
         port = full.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)):
-            _refuse_within(port, "E_PACS_SILENT", seconds=8)
+            _refuse(port, "E_PACS_SILENT", seconds=1)
     with deaf_server(lambda connection: connection.recv(4096)) as port:  # it closes, as some do for an unknown title
-        _refuse_within(port, "E_PACS_CLOSED", seconds=5)
+        _refuse(port, "E_PACS_CLOSED")
 
 
 @pytest.mark.slow
 def test_server_that_sends_nothing_is_reported_as_silent() -> None:
-    with deaf_server(lambda connection: time.sleep(3)) as port:
-        _refuse_within(port, "E_PACS_SILENT", seconds=3)
+    refused = threading.Event()
+    with deaf_server(lambda connection: refused.wait(300)) as port:
+        _refuse(port, "E_PACS_SILENT", seconds=1)
+        refused.set()
 
 
 @pytest.mark.slow
 def test_server_that_stops_inside_a_pdu_is_reported_as_silent() -> None:
+    refused = threading.Event()
+
     def half(connection: socket.socket) -> None:
         connection.sendall(struct.pack(">BBL", 2, 0, 200) + b"\0\1")
-        time.sleep(4)
+        refused.wait(300)
 
     with deaf_server(half) as port:
-        _refuse_within(port, "E_PACS_SILENT", seconds=4)
+        _refuse(port, "E_PACS_SILENT", seconds=1)
+        refused.set()
 
 
 def test_server_with_another_protocol_is_reported() -> None:
     with deaf_server(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port:
-        _refuse_within(port, "E_PACS_CLOSED", seconds=5)
+        _refuse(port, "E_PACS_CLOSED")
 
 
 # --- retrieval ---
@@ -391,7 +395,7 @@ def test_closing_early_ends_the_transfer_at_once(retrieve: str) -> None:
         next(contents)
         start = time.monotonic()
         contents.close()
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 30  # it does not wait for a timeout
         assert len(list(asking.fetch(SERIES, None))) == 40  # its port is free again
     gc.collect()
     assert not [thread for thread in threading.enumerate() if not thread.daemon and thread not in before]
@@ -424,24 +428,24 @@ def test_interrupted_transfer_returns_received_images_and_can_continue() -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
 def test_pacs_that_stops_during_the_transfer_times_out(retrieve: str) -> None:
+    refused = threading.Event()
     with FakePacs(images=images(4)).running() as pacs:
 
         def stall(event: Event) -> Iterator[Any]:
             for number, answer in enumerate(pacs.usual_move(event) if retrieve == "c-move" else pacs.usual_get(event)):
                 if number == 4:
-                    time.sleep(3)
+                    refused.wait(300)
                 yield answer
 
         pacs.get = pacs.move = stall
-        start = time.monotonic()
         with pytest.raises(Refusal, match="E_PACS_SILENT"):
             list(client(pacs, retrieve=retrieve, timeout_seconds=1).fetch(SERIES, None))
-        assert time.monotonic() - start < 3
+        refused.set()
 
 
 @pytest.mark.slow
 def test_arriving_images_prevent_a_timeout_without_pending_responses() -> None:
-    with FakePacs(images=images(12)).running() as pacs:
+    with FakePacs(images=images(14)).running() as pacs:
 
         def wordless(event: Event) -> Iterator[Any]:
             provider = event.assoc.dimse
@@ -450,11 +454,11 @@ def test_arriving_images_prevent_a_timeout_without_pending_responses() -> None:
             answers = pacs.usual_move(event)
             yield from (next(answers), next(answers))  # the address and the number of images
             for image in answers:
-                time.sleep(0.4)  # together more than the timeout, and each far less, also on a busy machine
+                time.sleep(1)  # together more than the timeout, and each far less, also on a busy machine
                 yield image
 
         pacs.move = wordless
-        assert len(list(client(pacs, retrieve="c-move", timeout_seconds=4).fetch(SERIES, None))) == 12
+        assert len(list(client(pacs, retrieve="c-move", timeout_seconds=12).fetch(SERIES, None))) == 14
 
 
 @pytest.mark.slow
@@ -462,8 +466,8 @@ def test_pending_responses_prevent_a_timeout() -> None:
     with FakePacs(images=images(2)).running() as pacs:
 
         def from_tape(event: Event) -> Iterator[Any]:
-            for _ in range(10):
-                time.sleep(0.4)
+            for _ in range(14):
+                time.sleep(1)
                 word = C_GET()
                 word.MessageIDBeingRespondedTo, word.AffectedSOPClassUID = event.request.MessageID, GET
                 word.Status = PENDING
@@ -471,10 +475,11 @@ def test_pending_responses_prevent_a_timeout() -> None:
             yield from pacs.usual_get(event)
 
         pacs.get = from_tape
-        assert len(list(client(pacs, timeout_seconds=3).fetch(SERIES, None))) == 2
+        assert len(list(client(pacs, timeout_seconds=12).fetch(SERIES, None))) == 2
 
 
-def test_images_sent_after_the_final_response_are_received() -> None:
+def test_images_sent_after_the_final_response_are_received(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dimse, "_LATE_SECONDS", 60)
     sent = images(3)
     with FakePacs(images=sent).running() as pacs:
 
@@ -490,7 +495,7 @@ def test_images_sent_after_the_final_response_are_received() -> None:
             yield 0
 
         pacs.move = at_once
-        assert reading(client(pacs, retrieve="c-move").fetch(SERIES, None)) == by_uid(sent)
+        assert reading(client(pacs, retrieve="c-move", timeout_seconds=120).fetch(SERIES, None)) == by_uid(sent)
 
 
 @pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
@@ -512,7 +517,8 @@ def test_series_without_ct_images_returns_none(retrieve: str) -> None:
 
 
 @pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
-def test_image_that_the_pacs_cannot_send_is_skipped(retrieve: str) -> None:
+def test_image_that_the_pacs_cannot_send_is_skipped(retrieve: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dimse, "_LATE_SECONDS", 60)
     good, bad = images(2)
     with FakePacs(images=[good, bad]).running() as pacs:
 
@@ -527,8 +533,8 @@ def test_image_that_the_pacs_cannot_send_is_skipped(retrieve: str) -> None:
 
         pacs.get = pacs.move = one_of_them
         start = time.monotonic()
-        assert reading(client(pacs, retrieve=retrieve).fetch(SERIES, None)) == [good]
-        assert time.monotonic() - start < 2  # the client does not wait for failed images
+        assert reading(client(pacs, retrieve=retrieve, timeout_seconds=120).fetch(SERIES, None)) == [good]
+        assert time.monotonic() - start < 30  # the client does not wait for failed images
 
 
 @pytest.mark.slow

@@ -532,7 +532,7 @@ def test_transfer_rate_limit_is_respected(pacs: MemoryPacs, make: Callable[..., 
     site = make(limits=f"megabytes_per_second = {size / 0.4}")
     start = time.monotonic()
     run(site)
-    assert 0.4 <= time.monotonic() - start < 2
+    assert time.monotonic() - start >= 0.4
 
 
 def test_pull_without_pacs_settings_is_refused(tmp_path: Path) -> None:

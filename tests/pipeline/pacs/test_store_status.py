@@ -120,7 +120,7 @@ class Web:
         (folder / "token").touch(mode=0o600)
         (folder / "token").write_text("synthetic-token\n")
         url = f"http://127.0.0.1:{self.port}/dicom-web/"
-        return DicomWebPacs(DicomWebTable(url=url, token_file="token", timeout_seconds=10), folder)
+        return DicomWebPacs(DicomWebTable(url=url, token_file="token", timeout_seconds=60), folder)
 
 
 def failed(**reasons: int | None) -> bytes:
@@ -211,7 +211,7 @@ def keeper(
 
 def client(port: int, folder: Path) -> DimsePacs:
     titles = {"called_aet": PACS_TITLE, "calling_aet": OUR_TITLE}
-    return DimsePacs(DimseTable(host="127.0.0.1", port=port, timeout_seconds=10, connect_seconds=5, **titles), folder)
+    return DimsePacs(DimseTable(host="127.0.0.1", port=port, timeout_seconds=60, connect_seconds=60, **titles), folder)
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])

@@ -38,7 +38,7 @@ class Receiver:
 
     def _serve(self, plain: socket.socket) -> None:
         with suppress(OSError), self.tls.wrap_socket(plain, server_side=True) if self.tls else plain as connection:
-            connection.settimeout(10)
+            connection.settimeout(60)
             content = connection.recv(65_536)
             while content.startswith(START) and not content.endswith(END):
                 if not (more := connection.recv(65_536)):
@@ -71,7 +71,7 @@ class Receiver:
             thread.start()
             yield listening.getsockname()[1]
             listening.shutdown(socket.SHUT_RDWR)
-        thread.join(5)
+        thread.join(60)
 
 
 class FhirServer(ThreadingHTTPServer):

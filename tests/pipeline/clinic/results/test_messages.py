@@ -202,7 +202,7 @@ def test_control_id_is_the_same_until_the_next_decision(answer: Answer) -> None:
 def sent_to(receiver: Receiver, message: bytes, control_id: str) -> str:
     with receiver.running() as port:
         try:
-            send_message(message, control_id, "127.0.0.1", port, tls=None, timeout_seconds=5)
+            send_message(message, control_id, "127.0.0.1", port, tls=None, timeout_seconds=60)
         except Refusal as refusal:
             return refusal.code
     return "accepted"

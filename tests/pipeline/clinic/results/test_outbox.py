@@ -366,7 +366,7 @@ def running(outbox: Outbox) -> Iterator[threading.Thread]:
         yield thread
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -385,7 +385,7 @@ def test_thread_sends_only_deliveries_that_are_due(clinic: Clinic, pacs: Pacs) -
 
     pacs.store = store_and_tell  # type: ignore[method-assign]
     with running(Outbox(clinic)):
-        assert arrived.wait(10)
+        assert arrived.wait(60)
     states = [(delivery(clinic, answer) or pytest.fail()).state for answer in (due, later)]
     assert states == ["sent", "waiting"]
     assert len(pacs.received) == 1

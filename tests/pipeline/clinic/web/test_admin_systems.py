@@ -58,7 +58,7 @@ def test_each_system_is_tested_and_the_test_is_recorded(
     receiver.enabled, receiver.port = True, silent
     admin = client("admin")
     assert tried(admin, "hl7") is None
-    results.hl7 = Hl7ResultsTable(host="127.0.0.1", port=silent, timeout_seconds=2)
+    results.hl7 = Hl7ResultsTable(host="127.0.0.1", port=silent, timeout_seconds=60)
     assert tried(admin, "hl7") == "E_HL7_SILENT"
     assert (tried(admin, "pacs") or "").startswith("E_PACS_")
     assert tried(admin, "receiver") == "E_RECEIVER_CLOSED"
