@@ -1,8 +1,10 @@
-"""Computes the loss for two labels, each of which may be missing."""
+"""Computes the loss for two labels, each of which may be missing, and that of pretraining."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+MEASURE_REACH = 4.0  # a measure's estimate lies between -4 and 4
 
 
 def masked_bce(logits: Tensor, targets: Tensor, *, batch: Tensor | None = None) -> Tensor:
@@ -17,3 +19,17 @@ def masked_bce(logits: Tensor, targets: Tensor, *, batch: Tensor | None = None) 
     losses = F.binary_cross_entropy_with_logits(logits, torch.nan_to_num(targets), reduction="none")
     per_label = (losses * known).sum(dim=0) / counted.sum(dim=0).clamp(min=1)
     return per_label.sum() / counted.any(dim=0).sum().clamp(min=1)
+
+
+def bounded_regression(outputs: Tensor, targets: Tensor, batch: Tensor) -> Tensor:
+    """Return the mean loss of estimated measures of scans: smooth L1 of estimates that cannot be far from 0.
+
+    `outputs`, `targets`: (batch, measures); a missing target is NaN, the others lie between -MEASURE_REACH and
+    MEASURE_REACH. An estimate is an output that was squeezed into the same range. So one scan adds at most
+    2 MEASURE_REACH to the sum over the scans, whatever the weights are, and a mean over many scans cannot become the
+    value of one of them. `batch`: as in `masked_bce`.
+    """
+    known = ~torch.isnan(targets)
+    estimates = MEASURE_REACH * torch.tanh(outputs / MEASURE_REACH)
+    losses = F.smooth_l1_loss(estimates, torch.nan_to_num(targets), reduction="none")
+    return (losses * known).sum() / (~torch.isnan(batch)).sum().clamp(min=1)

@@ -10,6 +10,7 @@ from models.attacks import Attacks, attacks_section
 from models.calibration import Platt
 from models.network import LABELS
 from models.operating_points import AIM, FLOOR, LEAST_PATIENTS, RATES, Evidence
+from models.pretrained_start import start_card
 from models.provenance import AuditRecord, FlagRecord, Provenance, SumsRecord
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ _WITH_BAND = (0.1, 0.3, 0.5, 0.7)  # calibrated probabilities whose band is show
 def card(description: "Description", sha256: str, attacks: Attacks | None = None) -> str:
     """Make the card: what the model is, its training data, its performance, and its limits."""
     d = description
+    if d.network.pretrains:
+        return start_card(d, sha256)
     parts = [_head(d, sha256)]
     if d.adaptation is not None:
         parts.append(_adaptation(d.adaptation))

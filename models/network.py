@@ -1,4 +1,7 @@
-"""Defines the networks: a MONAI backbone (3D or slice by slice), late fusion of age and sex, one logit per label."""
+"""Defines the networks: a MONAI backbone (3D or slice by slice), late fusion of age and sex, one logit per label.
+
+A network that is only pretrained has measures of the scan as its outputs instead (`AUXILIARY`).
+"""
 
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -19,6 +22,13 @@ from models.own_packages import CODE, NAME
 
 Architecture = Literal["resnet10", "resnet18", "resnet18_slices", "densenet121", "seresnet50"]
 LABELS: tuple[Literal["pcr_positive"], Literal["severe"]] = ("pcr_positive", "severe")
+# What a network estimates in pretraining, from the scan alone (`pipeline.training.pretraining`).
+AUXILIARY = (
+    *(f"opacity_{side}_{third}" for side in ("right", "left") for third in ("lower", "middle", "upper")),
+    "volume_right",
+    "volume_left",
+    "mean_hu",
+)
 CHANNELS = 2  # lung window, lung mask
 TABULAR = 4  # see `tabular`
 AGE_SCALE_YEARS = 20.0
@@ -41,6 +51,9 @@ class NetworkSettings(BaseModel):
 
     `encoder`: name of a frozen encoder in place of the architecture (`models.encoders`), whose `encoder_features` are
     the input of the head. Only the head is then trained and sent.
+
+    `outputs`: "labels", or "auxiliary" for a network that is only pretrained. The head and what is learnt follow from
+    this one setting, so that no network with outputs for labels can be trained as a pretraining, and the reverse.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +68,17 @@ class NetworkSettings(BaseModel):
     tabular: Literal["learnt", "fixed"] = "learnt"
     encoder: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     encoder_features: int = Field(default=0, ge=0, le=4096)
+    outputs: Literal["labels", "auxiliary"] = "labels"
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether the network learns measures of the scan instead of the labels."""
+        return self.outputs == "auxiliary"
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What each output of the head is."""
+        return AUXILIARY if self.pretrains else LABELS
 
     @property
     def is_slicewise(self) -> bool:
@@ -96,15 +120,24 @@ class NetworkSettings(BaseModel):
             raise ValueError(f"an encoder takes the place of the architecture: remove {', '.join(chosen)}")
         return self
 
+    @model_validator(mode="after")
+    def pretraining_is_of_own_encoders(self) -> Self:
+        if self.pretrains and (self.is_own or self.encoder):
+            raise ValueError('outputs = "auxiliary" pretrains a network of this release: remove code and encoder')
+        return self
+
     def _is_chosen(self, key: str) -> bool:
         return bool(getattr(self, key) != type(self).model_fields[key].default)
 
     @model_serializer(mode="wrap")
-    def pooling_code_and_encoder_are_written_only_if_chosen(
-        self, write: SerializerFunctionWrapHandler
-    ) -> dict[str, Any]:
-        """Leave out the usual pooling, no code and no encoder: releases and digests of studies stay as they were."""
+    def later_settings_are_written_only_if_chosen(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the usual pooling, no code, no encoder, and labels as outputs.
+
+        So releases and digests of studies stay as they were.
+        """
         content: dict[str, Any] = write(self)
+        if not self.pretrains:
+            content.pop("outputs", None)
         for key in ("pooling", "code", "encoder", "encoder_features"):
             if not getattr(self, key):
                 content.pop(key, None)
@@ -163,7 +196,7 @@ def _fix_features(layer: nn.Linear) -> None:
 
 
 class SeverityNetwork(nn.Module):
-    """Maps a scan and tabular data to two logits, in the order of LABELS."""
+    """Maps a scan and tabular data to two logits, in the order of LABELS; in pretraining to the AUXILIARY measures."""
 
     def __init__(self, settings: NetworkSettings) -> None:
         # Imported here because it takes a second, and the workers that ingest scans do not need it.
@@ -179,14 +212,14 @@ class SeverityNetwork(nn.Module):
         if settings.tabular == "fixed":
             _fix_features(layer)
         self.tabular = nn.Sequential(layer, nn.ReLU())
-        self.head = nn.Linear(self.features + settings.tabular_features, len(LABELS))
+        self.head = nn.Linear(self.features + settings.tabular_features, len(settings.output_names))
         if settings.is_own or settings.encoder:
             return
         channels_last = torch.channels_last if settings.is_slicewise else torch.channels_last_3d
         self.to(memory_format=channels_last)  # type: ignore[call-overload]  # a fifth faster on CPUs
 
     def forward(self, scan: Tensor, tabular: Tensor) -> Tensor:
-        """Map `scan` (batch, 2, slices, rows, columns) and `tabular` (batch, 4) to logits (batch, 2), float32.
+        """Map `scan` (batch, 2, slices, rows, columns) and `tabular` (batch, 4) to logits (batch, outputs), float32.
 
         With an encoder, `scan` may also be its features of the scans (batch, encoder_features).
         """

@@ -17,7 +17,8 @@ SETTINGS_KEY = Reason(
 NO_MODEL = Reason(
     "E_NO_MODEL",
     "there is no released model for scoring",
-    "Give --model with the folder of a release, set FEDTHORAX_MODEL, or run `make demo` to make one.",
+    "Give --model with the folder of a release, set FEDTHORAX_MODEL, or run `make demo` to make one. A pretrained "
+    "start cannot score: a study begins from it.",
 )
 MODEL_ALTERED = Reason(
     "E_MODEL_ALTERED",

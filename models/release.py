@@ -79,7 +79,9 @@ def save_release(folder: Path, network: SeverityNetwork, description: Descriptio
     return Release(network, described, sha256)
 
 
-def load_release(folder: Path, trusted_keys: Sequence[Path] = (), *, runs_package: bool = False) -> Release:
+def load_release(
+    folder: Path, trusted_keys: Sequence[Path] = (), *, runs_package: bool = False, pretrained: bool = False
+) -> Release:
     """Read and verify a release, and its signature where public keys are trusted.
 
     `models.signature.verify` checks the signature.
@@ -93,6 +95,8 @@ def load_release(folder: Path, trusted_keys: Sequence[Path] = (), *, runs_packag
     runs_package : bool
         Whether the installed package of a network of one's own may run, if it has exactly the files that the release
         names.
+    pretrained : bool
+        Whether a pretrained start may be read too. Only for those that begin a study from it: it cannot score.
 
     Returns
     -------
@@ -102,9 +106,10 @@ def load_release(folder: Path, trusted_keys: Sequence[Path] = (), *, runs_packag
     Raises
     ------
     Refusal
-        E_NO_MODEL, E_MODEL_ALTERED (hash or tensors do not fit), E_MODEL_FORMAT; with `trusted_keys` also those of
-        `verify`: E_TRUSTED_KEY, E_NOT_SIGNED, E_SIGNATURE. For a network of a package: E_NETWORK_CLOSED, with
-        `runs_package` E_NETWORK_PACKAGE, E_NETWORK_UNLIKE. For an encoder, those of `load_encoder`.
+        E_NO_MODEL (also of a pretrained start), E_MODEL_ALTERED (hash or tensors do not fit), E_MODEL_FORMAT; with
+        `trusted_keys` also those of `verify`: E_TRUSTED_KEY, E_NOT_SIGNED, E_SIGNATURE. For a network of a package:
+        E_NETWORK_CLOSED, with `runs_package` E_NETWORK_PACKAGE, E_NETWORK_UNLIKE. For an encoder, those of
+        `load_encoder`.
     """
     try:
         text, weights = (folder / DESCRIPTION).read_bytes(), (folder / WEIGHTS).read_bytes()
@@ -115,6 +120,8 @@ def load_release(folder: Path, trusted_keys: Sequence[Path] = (), *, runs_packag
         description = Description.model_validate_json(text)
     except ValidationError as error:
         raise Refusal(MODEL_FORMAT) from error
+    if description.network.pretrains and not pretrained:
+        raise Refusal(NO_MODEL, private=f"a pretrained start, which cannot score: {folder}")
     if hashlib.sha256(weights).hexdigest() != description.weights_sha256:
         raise Refusal(MODEL_ALTERED)
     if description.network.encoder and (folder / ENCODER_CARD).is_file():

@@ -31,6 +31,15 @@ _OF_PACKAGES: dict[Kind, str] = {
 }
 
 
+_PRETRAINING = (
+    "Pretraining: this study trains on patients without labels too. It uses the scans of this hospital's training "
+    "patients and of all patients without labels that it keeps (unlabelled_patients in site.toml), if these are at "
+    "least min_patients. The network learns measures that the node computes from each scan: dense lung by zone, the "
+    "lungs' volumes, their mean density. It uses no label, age or sex. The weights leave as in other studies, and the "
+    "training loss. It runs only if max_pretraining_rounds_a_month in [gateway] of site.toml allows its rounds."
+)
+
+
 @dataclass(frozen=True)
 class StudyReview:
     """A study's digest, its settings (table, key, value), and the settings that weaken privacy."""
@@ -63,7 +72,8 @@ def _text(value: object) -> str:
 
 def weakenings(study: "Study") -> list[str]:
     """List in plain words each setting that lets a server learn more about a patient than the safest setting would."""
-    return [*_of_privacy(study), *_of_sums(study), *_of_training(study), *_of_evaluation(study)]
+    of_pretraining = [_PRETRAINING] if study.network.pretrains else []
+    return [*of_pretraining, *_of_privacy(study), *_of_sums(study), *_of_training(study), *_of_evaluation(study)]
 
 
 def _of_privacy(study: "Study") -> list[str]:
@@ -81,6 +91,8 @@ def _of_privacy(study: "Study") -> list[str]:
 
 
 def _of_sums(study: "Study") -> list[str]:
+    if study.network.pretrains and not study.aggregation.secure:
+        return ["This hospital's updates leave on their own instead of in a sum over the hospitals."]
     if not study.sums_answers:
         return [
             "This hospital's figures and answers leave on their own instead of in a sum over the hospitals. A server "
@@ -122,8 +134,9 @@ def _of_training(study: "Study") -> list[str]:
             "labels: somebody must know where the weights come from. The encoder needs its own approval (`fedthorax "
             "node approve-encoder`)."
         )
-    if not is_measured(study.network):
+    if study.network.pretrains or not is_measured(study.network):
         network = "a head on an encoder" if study.network.encoder else study.network.architecture
+        network += " in a pretraining" if study.network.pretrains else ""
         found.append(
             f"The network ({network}) was not measured in this form: it is not known how far its "
             "weights move in honest training, compared with the limits on how far a server may move them. An honest "
@@ -154,7 +167,7 @@ def _of_evaluation(study: "Study") -> list[str]:
         )
     if asked.fine_tune:
         found.append("Fine tuning: a head that was fitted only to this hospital's patients is sent.")
-    if asked.shortcut_audit and study.privacy is None:
+    if asked.shortcut_audit and study.privacy is None and not study.network.pretrains:
         found.append(
             "Shortcut audit: means and variances of the network's features over the training patients are sent once."
         )

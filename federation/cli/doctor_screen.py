@@ -65,7 +65,7 @@ def show_waterfall(assessment: Assessment) -> None:
         f"({content['severe_known_among_positive']} known)."
     )
     if assessment.unlabelled:
-        say(f"{content['unlabelled']} more patients have no label. They are kept apart: no study uses or counts them.")
+        say(f"{content['unlabelled']} more patients have no label. Only a pretraining that you approve uses them.")
 
 
 def _steps(waterfall: Count) -> Iterator[list[str]]:

@@ -62,7 +62,7 @@ def approve_release(
     keys = trusted_keys(trust or [])
     if not keys:
         raise Refusal(TRUSTED_KEY, private="no key was given")
-    _show(load_release(release_dir, keys))
+    _show(load_release(release_dir, keys, pretrained=True))
     if not yes:
         typer.confirm("Let studies start from these weights at this hospital?", abort=True, err=True)
     sha256 = approvals.approve(release_dir, by=user(), note=note)
@@ -101,6 +101,7 @@ def _show(release: "Release") -> None:
     origin = "SYNTHETIC hospitals" if about.trained_on_synthetic_data else f"{about.sites} hospitals"
     rows = {
         "release": release.sha256,
+        "is": "a pretrained start, which cannot score" if about.network.pretrains else "a model of labels",
         "signed by": f"the key with SHA-256 {release.signed_by}",
         "study, run": f"{about.study}, {about.run}",
         "learnt from": f"{origin} in {about.rounds} rounds",

@@ -45,12 +45,16 @@ def studies(
     if show:
         review, verdict = _review(approvals, show)
         if as_json:
-            print_json({"verdict": verdict, "refused_with": _refused_with(site), **review.to_json()})
+            refused = _refused_with(site, _found(approvals, show))
+            print_json({"verdict": verdict, "refused_with": refused, **review.to_json()})
         else:
             _show(review, verdict)
             _say_labels(site)
         return
-    known = [{**_about(approvals, digest), "refused_with": _refused_with(site)} for digest in _known(approvals)]
+    known = [
+        {**_about(approvals, digest), "refused_with": _refused_with(site, study)}
+        for digest, study in _known(approvals).items()
+    ]
     if as_json:
         print_json(known)
         return
@@ -179,11 +183,15 @@ def _about(approvals: "StudyApprovals", digest: str) -> dict[str, Any]:
     }
 
 
-def _refused_with(site: "Site") -> str:
-    """Return the code with which this site refuses all studies that learn from labels; "" if it has labels."""
-    from federation.protocol.reasons import SITE_UNLABELLED
+def _refused_with(site: "Site", study: "Study") -> str:
+    """Return the code with which this site refuses a study because it has no labels; "" if it does not."""
+    from federation.protocol.site_labels import require_labels
 
-    return "" if site.settings.has_labels else SITE_UNLABELLED.code
+    try:
+        require_labels(site.settings, pretrains=study.network.pretrains)
+    except Refusal as refusal:
+        return refusal.code
+    return ""
 
 
 def _say_labels(site: "Site") -> None:

@@ -37,6 +37,10 @@ def release(
     if as_json:
         print_json(released.to_json())
         return
-    say(f"Released {released.sha256[:12]} into {released.folder} (version {released.version} in MLflow).")
+    where = f"version {released.version} in MLflow" if released.version else "a pretrained start"
+    say(f"Released {released.sha256[:12]} into {released.folder} ({where}).")
     say(f"Send {released.public_key} over a separate channel, with its SHA-256: {released.key_sha256}")
+    if not released.version:
+        say(f'A study begins from it with begin_from = "{released.sha256}"; each hospital approves it first.')
+        return
     say(f"Score with it: fedthorax score SCAN --model {released.folder} --signed-by {released.public_key}")

@@ -97,11 +97,14 @@ def _study(context: Context) -> Study:
     return study
 
 
-def _site(context: Context) -> Site:
-    """Return the site. Raises Refusal E_SITE_UNLABELLED, as a gateway does before the app receives a task."""
-    site = Site.open(site_folder(context))
-    require_labels(site.settings)
-    return site
+def _opened(context: Context) -> tuple[Site, Study]:
+    """Return the site and the study; the code of the study's packages may run from now on.
+
+    Raises Refusal E_SITE_UNLABELLED, as a gateway does before the app receives a task, and those of `_study`.
+    """
+    site, study = Site.open(site_folder(context)), _study(context)
+    require_labels(site.settings, pretrains=study.network.pretrains)
+    return site, study
 
 
 def _model(message: Message) -> tuple[Arrays, Arrays]:
@@ -134,7 +137,7 @@ def _evaluated(message: Message, result: Evaluated) -> Message:
 def handshake(message: Message, context: Context) -> Message:
     """Describe this site, so that the study can check that all sites agree."""
     _log().info("task: handshake")
-    site, study = _site(context), _study(context)
+    site, study = _opened(context)
     if study.compute != ComputeNeed():
         processor(site, study)
     answer = ConfigRecord(dict(shake(site, study)))
@@ -156,8 +159,7 @@ def train(message: Message, context: Context) -> Message:
     round_number = int(str(_config(message)["server-round"]))
     _log().info("task: training for round %d", round_number)
     result = train_site(
-        _site(context),
-        _study(context),
+        *_opened(context),
         *_model(message),
         round_number=round_number,
         run=str(context.run_config["run"]),
@@ -172,7 +174,7 @@ def train(message: Message, context: Context) -> Message:
 def fine_tune(message: Message, context: Context) -> Message:
     """Fit the model's head again, on this site's patients only."""
     _log().info("task: fitting the head")
-    return _trained(message, context, fine_tune_site(_site(context), _study(context), *_model(message)))
+    return _trained(message, context, fine_tune_site(*_opened(context), *_model(message)))
 
 
 @app.evaluate("calibrate")
@@ -181,7 +183,7 @@ def calibrate(message: Message, context: Context) -> Message:
     """Fit calibration and thresholds on the site's validation patients, and report the distance to typical scans."""
     _log().info("task: calibrating the model")
     typical = decode(message.content.array_records["typical"])
-    return _evaluated(message, calibrate_site(_site(context), _study(context), *_model(message), typical))
+    return _evaluated(message, calibrate_site(*_opened(context), *_model(message), typical))
 
 
 @app.evaluate("test")
@@ -190,7 +192,7 @@ def test(message: Message, context: Context) -> Message:
     """Evaluate the model on the site's test patients, with the received calibration and thresholds, if any."""
     _log().info("task: testing the model")
     deployed, audit = from_config(_config(message)), bool(_config(message).get("audit", False))
-    result = judge_site(_site(context), _study(context), *_model(message), deployed, audit=audit)
+    result = judge_site(*_opened(context), *_model(message), deployed, audit=audit)
     return _evaluated(message, result)
 
 
@@ -199,7 +201,7 @@ def test(message: Message, context: Context) -> Message:
 def embed(message: Message, context: Context) -> Message:
     """Report means and variances of the model's features and of the appearance features of training patients."""
     _log().info("task: features of the training patients")
-    features, appearance = embed_site(_site(context), _study(context), *_model(message))
+    features, appearance = embed_site(*_opened(context), *_model(message))
     content = RecordDict({"metrics": MetricRecord({EXAMPLES: features.patients})})
     for record, found in (("moments", features), ("looks", appearance)):
         arrays = {"mean": found.mean, "variance": found.variance}
@@ -214,5 +216,5 @@ def assign(message: Message, context: Context) -> Message:
     _log().info("task: features of the test patients")
     discriminants = decode(message.content.array_records["probe"])["discriminants"]
     probed = int(str(_config(message)["probed"]))
-    result = assign_site(_site(context), _study(context), *_model(message), discriminants, probed)
+    result = assign_site(*_opened(context), *_model(message), discriminants, probed)
     return _evaluated(message, result)

@@ -9,16 +9,17 @@ from numpy.typing import NDArray
 from federation.client.score_counts import score_counts
 from federation.protocol.figure_rounding import rounded
 from federation.protocol.flat_weights import Arrays, pack, unpack
-from federation.protocol.metric_allowlist import Kind, withheld_figures
+from federation.protocol.metric_allowlist import LOSS, Kind, withheld_figures
 from federation.protocol.patient_counts import count_patients
 from federation.protocol.reasons import COMPUTE_NEED, EMBEDDINGS
 from federation.protocol.study_config import Study
 from federation.protocol.summed_answers import reported
 from models.compute import Compute
 from models.familiarity import Moments
+from models.loss import bounded_regression
 from models.network import SeverityNetwork, build_network
 from models.refusal import Refusal
-from pipeline.cohort.dataset import Examples
+from pipeline.cohort.dataset import Example, Examples
 from pipeline.cohort.reasons import PREPROCESSING
 from pipeline.cohort.store import Cohort
 from pipeline.doctor.reasons import TOO_FEW_PATIENTS
@@ -36,6 +37,7 @@ from pipeline.preprocessing.preprocess import settings_digest
 from pipeline.site.folder import Site, Split
 from pipeline.system.malloc import keep_memory
 from pipeline.training.head_finetune import fit_head
+from pipeline.training.pretraining import PretrainingExamples
 from pipeline.training.privacy_budget import check_and_spend
 from pipeline.training.train import predict, train
 
@@ -104,9 +106,13 @@ def train_site(
     """Run one site's round: evaluate the received model on validation patients, then train for the local epochs.
 
     In a private study the round is first charged to the site's budget under the name `run`, unless the gateway has
-    already done so (`charged`). Raises Refusal: E_TOO_FEW_PATIENTS, E_PREPROCESSING, those of `check_and_spend`, of
-    `processor`, and of training and evaluation on it.
+    already done so (`charged`). In a pretraining there is nothing to evaluate (`_pretrain_site`).
+
+    Raises Refusal: E_TOO_FEW_PATIENTS, E_PREPROCESSING, those of `check_and_spend`, of `processor`, and of training and
+    evaluation on it.
     """
+    if study.network.pretrains:
+        return _pretrain_site(site, study, arrays, buffers, round_number)
     network, compute = _opened(site, study, arrays, buffers)
     examples = _enough(site, load_examples(site, study, "train"))
     validation = load_examples(site, study, "validation")
@@ -120,6 +126,39 @@ def train_site(
         metrics |= loss
     trained, trained_buffers = pack(network)
     return Trained(trained, trained_buffers, _rounded_figures(site, "train", metrics), len(examples))
+
+
+def _pretrain_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays, round_number: int) -> Trained:
+    """Run one site's round of a pretraining, on patients with and without labels. Its one figure is the mean loss."""
+    keep_memory()
+    network, compute = load_network(study, arrays, buffers), processor(site, study)
+    examples = load_scans(site, study)
+    _enough(site, examples)
+    loss = train(
+        network,
+        examples,
+        study.training,
+        study.schedule(round_number),
+        seed=order_seed(study.study.seed, examples, arrays),
+        proximal_mu=study.proximal_mu,
+        compute=compute,
+        loss=bounded_regression,
+    )
+    metrics = rounded({LOSS: loss}, "train", count_patients(site, pretrains=True))
+    return Trained(*pack(network), metrics, len(examples))
+
+
+def load_scans(site: Site, study: Study) -> PretrainingExamples:
+    """Load the scans of a pretraining, without label, age and sex (`Cohort.to_pretrain`).
+
+    Raises Refusal E_PREPROCESSING if they were prepared differently.
+    """
+    with Cohort.read(site) as cohort:
+        rows = cohort.to_pretrain(site.settings.site.min_patients)
+        if not {row.tensor for row in rows} <= set(cohort.prepared(settings_digest(study.preprocessing))):
+            raise Refusal(PREPROCESSING)
+        scans = [Example(cohort.tensors / row.tensor, None, None, None, None, pseudonym=row.pseudonym) for row in rows]
+    return PretrainingExamples(scans, study.preprocessing.window_hu)
 
 
 def _train(
@@ -260,6 +299,11 @@ def processor(site: Site, study: Study) -> Compute:
 
 
 def _opened(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> tuple[SeverityNetwork, Compute]:
-    """Load the network, and find the site's processor."""
+    """Load the network, and find the site's processor.
+
+    Raises ValueError in a pretraining, whose network has no output for a label; a gateway refuses the task before.
+    """
+    if study.network.pretrains:
+        raise ValueError("a pretraining has no such task")
     keep_memory()
     return load_network(study, arrays, buffers), processor(site, study)

@@ -1,4 +1,4 @@
-"""Make a signed release from a run: `fedthorax study release`.
+"""Make a signed release from a run: `fedthorax study release`. Of a pretraining, sign its pretrained start.
 
 The released model is the evaluated one: the candidate's weights and calibration, with the thresholds and the record of
 the run from results.json. The folder is also a MONAI bundle and is signed as a whole. The run's registered version in
@@ -13,7 +13,8 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from federation.protocol.study_packages import allow_in_run
 from federation.runs import reasons as runs_reasons
 from federation.runs.figures_from_counts import means_row, of_label, pooled_row, summed_of
 from federation.runs.results import FEDERATED, Audit, Results, read_results
-from federation.runs.run_folder import find_run
+from federation.runs.run_folder import find_run, read_study
 from models.attacks import Attacks
 from models.description import Description, EncoderRecord
 from models.encoders import EncoderCard, load_encoder
@@ -51,7 +52,7 @@ _INTERNAL = "No hospital outside the training has evaluated it: its performance 
 
 @dataclass(frozen=True)
 class Released:
-    """A finished release. `key_sha256`: fingerprint of the public key; `version`: the version in MLflow."""
+    """A finished release. `key_sha256`: fingerprint of the public key; `version`: in MLflow; "" of a start."""
 
     folder: Path
     public_key: Path
@@ -82,13 +83,17 @@ def release_run(
     """Release a run's candidate to the folder `out`, signed with `key`. The folder is written completely or not at all.
 
     `reason`: why a model with `release_gate.doubts` is released. `encoder`: folder of the study's frozen encoder, which
-    the release brings.
+    the release brings. The pretrained start of a pretraining is signed as it is: it keeps its name, and is no model to
+    register or to score with.
 
     Raises Refusal: E_RUN_UNKNOWN, E_RESULTS, E_CANDIDATE_OTHER, E_AUDIT_FLAGS, E_RELEASE_EXISTS, E_SIGNING_KEY,
     E_MLFLOW_SILENT, those of `load_release` for the candidate, those of `load_encoder`, and E_ENCODER_CLOSED if that is
     not the study's encoder.
     """
     run = find_run(server, run_name)
+    out = (out or server / RELEASES / run_name).absolute()
+    if read_study(run).network.pretrains:
+        return _release_start(run / "release", out, key or _own_key(server))
     results = read_results(run)
     allow_in_run(results.study, run)
     candidate = load_release(run / "release")
@@ -99,28 +104,56 @@ def release_run(
         say(f"{flag.code}, {flag.site or 'all hospitals'}: {flag.says}")
     if found and not reason.strip():
         raise Refusal(reasons.AUDIT_FLAGS, flags=", ".join(sorted({flag.code for flag in found})))
-    out = (out or server / RELEASES / run_name).absolute()
-    public = out.with_name(f"{out.name}.pub")
-    if out.exists() or public.exists():
-        raise Refusal(reasons.RELEASE_EXISTS, private=str(out))
+    _check_free(out)
     brought = _encoder_of(candidate.description, encoder)
     key = key or _own_key(server)
-    public_pem = public_key(key)
     described = describe(candidate.description, results, reason=reason if found else "")
     if brought:
         record = EncoderRecord(name=brought.name, source=brought.source, licence=brought.licence)
         described = described.model_copy(update={"encoder": record})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".release-") as temporary:
-        folder, handed_out = Path(temporary) / out.name, Path(temporary) / public.name
-        handed_out.write_bytes(public_pem)
+    with _written_whole(out, key) as (folder, handed_out):
         release = _write(folder, candidate, described, run / "release" / ATTACKS, encoder if brought else None)
         sign(folder, key)
         load_release(folder, [handed_out])  # as every scoring process does
         version = mark_released(server, results, folder, release.sha256, say)
-        handed_out.rename(public)
+    return Released(out, _public(out), release.sha256, fingerprint(_public(out)), version)
+
+
+def _release_start(start: Path, out: Path, key: Path) -> Released:
+    """Sign a copy of a pretrained start. Raises Refusal: E_NO_MODEL before the run's end, E_RELEASE_EXISTS, ..."""
+    name = load_release(start, pretrained=True).sha256
+    _check_free(out)
+    with _written_whole(out, key) as (folder, handed_out):
+        shutil.copytree(start, folder)
+        sign(folder, key)
+        load_release(folder, [handed_out], pretrained=True)
+    return Released(out, _public(out), name, fingerprint(_public(out)), "")
+
+
+def _public(out: Path) -> Path:
+    return out.with_name(f"{out.name}.pub")
+
+
+def _check_free(out: Path) -> None:
+    """Raise Refusal E_RELEASE_EXISTS if there is a release or a key in the way."""
+    if out.exists() or _public(out).exists():
+        raise Refusal(reasons.RELEASE_EXISTS, private=str(out))
+
+
+@contextmanager
+def _written_whole(out: Path, key: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the folder to write and the public key of `key`; both get their names at the end of the block.
+
+    Raises Refusal E_SIGNING_KEY.
+    """
+    public_pem = public_key(key)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".release-") as temporary:
+        folder, handed_out = Path(temporary) / out.name, Path(temporary) / _public(out).name
+        handed_out.write_bytes(public_pem)
+        yield folder, handed_out
+        handed_out.rename(_public(out))
         folder.rename(out)
-    return Released(out, public, release.sha256, fingerprint(public), version)
 
 
 def describe(candidate: Description, results: Results, *, reason: str) -> Description:

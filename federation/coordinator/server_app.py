@@ -31,6 +31,7 @@ from federation.coordinator.final_evaluation import Examination
 from federation.coordinator.masked_questions import MaskedSums
 from federation.coordinator.masked_study import MaskedStudy
 from federation.coordinator.package_rehearsal import try_parts
+from federation.coordinator.pretrained import save_start
 from federation.coordinator.rounds import Model, Training
 from federation.coordinator.site_agreement import shake_hands
 from federation.coordinator.summed_evaluation import SummedExamination
@@ -55,7 +56,7 @@ from federation.strategy.flower_strategies import is_robust, strategy_of
 from federation.strategy.round_report import RoundReport, by_code, flags, kept_rounds
 from federation.superlink.control import read_server_config
 from models.description import Description, Privacy
-from models.network import LABELS, build_network
+from models.network import LABELS, SeverityNetwork, build_network
 from models.refusal import Refusal
 from models.release import Release, save_release
 from pipeline.system.atomic_files import write_durably
@@ -226,6 +227,9 @@ class ServerRun:
         begun = begun_sites(self.study, self.folder / BEGINS_FROM)
         trained_at = sorted({*begun, *(site for entry in rounds for site in entry["sites"])})
         network = load_network(self.study, model.arrays, model.buffers)
+        if self.study.network.pretrains:
+            self._finish_pretraining(network, rounds, trained_at)
+            return
         examined = self._examined(model, network.features, trained_at)
         self._write_history()
         calibrated = examined.calibrated
@@ -268,6 +272,24 @@ class ServerRun:
         )
         write_durably(self.folder / RESULTS, results.model_dump_json(indent=1).encode())
         self._register(results, release)
+
+    def _finish_pretraining(
+        self, network: SeverityNetwork, rounds: Sequence[Mapping[str, Any]], trained_at: Sequence[str]
+    ) -> None:
+        """Write the pretrained start. There is nothing to evaluate, and no model to register."""
+        self._write_history()
+        start = save_start(
+            self.folder / "release",
+            network,
+            self.study,
+            run=self.name,
+            strategy=_strategy(self.study),
+            rounds=rounds,
+            trained_at=trained_at,
+        )
+        self.tracker.add_artifacts(self.folder / "history.json", "history")
+        self.tracker.add_artifacts(self.folder / "release", "pretrained")
+        say(f"pretrained start {start.sha256}: a study begins from it with begin_from, once it is signed and approved")
 
     def _examined(self, model: Model, features: int, trained_at: list[str]) -> Examined:
         """Calibrate and test the model: from single sites' answers, or from sums alone."""

@@ -84,7 +84,7 @@ class SimulatedGateways:
         keys = {names[node]: Identity.kept(identity_file(site)).public for node, site in stand_ins.items()}
         roster = Roster(members=tuple(Member(name=name, key=keys[name]) for name in sorted(keys)))
         app = _NO_DIGEST
-        patients = {node: count_patients(site) for node, site in real.items()}
+        patients = {node: count_patients(site, pretrains=schema.pretrains) for node, site in real.items()}
         about = Run(GetRunResponse(), GetFabResponse(), app, run, schema, content, study_digest(content))
         self.gateways = {
             node: _Gateway(site, roster, about, _Loopback(server, site.name), patients[node])

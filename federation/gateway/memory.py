@@ -1,10 +1,10 @@
 """Rebuild from the ledger what the gateway's folder has forgotten, as after a backup that is older than the ledger.
 
 The gateway remembers which questions it has answered, which sums it has helped to reveal, which studies were private,
-when it trained, and what the privacy budget was charged for. Before an answer leaves, a line of the ledger names what
-is to be remembered. At its start the gateway reads the ledger, and what its folder lacks counts as done: the budgets
-are spent, and a question whose answer is lost is refused for ever (E_MEMORY_LOST). If the ledger itself was restored,
-see `federation.ledger.restored`.
+when it trained and pretrained, and what the privacy budget was charged for. Before an answer leaves, a line of the
+ledger names what is to be remembered. At its start the gateway reads the ledger, and what its folder lacks counts as
+done: the budgets are spent, and a question whose answer is lost is refused for ever (E_MEMORY_LOST). If the ledger
+itself was restored, see `federation.ledger.restored`.
 
 Not rebuilt: the models of runs (`lineage`). A site that lost them takes part in the next run.
 """
@@ -28,6 +28,7 @@ from pipeline.training.privacy_budget import Charge, PrivateRound, charge_missin
 from pipeline.training.reasons import PRIVACY_FILE
 
 ANSWERED, SUMMED, PRIVATE = "answered: ", "masked: sum of ", "private study"
+PRETRAINED = "round of pretraining"
 CHARGED = "private round: "
 _CHARGED = re.compile(rf"{CHARGED}noise ([0-9.e+-]+), rate ([0-9.e+-]+), steps ([0-9]+)")
 
@@ -52,6 +53,11 @@ def private(study: str) -> tuple[str, str]:
     return PRIVATE, hashlib.sha256(study.encode()).hexdigest()
 
 
+def pretrained() -> tuple[str, str]:
+    """Return kind and digest of the line that names a round of pretraining, which has a budget of its own."""
+    return PRETRAINED, ""
+
+
 class Memory:
     """The memory of a site's gateway. Its functions read and write files: call them in a thread."""
 
@@ -65,7 +71,7 @@ class Memory:
         """
         mark_if_copied(self._path)
         questions = Questions(self._spool.folder / "answers", a_month=0)
-        private_studies, sums, rounds = set(), set(), []
+        private_studies, sums, rounds, pretraining = set(), set(), [], []
         charges: Counter[Charge] = Counter()
         for line in self._remembered():
             if line.kind.startswith(ANSWERED):
@@ -76,9 +82,11 @@ class Memory:
                 charges[line.run, float(charge[1]), float(charge[2]), int(charge[3])] += 1
             elif line.kind == PRIVATE:
                 private_studies.add(line.digest)
+            elif line.kind == PRETRAINED:
+                pretraining.append(_seconds(line))
             elif line.direction == "in":
                 rounds.append(_seconds(line))
-        self._spool.add_rounds(rounds)
+        self._spool.add_rounds(rounds, pretraining)
         self._spool.add_private(private_studies)
         try:
             charge_missing(self._site, charges)

@@ -41,7 +41,9 @@ _AROUND = {"server-round", "proximal-mu", "ledger-head", "ledger-lines"}
 
 
 def questions_of(study: "Study") -> dict[str, int]:
-    """Return how many models a run of this study may ask a site about, by kind of question."""
+    """Return how many models a run of this study may ask a site about, by kind of question; none in a pretraining."""
+    if study.network.pretrains:
+        return {}
     asked, table = study.evaluation, study.study
     compared = min(asked.compared_sites or table.sites, table.sites)
     others = sum((asked.local_models, asked.leave_one_out, asked.fine_tune))

@@ -110,6 +110,7 @@ class Schema:
     `server_factor`: how much it may lengthen the sites' updates. `is_robust`: whether medians pool the calibrations.
     `secure`: whether updates are masked. `groups`: over how many groups of sites they are summed; 0: one.
     `summed_answers`: whether figures of rounds and answers to questions leave only as part of a sum.
+    `pretrains`: whether the network learns measures of scans, of patients without labels too.
     """
 
     arrays: Specs
@@ -134,6 +135,7 @@ class Schema:
     secure: bool = False
     summed_answers: bool = False
     groups: int = 0
+    pretrains: bool = False
 
     @property
     def summed(self) -> bool:
@@ -313,6 +315,7 @@ def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = N
         secure=study.aggregation.secure,
         summed_answers=study.aggregation.summed_answers,
         groups=study.aggregation.groups,
+        pretrains=study.network.pretrains,
         is_robust=is_robust(build_strategy(chosen.name, chosen.options, code=chosen.code)),
         rounds=study.study.rounds,
         local_epochs=study.epochs_a_round,

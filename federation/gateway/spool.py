@@ -4,6 +4,7 @@ SITE_DIR/gateway/in/, out/     objects of the current task, named by their ids
 SITE_DIR/gateway/unanswered    the current task, so that its failure can be reported after a restart
 SITE_DIR/gateway/schemas/      see `schema`
 SITE_DIR/gateway/rounds.json   when the rounds of the last 31 days were accepted
+SITE_DIR/gateway/pretraining.json  when those of them that pretrain were accepted
 SITE_DIR/gateway/private.json  digests of the names of studies that ran here with differential privacy
 SITE_DIR/gateway/models/       see `lineage`
 SITE_DIR/gateway/answers/      see `questions`
@@ -21,6 +22,7 @@ from models.refusal import Refusal
 from pipeline.site.folder import MONTH_SECONDS
 from pipeline.system.atomic_files import write_atomically, write_durably
 
+PRETRAINING_ROUNDS = "rounds of pretraining in 31 days"
 _DAY_SECONDS = 24 * 3600.0
 
 
@@ -65,6 +67,7 @@ class Spool:
         self.folder, self.schemas = folder, folder / "schemas"
         self._private = folder / "private.json"
         self._unanswered, self._rounds = folder / "unanswered", folder / "rounds.json"
+        self._pretraining = folder / "pretraining.json"
 
     def clear(self) -> None:
         self.came_in.clear()
@@ -111,26 +114,40 @@ class Spool:
     def count_round(self, a_day: int, a_month: int) -> None:
         """Count one more round of training. If it raises E_ROUNDS_A_DAY or E_ROUNDS_A_MONTH, it counts nothing."""
         now = time.time()
-        recent = self._recent_rounds(now)
+        recent = _recent(self._rounds, now)
         if _of_last_day(recent, now) >= a_day:
             raise Refusal(reasons.ROUNDS_A_DAY, allowed=a_day)
         if len(recent) >= a_month:
             raise Refusal(reasons.ROUNDS_A_MONTH, allowed=a_month)
         write_durably(self._rounds, json.dumps([*recent, now]).encode())
 
-    def add_rounds(self, times: list[float]) -> None:
-        """Count rounds that began at `times`, in seconds since 1970, if fewer rounds are known in a day or a month."""
+    def count_pretraining_round(self, a_month: int) -> None:
+        """Count one more round of pretraining. If it raises Refusal E_SITE_LIMIT, it counts nothing."""
         now = time.time()
-        known, recent = self._recent_rounds(now), [at for at in times if now - MONTH_SECONDS < at]
-        if len(recent) > len(known) or _of_last_day(recent, now) > _of_last_day(known, now):
-            write_durably(self._rounds, json.dumps(recent).encode())
+        recent = _recent(self._pretraining, now)
+        if len(recent) >= a_month:
+            raise Refusal(reasons.SITE_LIMIT, what=PRETRAINING_ROUNDS, asked=len(recent) + 1, allowed=a_month)
+        write_durably(self._pretraining, json.dumps([*recent, now]).encode())
 
-    def _recent_rounds(self, now: float) -> list[float]:
-        try:
-            known = [float(at) for at in json.loads(self._rounds.read_text())]
-        except FileNotFoundError:
-            known = []
-        return [at for at in known if now - MONTH_SECONDS < at]
+    def add_rounds(self, times: list[float], pretraining: list[float]) -> None:
+        """Count rounds that began at `times`, in seconds since 1970, if fewer rounds are known in a day or a month.
+
+        `pretraining`: when those of them began that pretrain.
+        """
+        now = time.time()
+        for file, began in ((self._rounds, times), (self._pretraining, pretraining)):
+            known, recent = _recent(file, now), [at for at in began if now - MONTH_SECONDS < at]
+            if len(recent) > len(known) or _of_last_day(recent, now) > _of_last_day(known, now):
+                write_durably(file, json.dumps(recent).encode())
+
+
+def _recent(file: Path, now: float) -> list[float]:
+    """Return the times in a file that are less than 31 days ago; none if there is no file."""
+    try:
+        known = [float(at) for at in json.loads(file.read_text())]
+    except FileNotFoundError:
+        return []
+    return [at for at in known if now - MONTH_SECONDS < at]
 
 
 def _of_last_day(times: list[float], now: float) -> int:

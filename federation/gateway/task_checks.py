@@ -13,10 +13,11 @@ from federation.gateway import reasons
 from federation.gateway.batch_norm_bounds import steps_of_round
 from federation.gateway.flower_objects import Content
 from federation.gateway.schema import Schema, Specs
+from federation.gateway.spool import PRETRAINING_ROUNDS
 from federation.ledger.chain import EMPTY, Head
 from federation.protocol import reasons as protocol_reasons
 from federation.protocol.masked_replies import ANSWERED
-from federation.protocol.metric_allowlist import FIGURES, LABELS, MAX_PROBED, Kind
+from federation.protocol.metric_allowlist import FIGURES, HANDSHAKE, LABELS, MAX_PROBED, Kind
 from federation.protocol.reply_validation import CALIBRATIONS
 from federation.protocol.site_labels import require_labels
 from federation.system.digests import SHA256
@@ -24,6 +25,7 @@ from models.refusal import Reason, Refusal
 from pipeline.site.folder import GatewayTable, SiteSettings
 
 MAX_ROUND = 100_000
+PRETRAINING: tuple[Kind, ...] = (HANDSHAKE, "train")  # what a pretraining may ask for
 SPARE_OBJECTS = 16  # a message may have this many objects more than it needs; its records are checked afterwards
 
 _RUN_NAME = re.compile(r"[a-z0-9-]{1,80}")
@@ -57,11 +59,13 @@ def run_config(app: bytes, run: Run) -> tuple[str, str]:
 def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patients: int) -> None:
     """Check that the site takes part in such a study and answers such a question.
 
-    Raises Refusal: E_SITE_UNLABELLED, E_SITE_LIMIT, E_SITE_LEAST, E_AUGMENTATION, E_PRIVACY_REQUIRED, E_PRIVACY_KIND,
-    E_EMBEDDINGS, E_SECAGG_REQUIRED, E_SECAGG_KIND.
+    Raises Refusal: E_SITE_UNLABELLED, E_TASK_KIND, E_SITE_LIMIT, E_SITE_LEAST, E_AUGMENTATION, E_PRIVACY_REQUIRED,
+    E_PRIVACY_KIND, E_EMBEDDINGS, E_SECAGG_REQUIRED, E_SECAGG_KIND.
     """
-    require_labels(settings)
+    require_labels(settings, pretrains=schema.pretrains)
     limits = settings.gateway
+    if schema.pretrains:
+        _check_pretraining(kind, schema, limits)
     for what, asked, allowed in (
         ("local epochs in a round", _epochs(schema, train_patients), limits.max_local_epochs),
         ("scans in a batch", schema.batch_size, limits.max_batch_size),
@@ -81,6 +85,18 @@ def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patie
         raise Refusal(reasons.PRIVACY_KIND)
     if kind == "evaluate.embed" and not limits.embedding_statistics:
         raise Refusal(protocol_reasons.EMBEDDINGS)
+
+
+def _check_pretraining(kind: Kind, schema: Schema, limits: GatewayTable) -> None:
+    """Check that the site pretrains at all, and that only rounds of training are asked for: no label is learnt.
+
+    Raises Refusal: E_TASK_KIND, E_SITE_LIMIT.
+    """
+    if kind not in PRETRAINING:
+        raise Refusal(reasons.TASK_KIND, private=f"{kind} in a pretraining")
+    asked, allowed = schema.rounds, limits.max_pretraining_rounds_a_month
+    if asked > allowed:
+        raise Refusal(reasons.SITE_LIMIT, what=PRETRAINING_ROUNDS, asked=asked, allowed=allowed)
 
 
 def _check_mixing(schema: Schema, limits: GatewayTable, train_patients: int) -> None:

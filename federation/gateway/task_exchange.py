@@ -317,7 +317,7 @@ class Exchange:
         settings = self._site.settings
         assert task.run is not None
         asked, came_in, going_out = task.asked(), self._spool.came_in, self._spool.going_out
-        patients = await asyncio.to_thread(count_patients, self._site)
+        patients = await asyncio.to_thread(count_patients, self._site, pretrains=task.run.schema.pretrains)
         await asyncio.to_thread(self._admission.check_model, asked, came_in.get)
         rules = Rules(
             kind=asked.kind,

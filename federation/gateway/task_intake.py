@@ -34,7 +34,7 @@ from federation.flower.messages import ProtoRecordDict as RecordDict
 from federation.gateway import reasons, task_checks
 from federation.gateway.admission import Admission, Asked
 from federation.gateway.flower_objects import MAX_HEAD_BYTES, Content, chunk_body, object_id, read_content
-from federation.gateway.memory import Memory, charged, private
+from federation.gateway.memory import Memory, charged, pretrained, private
 from federation.gateway.metadata import checked_metadata, run_for_node
 from federation.gateway.questions import EMBED, KeptAnswer
 from federation.gateway.reply import bare_message
@@ -186,7 +186,7 @@ class Arrivals:
             await asyncio.to_thread(self._memory.check_restored)
         task.run = await self._run_of(task)
         schema = task.run.schema
-        patients = await asyncio.to_thread(count_patients, self._site)
+        patients = await asyncio.to_thread(count_patients, self._site, pretrains=schema.pretrains)
         task_checks.check_bounds(kind, schema, self._site.settings, patients.of_split.get("train", 0))
         if task.message.metadata.reply_to_message_id or task.tree.object_id != task.id:
             raise Refusal(reasons.TASK_DAMAGED, private="it is a reply, or its objects are not its own")
@@ -210,6 +210,9 @@ class Arrivals:
             return
         if kind in TRAINING:
             limits = self._site.settings.gateway
+            if schema.pretrains:
+                self._spool.count_pretraining_round(limits.max_pretraining_rounds_a_month)
+                task.remember.append(pretrained())
             self._spool.count_round(limits.max_rounds_a_day, limits.max_rounds_a_month)
         if self._spool.check_privacy(schema.name, is_private=schema.private_round is not None):
             task.remember.append(private(schema.name))

@@ -2,8 +2,11 @@
 
 A server that could choose the first weights freely could choose weights whose update reveals single patients. A release
 is therefore used only if the hospital has approved it and its weights are within the limits of training.
+
+Of a pretrained start a study of labels takes everything but the head, which is drawn from the study's seed.
 """
 
+import copy
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,7 +61,7 @@ def begun_sites(study: Study, folder: Path) -> list[str]:
         return []
     from models.release import load_release
 
-    provenance = load_release(folder / study.study.begin_from).description.provenance
+    provenance = load_release(folder / study.study.begin_from, pretrained=True).description.provenance
     return [] if provenance is None else [name for name, site in provenance.sites.items() if site.trained]
 
 
@@ -66,20 +69,38 @@ def _fill(network: SeverityNetwork, study: Study, folder: Path) -> None:
     """Load the weights of the release in `folder` into the network, which was drawn from the seed."""
     from models.release import load_release
 
-    release = load_release(folder)
+    release = load_release(folder, pretrained=True)
     if release.sha256 != study.study.begin_from:
         raise Refusal(reasons.BEGIN_UNLIKE, private="the release has a different SHA-256")
     _check_like(study, release.description)
-    _check_weights(study, network, release.network)
-    network.load_state_dict(release.network.state_dict(), strict=True)
+    begun = release.network
+    if release.description.network.pretrains and not study.network.pretrains:
+        begun = _with_head_of(network, begun)
+    _check_weights(study, network, begun)
+    network.load_state_dict(begun.state_dict(), strict=True)
     network.hold_short()  # as after each training step
 
 
+def _with_head_of(seed: SeverityNetwork, begun: SeverityNetwork) -> SeverityNetwork:
+    """Return a network with the weights of a pretrained start, and the head of the one that was drawn from the seed."""
+    made, state = copy.deepcopy(seed), seed.state_dict()
+    made.load_state_dict(
+        {name: state[name] if name.startswith("head.") else w for name, w in begun.state_dict().items()}
+    )
+    return made
+
+
 def _check_like(study: Study, begun: "Description") -> None:
-    """Require the same network and preprocessing: weights are only useful for scans prepared as in their training."""
+    """Require the same network and preprocessing: weights are only useful for scans prepared as in their training.
+
+    The outputs may differ if the release is a pretrained start.
+    """
     if begun.adaptation is not None:  # its statistics are of one hospital's patients without labels, and stay there
         raise Refusal(reasons.BEGIN_UNLIKE, private="a release that one hospital adapted")
-    if begun.network.model_dump() != study.network.model_dump():
+    network = begun.network
+    if network.pretrains:
+        network = network.model_copy(update={"outputs": study.network.outputs})
+    if network.model_dump() != study.network.model_dump():
         raise Refusal(reasons.BEGIN_UNLIKE, private="a different network")
     if begun.preprocessing != study.preprocessing.model_dump(mode="json"):
         raise Refusal(reasons.BEGIN_UNLIKE, private="a different preprocessing")

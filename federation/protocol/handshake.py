@@ -1,8 +1,9 @@
 """The handshake before round 1: each site describes itself; `site_agreement` checks that all sites agree.
 
 A site reports four things: its software version, the digest of its data contract, the digest of the golden volume after
-its own preprocessing, and the approximate number of its training patients. Sites that differ in one of the first three
-would train on different data under one name. Works without torch where it is imported, for the gateway.
+its own preprocessing, and the approximate number of its training patients (of a pretraining, of the scans that it
+uses). Sites that differ in one of the first three would train on different data under one name. Works without torch
+where it is imported, for the gateway.
 """
 
 import re
@@ -53,7 +54,7 @@ def answer(site: Site, study: "Study") -> dict[str, str]:
     from pipeline.doctor.digest import contract_digest
     from pipeline.preprocessing.golden_volume import golden_digest
 
-    learnt_from = count_patients(site).of_split.get("train", 0)
+    learnt_from = count_patients(site, pretrains=study.network.pretrains).of_split.get("train", 0)
     return {
         "version": version("fedthorax"),
         "contract": contract_digest(site),

@@ -10,6 +10,7 @@ from typing import Literal
 
 from federation.protocol.grids import Threes
 from federation.protocol.metric_allowlist import ANY, LABELS, SPLITS, Figure
+from pipeline.cohort.store import Cohort
 from pipeline.evaluation.ladder import counted_classes
 from pipeline.evaluation.subgroups import GROUPS, groups_of, groups_to_report, sexes_are_large
 from pipeline.site.folder import Site
@@ -26,23 +27,25 @@ FROM patients LEFT JOIN (SELECT tensor, measures FROM scans WHERE tensor IS NOT 
 class Patients:
     """Counts of patients: by split; by (split, label, its value); and by group.
 
-    `in_group`: by (split, label, its value, group).
+    `in_group`: by (split, label, its value, group). `are_labelled`: False of the patients of a pretraining, which
+    knows no label; they are all in the split `train`.
     """
 
     of_split: Mapping[str, int] = field(default_factory=dict)
     with_value: Mapping[tuple[str, str, bool], int] = field(default_factory=dict)
     in_group: Mapping[tuple[str, str, bool, str], int] = field(default_factory=dict)
+    are_labelled: bool = True
 
     def may_leave(self, figure: Figure, *, min_patients: int) -> bool:
         """Whether enough patients are behind a figure: `min_patients`, and as many of each class of its label.
 
         A figure over several splits covers only those in which both classes are large enough, at least one. A figure of
         a score that was fitted to age and sex needs both classes among the train patients, and of each sex, too. A loss
-        over ANY label needs both classes of each label that some patients have. `pipeline.evaluation.figures` and
-        `shortcuts` compute by the same rule.
+        over ANY label needs both classes of each label that some patients have; in a pretraining it needs only
+        `min_patients`. `pipeline.evaluation.figures` and `shortcuts` compute by the same rule.
         """
         splits = SPLITS[figure.split]
-        if not figure.label:
+        if not figure.label or (figure.label == ANY and not self.are_labelled):
             return sum(self.of_split.get(split, 0) for split in splits) >= min_patients
         if figure.label == ANY:
             classes = [self._classes(label, split) for label in LABELS for split in splits]
@@ -100,11 +103,18 @@ def training_patients(site: Site) -> frozenset[str]:
     return frozenset(hashlib.sha256("|".join(row).encode()).hexdigest()[:16] for row in rows)
 
 
-def count_patients(site: Site) -> Patients:
-    """Return the counts of the site's present cohort; empty if there is no cohort."""
+def count_patients(site: Site, *, pretrains: bool = False) -> Patients:
+    """Return the counts of the site's present cohort; empty if there is no cohort.
+
+    `pretrains`: count what a pretraining uses, which knows no label. Raises Refusal E_COHORT_FILE then.
+    """
     path = site.cohort_folder / "cohort.sqlite"
     if not path.is_file():
-        return Patients()
+        return Patients(are_labelled=not pretrains)
+    if pretrains:
+        with Cohort.read(site) as cohort:
+            scans = len(cohort.to_pretrain(site.settings.site.min_patients))
+        return Patients({"train": scans}, are_labelled=False)
     database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
     try:
         rows = database.execute(_QUERY).fetchall()

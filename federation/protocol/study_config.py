@@ -239,6 +239,25 @@ class Study(BaseModel, extra="forbid"):
         return self
 
     @model_validator(mode="after")
+    def pretraining_learns_no_label(self) -> Self:
+        if not self.network.pretrains:
+            return self
+        asked = self.evaluation
+        if asked.local_models or asked.leave_one_out or asked.pooled or asked.fine_tune:
+            raise ValueError(
+                "a pretraining has nothing to evaluate: remove local_models, leave_one_out, pooled and fine_tune"
+            )
+        if self.privacy is not None:
+            raise ValueError(
+                '[privacy] does not count patients without labels: remove it, or outputs = "auxiliary" in [network]'
+            )
+        if self.stopping is not None:
+            raise ValueError("a pretraining has no validation figure: remove [stopping]")
+        if self.training.own_loss or self.training.own_transform:
+            raise ValueError("a pretraining has its own loss and targets: remove loss and transform of a package")
+        return self
+
+    @model_validator(mode="after")
     def a_package_has_one_code(self) -> Self:
         codes: dict[str, str] = {}
         for part in self.own_parts:

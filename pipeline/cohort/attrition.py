@@ -14,7 +14,7 @@ from pipeline.cohort.selection import LATER, OTHER_SERIES, USED
 from pipeline.records.join import Labels
 from pipeline.system.codes import BY_CODE
 
-_UNLABELLED = "patients without a label, kept apart; no study uses or counts them"
+_UNLABELLED = "patients without a label, kept apart; only an approved pretraining uses them"
 _AFTER_ACCEPTANCE = {DUPLICATE_SCAN.code, SHARED_STUDY.code}
 
 

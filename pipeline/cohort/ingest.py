@@ -54,7 +54,7 @@ class Assessment:
     """The result of an ingest. Only `counts`, the numbers and `waterfall` may be shown outside the site.
 
     `accepted`: all usable scans. `members`: one for each patient with a usable scan; empty without records.
-    `patients`: the members with a label. `unlabelled`: the others, if the site keeps them; no study uses them.
+    `patients`: the members with a label. `unlabelled`: the others, if the site keeps them.
     `has_labels`: False at a site with chest CT only, where the missing labels are no findings.
     """
 

@@ -275,6 +275,17 @@ class Cohort:
         )
         return [UnlabelledRow(*row) for row in rows]
 
+    def to_pretrain(self, min_patients: int) -> list[UnlabelledRow]:
+        """Return the patients whose scans a pretraining may use, by pseudonym: no label, age or sex is among it.
+
+        They are the patients of the split `train`, and those without a label unless these are fewer than
+        `min_patients`. Then the number of all says nothing about so few.
+        """
+        labelled = [UnlabelledRow(p.pseudonym, p.tensor) for p in self.patients() if p.split == "train"]
+        unlabelled = self.unlabelled()
+        both = labelled + (unlabelled if len(unlabelled) >= min_patients else [])
+        return sorted(both, key=lambda row: row.pseudonym)
+
     def findings(self) -> list[FindingRow]:
         """Return all findings of the last ingest."""
         return [FindingRow(*row) for row in self._db.execute("SELECT * FROM findings")]

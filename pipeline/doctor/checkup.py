@@ -178,7 +178,9 @@ def _cohort_lines(assessment: Assessment, results: Sequence[Result], minimum: in
         lines = [Line("cohort", "size", "warn", "too few patients to take part", remedy, detail)]
     if assessment.unlabelled:
         detail = f"{len(assessment.unlabelled)} patients have a usable CT and no label"
-        lines.append(Line("cohort", "unlabelled", "ok", "kept apart: no study uses or counts them", detail=detail))
+        lines.append(
+            Line("cohort", "unlabelled", "ok", "kept apart: only an approved pretraining uses them", detail=detail)
+        )
     split = next(result for result in results if result.reason == reasons.OTHER_SPLIT)
     says = f"{split.reason.code}: {split.reason.says}" if split.is_met else "every patient is in one split"
     status: Status = "fail" if split.is_met else "ok"

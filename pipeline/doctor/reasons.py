@@ -3,7 +3,9 @@
 from models.refusal import Reason
 
 # What a site with chest CT only takes part in.
-CT_ONLY_USES = "Studies that learn from labels leave this site out. `fedthorax adapt` can use its scans."
+CT_ONLY_USES = (
+    "Studies that learn from labels leave this site out. `fedthorax adapt` and a pretraining can use its scans."
+)
 MIRRORED = Reason(
     "W_MIRRORED",
     "in most scans the heart is on the right side",

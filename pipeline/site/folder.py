@@ -47,7 +47,7 @@ class SiteTable(BaseModel, extra="forbid"):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
     source: Path = Path()  # folder to which the paths below are relative; the site's folder if empty
     min_patients: int = Field(default=10, ge=2)  # figures over fewer patients do not leave the site
-    unlabelled_patients: bool = False  # keep patients with a CT and no label; no study uses them. See `has_labels`
+    unlabelled_patients: bool = False  # keep patients with a CT and no label. See `has_labels`
     issuer: str = ""  # authority of the patient identifiers; empty if all files use only one
     time_zone: str = ""  # IANA name; needed if the laboratory writes times with a zone
 
@@ -95,6 +95,7 @@ class GatewayTable(BaseModel, extra="forbid"):
     require_augmentation: bool = True  # training must change scans at random
     max_rounds_a_day: int = Field(default=500, ge=1)
     max_rounds_a_month: int = Field(default=2000, ge=1)  # in 31 days
+    max_pretraining_rounds_a_month: int = Field(default=0, ge=0)  # in 31 days, on patients without labels too; 0: none
     max_missed_rounds: int = Field(default=5, ge=0)  # rounds that this site may miss and still accept the next model
     max_questions_a_month: int = Field(default=100, ge=0)  # answers about models in 31 days, over all runs
     max_update: float = Field(default=2.0, gt=0)  # norm of an update, relative to the norm of the received weights

@@ -206,20 +206,22 @@ def train(
     seed: int,
     proximal_mu: float = 0.0,
     compute: Compute = PROCESSOR,
+    loss: BatchLoss | None = None,
 ) -> float:
     """Train `network` in place for `schedule.epochs` epochs; return the mean loss of the last one.
 
     The order of patients and the augmentation depend only on `seed` and the epoch's number, so an interrupted training
     continues with identical results. `proximal_mu` holds the weights near the initial ones
-    (FedProx: Li et al., Federated optimization in heterogeneous networks, MLSys 2020).
+    (FedProx: Li et al., Federated optimization in heterogeneous networks, MLSys 2020). `loss`: instead of that of the
+    settings.
 
     Raises Refusal E_COMPUTE_MICRO_BATCH, E_COMPUTE_SCALE, those of `Compute.use` and of a package's parts
     (`own_parts`).
     """
-    loss_function = loss_of(settings)
+    loss_function = loss or loss_of(settings)
     at_once = compute.parts(network, settings.batch_size)
     network.train()
-    loss = math.nan
+    mean_loss = math.nan
     with compute.train(network):
         anchor = [weight.detach().clone() for weight in network.parameters()] if proximal_mu else []
         optimiser = torch.optim.SGD(
@@ -253,8 +255,8 @@ def train(
                     at_once=at_once,
                 )
                 losses.append(stepped)
-            loss = float(np.mean(losses))
-    return loss
+            mean_loss = float(np.mean(losses))
+    return mean_loss
 
 
 def step(

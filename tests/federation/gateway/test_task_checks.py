@@ -541,3 +541,14 @@ def test_site_without_labels_takes_no_task_of_a_study_that_learns_from_labels(ki
     site = SiteSettings.model_validate(tables)
     for of_study in (SCHEMA, replace(SCHEMA, secure=True), replace(SCHEMA, batch_size=1000)):
         assert code_of(task_checks.check_bounds, kind, of_study, site, 60) == "E_SITE_UNLABELLED"
+
+
+def test_site_without_labels_takes_a_pretraining_that_it_allows_and_its_rounds_alone() -> None:
+    tables = {"site": {"name": "ward", "unlabelled_patients": True}}
+    site = SiteSettings.model_validate({**tables, "gateway": {"max_pretraining_rounds_a_month": SCHEMA.rounds}})
+    pretraining = replace(SCHEMA, pretrains=True)
+    task_checks.check_bounds("train", pretraining, site, 60)
+    assert code_of(task_checks.check_bounds, "evaluate.test", pretraining, site, 60) == "E_TASK_KIND"
+    assert code_of(task_checks.check_bounds, "train", pretraining, SiteSettings.model_validate(tables), 60) == (
+        "E_SITE_LIMIT"
+    )
