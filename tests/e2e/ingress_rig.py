@@ -40,6 +40,7 @@ from federation.ingress.listener import serve
 from federation.server.start import init_server
 from federation.superlink.control import ca_certificate, read_server_config
 from federation.system.process import free_port, port_is_taken
+from tests.helpers.waiting import eventually
 
 NGINX = shutil.which("nginx") or ("/usr/sbin/nginx" if Path("/usr/sbin/nginx").exists() else None)
 CONFIGURATION = Path(__file__).resolve().parents[2] / "docs" / "nginx" / "fedthorax.conf"
@@ -121,7 +122,7 @@ class Rig:
             tls = trust(ca.read_text())
         else:
             tls = client_tls(ca, certificate=node.certificate, private_key=node.key)
-        return http.client.HTTPSConnection("localhost", self.port, context=tls, timeout=20)
+        return http.client.HTTPSConnection("localhost", self.port, context=tls, timeout=60)
 
     def ask(
         self,
@@ -143,9 +144,7 @@ class Rig:
             response = used.getresponse()
             content = response.read()
         except (ssl.SSLError, ConnectionError) as error:
-            deadline = time.monotonic() + 5
-            while not self.lines and time.monotonic() < deadline:
-                time.sleep(0.02)
+            eventually(lambda: self.lines, seconds=20)
             return 0, f"{self.lines[-1] if self.lines else 'no line'} ({error!r})"
         finally:
             if connection is None:
@@ -233,12 +232,12 @@ def _in_thread(rig: Rig) -> Iterator[None]:
     thread = threading.Thread(target=main, daemon=True)
     thread.start()
     try:
-        assert ready.wait(20)
+        assert ready.wait(300)
         assert not failed, failed
         yield
     finally:
         loop.call_soon_threadsafe(ended.set)
-        thread.join(20)
+        thread.join(60)
         runner.close()
 
 
@@ -270,7 +269,7 @@ def running_nginx(rig: Rig, run: Path) -> Iterator[None]:
     )
     process = subprocess.Popen([NGINX, "-p", str(run), "-c", str(run / "nginx.conf")], stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 120
         while not port_is_taken("127.0.0.1", rig.port):
             assert process.poll() is None, (run / "error.log").read_text()
             assert time.monotonic() < deadline
@@ -279,4 +278,4 @@ def running_nginx(rig: Rig, run: Path) -> Iterator[None]:
         rig.lines += (run / "fedthorax.log").read_text().splitlines()
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=120)

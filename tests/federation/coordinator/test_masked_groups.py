@@ -244,11 +244,12 @@ def finish(hospitals: Nine, strategy: MaskedStrategy) -> None:
             thread.start()
         strategy.finish_begun(MODEL)
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
 
 
 @pytest.mark.slow
-def test_sums_that_a_killed_server_left_are_finished(folder: Path) -> None:
+def test_sums_that_a_killed_server_left_are_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_sum.until_signed(monkeypatch)
     hospitals = Nine(folder, stop_before=dict.fromkeys(NAMES, "reveal"))
     strategy = strategy_of(hospitals, [])
     strategy.masked.__dict__["last_seconds"] = 6.0
@@ -267,7 +268,8 @@ def test_sums_that_a_killed_server_left_are_finished(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stored_sum_over_another_model_is_removed(folder: Path) -> None:
+def test_stored_sum_over_another_model_is_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_sum.until_signed(monkeypatch)
     hospitals = Nine(folder, stop_before=dict.fromkeys(NAMES, "reveal"))
     strategy = strategy_of(hospitals, [])
     strategy.masked.__dict__["last_seconds"] = 6.0

@@ -35,6 +35,7 @@ from tests.federation.coordinator.test_masked_strategy import (  # noqa: F401
     STUDY,
     Hospitals,
     folder,
+    until_signed,
 )
 
 ROUNDS = 10
@@ -91,9 +92,9 @@ def sums_of(hospitals: Answering, said: list[str], say: Callable[[str], None] | 
         patients=sum(PATIENTS[node] for node in hospitals.nodes),
         folder=hospitals.folder / "masked",
         names=NAMES,
-        round_seconds=5.0,
+        round_seconds=600.0,
         server_folder=hospitals.folder / "server",
-        last_seconds=5.0,
+        last_seconds=60.0,
     )
     sites = Sites(cast(EagerGrid, hospitals), NAMES, {}, {})
     return MaskedSums(masked, sites, ROUNDS, LENGTHS, say or said.append, [])
@@ -127,7 +128,7 @@ def check(found: tuple[Summed, dict[str, Any]] | None, kind: Kind, nodes: list[i
 
 def end(hospitals: Answering) -> None:
     for thread in hospitals.threads:
-        thread.join(20)
+        thread.join(60)
 
 
 def test_sums_are_those_of_plaintext_aggregation(folder: Path) -> None:  # noqa: F811
@@ -223,7 +224,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_sum_whose_shares_may_be_revealed_is_finished_after_a_kill(folder: Path) -> None:  # noqa: F811
+def test_sum_whose_shares_may_be_revealed_is_finished_after_a_kill(
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    until_signed(monkeypatch)
     hospitals, said = Answering(folder, stop_before=dict.fromkeys(NAMES, "reveal")), list[str]()
     ask_and_die(hospitals, "evaluate.test")
     hospitals.stop_before = {}
@@ -237,7 +242,7 @@ def test_sum_whose_shares_may_be_revealed_is_finished_after_a_kill(folder: Path)
             thread.start()
         check(again.ask("evaluate.test", records_of(), "test"), "evaluate.test", [1, 2, 3])
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
     assert hospitals.batches == 1, "the hospitals were not asked again"
     assert again.history[0]["sites"] == ["north", "south", "west"]
 
@@ -296,7 +301,11 @@ def test_resumed_run_has_the_sums_of_earlier_questions(folder: Path) -> None:  #
 
 
 @pytest.mark.usefixtures("impatient")
-def test_sum_that_stays_half_revealed_is_given_up_and_never_asked_again(folder: Path) -> None:  # noqa: F811
+def test_sum_that_stays_half_revealed_is_given_up_and_never_asked_again(
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    until_signed(monkeypatch)
     hospitals, said = Answering(folder, stop_before={1: "reveal"}), list[str]()
     sums = sums_of(hospitals, said)
     sums.masked.__dict__["last_seconds"] = 1.0

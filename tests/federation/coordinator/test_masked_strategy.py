@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
 from federation.coordinator.accepted_model import SHRINK, Accepted
+from federation.coordinator.masked_round import MaskedRound
 from federation.coordinator.masked_strategy import MaskedStrategy
 from federation.coordinator.masked_study import MaskedStudy
 from federation.gateway.first_model import model_digest, write_chunks
@@ -29,7 +30,7 @@ from federation.protocol.metric_allowlist import FIGURES as ALL
 from federation.protocol.reply_validation import decode, encode
 from federation.secure_aggregation.ballots import NO_VOTE, NOT_WORSE, SLOTS, WORSE, Answer, Ballot
 from federation.secure_aggregation.canonical import canonical
-from federation.secure_aggregation.fixed_point import WIDE_WORDS
+from federation.secure_aggregation.fixed_point import WIDE_WORDS, Words
 from federation.secure_aggregation.keys import Identity
 from federation.secure_aggregation.masking import masked
 from federation.secure_aggregation.messages import Advertised, Confirmations, Header, Sealed, Uploaded
@@ -42,6 +43,7 @@ from federation.strategy.guarded import RoundRules, StartState
 from federation.strategy.round_report import RoundReport
 from federation.superlink.masked_address import PATH, ROUND_HEADER, SITE_HEADER, WORD_HEADER, read_address
 from models.refusal import Refusal
+from tests.helpers.waiting import eventually
 
 NAMES = {1: "north", 2: "south", 3: "west", 4: "east"}
 PATIENTS = {1: 30, 2: 50, 3: 20, 4: 25}
@@ -218,7 +220,7 @@ def post(folder: Path, site: str, step: str, content: bytes, about: str, word: s
     address = read_address(folder)
     if address is None:
         return 204, b""
-    connection = http.client.HTTPConnection("127.0.0.1", address.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", address.port, timeout=60)
     headers = {SITE_HEADER: site, ROUND_HEADER: about, WORD_HEADER: word or address.word}
     connection.request("POST", PATH + step, content, headers)
     answer = connection.getresponse()
@@ -254,7 +256,7 @@ def strategy_of(
         patients=2 * sum(PATIENTS[node] for node in hospitals.nodes),
         folder=hospitals.folder / "masked",
         names=NAMES,
-        round_seconds=20.0,
+        round_seconds=600.0,
         server_folder=hospitals.folder / "server",
         fixed=((0, 3),),
         is_private=is_private,
@@ -269,8 +271,43 @@ def run(strategy: MaskedStrategy, hospitals: Hospitals, rounds: int) -> None:
         strategy.start(grid=cast(Grid, hospitals), initial_arrays=encode(MODEL), num_rounds=rounds, timeout=60)
         hospitals.is_over = True
         for thread in hospitals.threads:
-            thread.join(30)
+            thread.join(60)
         hospitals.is_over = False
+
+
+def hasten(strategy: MaskedStrategy, number: int) -> None:
+    """Give the hospitals two seconds for this round, and as long as they need for the others."""
+
+    def next_is(round_number: int) -> None:
+        strategy.masked.__dict__["round_seconds"] = 2.0 if round_number == number else 600.0
+
+    def told(report: RoundReport) -> None:
+        assert usual is not None
+        usual(report)
+        next_is(report.round + 1)
+
+    usual, strategy.on_round = strategy.on_round, told
+    next_is(1)
+
+
+def until_signed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the coordinator wait as long as necessary for signatures, and briefly for the shares after them."""
+    usual = MaskedRound.unmask
+
+    def unmask(current: MaskedRound, seconds: float) -> tuple[Words, tuple[str, ...]]:
+        def revealed() -> tuple[Words, tuple[str, ...]] | None:
+            try:
+                return usual(current, seconds)
+            except Refusal:
+                if current.may_be_revealed:
+                    raise
+                return None
+
+        found = eventually(revealed)
+        assert found is not None, "nobody has signed"
+        return found
+
+    monkeypatch.setattr(MaskedRound, "unmask", unmask)
 
 
 def plain_round(inner: FedAvg, number: int, weights: NDArray, nodes: list[int]) -> NDArray:
@@ -325,15 +362,16 @@ def test_round_with_a_missing_hospital_of_four(folder: Path) -> None:
 def test_round_with_too_few_hospitals_is_lost_and_the_next_one_works(folder: Path) -> None:
     hospitals, reports = Hospitals(folder, silent={1: {2}}), list[RoundReport]()
     strategy = strategy_of(hospitals, reports)
-    strategy.masked.__dict__["round_seconds"] = 2.0
+    hasten(strategy, 1)
     run(strategy, hospitals, 2)
     assert [report.lost_for for report in reports] == ["E_SECAGG_TOO_FEW", None]
     expected = plain_round(FedAvg(), 1, MODEL[WEIGHTS], [1, 2, 3])
     np.testing.assert_allclose(strategy.arrays[WEIGHTS], expected, atol=1e-6)
 
 
-def test_sum_that_a_killed_server_left_is_finished(folder: Path) -> None:
+def test_sum_that_a_killed_server_left_is_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hospitals have signed, and may have revealed shares: they train this model no more."""
+    until_signed(monkeypatch)
     hospitals = Hospitals(folder, stop_before=dict.fromkeys(NAMES, "reveal"))
     strategy = strategy_of(hospitals, [], build_strategy("FedAdam", {}))
     strategy.masked.__dict__["last_seconds"] = 1.0
@@ -353,7 +391,7 @@ def test_sum_that_a_killed_server_left_is_finished(folder: Path) -> None:
             thread.start()
         again.finish_begun(MODEL)
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
     inner = build_strategy("FedAdam", {})
     inner.configure_train(1, encode(MODEL), ConfigRecord(), cast(Grid, hospitals))
     expected = plain_round(inner, 1, MODEL[WEIGHTS], [1, 2, 3])
@@ -514,7 +552,7 @@ def test_model_that_all_gateways_refuse_as_too_far_is_taken_back(folder: Path) -
 def test_minority_that_claims_that_a_model_is_too_far_takes_nothing_back(folder: Path) -> None:
     hospitals, reports = Hospitals(folder, far={2: {3}}), list[RoundReport]()
     strategy = strategy_of(hospitals, reports)
-    strategy.masked.__dict__["round_seconds"] = 2.0
+    hasten(strategy, 2)
     run(strategy, hospitals, 3)
     assert [report.lost_for for report in reports] == [None, "E_SECAGG_TOO_FEW", None]
     assert reports[1].undone == ()
@@ -529,7 +567,7 @@ def test_resumed_study_goes_back_to_the_model_that_was_accepted_before(folder: P
     with later.serving():
         later.start(grid=cast(Grid, hospitals), initial_arrays=encode(first.arrays), num_rounds=2, timeout=60)
         for thread in hospitals.threads:
-            thread.join(30)
+            thread.join(60)
     assert [report.undone for report in reports] == [(), (), (2,), ()]
     np.testing.assert_array_equal(hospitals.seen[4], shrunk(hospitals.seen[2]))
 

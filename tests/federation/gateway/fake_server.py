@@ -221,7 +221,7 @@ class Bench:
         self.stop_gateway()
         self._do(self._server.cleanup())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
 
     @contextmanager
     def node(self, *, direct: bool = False) -> Iterator["NodeSide"]:

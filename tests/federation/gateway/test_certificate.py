@@ -84,7 +84,7 @@ async def passes(upstream: Upstream) -> bool:
 
 
 async def until(is_so: Callable[[], Awaitable[bool]]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not await is_so():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)

@@ -138,14 +138,16 @@ async def test_slow_receiver_blocks_the_sender(tmp_path: Path) -> None:
 
     async with relayed(tmp_path, slow) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        sent, chunk = 0, bytes(2**20)
+        sent, chunk = 1, bytes(2**20)
+        writer.write(chunk)
+        await writer.drain()
         with pytest.raises(TimeoutError):
             while sent < 64:
                 writer.write(chunk)
                 await asyncio.wait_for(writer.drain(), 1)
                 sent += 1
         # The kernel and both relays buffer some megabytes, not the 64 MiB that were offered.
-        assert 0 < sent < 32
+        assert sent < 32
         go_on.set()
         writer.write_eof()
         assert await reader.read() == hashlib.sha256(chunk * (sent + 1)).digest()
@@ -180,9 +182,9 @@ async def test_reset_of_one_side_closes_the_other(tmp_path: Path, who: str) -> N
         if who == "caller":
             writer.write(b"half a")
             reset(writer)
-            await asyncio.wait_for(ended.wait(), 5)
+            await asyncio.wait_for(ended.wait(), 60)
         else:
-            assert await asyncio.wait_for(reader.read(), 5) == b""
+            assert await asyncio.wait_for(reader.read(), 60) == b""
             writer.close()
 
 
