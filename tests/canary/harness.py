@@ -115,11 +115,11 @@ class Watched:
             self.cable = stack.enter_context(Cable())
             stack.callback(self._end_all)
             self._listen_elsewhere()
-            self._start("server", "start", self.server).wait_for("The server is up", seconds=90)
+            self._start("server", "start", self.server).wait_for("The server is up", seconds=300)
             for name in self._others:
                 self._join(name)
                 self.approve(name)
-                self._start("node", "start", self.folder / "sites" / name).wait_for("is online", seconds=120)
+                self._start("node", "start", self.folder / "sites" / name).wait_for("is online", seconds=300)
             self._stack = stack.pop_all()
         return self
 
@@ -203,7 +203,7 @@ class Watched:
         empty = self.folder / "elsewhere"
         empty.mkdir()
         where = [str(ELSEWHERE), "--bind", SERVER, "--directory", str(empty)]
-        self._start_command([sys.executable, "-u", "-m", "http.server", *where]).wait_for("Serving HTTP", seconds=30)
+        self._start_command([sys.executable, "-u", "-m", "http.server", *where]).wait_for("Serving HTTP", seconds=300)
 
     def _end_all(self) -> None:
         for running in reversed(self._started):
@@ -274,7 +274,7 @@ class Watched:
         else:
             node = self._start("node", "start", self.site, end=WATCHED)
         try:
-            node.wait_for("is online", seconds=120)
+            node.wait_for("is online", seconds=300)
             yield node
         finally:
             node.interrupt()
@@ -297,7 +297,7 @@ class Watched:
     def finish(self, run: Running, trial: Trial, rounds: int) -> None:
         """Wait for the end of the study. Return the result of the watched site in each round."""
         assert run.wait(seconds=_SECONDS_A_RUN + _SECONDS_A_ROUND * rounds) == 0, run.text()
-        name = run.wait_for(r"canary-[0-9a-f]{8}", seconds=1)
+        name = run.wait_for(r"canary-[0-9a-f]{8}", seconds=300)
         history = json.loads((self.server / "runs" / name / "history.json").read_text())
         trial.rounds += [entry["refused"].get(WATCHED, "") for entry in history if "round" in entry]
 

@@ -86,7 +86,7 @@ def open_clinic(folder: Path, start: Callable[..., Command]) -> Iterator[Clinic]
         files = _write_scan(scans / "pacs", patient_id=IN_PACS, name="PACS^PAT")
         if orthanc:
             assert orthanc.upload(files) == 0
-        served.wait_for(rf"http://127\.0\.0\.1:{port}", seconds=120)
+        served.wait_for(rf"http://127\.0\.0\.1:{port}", seconds=300)
         token = Tokens(site).make("a reader", "score", by="a test", person="Leser^Anna")
         yield Clinic(f"http://127.0.0.1:{port}", token, scans, orthanc)
 

@@ -78,7 +78,7 @@ class Command:
 
 def run_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run `fedthorax ...` until it ends."""
-    return subprocess.run([FEDTHORAX, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run([FEDTHORAX, *map(str, arguments)], capture_output=True, text=True, timeout=600, check=False)
 
 
 def ok(*arguments: str | Path) -> str:

@@ -124,7 +124,7 @@ class Orthanc:
             assert libc.setns(home, _CLONE_NEWNET) == 0
             os.close(home)
 
-    def start(self, *, seconds: float = 30) -> "Orthanc":
+    def start(self, *, seconds: float = 120) -> "Orthanc":
         """Start or restart it on the same storage and wait until it answers."""
         assert self.process is None
         with (self.folder / "orthanc.log").open("ab") as log, self.inside():
@@ -145,7 +145,7 @@ class Orthanc:
         if self.process is not None:
             self.process.terminate()
             try:
-                self.process.wait(timeout=15)
+                self.process.wait(timeout=120)
             except subprocess.TimeoutExpired:
                 self.kill()
         self.process = None

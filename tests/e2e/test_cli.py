@@ -13,7 +13,7 @@ from models.release import save_release
 from tests.e2e.conftest import run_command
 from tests.helpers.descriptions import description
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tests.e2e.conftest import run_command
 from tests.e2e.orthanc import Orthanc, require_orthanc
 from tests.e2e.test_privacy import use_pacs
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.e2e
 
 CLEAN = 24
 

@@ -14,7 +14,7 @@ from pipeline.phantom.generate import make_hospitals
 from pipeline.site.folder import Site
 from tests.e2e.conftest import Command, run_command
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.e2e
 
 KILLS, SITES = 20, 4  # the kills are divided equally between the sites
 
@@ -36,7 +36,7 @@ def undisturbed(hospital: Path, make_site: MakeSite, tmp_path_factory: pytest.Te
     site = make_site(tmp_path_factory.mktemp("sites") / "undisturbed", hospital)
     command = Command(tmp_path_factory.mktemp("log") / "log", "node", "ingest", site.folder)
     began = begun(site.folder, command)
-    assert command.wait(seconds=120) == 0, command.text()
+    assert command.wait(seconds=300) == 0, command.text()
     return site.folder, time.monotonic() - began
 
 
@@ -44,7 +44,7 @@ def begun(site: Path, command: Command) -> float:
     """Wait until the command holds the cohort's lock (before that, it only imports). Return the time."""
     lock = site / "cohort" / "lock"
     before = lock.stat().st_mtime_ns if lock.exists() else 0
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (lock.exists() and lock.stat().st_mtime_ns > before):
         assert time.monotonic() < deadline, command.text()
         if command.process.poll() is not None:
@@ -100,7 +100,7 @@ def test_workers_end_when_their_parent_process_is_killed(hospital: Path, make_si
     family = _with_workers(command)
     command.process.kill()
     command.process.wait()
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 120
     while alive(family) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert alive(family) == []
@@ -114,7 +114,7 @@ def test_killed_worker_is_reported_and_the_next_run_succeeds(
     begun(site, command)
     _with_workers(command)
     os.kill(_workers(command)[0], signal.SIGKILL)
-    assert command.wait(seconds=60) == 1
+    assert command.wait(seconds=300) == 1
     assert "E_WORKER_DIED" in command.text()
     assert "Traceback" not in command.text()
     assert run_command("node", "ingest", site).returncode == 0
@@ -122,7 +122,7 @@ def test_killed_worker_is_reported_and_the_next_run_succeeds(
 
 def _with_workers(command: Command) -> list[int]:
     """Wait until a worker (a child of a child) runs. Return the command and its descendants."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if _workers(command):
             return command.family()

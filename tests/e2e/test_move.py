@@ -72,7 +72,7 @@ def moved(two_sites: Path, tmp_path_factory: pytest.TempPathFactory, start: Call
     ports = free_port(), free_port()
     ok("server", "init", old, "--port", str(ports[0]))
     server = start("server", "start", old)
-    server.wait_for("The server is up", seconds=90)
+    server.wait_for("The server is up", seconds=300)
     with Link(ports[0]) as name_of_the_server:
         for name in ("north", "south"):
             enter(sites / name, old, name)
@@ -83,10 +83,10 @@ def moved(two_sites: Path, tmp_path_factory: pytest.TempPathFactory, start: Call
         )
         north, south = (start("node", "start", sites / name) for name in ("north", "south"))
         for node in (north, south):
-            node.wait_for("is online", seconds=120)
+            node.wait_for("is online", seconds=300)
 
         run = start("study", "run", folder / "study.toml", "--server", old)
-        run.wait_for(f"round 1 of {ROUNDS}", seconds=240)
+        run.wait_for(f"round 1 of {ROUNDS}", seconds=300)
         run.interrupt()
         server.interrupt()
         before = load_latest(old / "runs" / run_name(run) / "checkpoints").state
@@ -95,11 +95,11 @@ def moved(two_sites: Path, tmp_path_factory: pytest.TempPathFactory, start: Call
         name_of_the_server.target = ports[1]
         where = ("--host", "127.0.0.1", "--port", str(ports[1]))
         imported = json.loads(ok("server", "import", folder / "archive", new, *where, *sealed))
-        start("server", "start", new).wait_for("The server is up", seconds=90)
+        start("server", "start", new).wait_for("The server is up", seconds=300)
         north.interrupt()
         ok("node", "move", sites / "north", f"127.0.0.1:{ports[1]}")
-        start("node", "start", sites / "north").wait_for("is online", seconds=120)
-        south.wait_for(r"E_NODE_FORGOTTEN(.|\n)* is online", seconds=180)
+        start("node", "start", sites / "north").wait_for("is online", seconds=300)
+        south.wait_for(r"E_NODE_FORGOTTEN(.|\n)* is online", seconds=300)
 
         resumed = start("study", "resume", run_name(run), "--server", new)
         assert resumed.wait(seconds=400) == 0, resumed.text()

@@ -15,7 +15,7 @@ from federation.server.start import init_server
 from federation.system.process import free_port
 from tests.e2e.test_mlflow_stores import Stores, as_user, run_folder, stores, track, users  # noqa: F401
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.e2e
 
 
 def experiment(server: Path) -> Experiment:

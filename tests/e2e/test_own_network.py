@@ -54,7 +54,7 @@ def test_tutorial_trains_a_network_of_a_package_at_hospitals_that_approved_it(
     table = table.replace("round_timeout_s = 120", "round_timeout_s = 400")
     study.write_text(table[: table.index("[network]")] + lines_of(packages))
     ok("server", "init", server, "--port", str(free_port()))
-    start("server", "start", server).wait_for("The server is up", seconds=90)
+    start("server", "start", server).wait_for("The server is up", seconds=300)
     for name in ("north", "south"):
         enter(sites / name, server, name)
         allow(sites / name, study)
@@ -65,7 +65,7 @@ def test_tutorial_trains_a_network_of_a_package_at_hospitals_that_approved_it(
     for part in ("my-networks", "network wide", "loss focal", "transform dimmed"):
         assert part in listed
     for name in ("north", "south"):
-        start("node", "start", sites / name).wait_for("is online", seconds=120)
+        start("node", "start", sites / name).wait_for("is online", seconds=300)
 
     def run(code: int = 0) -> str:
         """Run the study; only the server's side has the package on its path."""

@@ -34,7 +34,7 @@ from tests.helpers.enhanced import enhanced, legacy_converted, save_frames, sing
 from tests.pipeline.pacs.authority import Authority
 from tests.pipeline.pacs.fake_pacs import OUR_TITLE, images
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.e2e
 MODES = ("c-get", "c-move")
 SLICES = 40
 SITE = """

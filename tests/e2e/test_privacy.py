@@ -15,7 +15,7 @@ from pydicom.sequence import Sequence
 from tests.e2e.conftest import run_command
 from tests.e2e.orthanc import PASSWORD, USER, Orthanc, require_orthanc
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.e2e
 
 # One name per place, so that a failure shows which place leaks.
 TEXT_TAGS = {

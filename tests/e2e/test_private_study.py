@@ -14,7 +14,7 @@ from pipeline.training.privacy_budget import PrivateRound, epsilon_of, step_cost
 from tests.e2e.conftest import Command, allow, enter, ok, run_command
 from tests.e2e.test_federation import STUDY
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.e2e
 
 ROUNDS = 2
 PRIVACY = """norm = "group"
@@ -46,13 +46,13 @@ def test_private_study_ends_at_each_site_when_its_budget_is_spent(
     text = STUDY.replace("sites = 3", "sites = 2").replace("quorum = 2", "quorum = 1")
     study.write_text(text.replace("rounds = 4", f"rounds = {ROUNDS}") + PRIVACY)
     ok("server", "init", server, "--port", str(free_port()))
-    start("server", "start", server).wait_for("The server is up", seconds=90)
+    start("server", "start", server).wait_for("The server is up", seconds=300)
     for name, budget in (("north", 8.0), ("south", epsilon(1, 1e-4) + 0.01)):
         with (sites / name / "site.toml").open("a") as settings:
             settings.write(f"\n[privacy]\nrequired = true\nmax_epsilon = {budget}\n")
         enter(sites / name, server, name)
         allow(sites / name, study)
-        start("node", "start", sites / name).wait_for("is online", seconds=120)
+        start("node", "start", sites / name).wait_for("is online", seconds=300)
     done = run_command("study", "run", study, "--server", server, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "south: E_PRIVACY_BUDGET" in done.stderr

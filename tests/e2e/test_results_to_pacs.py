@@ -29,7 +29,7 @@ from tests.e2e.orthanc import AET, PASSWORD, USER, Orthanc, require_orthanc
 from tests.helpers.scored_answers import SEVERE, answer_to, score_of, series_of, write_scan
 from tests.pipeline.pacs.fake_pacs import OUR_TITLE
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.e2e
 WAYS = ("stow", "c-store")
 SETTINGS = """
 [results]
@@ -114,7 +114,7 @@ class Hospital:
     def qido(self, path: str) -> list[dict[str, Any]]:
         headers = {"Accept": "application/dicom+json"}
         with self.orthanc.inside():
-            return requests.get(f"{self.orthanc.url}{path}", auth=(USER, PASSWORD), headers=headers, timeout=20).json()
+            return requests.get(f"{self.orthanc.url}{path}", auth=(USER, PASSWORD), headers=headers, timeout=60).json()
 
 
 def value(answer: dict[str, Any], tag: str) -> Any:
@@ -128,7 +128,7 @@ def delivery(clinic: Clinic, answer: Answer) -> Delivery:
     return found
 
 
-def wait_until(true: Callable[[], bool], *, seconds: float = 30) -> None:
+def wait_until(true: Callable[[], bool], *, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
@@ -178,7 +178,7 @@ def test_results_are_queued_while_the_pacs_is_down_and_stored_later(hospital: Ho
 def test_killed_sender_resends_without_duplicates(hospital: Hospital, way: str) -> None:
     clinic, answer = hospital.clinic(way)
     with hospital.sender(clinic, "kill") as process:
-        assert process.wait(timeout=30) == -signal.SIGKILL
+        assert process.wait(timeout=120) == -signal.SIGKILL
     assert hospital.results(answer) == expected(answer)  # the PACS has it, but the outbox does not know
     assert delivery(clinic, answer).state == "waiting"
     with hospital.sender(clinic):

@@ -30,7 +30,7 @@ from federation.system.reaper import descendants, read_parents
 from models.refusal import Refusal
 from pipeline.site.folder import Site
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.e2e
 
 PROBE = Path(__file__).with_name("sandbox_probe.py")
 SECRET = b"a secret of SuperExec and SuperNode"
@@ -157,7 +157,7 @@ def add_key(name: str, secret: bytes) -> None:
 
 
 def probed(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -269,7 +269,7 @@ def test_self_check_finds_a_hole_before_superexec_starts(outside: Outside, hole:
     at = command.index("--remount-ro")
     command[at:at] = there
     done = subprocess.run(
-        command, env=sandbox.environment(site), capture_output=True, text=True, timeout=60, check=False
+        command, env=sandbox.environment(site), capture_output=True, text=True, timeout=300, check=False
     )
     assert ("started" in done.stdout) == (found == ""), done.stderr
     assert ("E_SANDBOX_OPEN" in done.stderr) == (found != "")
@@ -284,7 +284,7 @@ def test_superexec_does_not_start_without_the_system_call_filter(outside: Outsid
     at = command.index("/proc/keys") - 2
     del command[at : at + 6]  # also remove the mount that hides the lists of keys
     done = subprocess.run(
-        command, env=sandbox.environment(site), capture_output=True, text=True, timeout=60, check=False
+        command, env=sandbox.environment(site), capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 1
     assert "E_SANDBOX_OPEN" in done.stderr
@@ -329,7 +329,7 @@ def test_relay_returns_exit_code_and_supports_long_socket_paths(tmp_path: Path) 
     place.parent.mkdir()
     assert len(str(place)) > 107  # sockaddr_un
     relay = [sys.executable, "-I", str(sandbox.RELAY), f"unix:{place}", "tcp:9"]
-    ended = subprocess.run([*relay, "sh", "-c", f"[ -S {place} ] && exit 7"], timeout=30, check=False)
+    ended = subprocess.run([*relay, "sh", "-c", f"[ -S {place} ] && exit 7"], timeout=300, check=False)
     assert ended.returncode == 7
     failed = subprocess.run([*relay[:-2], "tcp:1", "tcp:99999", "no-such-program"], capture_output=True, check=False)
     assert failed.returncode == 1
@@ -352,7 +352,7 @@ def test_no_sandboxed_process_remains(outside: Outside, how: str) -> None:
         wait_for(lambda: not [pid for pid in family if Path(f"/proc/{pid}").exists()])
 
 
-def wait_for(true: Callable[[], Any], *, seconds: float = 20) -> Any:
+def wait_for(true: Callable[[], Any], *, seconds: float = 120) -> Any:
     deadline = time.monotonic() + seconds
     while not (answer := true()):
         assert time.monotonic() < deadline
@@ -424,7 +424,7 @@ def main(grid, context):
     content = RecordDict({"arrays": encode(arrays), "buffers": encode(buffers), "config": config})
     while not (nodes := list(grid.get_node_ids())):
         time.sleep(0.5)
-    (reply,) = grid.send_and_receive([Message(content, nodes[0], "train")], timeout=150)
+    (reply,) = grid.send_and_receive([Message(content, nodes[0], "train")], timeout=300)
     said = reply.error.reason if reply.has_error() else dict(reply.content.metric_records["metrics"])
     Path(context.run_config["answer"]).write_text(json.dumps(said))
 """
@@ -461,7 +461,7 @@ def task(outside: Outside, small_site: Site, tmp_path_factory: pytest.TempPathFa
     answer = folder / "answer.json"
     with ExitStack() as stack:
         server = flower("superlink", f"--port={link}", "--disable-runtime-dependency-installation")
-        stack.enter_context(server).wait_until(lambda: port_is_taken(LOOPBACK, link), seconds=60)
+        stack.enter_context(server).wait_until(lambda: port_is_taken(LOOPBACK, link), seconds=300)
         node = [f"--superlink=127.0.0.1:{link}", "--host=127.0.0.1", f"--port={runtime}", "--isolation=process"]
         stack.enter_context(flower("supernode", *node, f"--superexec-auth-secret-file={folder / 'secret'}"))
         log = folder / "sandbox.log"
@@ -469,9 +469,9 @@ def task(outside: Outside, small_site: Site, tmp_path_factory: pytest.TempPathFa
         stack.enter_context(process)
         began = time.monotonic()
         run = [flower_command("flwr"), "run", str(write_app(folder, answer)), "here"]
-        submitted = subprocess.run(run, env=flower_environment(home), capture_output=True, timeout=60, check=False)
+        submitted = subprocess.run(run, env=flower_environment(home), capture_output=True, timeout=300, check=False)
         assert submitted.returncode == 0, submitted.stdout.decode() + submitted.stderr.decode()
-        while not answer.exists() and time.monotonic() < began + 200 and process.running:
+        while not answer.exists() and time.monotonic() < began + 400 and process.running:
             time.sleep(0.5)
         time.sleep(1)
         yield Task(site, process, json.loads(answer.read_text()) if answer.exists() else None, folder)

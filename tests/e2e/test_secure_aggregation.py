@@ -77,13 +77,13 @@ def federation(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Co
 def broken(federation: Federation) -> Command:
     """A run in which a node is killed in round 2, comes back, and the server is killed in round 4."""
     run = federation.run_study()
-    run.wait_for("round 1 of 4", seconds=240)
+    run.wait_for("round 1 of 4", seconds=300)
     federation.nodes["west"].kill()
     run.wait_for("round 2 of 4", seconds=300)
     federation.start_node("west")
     run.wait_for("round 3 of 4", seconds=300)
     federation.server.kill()
-    assert run.wait(seconds=120) == 1
+    assert run.wait(seconds=300) == 1
     return run
 
 
@@ -100,7 +100,7 @@ def questioned(federation: Federation, broken: Command, run: str) -> Command:
     again = federation.start("study", "resume", run, "--server", federation.server_folder)
     again.wait_for("calibration: sum over", seconds=400)
     federation.server.kill()
-    assert again.wait(seconds=120) == 1
+    assert again.wait(seconds=300) == 1
     return again
 
 
@@ -166,7 +166,7 @@ def test_study_without_masks_is_refused_by_a_site_that_requires_them(federation:
     for name in NAMES:
         allow(federation.folder / "sites" / name, plain)
     run = federation.start("study", "run", plain, "--server", federation.server_folder)
-    assert run.wait(seconds=240) == 1
+    assert run.wait(seconds=300) == 1
     assert "E_SECAGG_REQUIRED" in run.text()
 
 

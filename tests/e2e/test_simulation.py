@@ -9,7 +9,7 @@ from models.release import load_release
 from tests.e2e.conftest import run_command
 from tests.e2e.test_federation import STUDY
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.e2e
 
 
 def test_study_runs_in_simulation(two_sites: Path, tmp_path: Path) -> None:

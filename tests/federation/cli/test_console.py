@@ -87,7 +87,7 @@ os.kill(os.getpid(), signal.SIGHUP)
     process.stderr.close()
     process.stdin.write("\n")
     process.stdin.close()
-    assert process.wait(timeout=60) == -signal.SIGHUP, "SIGHUP has its default effect again after the block"
+    assert process.wait(timeout=300) == -signal.SIGHUP, "SIGHUP has its default effect again after the block"
 
 
 def test_address_that_the_machine_does_not_have_is_named(capsys, monkeypatch) -> None:

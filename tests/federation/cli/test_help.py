@@ -48,5 +48,5 @@ def test_shell_completes_commands() -> None:
         "COMP_WORDS": "fedthorax node back",
         "COMP_CWORD": "2",
     }
-    done = subprocess.run([FEDTHORAX], env=environment, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([FEDTHORAX], env=environment, capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.split() == ["backup"]

@@ -41,7 +41,7 @@ RNG = np.random.default_rng(3)
 
 def post(bench: Bench, path: str, body: bytes) -> httpx.Response:
     url = f"https://127.0.0.1:{bench.port}/v1/fleet/{path}"
-    return httpx.post(url, content=body, headers=NodeKey(bench.site).headers(), verify=tls(bench))
+    return httpx.post(url, content=body, headers=NodeKey(bench.site).headers(), verify=tls(bench), timeout=60)
 
 
 def reply_to(bench: Bench, node: NodeSide) -> Message:
@@ -96,7 +96,7 @@ def first_line(bench: Bench, path: bytes, body: bytes, changed: Headers, method:
         socket.create_connection(("127.0.0.1", bench.port)) as bare,
         tls(bench).wrap_socket(bare, server_hostname="127.0.0.1") as node,
     ):
-        node.settimeout(10)
+        node.settimeout(60)
         node.sendall(method + b" " + path + b" HTTP/1.1\r\n" + lines + b"\r\n" + body)
         return node.recv(4096).split(b"\r\n")[0]
 
@@ -158,7 +158,7 @@ def test_malformed_body_never_causes_a_server_error(bench: Bench) -> None:
     paths += ["get-run", "get-fab", "push-object", "pull-object", "confirm-message-received"]
     with bench.node() as node:
         reply_to(bench, node)
-    with httpx.Client(headers=NodeKey(bench.site).headers(), verify=tls(bench)) as client:
+    with httpx.Client(headers=NodeKey(bench.site).headers(), verify=tls(bench), timeout=60) as client:
         for path in paths:
             for body in bodies():
                 answer = client.post(f"https://127.0.0.1:{bench.port}/v1/fleet/{path}", content=body)
@@ -188,7 +188,7 @@ def test_error_answer_of_the_server_never_reaches_the_node_as_success(site: Site
     server = Declining()
     bench = Bench(site, server)
     smuggled = answer_with(group_id="SMUGGLED").SerializeToString()
-    with httpx.Client(headers=NodeKey(bench.site).headers(), verify=tls(bench)) as client:
+    with httpx.Client(headers=NodeKey(bench.site).headers(), verify=tls(bench), timeout=60) as client:
         for server.status in STATUSES:
             for path in ("pull-messages", "send-node-heartbeat", "activate-node"):
                 for server.body in (

@@ -98,7 +98,7 @@ def test_gateways_process_uses_the_proxy_of_the_environment(
         site = Site.open(site.folder)
         joined = len(proxy.asked)
         with start_gateway(site, port=free_port(), log=site.logs / "gateway.log") as process:
-            process.wait_until(lambda: len(proxy.asked) > joined, seconds=20)  # it presents its key for masked rounds
+            process.wait_until(lambda: len(proxy.asked) > joined, seconds=120)  # it presents its key for masked rounds
     assert set(proxy.asked) == {f"{HOST}:{rig.port}"}
 
 

@@ -222,7 +222,7 @@ def in_process(code: str, *arguments: str, folder: Path) -> str:
     root = str(Path(confinement.__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "2"}
     command = [sys.executable, str(script), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -282,7 +282,7 @@ def test_confined_process_has_its_own_session_keyring(tmp_path: Path, confined: 
     inside.chmod(0o755)
     program = [sys.executable, "-I", confinement.__file__] if confined else []
     command = [sys.executable, "-I", "-c", SEARCH + OUTSIDE, *program, str(inside)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     if done.returncode == 77:
         pytest.skip("this kernel or container has no keyrings for us")
     assert done.stdout == found, done.stderr
@@ -316,7 +316,7 @@ print(json.dumps({
 @pytest.mark.skipif(platform.machine() not in ARCHITECTURES, reason="no filter for this machine")
 def test_process_and_its_children_are_confined_without_bubblewrap() -> None:
     command = [sys.executable, "-P", "-c", UNDER_THE_FILTER]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
         **{"namespace": "EPERM", "chroot": "EPERM", "netlink": "EAFNOSUPPORT", "inet": "allowed"},

@@ -21,7 +21,7 @@ def test_the_next_tasks_run_while_a_result_is_used() -> None:
     tasks: list[Callable[[], object]] = [int, second.set, third.set, int]
     results = ahead(tasks, 1)
     next(results)
-    assert second.wait(5)
+    assert second.wait(60)
     assert not third.wait(0.05), "no more are prepared than asked for"
     assert len(list(results)) == 3
 

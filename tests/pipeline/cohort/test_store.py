@@ -208,7 +208,7 @@ def test_writer_waits_for_an_open_read_transaction(site: Site, cohort: Cohort) -
         assert writer.is_alive()
         assert reader.execute("SELECT pseudonym FROM patients").fetchall() == [(ANNE.pseudonym,)]
         reader.execute("COMMIT")
-    writer.join(10)
+    writer.join(60)
     with Cohort.read(site) as reader:
         assert reader.patients() == [BERT]
 

@@ -96,7 +96,7 @@ class Rig:
         command = [sys.executable, "-m", "tests.pipeline.feeds.killed_listener", str(self.site.folder), step]
         with (self.site.folder / "listener.out").open("ab") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, env=ENVIRONMENT)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log
             try:
@@ -110,13 +110,13 @@ class Rig:
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     def send(self, message: bytes) -> Reply | None:
         """Send a message; None if the connection ends without an acknowledgement."""
         try:
             with MLLPClient("127.0.0.1", self.port) as client:
-                client.socket.settimeout(20)
+                client.socket.settimeout(60)
                 answer = client.send_message(message)
         except ConnectionError:
             return None

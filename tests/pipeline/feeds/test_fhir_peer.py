@@ -15,7 +15,7 @@ from tests.pipeline.feeds.test_fhir_fetch import SITE, Waiting, expected, read, 
 from tests.pipeline.records.laboratory.test_fhir import DETECTED, Json, concept, observation, patient
 from tests.pipeline.records.test_fhir_histories import DISCHARGE, OPS, condition, encounter, procedure
 
-pytestmark = [needs_peer, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [needs_peer, pytest.mark.slow]
 
 OUTCOMES = """[outcomes]
 format = "fhir"

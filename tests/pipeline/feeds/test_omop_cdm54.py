@@ -20,7 +20,7 @@ from tests.helpers.cdm54 import Cdm54
 from tests.helpers.postgres import start_postgres
 from tests.pipeline.clinic.later_hospital import LaterHospital
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 TODAY = date(2020, 7, 1)
 VISIT_END = date(2020, 5, 10)

@@ -22,7 +22,7 @@ from pipeline.site.withdrawn import Withdrawn
 from tests.helpers.postgres import start_postgres
 from tests.pipeline.pacs.authority import Authority
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.slow
 
 SECRET = "a-secret-of-this-test"
 TODAY = date(2020, 6, 1)

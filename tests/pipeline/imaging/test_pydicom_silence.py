@@ -40,12 +40,12 @@ def test_pydicom_stays_silent_until_the_last_thread_leaves(caplog: pytest.LogCap
     def read() -> None:
         with quiet_pydicom():
             entered.set()
-            left.wait(10)
+            left.wait(60)
 
     thread = threading.Thread(target=read)
     with quiet_pydicom():
         thread.start()
-        assert entered.wait(10)
+        assert entered.wait(60)
     logging.getLogger("pydicom").warning("CANARY")
     assert caplog.text == ""
     left.set()

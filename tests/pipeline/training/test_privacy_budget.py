@@ -212,7 +212,7 @@ def test_killed_process_is_charged_for_the_planned_round(site: Site) -> None:
         f"check_and_spend(Site.open(Path(sys.argv[1])), {ROUND!r}, run='a'); os.kill(os.getpid(), 9)"
     )
     died = subprocess.Popen([sys.executable, "-c", code, str(site.folder)])
-    assert died.wait(timeout=60) == -signal.SIGKILL
+    assert died.wait(timeout=300) == -signal.SIGKILL
     assert spent_epsilon(site, delta=1e-5, run="a") == pytest.approx(opacus(1e-5, ROUND, ROUND), rel=0.01)
     assert spent_epsilon(site, delta=1e-5, run="a") > once
 

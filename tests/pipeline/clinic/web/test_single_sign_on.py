@@ -88,7 +88,7 @@ class Browsers:
         """Start a sign-in, visit the provider, and return what it adds to the page's address."""
         begun = browser.post("/api/v1/sign-in", json={"to": to})
         assert begun.status_code == 200, begun.text
-        granted = httpx.get(begun.json()["url"], verify=trusting(self.authority))
+        granted = httpx.get(begun.json()["url"], verify=trusting(self.authority), timeout=60)
         assert granted.status_code == 302
         query = parse_qs(urlsplit(granted.headers["location"]).query)
         return {name: query[name][0] for name in ("code", "state", "iss")}
@@ -184,7 +184,7 @@ def test_signing_out_ends_the_session_and_names_the_provider(browsers: Browsers,
     assert browser.delete("/api/v1/session").status_code == 204
     assert refused(browser.get("/api/v1/session")) == "E_NO_TOKEN"
     assert address.startswith(f"{provider.issuer}/sign-out?client_id={CLIENT_ID}&")
-    gone = httpx.get(address, verify=trusting(browsers.authority))
+    gone = httpx.get(address, verify=trusting(browsers.authority), timeout=60)
     assert gone.headers["location"] == PAGE
 
 
