@@ -12,8 +12,8 @@ from models.reasons import SETTINGS_FILE, SETTINGS_KEY, SETTINGS_SYNTAX
 from models.refusal import Refusal
 
 Settings = TypeVar("Settings", bound=BaseModel)
-# A value on one line that is no array and no table, and the spaces after it, which align comments.
-_VALUE = r"""("(?:\\.|[^"\\])*"|'[^']*'|[^\s#"'\[{]+)(\s*)"""
+# A value on one line, an array only if it is of numbers, no table; and the spaces after it, which align comments.
+_VALUE = r"""("(?:\\.|[^"\\])*"|'[^']*'|\[[-+0-9., ]*\]|[^\s#"'\[{]+)(\s*)"""
 
 
 def load_settings(path: Path, model: type[Settings]) -> Settings:
@@ -88,7 +88,7 @@ def with_value(text: str, table: str, key: str, value: str) -> str:
     table : str
         Name of the table, such as "study" for [study].
     key : str
-        Name of the key. Its old value is on one line, and is neither an array nor a table.
+        Name of the key. Its old value is on one line, and is no table and no array of anything but numbers.
     value : str
         The new value as TOML, such as 'true' or '"FedAvg"'.
     """

@@ -1,5 +1,7 @@
 """The studies that this release ships, by name: study.toml's defaults, the presets and the demo.
 
+Each of them can also be had at another size (`configs.SIZES`), under two names: "masked+standard-gpu".
+
 Reading them requires torch, because a study names its network. The gateway therefore asks a separate process for their
 digests, once per release:
 
@@ -15,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs import preset_files
+from configs import AND, SIZES, preset_files
 from federation.approval import reasons
 from federation.approval.studies import study_digest
 from models.refusal import Refusal
@@ -34,11 +36,29 @@ def presets() -> dict[str, "Study"]:
     return {name: load_settings(path, Study) for name, path in preset_files().items()}
 
 
+@functools.cache
+def sized() -> dict[str, "Study"]:
+    """Return the shipped studies at each other size, by both names. Only their preprocessing differs."""
+    return {
+        f"{name}{AND}{size}": study.model_copy(update={"preprocessing": presets()[size].preprocessing})
+        for size in SIZES
+        for name, study in presets().items()
+        if name not in SIZES and study.preprocessing != presets()[size].preprocessing
+    }
+
+
 def _names() -> dict[str, list[str]]:
-    """Return the names of the shipped studies by digest; some differ only in name and seed and share a digest."""
+    """Return the names of the shipped studies by digest; some differ only in name and seed and share a digest.
+
+    A joined name is left out where a single one suffices.
+    """
     names: dict[str, list[str]] = {}
     for name, study in presets().items():
         names.setdefault(study_digest(study.model_dump_json()), []).append(name)
+    single = set(names)
+    for name, study in sized().items():
+        if (digest := study_digest(study.model_dump_json())) not in single:
+            names.setdefault(digest, []).append(name)
     return names
 
 

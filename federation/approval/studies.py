@@ -4,17 +4,19 @@ A study's digest covers every setting that decides what is learnt from patients 
 preprocessing, training, strategy, privacy, evaluation, wire, and the length of the training. It does not cover the
 study's name, its seeds, the number of sites, or how long to wait for them.
 
-The release ships its own studies (`configs/presets`). A hospital approves those by name in site.toml.
+The release ships its own studies (`configs/presets`). A hospital approves those by name in site.toml. A study with two
+names, such as "masked+standard-gpu", needs both.
 
 Works without torch, for the gateway.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from configs import AND
 from federation.approval import reasons
 from federation.approval.decisions import Decision, Decisions
 from federation.ledger.chain import ledger_file
@@ -51,6 +53,11 @@ def canonical(study: str) -> bytes:
 def study_digest(study: str) -> str:
     """Return the SHA-256 by which a study is approved. Raises Refusal E_RUN_CONFIG as `canonical` does."""
     return hashlib.sha256(canonical(study)).hexdigest()
+
+
+def is_listed(presets: Sequence[str], listed: Collection[str]) -> bool:
+    """Whether a list of names covers a shipped study that has these names. A joined name needs each of its parts."""
+    return any(set(name.split(AND)) <= set(listed) for name in presets)
 
 
 def begins_from(study: str) -> str:
@@ -93,7 +100,7 @@ class StudyApprovals:
         decision = self.decision(digest)
         if decision is not None:
             return decision.decided
-        return "preset" if self.presets & set(presets) else "unknown"
+        return "preset" if is_listed(presets, self.presets) else "unknown"
 
     def decision(self, digest: str) -> Decision | None:
         """Return the last decision about a study. Raises Refusal E_APPROVALS."""

@@ -1,6 +1,8 @@
 """`fedthorax study init`: write a study file from a preset, or for a number of hospitals."""
 
+import json
 import tomllib
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,41 +19,91 @@ if TYPE_CHECKING:
 
 TEMPLATE = "study"
 MAX_SITES = 1000
-PAGE = "docs/choosing-protection.md"
+PAGE, SIZES_PAGE = "docs/choosing-protection.md", "docs/study-sizes.md"
 _FIRST_TABLE = "[study]\n"
 
 
 def init(
     study_file: Annotated[Path, typer.Argument(help="The file to write.")],
     preset: Annotated[
-        str, typer.Option(help="The preset to start from. A wrong name lists the presets.", show_default=TEMPLATE)
-    ] = "",
+        list[str] | None,
+        typer.Option(
+            help="The preset to start from. Twice: a purpose and a size. A wrong name lists the presets.",
+            show_default=TEMPLATE,
+        ),
+    ] = None,
     sites: Annotated[
         int | None,
         typer.Option(
             min=1,
             max=MAX_SITES,
-            help="The number of hospitals. Sets sites and quorum and, without --preset, the recommended protection.",
+            help="The number of hospitals. Sets sites and quorum and, without a purpose, the recommended protection.",
         ),
     ] = None,
 ) -> None:
-    """Write a new study file: the template that explains every key, or a preset for one purpose."""
+    """Write a new study file: the template that explains every key, or a preset for one purpose, one size, or both."""
     import configs
 
     folder = Path(configs.__file__).parent
     known = {path.stem: path for path in [folder / "study.toml", *sorted((folder / "presets").glob("*.toml"))]}
-    if preset and preset not in known:
-        raise typer.BadParameter(f"the presets are {', '.join(known)}", param_hint="--preset")
+    purpose, size = _purpose_and_size(preset or (), known)
     if study_file.exists():
         raise Refusal(reasons.STUDY_EXISTS, file=study_file.name)
-    text = known[preset or TEMPLATE].read_text("utf-8")
+    text = known[purpose or size or TEMPLATE].read_text("utf-8")
+    if purpose and size:
+        text = _at_size(text, purpose, size)
     says: list[str] = []
     if sites is not None:
-        text, says = _for_sites(text, sites, preset) if preset else _protected(text, sites)
+        text, says = _for_sites(text, sites, purpose) if purpose else _protected(text, sites, size)
     write_atomically(study_file, text.encode())
     say(f"Wrote {study_file}. Review it, then run `fedthorax study run {study_file}`")
-    for line in says:
+    for line in (*says, *_of_size(text, size, study_file)):
         say(line)
+
+
+def _purpose_and_size(names: Sequence[str], known: Collection[str]) -> tuple[str, str]:
+    """Return the preset of a purpose and the size that were chosen; "" for none. Raises typer.BadParameter."""
+    from configs import SIZES
+
+    if not set(names) <= set(known):
+        raise typer.BadParameter(f"the presets are {', '.join(known)}", param_hint="--preset")
+    chosen = list(dict.fromkeys(names))
+    sizes, purposes = ([name for name in chosen if (name in SIZES) == is_size] for is_size in (True, False))
+    for several, what in ((sizes, "sizes"), (purposes, "purposes")):
+        if len(several) > 1:
+            raise typer.BadParameter(
+                f"{' and '.join(several)} are both {what}, and a study has one. A purpose can be combined with a size: "
+                f"{', '.join(SIZES)}",
+                param_hint="--preset",
+            )
+    return "".join(purposes), "".join(sizes)
+
+
+def _at_size(text: str, purpose: str, size: str) -> str:
+    """Return the preset of a purpose with the preprocessing of a size."""
+    from configs import preprocessing_of_size
+    from models.settings import with_value
+
+    for key, value in reversed(preprocessing_of_size(size).items()):  # missing keys are added at the head of the table
+        text = with_value(text, "preprocessing", key, json.dumps(value))
+    note = f"# `study init` wrote the preset {purpose} at the size {size}; {SIZES_PAGE} says what it costs.\n"
+    return text.replace(_FIRST_TABLE, note + _FIRST_TABLE, 1)
+
+
+def _of_size(text: str, size: str, study_file: Path) -> list[str]:
+    """Return what to tell about a study of a size: what each hospital does first, and the seed if it has masks."""
+    if not size:
+        return []
+    says = [
+        f"Each hospital prepares its scans in this size first: `fedthorax node ingest SITE_DIR --study "
+        f"{study_file.name}`. {SIZES_PAGE} says what {size} costs."
+    ]
+    if tomllib.loads(text).get("aggregation", {}).get("secure", False):
+        says.append(
+            "The size does not change the first model: if the hospitals had a masked run of this seed and network at "
+            "another size, choose a new seed in the file."
+        )
+    return says
 
 
 def _for_sites(text: str, sites: int, preset: str) -> tuple[str, list[str]]:
@@ -64,8 +116,8 @@ def _for_sites(text: str, sites: int, preset: str) -> tuple[str, list[str]]:
     return text, [_counts(study), f"{PAGE} says which protection fits how many hospitals."]
 
 
-def _protected(text: str, sites: int) -> tuple[str, list[str]]:
-    """Return the template with the protection that is recommended for this number of hospitals, and why.
+def _protected(text: str, sites: int, size: str) -> tuple[str, list[str]]:
+    """Return the template, or a size, with the protection recommended for this number of hospitals, and why.
 
     Raises Refusal: E_FEW_HOSPITALS, E_STUDY_SITES.
     """
@@ -94,7 +146,7 @@ def _protected(text: str, sites: int) -> tuple[str, list[str]]:
     note = f"# `study init --sites {sites}` set {changed}, as {PAGE} recommends.\n"
     text = text.replace(_FIRST_TABLE, note + _FIRST_TABLE, 1)
     study = _checked(text, sites, "the recommended protection")
-    return text, [_why(chosen, sites), _counts(study)]
+    return text, [_why(chosen, sites, size), _counts(study)]
 
 
 def _with_sites(text: str, sites: int, quorum: int) -> str:
@@ -126,9 +178,10 @@ def _counts(study: "Study") -> str:
     return says
 
 
-def _why(chosen: "Protection", sites: int) -> str:
+def _why(chosen: "Protection", sites: int, size: str) -> str:
     """Return in plain words what was chosen, why, and what else there is."""
-    distrust = f"If the hospitals do not trust the server, use `--preset masked --sites {sites}`"
+    presets = f"--preset masked --preset {size}" if size else "--preset masked"
+    distrust = f"If the hospitals do not trust the server, use `{presets} --sites {sites}`"
     if not chosen.secure:
         return (
             f"Protection for {sites} hospitals: {chosen.strategy}. The server sees each hospital's update, which it "

@@ -135,12 +135,13 @@ def _known(approvals: "StudyApprovals") -> dict[str, "Study"]:
 
 def _found(approvals: "StudyApprovals", study: str) -> "Study":
     """Find a study. Raises Refusal: E_STUDY_UNKNOWN, E_STUDY_AMBIGUOUS, those of `load_settings`."""
-    from federation.approval.presets import presets
+    from federation.approval.presets import presets, sized
     from federation.protocol.study_config import Study
     from models.settings import load_settings
 
-    if study in presets():
-        return presets()[study]
+    shipped = {**presets(), **sized()}
+    if study in shipped:
+        return shipped[study]
     if Path(study).is_file():
         return load_settings(Path(study), Study)
     if not _DIGEST.fullmatch(study.lower()):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from configs import usual_studies
 from federation.approval.presets import names_of
-from federation.approval.studies import study_digest
+from federation.approval.studies import is_listed, study_digest
 from federation.protocol.first_weights import bring_release
 from federation.protocol.study_config import Study
 from federation.protocol.study_packages import bring_packages
@@ -137,7 +137,7 @@ def _to_approve(study: Study) -> str:
     """Return what each hospital must approve first; "" if the default site settings already approve it."""
     digest = study_digest(study.model_dump_json())
     names = names_of(digest)
-    if set(names) & set(usual_studies()):
+    if is_listed(names, usual_studies()):
         return ""
     named = f"the study {names[0]!r}" if names else f"the study {digest[:12]} (`fedthorax node approve-study`)"
     return f"each hospital must have approved {named}"

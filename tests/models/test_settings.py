@@ -105,6 +105,7 @@ sites = 7
 names = [
     "x",
 ]
+shape = [40, 56, -1.5]  # a row
 """
 
 
@@ -115,6 +116,7 @@ names = [
         ("first", "name", '"c"', "name = 'a # b'  # \"quoted\"", 'name = "c"      # "quoted"'),
         ("second", "sites", "1", "[second]\nsites = 7", "[second]\nsites = 1"),
         ("second", "secure", "true", "[second]\n", "[second]\nsecure = true\n"),
+        ("second", "shape", "[1, 2]", "shape = [40, 56, -1.5]  # a row", "shape = [1, 2]          # a row"),
     ],
 )
 def test_new_value_leaves_comments_and_all_other_lines_as_they_are(table, key, value, before, after) -> None:  # type: ignore[no-untyped-def]

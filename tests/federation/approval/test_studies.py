@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from configs import preset_files, usual_studies
-from federation.approval.presets import names_by_digest, names_of, presets
+from configs import AND, SIZES, preset_files, usual_studies
+from federation.approval.presets import names_by_digest, names_of, presets, sized
 from federation.approval.studies import FREE_KEYS, StudyApprovals, as_study, canonical, study_digest
 from federation.approval.study_review import weakenings
 from federation.ledger.chain import ledger_file, read_lines
 from federation.protocol.study_config import Study
 from models.network import build_network
 from models.refusal import Refusal
-from pipeline.site.folder import Site
+from pipeline.site.folder import GatewayTable, Site
 from pipeline.training.privacy_budget import epsilon_of, step_costs
 from pipeline.training.train import TrainSettings
 
@@ -98,7 +99,74 @@ def test_new_site_allows_only_the_default_presets(site: Site) -> None:
 def test_presets_that_differ_only_in_name_and_seed_share_a_digest() -> None:
     digests = {name: study_digest(study.model_dump_json()) for name, study in presets().items()}
     assert names_of(digests["fedavg"]) == names_of(digests["masked"]) == ("fedavg", "masked")
-    assert len(set(digests.values())) == len(digests) - 2, "study and robust are one study too"
+    assert names_of(digests["study"]) == ("study", "robust", "small-cpu")
+    assert len(set(digests.values())) == len(digests) - 3
+
+
+def digest_of(study: Study) -> str:
+    return study_digest(study.model_dump_json())
+
+
+# The digests under which hospitals approved these studies: a change of a preset is a new study, which they would have
+# to approve again.
+@pytest.mark.parametrize(
+    ("size", "digest"),
+    [
+        ("small-cpu", "1e1c08a0c757"),
+        ("standard-gpu", "0a67454c9b3a"),
+        ("large-gpu", "908fc929935b"),
+    ],
+)
+def test_digest_of_a_size_is_stable(size: str, digest: str) -> None:
+    assert digest_of(presets()[size]).startswith(digest)
+
+
+def test_sizes_differ_from_the_default_study_in_their_grid_alone() -> None:
+    default = presets()["study"]
+    for size in SIZES:
+        study = presets()[size]
+        assert digest_of(study.model_copy(update={"preprocessing": default.preprocessing})) == digest_of(default)
+    assert presets()["small-cpu"].preprocessing == default.preprocessing
+
+
+def test_study_at_a_size_runs_where_both_names_are_listed(site: Site) -> None:
+    approvals = StudyApprovals(site)
+    for name in ("masked+standard-gpu", "private+large-gpu", "masked-groups+large-gpu"):
+        digest = digest_of(sized()[name])
+        assert name in names_of(digest)
+        assert approvals.verdict(digest, names_of(digest)) == "preset"
+    digest = digest_of(sized()["quick+standard-gpu"])
+    assert names_of(digest) == ("quick+standard-gpu",)
+    assert approvals.verdict(digest, names_of(digest)) == "unknown", "quick is not listed by default"
+
+
+@pytest.mark.parametrize("listed", [("masked", "fedavg"), ("standard-gpu",), ("masked", "large-gpu"), ("study",), ()])
+def test_study_at_a_size_needs_both_names(site: Site, listed: tuple[str, ...]) -> None:
+    site.settings.gateway.studies = listed
+    digest = digest_of(sized()["masked+standard-gpu"])
+    assert StudyApprovals(site).verdict(digest, names_of(digest)) == "unknown"
+
+
+@pytest.mark.parametrize("name", ["masked+standard-gpu", "+", "standard-gpu+", "small-cpu,large-gpu"])
+def test_joined_name_cannot_be_listed(name: str) -> None:
+    with pytest.raises(ValidationError, match="no study named"):
+        GatewayTable(studies=(name,))
+
+
+def test_revoked_study_at_a_size_does_not_run(site: Site) -> None:
+    digest = digest_of(sized()["masked+standard-gpu"])
+    StudyApprovals(site).revoke(digest, by="anna")
+    assert StudyApprovals(site).verdict(digest, names_of(digest)) == "revoked"
+    other = digest_of(presets()["standard-gpu"])
+    assert StudyApprovals(site).verdict(other, names_of(other)) == "preset"
+
+
+def test_size_with_another_grid_is_another_study(site: Site) -> None:
+    """A server cannot have a grid of its own choice run under a size's name."""
+    size = presets()["standard-gpu"]
+    finer = size.model_copy(update={"preprocessing": size.preprocessing.model_copy(update={"shape": (97, 160, 160)})})
+    assert names_of(digest_of(finer)) == ()
+    assert StudyApprovals(site).verdict(digest_of(finer), names_of(digest_of(finer))) == "unknown"
 
 
 def test_usual_studies_show_no_hospitals_own_model() -> None:
@@ -220,7 +288,8 @@ def test_canonical_form_is_equal_for_study_model_output() -> None:
 @pytest.mark.slow
 def test_preset_digests_come_from_a_subprocess_and_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = names_by_digest(tmp_path)
-    assert {name for names in found.values() for name in names} == set(preset_files())
+    assert {name for names in found.values() for name in names if AND not in name} == set(preset_files())
+    assert ["fedavg+large-gpu", "masked+large-gpu"] in found.values()
     assert found[study_digest(presets()["demo"].model_dump_json())] == ["demo"]
     monkeypatch.setattr("federation.approval.presets.subprocess.run", None)
     assert names_by_digest(tmp_path) == found

@@ -71,6 +71,21 @@ def test_preset_is_approved_by_name(site: Site) -> None:
     assert verdicts(site)["demo"] == "approved"
 
 
+def test_sizes_are_listed_and_a_study_at_a_size_is_shown_by_both_names(site: Site) -> None:
+    assert verdicts(site)["standard-gpu"] == verdicts(site)["large-gpu"] == "preset"
+    shown = json.loads(run("studies", site, "--show", "masked+standard-gpu", "--json").stdout)
+    assert shown["verdict"] == "preset" and "masked+standard-gpu" in shown["presets"]
+    assert not any("not measured" in line for line in shown["weakens"])
+    assert "+" not in "".join(verdicts(site)), "the list has no row for each combination"
+
+
+def test_study_at_a_size_is_approved_and_revoked_by_both_names(site: Site) -> None:
+    assert run("approve-study", site, "quick+large-gpu", "--yes").exit_code == 0
+    assert verdicts(site)["quick+large-gpu"] == "approved"
+    assert run("revoke-study", site, "masked+large-gpu").exit_code == 0
+    assert json.loads(run("studies", site, "--show", "fedavg+large-gpu", "--json").stdout)["verdict"] == "revoked"
+
+
 def test_requested_study_is_listed_and_approved_by_digest(site: Site) -> None:
     asked = Study.model_validate({"study": {"name": "asked", "rounds": 7, "sites": 2, "quorum": 2}}).model_dump_json()
     digest = StudyApprovals(site).keep(asked)

@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 import configs
-from federation.approval.studies import study_digest
+from federation.approval.presets import names_of
+from federation.approval.studies import is_listed, study_digest
 from federation.cli.study import app
 from federation.protocol.study_config import Study
 from federation.runs.launch import plan
@@ -137,6 +138,75 @@ def test_init_with_a_preset_sets_only_sites_and_quorum(tmp_path):
 def test_number_of_hospitals_that_a_protection_does_not_allow_is_refused(tmp_path, arguments, code, says):
     with pytest.raises(Refusal, match=f"{code}: .*{says}"):
         typed("init", tmp_path / "study.toml", *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- sizes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", configs.SIZES)
+def test_init_writes_a_size_and_says_that_scans_are_prepared_in_it_first(tmp_path, size):
+    path = tmp_path / "study.toml"
+    text = told("init", path, "--preset", size)
+    assert path.read_text() == PRESETS[0].with_name(f"{size}.toml").read_text()
+    assert "node ingest SITE_DIR --study study.toml" in text and "docs/study-sizes.md" in text
+    assert "choose a new seed" not in text
+
+
+@pytest.mark.parametrize(("sites", "protection"), [(5, ""), (9, "masked+"), (12, "masked-groups+")])
+def test_size_for_a_number_of_hospitals_has_the_recommended_protection_and_is_approved_by_name(
+    tmp_path, sites, protection
+):
+    path = tmp_path / "study.toml"
+    text = told("init", path, "--preset", "standard-gpu", "--sites", sites)
+    study = load_settings(path, Study)
+    assert (study.study.sites, study.study.rounds) == (sites, 20 + study.aggregation.secure)
+    names = names_of(study_digest(study.model_dump_json()))
+    assert f"{protection}standard-gpu" in names and is_listed(names, configs.usual_studies())
+    assert ("choose a new seed" in text) == study.aggregation.secure
+    if not protection:
+        assert "--preset masked --preset standard-gpu --sites 5" in text
+    assert plan([path])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("size", configs.SIZES)
+@pytest.mark.parametrize("purpose", ["study", *(path.stem for path in PRESETS if path.stem not in configs.SIZES)])
+def test_purpose_at_a_size_is_the_purpose_with_another_grid(tmp_path, purpose, size, order):
+    path = tmp_path / "study.toml"
+    presets = [f"--preset={name}" for name in (purpose, size)[::order]]
+    told("init", path, *presets)
+    found = load_settings(path, Study)
+    usual, grid = (load_settings(file, Study) for file in (configs.preset_files()[name] for name in (purpose, size)))
+    assert found == usual.model_copy(update={"preprocessing": grid.preprocessing})
+    assert f"the preset {purpose} at the size {size}" in path.read_text()
+    assert names_of(study_digest(found.model_dump_json())), "a study of this release"
+
+
+@pytest.mark.parametrize(
+    ("presets", "says"),
+    [
+        (["small-cpu", "large-gpu"], "small-cpu and large-gpu are both sizes"),
+        (["masked", "private"], "masked and private are both purposes"),
+        (["standard-gpu", "masked", "large-gpu"], "standard-gpu and large-gpu are both sizes"),
+        (["masked", "standard"], "the presets are study"),
+        (["masked+standard-gpu"], "the presets are study"),
+    ],
+)
+def test_wrong_combination_of_presets_is_a_usage_error(tmp_path, presets, says):
+    done = CliRunner().invoke(
+        app, ["init", str(tmp_path / "study.toml"), *(f"--preset={name}" for name in presets)], env={"COLUMNS": "300"}
+    )
+    assert done.exit_code == 2
+    assert says in " ".join(done.output.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_size_of_a_purpose_for_too_few_hospitals_is_refused(tmp_path):
+    with pytest.raises(Refusal, match=r"E_STUDY_SITES: .*at least 9 sites"):
+        typed("init", tmp_path / "a.toml", "--preset=masked-groups", "--preset=large-gpu", "--sites=8")
+    with pytest.raises(Refusal, match="E_FEW_HOSPITALS"):
+        typed("init", tmp_path / "a.toml", "--preset=large-gpu", "--sites=2")
     assert list(tmp_path.iterdir()) == []
 
 
