@@ -1,6 +1,6 @@
 """Does the audit flag a planted shortcut, and not flag a clean study? Twenty seeds of three synthetic hospitals.
 
-    python benchmarks/shortcuts.py [--seeds 20] [--first 1]
+    python benchmarks/shortcuts.py [--seeds 20] [--first 1] [--method 2]
 
 For each seed there are three studies, trained by plain federated averaging in this process, with the audit of a run:
 
@@ -10,8 +10,8 @@ For each seed there are three studies, trained by plain federated averaging in t
 - unmarked tags: the same scans, with tags that do not depend on the label.
 
 Twenty clean studies cannot show a rate of one false alarm in a hundred. So many more are simulated without scans,
-with random tags and scores. One file for each seed is stored in the folder of --work, so that an interrupted run can
-continue.
+with random tags and scores. One file for each seed is stored in the folder of --work, by method of preprocessing, so
+that an interrupted run can continue.
 """
 
 import argparse
@@ -39,14 +39,14 @@ from pipeline.phantom.hospitals import HOSPITALS, Hospital
 from pipeline.phantom.marks import Shortcut, TwoScanners
 from pipeline.phantom.patients import CaseMix
 from pipeline.preprocessing.measures import Measures
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess import SEGMENTER, THRESHOLD, Preprocessing
 from pipeline.site.folder import Site
 from pipeline.training.train import Schedule, TrainSettings, predict, train
 
 RESULTS = Path(__file__).with_name("results")
 PATIENTS = (160, 40, 40)
 SECOND = (("GE MEDICAL", "LUNG"), ("SIEMENS", "B30f"), ("PHILIPS", "B"))
-PREPROCESSING = Preprocessing(method=1, shape=(20, 28, 28), working_spacing_mm=9)
+SHAPE, SPACING_MM = (20, 28, 28), 9.0  # of the network's input, and of the grid on which the lungs are found
 GRID = Grid((32, 48, 48), (9.0, 8.5, 8.5))
 NETWORK = NetworkSettings(architecture="resnet10", widen_factor=0.125)
 TRAINING = TrainSettings(augment=False)
@@ -62,7 +62,7 @@ def hospital(index: int) -> Hospital:
     return replace(known, mix=MIX, scanner=replace(known.scanner, grid=GRID))
 
 
-def split_patients(folder: Path, index: int, seed: int, acquisition: Acquisition) -> Split:
+def split_patients(folder: Path, index: int, seed: int, acquisition: Acquisition, settings: Preprocessing) -> Split:
     """Write one hospital's cohort; return its patients: all, held out, and by split."""
     at = hospital(index)
     site: Site = synthetic_site(folder, at.name, seed=seed, min_patients=MIN_PATIENTS)
@@ -71,7 +71,7 @@ def split_patients(folder: Path, index: int, seed: int, acquisition: Acquisition
         at,
         patients=PATIENTS[index],
         seed=seed,
-        settings=PREPROCESSING,
+        settings=settings,
         acquisition=acquisition,
         anatomy="template",
     )
@@ -131,14 +131,15 @@ def audit(network: SeverityNetwork, sites: dict[str, Split]) -> dict[str, Any]:
     return {"auroc_severe": own.value, **judge(figures, probe(shares, list(sites))).model_dump()}
 
 
-def run_seed(seed: int) -> dict[str, Any]:
+def run_seed(seed: int, settings: Preprocessing) -> dict[str, Any]:
     names = [hospital(index).name for index in range(3)]
     with tempfile.TemporaryDirectory() as folder:
         clean = {
-            name: split_patients(Path(folder) / name, index, seed, TwoScanners(*SECOND[index]))
+            name: split_patients(Path(folder) / name, index, seed, TwoScanners(*SECOND[index]), settings)
             for index, name in enumerate(names)
         }
-        marked = clean | {names[0]: split_patients(Path(folder) / "marked", 0, seed, Shortcut(kernel="B70f"))}
+        with_mark = split_patients(Path(folder) / "marked", 0, seed, Shortcut(kernel="B70f"), settings)
+        marked = clean | {names[0]: with_mark}
         found = {"clean": audit(federate([site["train"] for site in clean.values()], seed), clean)}
         network = federate([site["train"] for site in marked.values()], seed)
         found["marked"] = audit(network, marked)
@@ -258,28 +259,36 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--by-chance", type=int, default=500)
+    parser.add_argument("--method", type=int, choices=(THRESHOLD, SEGMENTER), default=SEGMENTER)
     parser.add_argument("--work", type=Path, default=Path("build/shortcuts"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    arguments.work.mkdir(parents=True, exist_ok=True)
+    settings = Preprocessing(method=arguments.method, shape=SHAPE, working_spacing_mm=SPACING_MM)
+    work = arguments.work / f"method-{settings.method}"
+    work.mkdir(parents=True, exist_ok=True)
     seeds = []
     for seed in range(arguments.first, arguments.first + arguments.seeds):
-        file = arguments.work / f"{seed}.json"
+        file = work / f"{seed}.json"
         if not file.is_file():
-            file.write_text(json.dumps(run_seed(seed)))
+            file.write_text(json.dumps(run_seed(seed, settings)))
         seeds.append(json.loads(file.read_text()))
         print(
             seed, {kind: sorted({f["code"] for f in study["flags"]}) for kind, study in seeds[-1].items()}, flush=True
         )
     rows = summary(seeds)
     intro = (
-        "# The shortcut audit on synthetic hospitals\n\nThree hospitals, plain federated averaging; metrics of the "
-        "first hospital, where the mark is planted: median (minimum to maximum) over the seeds.\n\n"
+        "# The shortcut audit on synthetic hospitals\n\nThree hospitals, plain federated averaging, preprocessing with "
+        f"method {settings.method}; metrics of the first hospital, where the mark is planted: median (minimum to "
+        "maximum) over the seeds.\n\n"
     )
     RESULTS.mkdir(exist_ok=True)
     flagged = false_alarms(arguments.by_chance)
     chance = f"Of {arguments.by_chance} simulated studies with random tags and scores, {flagged} are flagged.\n"
-    found = {"studies": rows, "by chance": {"studies": arguments.by_chance, "flagged": flagged}}
+    found = {
+        "method": settings.method,
+        "studies": rows,
+        "by chance": {"studies": arguments.by_chance, "flagged": flagged},
+    }
     (RESULTS / "shortcuts.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / "shortcuts.md").write_text(f"{intro}{markdown(rows)}\n\n{chance}")
     print(markdown(rows), chance, sep="\n\n")
