@@ -29,8 +29,10 @@ _SQUEEZE = 16  # channels per hidden unit of squeeze-and-excitation, as publishe
 def build_backbone(settings: NetworkSettings) -> tuple[nn.Module, int]:
     """Return the backbone of these settings, and its number of features. Draws from torch's generator."""
     if settings.encoder:
-        from models.encoders import FrozenEncoder
+        from models.encoders import FrozenEncoder, TunedEncoder
 
+        if settings.tuned_stages:
+            return TunedEncoder(settings), settings.encoder_features
         return FrozenEncoder(settings.encoder, settings.encoder_features), settings.encoder_features
     if settings.is_own:
         return _own(settings)

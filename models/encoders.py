@@ -1,15 +1,16 @@
-"""Frozen encoders: pretrained networks that turn a scan into features and are never trained further.
+"""Frozen encoders: pretrained networks that turn a scan into features.
 
 A study with an encoder trains only a head of some thousand weights on these features. Each hospital computes them once
-for each scan (`pipeline.cohort.encoding`), and keeps them. An encoder is a folder:
+for each scan (`pipeline.cohort.encoding`), and keeps them. With `tuned_stages`, a study also trains the last stages of
+the encoder; the hospitals then keep the maps before these stages. An encoder is a folder:
 
     encoder.json          its layers, how scans are prepared for it, where it comes from, the hash of its weights
     encoder.safetensors   its weights
 
 The SHA-256 of encoder.json is the encoder's name; it covers the weights through their hash. Neither file holds code.
 
-Only a process that called `allow` computes with an encoder. Others, such as the gateway and a study's app, know the
-number of its features, and take features that were computed before.
+Only a process that called `allow` computes with an encoder, or starts to tune it from its weights. Others, such as a
+study's app, know its layers or the number of its features, and take what was computed before.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from models.import_lean import import_lean
+from models.encoder_layers import ResNetLayers, build, divide
 from models.network import CHANNELS, NetworkSettings
 from models.reasons import ENCODER_ALTERED, ENCODER_CLOSED, ENCODER_FILES, ENCODER_WEIGHTS
 from models.refusal import Refusal
@@ -35,31 +36,6 @@ from models.refusal import Refusal
 CARD, WEIGHTS = "encoder.json", "encoder.safetensors"
 MAX_FEATURES = 4096
 _MAX_CARD_BYTES = 2**16
-_BLOCKS = {
-    10: (1, 1, 1, 1),
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-    200: (3, 24, 36, 3),
-}
-_BOTTLENECK_FROM, _EXPANSION = 50, 4
-_LAST_PLANES = 512  # of the last stage, before the expansion of a bottleneck
-
-
-class ResNetLayers(BaseModel):
-    """MONAI's 3D ResNet (`monai.networks.nets.ResNet`) with its published options."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    depth: Literal[10, 18, 34, 50, 101, 152, 200]
-    shortcut_type: Literal["A", "B"] = "B"
-    bias_downsample: bool = True
-    conv1_t_size: int = Field(default=7, ge=1, le=15)
-    conv1_t_stride: Literal[1, 2] = 1
-    no_max_pool: bool = False
-    widen_factor: float = Field(default=1.0, ge=1 / 16, le=2)
 
 
 class EncoderCard(BaseModel):
@@ -115,10 +91,20 @@ class Encoder:
     def encode(self, scans: Tensor) -> Tensor:
         """Turn scans (batch, 2, slices, rows, columns) into features (batch, features), float32."""
         layers = self.layers.to(scans.device)
+        found: Tensor = layers(self._given(scans))
+        return found.float()
+
+    def maps(self, scans: Tensor, tuned_stages: int) -> Tensor:
+        """Turn scans into the maps before the last stages (batch, channels, slices, rows, columns), float32."""
+        found = self._given(scans)
+        for layer in divide(self.layers.to(scans.device), tuned_stages)[0].values():
+            found = layer(found)
+        return found.float()
+
+    def _given(self, scans: Tensor) -> Tensor:
         image = scans[:, :1].float() * self.card.scale + self.card.offset
         given = torch.cat([image, scans[:, 1:].float()], dim=1)[:, : self.card.channels]
-        found: Tensor = layers(given.contiguous(memory_format=torch.channels_last_3d))
-        return found.float()
+        return given.contiguous(memory_format=torch.channels_last_3d)
 
 
 class FrozenEncoder(nn.Module):
@@ -141,12 +127,55 @@ class FrozenEncoder(nn.Module):
         return F.layer_norm(found, (self.features,))
 
 
+class TunedEncoder(nn.Module):
+    """The backbone of a network that tunes the last stages of an encoder. It holds these stages, and no frozen layer.
+
+    So only they are trained and sent. Their batch norms are trained as those of any network. Of the frozen layers, in
+    evaluation mode, it takes the maps that were computed before. Features are standardised as in `FrozenEncoder`.
+    """
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        """Build the stages, from the encoder's weights if this process may use it, else with random ones.
+
+        Raises Refusal E_ENCODER_WEIGHTS if the encoder has other layers or features than the settings say.
+        """
+        super().__init__()
+        assert settings.encoder_layers is not None  # NetworkSettings ensures it
+        self.sha256, self.features = settings.encoder, settings.encoder_features
+        self.tuned_stages = settings.tuned_stages
+        layers, features = build(settings.encoder_layers, CHANNELS)
+        if features != self.features:
+            raise Refusal(ENCODER_WEIGHTS, problem=f"its layers have {features} features, not {self.features}")
+        for name, layer in divide(layers, self.tuned_stages)[1].items():
+            self.add_module(name, layer)
+        if known := _allowed.get(self.sha256):
+            if known.card.layers != settings.encoder_layers:
+                raise Refusal(ENCODER_WEIGHTS, problem="the study says that it has other layers")
+            for name, layer in divide(known.layers, self.tuned_stages)[1].items():
+                self.get_submodule(name).load_state_dict(layer.state_dict())
+
+    def forward(self, given: Tensor) -> Tensor:
+        """Return the features of scans (batch, 2, slices, rows, columns), or of their maps (`Encoder.maps`).
+
+        Maps have 4 channels or more. Raises Refusal E_ENCODER_CLOSED for scans, if this process may not use the
+        encoder.
+        """
+        found = allowed(self.sha256).maps(given, self.tuned_stages) if given.shape[1] == CHANNELS else given
+        for layer in self.children():
+            found = layer(found)
+        return F.layer_norm(found.flatten(1), (self.features,))
+
+
 _allowed: dict[str, Encoder] = {}
 
 
 def allow(encoder: Encoder) -> None:
     """Let this process compute with an encoder."""
     _allowed[encoder.card.sha256] = encoder
+
+
+def is_allowed(sha256: str) -> bool:
+    return sha256 in _allowed
 
 
 def allowed(sha256: str) -> Encoder:
@@ -207,43 +236,10 @@ def build_layers(card: EncoderCard) -> nn.Module:
 
     Raises Refusal E_ENCODER_WEIGHTS if they have another number of features than the card says.
     """
-    import_lean("monai")
-    from models.backbones import build_backbone
-
-    with torch.random.fork_rng(devices=[]):
-        if isinstance(card.layers, NetworkSettings):
-            layers, features = build_backbone(card.layers)
-        else:
-            layers, features = _resnet(card.layers, card.channels)
+    layers, features = build(card.layers, card.channels)
     if features != card.features:
         raise Refusal(ENCODER_WEIGHTS, problem=f"its layers have {features} features, not {card.features}")
     return layers
-
-
-def _resnet(asked: ResNetLayers, channels: int) -> tuple[nn.Module, int]:
-    from monai.networks.nets.resnet import ResNet, get_inplanes
-
-    is_deep = asked.depth >= _BOTTLENECK_FROM
-    layers = ResNet(
-        block="bottleneck" if is_deep else "basic",
-        layers=list(_BLOCKS[asked.depth]),
-        block_inplanes=get_inplanes(),
-        spatial_dims=3,
-        n_input_channels=channels,
-        conv1_t_size=asked.conv1_t_size,
-        conv1_t_stride=asked.conv1_t_stride,
-        no_max_pool=asked.no_max_pool,
-        shortcut_type=asked.shortcut_type,
-        widen_factor=asked.widen_factor,
-        feed_forward=False,
-        bias_downsample=asked.bias_downsample,
-    )
-    return layers, features_of(asked)
-
-
-def features_of(layers: ResNetLayers) -> int:
-    """Return the number of features of MONAI's ResNet."""
-    return int(_LAST_PLANES * layers.widen_factor) * (_EXPANSION if layers.depth >= _BOTTLENECK_FROM else 1)
 
 
 def _frozen(layers: nn.Module) -> nn.Module:

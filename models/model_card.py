@@ -137,6 +137,11 @@ def _network(d: "Description") -> str:
     if network.encoder:
         whose = ", ".join(map(_line, (d.encoder.name, d.encoder.source, d.encoder.licence))) if d.encoder else ""
         origin = f" ({whose})" if whose else ""
+        if network.tuned_stages:
+            return (
+                f"the encoder `{network.encoder}`{origin}, whose last {network.tuned_stages} of 4 stages were trained "
+                f"further, and a head on its {network.encoder_features} features"
+            )
         return f"a head on {network.encoder_features} features of the frozen encoder `{network.encoder}`{origin}"
     dimensions = "2.5D" if network.is_slicewise else "3D"
     pooling = f", {network.pooling} pooling" if network.pooling else ""

@@ -17,6 +17,7 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
+from models.encoder_layers import STAGES, ResNetLayers, encoded_name, has_batch_norm, has_stages
 from models.import_lean import import_lean
 from models.own_packages import CODE, NAME
 
@@ -50,7 +51,8 @@ class NetworkSettings(BaseModel):
     fixed ones in every network (`_fix_features`).
 
     `encoder`: name of a frozen encoder in place of the architecture (`models.encoders`), whose `encoder_features` are
-    the input of the head. Only the head is then trained and sent.
+    the input of the head. Only the head is then trained and sent. `tuned_stages`: so many of the encoder's last stages
+    are trained and sent too; `encoder_layers` are then the encoder's layers, as its card has them.
 
     `outputs`: "labels", or "auxiliary" for a network that is only pretrained. The head and what is learnt follow from
     this one setting, so that no network with outputs for labels can be trained as a pretraining, and the reverse.
@@ -68,6 +70,8 @@ class NetworkSettings(BaseModel):
     tabular: Literal["learnt", "fixed"] = "learnt"
     encoder: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     encoder_features: int = Field(default=0, ge=0, le=4096)
+    tuned_stages: int = Field(default=0, ge=0, le=STAGES)
+    encoder_layers: "ResNetLayers | NetworkSettings | None" = None
     outputs: Literal["labels", "auxiliary"] = "labels"
 
     @property
@@ -126,6 +130,29 @@ class NetworkSettings(BaseModel):
             raise ValueError('outputs = "auxiliary" pretrains a network of this release: remove code and encoder')
         return self
 
+    @model_validator(mode="after")
+    def tuned_stages_are_those_of_known_layers(self) -> Self:
+        layers = self.encoder_layers
+        if self.tuned_stages and not self.encoder:
+            raise ValueError("tuned_stages are those of an encoder: name one")
+        if bool(self.tuned_stages) != (layers is not None):
+            raise ValueError("tuned_stages and encoder_layers belong together: `fedthorax study encoder` prints them")
+        if layers is None:
+            return self
+        if not has_stages(layers):
+            raise ValueError("the layers of this encoder cannot be divided into stages: set tuned_stages = 0")
+        if self.norm == "group" and has_batch_norm(layers):
+            raise ValueError(
+                'the encoder\'s stages have batch norm, which norm = "group" excludes: tune an encoder with group norm '
+                "or set tuned_stages = 0"
+            )
+        return self
+
+    @property
+    def encoded(self) -> str:
+        """The name under which a site keeps what the frozen layers make of its scans; "" without an encoder."""
+        return encoded_name(self.encoder, self.tuned_stages)
+
     def _is_chosen(self, key: str) -> bool:
         return bool(getattr(self, key) != type(self).model_fields[key].default)
 
@@ -138,7 +165,7 @@ class NetworkSettings(BaseModel):
         content: dict[str, Any] = write(self)
         if not self.pretrains:
             content.pop("outputs", None)
-        for key in ("pooling", "code", "encoder", "encoder_features"):
+        for key in ("pooling", "code", "encoder", "encoder_features", "tuned_stages", "encoder_layers"):
             if not getattr(self, key):
                 content.pop(key, None)
         return content
@@ -205,7 +232,7 @@ class SeverityNetwork(nn.Module):
 
         super().__init__()
         self.backbone, self.features = build_backbone(settings)
-        self.is_own = settings.is_own
+        self.is_own, self.has_encoder = settings.is_own, bool(settings.encoder)
         self.age_band_years = settings.age_band_years
         self.fixed = settings.tabular == "fixed"
         layer = nn.Linear(TABULAR, settings.tabular_features)
@@ -213,7 +240,7 @@ class SeverityNetwork(nn.Module):
             _fix_features(layer)
         self.tabular = nn.Sequential(layer, nn.ReLU())
         self.head = nn.Linear(self.features + settings.tabular_features, len(settings.output_names))
-        if settings.is_own or settings.encoder:
+        if settings.is_own or (settings.encoder and not settings.tuned_stages):
             return
         channels_last = torch.channels_last if settings.is_slicewise else torch.channels_last_3d
         self.to(memory_format=channels_last)  # type: ignore[call-overload]  # a fifth faster on CPUs
@@ -221,7 +248,7 @@ class SeverityNetwork(nn.Module):
     def forward(self, scan: Tensor, tabular: Tensor) -> Tensor:
         """Map `scan` (batch, 2, slices, rows, columns) and `tabular` (batch, 4) to logits (batch, outputs), float32.
 
-        With an encoder, `scan` may also be its features of the scans (batch, encoder_features).
+        With an encoder, `scan` may also be what its frozen layers make of the scans (`models.encoders`).
         """
         return self.head(self.joined(scan, tabular)).float()
 

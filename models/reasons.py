@@ -78,8 +78,9 @@ ENCODER_WEIGHTS = Reason(
 ENCODER_CLOSED = Reason(
     "E_ENCODER_CLOSED",
     "the encoder of this model is not there",
-    "Use the signed release, which brings its encoder. `fedthorax study release` takes its folder with --encoder; the "
-    "SHA-256 of its encoder.json is `encoder` in study.toml.",
+    "Use the signed release, which brings its encoder. `fedthorax study release` takes its folder with --encoder; a "
+    "study with tuned_stages needs it in SERVER_DIR/encoders before it starts. The SHA-256 of its encoder.json is "
+    "`encoder` in study.toml.",
 )
 ADAPTED = Reason(
     "W_ADAPTED",

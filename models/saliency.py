@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from models.compute import PROCESSOR, Compute
-from models.encoders import FrozenEncoder
+from models.encoders import FrozenEncoder, TunedEncoder
 from models.network import SeverityNetwork
 from models.network_layers import OwnBackbone
 
@@ -62,7 +62,8 @@ def attributions(
         path = compute.move(scan - left_out[:, None, None, None, None] * dense)
         # The backward pass through the first layer would take nearly all of the time. The layer is linear, so one
         # backward pass with the mean of all steps gives the same result, at any point of the path.
-        if isinstance(network.backbone, OwnBackbone | FrozenEncoder):  # whose first layer nobody knows, or not here
+        # Of these, the first layer is not known, or not here.
+        if isinstance(network.backbone, OwnBackbone | FrozenEncoder | TunedEncoder):
             logits = network(path.requires_grad_(), compute.move(tabular).expand(STEPS, -1))[:, label_index]
             (gradients,) = torch.autograd.grad(logits.sum(), path)
             return dense[0] * gradients.mean(dim=0)[0].cpu()

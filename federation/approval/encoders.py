@@ -15,6 +15,7 @@ from federation.approval.decisions import Decision, Decisions
 from federation.ledger.chain import ledger_file
 from federation.protocol.release_files import ENCODER_FILES, ENCODERS, copy_release
 from federation.system.digests import SHA256
+from models.encoder_layers import encoded_name
 from models.refusal import Refusal
 from pipeline.cohort.store import Cohort
 from pipeline.site.folder import Site
@@ -31,6 +32,18 @@ def encoder_of(study: str) -> str:
     return name
 
 
+def tuned_of(study: str) -> tuple[int, object]:
+    """Return how many stages of its encoder a study (JSON) tunes, and the layers that it says the encoder has.
+
+    Raises Refusal E_RUN_CONFIG.
+    """
+    table = json.loads(study).get("network", {})
+    stages = table.get("tuned_stages", 0)
+    if type(stages) is not int or stages < 0:
+        raise Refusal(reasons.RUN_CONFIG, private="tuned_stages is not a number of stages")
+    return stages, table.get("encoder_layers")
+
+
 class EncoderApprovals:
     """A site's decisions about encoders."""
 
@@ -41,7 +54,7 @@ class EncoderApprovals:
         )
 
     def check(self, study: str) -> None:
-        """Check that a study (JSON) may use its encoder here now, and that its features are there.
+        """Check that a study (JSON) may use its encoder here now, and that what its frozen layers compute is there.
 
         Raises Refusal: E_ENCODER_REFUSED, E_NOT_ENCODED, E_RUN_CONFIG, E_APPROVALS, E_COHORT_FILE.
         """
@@ -50,8 +63,11 @@ class EncoderApprovals:
             return
         if not self.may_use(name):
             raise Refusal(reasons.ENCODER_REFUSED, private=name)
+        stages, layers = tuned_of(study)
+        if stages and layers != json.loads(self._decisions.content(name) or b"{}").get("layers"):
+            raise Refusal(reasons.ENCODER_REFUSED, private="the study says that the encoder has other layers")
         with Cohort.read(self._site) as cohort:
-            cohort.require_encoded(name)
+            cohort.require_encoded(encoded_name(name, stages))
 
     def may_use(self, sha256: str) -> bool:
         """Tell whether studies may use this encoder now. Raises Refusal E_APPROVALS."""

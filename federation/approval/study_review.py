@@ -127,12 +127,14 @@ def _of_training(study: "Study") -> list[str]:
         found.append(f"The learning rate is high ({training.learning_rate:g}): each patient changes the weights more.")
     found += [_OF_PACKAGES[part.kind].format(name=part.name) for part in study.own_parts]
     if study.network.encoder:
+        stages = study.network.tuned_stages
+        part = f"Its last {stages} of 4 stages and a head" if stages else "Only a head"
         found.append(
             f"The features come from a frozen encoder ({study.network.encoder[:12]}) that is not part of this release. "
-            f"Only a head on its {study.network.encoder_features} features is trained and sent. Weights of an encoder "
-            "can be made so that a feature responds to single patients, and an update of the head then reveals their "
-            "labels: somebody must know where the weights come from. The encoder needs its own approval (`fedthorax "
-            "node approve-encoder`)."
+            f"{part} on its {study.network.encoder_features} features {'are' if stages else 'is'} trained and sent. "
+            "Weights of an encoder can be made so that a feature responds to single patients, and an update of the "
+            "head then reveals their labels: somebody must know where the weights come from. The encoder needs its own "
+            "approval (`fedthorax node approve-encoder`)."
         )
     if study.network.pretrains or not is_measured(study.network):
         network = "a head on an encoder" if study.network.encoder else study.network.architecture

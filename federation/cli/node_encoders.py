@@ -72,6 +72,7 @@ def revoke_encoder(
 def encode(site_dir: SiteDir, as_json: Json = False) -> None:
     """Compute the features of the approved encoders for this site's scans. `node ingest` does this too."""
     from federation.node.site_encoding import encode_site
+    from models.encoder_layers import STAGES
     from pipeline.cohort.reasons import NO_ENCODER
     from pipeline.site.folder import Site
 
@@ -81,7 +82,9 @@ def encode(site_dir: SiteDir, as_json: Json = False) -> None:
     if not done:
         raise Refusal(NO_ENCODER)
     for name, scans in done.items():
-        say(f"encoder {name[:_SHOWN_DIGITS]}: features of {scans} scans computed, all others were there")
+        sha256, _, stages = name.partition("-")
+        what = f"maps before stage {STAGES + 1 - int(stages)}" if stages else "features"
+        say(f"encoder {sha256[:_SHOWN_DIGITS]}: {what} of {scans} scans computed, all others were there")
 
 
 def show_encoder(card: "EncoderCard") -> None:
@@ -101,6 +104,7 @@ def show_encoder(card: "EncoderCard") -> None:
     for name, value in rows.items():
         typer.echo(f"{name:<12}{printable(value)}")
     typer.echo(
-        "\nAn encoder holds no code, and none of it is trained or sent. Weights can be made so that a feature responds "
-        "to single patients; no check finds that. Trust in these weights rests on where they come from."
+        "\nAn encoder holds no code. None of it is trained or sent, except its last stages in a study that tunes them. "
+        "Weights can be made so that a feature responds to single patients; no check finds that. Trust in these "
+        "weights rests on where they come from."
     )

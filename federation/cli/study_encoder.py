@@ -1,9 +1,12 @@
 """`fedthorax study make-encoder | encoder`: make a frozen encoder of pretrained weights, and name it in a study."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from models.refusal import Refusal
 
 if TYPE_CHECKING:
     from models.encoders import EncoderCard
@@ -35,8 +38,9 @@ def make_encoder(
     Files that hold code are never opened: weights are read as tensors alone.
     """
     from federation.protocol.study_config import preprocessing_of
+    from models.encoder_layers import ResNetLayers, features_of
     from models.encoder_sources import of_release, of_weights
-    from models.encoders import EncoderCard, ResNetLayers, features_of
+    from models.encoders import EncoderCard
     from models.release import DESCRIPTION
 
     if (source / DESCRIPTION).is_file():
@@ -70,18 +74,35 @@ def make_encoder(
     _print_lines(made.card)
 
 
-def encoder(encoder_dir: Annotated[Path, typer.Argument(help="The encoder's folder.")]) -> None:
+def encoder(
+    encoder_dir: Annotated[Path, typer.Argument(help="The encoder's folder.")],
+    tuned_stages: Annotated[
+        int, typer.Option(min=0, max=4, help="So many of its last stages are trained and sent too.")
+    ] = 0,
+) -> None:
     """Print the lines of a study that use an encoder, after a check of its files."""
+    from models.encoder_layers import has_stages
     from models.encoders import load_encoder
+    from models.reasons import ENCODER_WEIGHTS
 
-    _print_lines(load_encoder(encoder_dir).card)
+    card = load_encoder(encoder_dir).card
+    if tuned_stages and not has_stages(card.layers):
+        raise Refusal(ENCODER_WEIGHTS, problem="its layers cannot be divided into stages, so none can be tuned")
+    _print_lines(card, tuned_stages)
 
 
-def _print_lines(card: "EncoderCard") -> None:
+def _print_lines(card: "EncoderCard", tuned_stages: int = 0) -> None:
     """Print the tables of study.toml in which an encoder differs from the usual study."""
-    typer.echo(f'[network]\nencoder = "{card.sha256}"\nencoder_features = {card.features}\n')
-    typer.echo("[training]\naugment = false\n\n[preprocessing]")
-    for key, value in card.preprocessing.items():
+    typer.echo(f'[network]\nencoder = "{card.sha256}"\nencoder_features = {card.features}')
+    if tuned_stages:
+        typer.echo(f"tuned_stages = {tuned_stages}\n\n[network.encoder_layers]")
+        _print_table(card.layers.model_dump(mode="json"))
+    typer.echo("\n[training]\naugment = false\n\n[preprocessing]")
+    _print_table(card.preprocessing)
+
+
+def _print_table(content: Mapping[str, object]) -> None:
+    for key, value in content.items():
         typer.echo(f"{key} = {_toml(value)}")
 
 

@@ -76,8 +76,8 @@ def load_examples(site: Site, study: Study, *splits: Split) -> Examples:
         if cohort.settings() - {settings_digest(study.preprocessing)}:
             raise Refusal(PREPROCESSING)
         if study.network.encoder:
-            cohort.require_encoded(study.network.encoder)
-        return Examples(cohort.examples(*splits, encoder=study.network.encoder))
+            cohort.require_encoded(study.network.encoded)
+        return Examples(cohort.examples(*splits, encoder=study.network.encoded))
 
 
 def _enough(site: Site, examples: Examples) -> Examples:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from federation.comparison import reasons
 from federation.comparison.release_gate import doubts
-from federation.protocol.release_files import ENCODER_FILES
+from federation.protocol.release_files import ENCODER_FILES, ENCODERS
 from federation.protocol.study_packages import allow_in_run
 from federation.runs import reasons as runs_reasons
 from federation.runs.figures_from_counts import means_row, of_label, pooled_row, summed_of
@@ -83,8 +83,8 @@ def release_run(
     """Release a run's candidate to the folder `out`, signed with `key`. The folder is written completely or not at all.
 
     `reason`: why a model with `release_gate.doubts` is released. `encoder`: folder of the study's frozen encoder, which
-    the release brings. The pretrained start of a pretraining is signed as it is: it keeps its name, and is no model to
-    register or to score with.
+    the release brings; of a study that tunes it, the run has a copy. The pretrained start of a pretraining is signed as
+    it is: it keeps its name, and is no model to register or to score with.
 
     Raises Refusal: E_RUN_UNKNOWN, E_RESULTS, E_CANDIDATE_OTHER, E_AUDIT_FLAGS, E_RELEASE_EXISTS, E_SIGNING_KEY,
     E_MLFLOW_SILENT, those of `load_release` for the candidate, those of `load_encoder`, and E_ENCODER_CLOSED if that is
@@ -105,6 +105,8 @@ def release_run(
     if found and not reason.strip():
         raise Refusal(reasons.AUDIT_FLAGS, flags=", ".join(sorted({flag.code for flag in found})))
     _check_free(out)
+    if encoder is None and candidate.description.network.tuned_stages:  # the run has a copy
+        encoder = run / ENCODERS / candidate.description.network.encoder
     brought = _encoder_of(candidate.description, encoder)
     key = key or _own_key(server)
     described = describe(candidate.description, results, reason=reason if found else "")

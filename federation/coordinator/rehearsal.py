@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from federation.coordinator.eager_grid import EagerGrid
-from federation.protocol.first_weights import bring_release
+from federation.protocol.first_weights import bring_encoder, bring_release
 from federation.protocol.study_config import Study
 from federation.protocol.study_packages import bring_packages
 from federation.runs.run_folder import RunNote, write_note
@@ -43,7 +43,7 @@ def rehearse(study: Study, server: Path, folders: Sequence[Path], *, group: str 
     Raises
     ------
     Refusal
-        Those of a run, of `bring_release` and of `bring_packages`.
+        Those of a run, of `bring_release`, of `bring_encoder` and of `bring_packages`.
     """
     from federation.coordinator.inprocess import InProcessGrid, playing
     from federation.coordinator.server_app import ServerRun
@@ -51,6 +51,7 @@ def rehearse(study: Study, server: Path, folders: Sequence[Path], *, group: str 
     server = server.resolve()  # MLflow's place of artifacts must be absolute
     name = f"{study.study.name}-{secrets.token_hex(4)}"
     run = server / "runs" / name
+    bring_encoder(study, server, run)
     bring_release(study, server, run)
     bring_packages(study, run)
     run.mkdir(parents=True, exist_ok=True)

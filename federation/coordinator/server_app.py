@@ -37,11 +37,11 @@ from federation.coordinator.site_agreement import shake_hands
 from federation.coordinator.summed_evaluation import SummedExamination
 from federation.coordinator.summed_questions import PlainSums, Sums
 from federation.enrolment.peers import roster_of
-from federation.protocol.first_weights import begun_sites
+from federation.protocol.first_weights import begun_sites, use_encoder
 from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.handshake import SiteAbout, most_patients
 from federation.protocol.metric_allowlist import APPEARANCE_SIZE, LOSS
-from federation.protocol.release_files import BEGINS_FROM
+from federation.protocol.release_files import BEGINS_FROM, ENCODERS
 from federation.protocol.study_config import Study
 from federation.protocol.study_packages import allow_in_run
 from federation.protocol.tensor_bounds import fixed_ranges, parts_of
@@ -110,6 +110,7 @@ class ServerRun:
         table = self.study.study
         allow_in_run(self.study, self.folder)
         try_parts(self.study)
+        use_encoder(self.study, self.folder / ENCODERS)
         self.robust = is_robust(strategy_of(self.study))
         self.training = Training(
             self.study, self.folder / "checkpoints", self.name, self._after_round, self.folder / BEGINS_FROM

@@ -35,6 +35,7 @@ from federation.protocol import tensor_bounds
 from federation.protocol.half_precision import HALF, UPDATE
 from federation.protocol.metric_allowlist import APPEARANCE_SIZE, HANDSHAKE, MAX_PROBED, Kind
 from federation.protocol.package_files import PACKAGES
+from federation.protocol.release_files import ENCODERS
 from federation.protocol.summed_answers import SUMMED
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
@@ -279,10 +280,10 @@ def in_a_process(study: str, *arguments: str) -> Schema:
 def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = None) -> Schema:
     """Compute the schema of a study from its network; write the chunks of its first model into `folder`.
 
-    Raises pydantic's ValidationError, and Refusal as `begin_network` does.
+    Raises pydantic's ValidationError, and Refusal as `use_encoder` and `begin_network` do.
     """
     from federation.gateway.questions import questions_of
-    from federation.protocol.first_weights import begin_network
+    from federation.protocol.first_weights import begin_network, use_encoder
     from federation.protocol.flat_weights import WEIGHTS, pack
     from federation.protocol.half_precision import rounded
     from federation.protocol.study_config import Study
@@ -290,7 +291,8 @@ def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = N
     from federation.strategy.flower_strategies import build_strategy, is_robust, server_optimiser
 
     study = Study.model_validate_json(study_json)
-    allow_plans(study.network, releases.parent / PACKAGES)  # both lie in the site's folder
+    allow_plans(study.network, releases.parent / PACKAGES)  # all lie in the site's folder
+    use_encoder(study, releases.parent / ENCODERS)
     network = begin_network(study, releases)
     weights, packed_buffers = pack(network)
     first = {"arrays": rounded(weights, study.wire.precision), "buffers": packed_buffers}

@@ -1,7 +1,8 @@
-"""The network that a study starts from: drawn from its seed, or with the weights of a named release.
+"""The network that a study starts from: drawn from its seed, or with the weights of a named release or encoder.
 
 A server that could choose the first weights freely could choose weights whose update reveals single patients. A release
-is therefore used only if the hospital has approved it and its weights are within the limits of training.
+is therefore used only if the hospital has approved it and its weights are within the limits of training. An encoder
+needs an approval too.
 
 Of a pretrained start a study of labels takes everything but the head, which is drawn from the study's seed.
 """
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from federation.protocol import reasons
 from federation.protocol.batch_norm import is_counter
-from federation.protocol.release_files import BEGINS_FROM, copy_release
+from federation.protocol.release_files import BEGINS_FROM, ENCODER_FILES, ENCODERS, copy_release
 from federation.protocol.study_config import Study
 from models.network import SeverityNetwork, build_network
 from models.refusal import Refusal
@@ -27,8 +28,15 @@ def begin_network(study: Study, folder: Path) -> SeverityNetwork:
 
     `folder`: holds each release in a folder named by the SHA-256 of its model.json.
 
-    Raises Refusal: E_BEGIN_UNLIKE if the release does not fit the study, and those of `load_release`.
+    The tuned stages of an encoder begin with the encoder's weights (`use_encoder`).
+
+    Raises Refusal: E_BEGIN_UNLIKE if the release does not fit the study, E_ENCODER_CLOSED if this process may not use
+    the encoder, and those of `load_release`.
     """
+    if study.network.tuned_stages:
+        from models.encoders import allowed
+
+        allowed(study.network.encoder)
     network = build_network(study.network, seed=study.study.seed)
     if study.study.begin_from:
         _fill(network, study, folder / study.study.begin_from)
@@ -50,6 +58,39 @@ def bring_release(study: Study, server: Path, run: Path) -> None:
             copy_release(description.parent, run / BEGINS_FROM)
             return
     raise Refusal(reasons.BEGIN_UNKNOWN)
+
+
+def bring_encoder(study: Study, server: Path, run: Path) -> None:
+    """Copy the encoder whose last stages a study tunes, if any, from the server's encoders to its run, and use it.
+
+    Raises Refusal: E_ENCODER_CLOSED if the server has no such encoder, and those of `use_encoder`.
+    """
+    if not study.network.tuned_stages:
+        return
+    from models.reasons import ENCODER_CLOSED
+
+    for card in (server / ENCODERS).glob("*/encoder.json"):
+        if hashlib.sha256(card.read_bytes()).hexdigest() == study.network.encoder:
+            copy_release(card.parent, run / ENCODERS, ENCODER_FILES)
+            use_encoder(study, run / ENCODERS)
+            return
+    raise Refusal(ENCODER_CLOSED)
+
+
+def use_encoder(study: Study, encoders: Path) -> None:
+    """Let this process use the encoder whose last stages a study tunes, if any. `encoders`: holds it by its name.
+
+    Raises Refusal: those of `load_encoder`, E_ENCODER_ALTERED if it is another one.
+    """
+    from models.encoders import allow, is_allowed, load_encoder
+    from models.reasons import ENCODER_ALTERED
+
+    if not study.network.tuned_stages or is_allowed(study.network.encoder):
+        return
+    encoder = load_encoder(encoders / study.network.encoder)
+    if encoder.card.sha256 != study.network.encoder:
+        raise Refusal(ENCODER_ALTERED)
+    allow(encoder)
 
 
 def begun_sites(study: Study, folder: Path) -> list[str]:

@@ -172,7 +172,9 @@ def _stage(name: str) -> int:
 
 
 def _first_convolution(network: "SeverityNetwork") -> str:
-    """Return the name of the convolution that may move further than others; "" with a frozen encoder."""
+    """Return the name of the convolution that may move further than others; "" with an encoder, which has learnt."""
+    if network.has_encoder:
+        return ""
     return next((name for name, tensor in network.state_dict().items() if tensor.ndim > 2), "")
 
 

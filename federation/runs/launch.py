@@ -12,7 +12,7 @@ from pathlib import Path
 from configs import usual_studies
 from federation.approval.presets import names_of
 from federation.approval.studies import is_listed, study_digest
-from federation.protocol.first_weights import bring_release
+from federation.protocol.first_weights import bring_encoder, bring_release
 from federation.protocol.study_config import Study
 from federation.protocol.study_packages import bring_packages
 from federation.runs import reasons
@@ -108,12 +108,14 @@ def launch(study: Study, server: Path, say: Say, *, group: str = "", began: Say 
     """Run a study on the running server in `server`; `say` gets the progress, line by line.
 
     Raises Refusal: those of `strategy_of` and `submit`; E_RUN_STOPPED, E_RUN_FAILED if the run does not complete;
-    those of `bring_release` if the study starts from a release, and of `bring_packages`.
+    those of `bring_release` if the study starts from a release, of `bring_encoder` if it tunes an encoder, and of
+    `bring_packages`.
     """
     strategy_of(study)
     config = read_server_config(server)  # first: without a server, nothing is written
     name = f"{study.study.name}-{secrets.token_hex(4)}"
     folder = server / "runs" / name
+    bring_encoder(study, server, folder)
     bring_release(study, server, folder)
     bring_packages(study, folder)
     if not config.simulated_sites:

@@ -1,19 +1,24 @@
-"""Computes the features of a frozen encoder for the scans of a cohort, once for each scan, and keeps them.
+"""Computes what the frozen layers of an encoder make of a cohort's scans, once for each scan, and keeps it.
 
-COHORT/encoded/ENCODER/TENSOR    float32, shape (features,); ENCODER is the encoder's SHA-256
+COHORT/encoded/ENCODER/TENSOR      features: float32, shape (features,); ENCODER is the encoder's SHA-256
+COHORT/encoded/ENCODER-N/TENSOR    maps before its last N stages, for studies that tune these: float32, shape (channels,
+                                   slices, rows, columns)
 
-The features are data of the patients: they stay in the site's folder, and are deleted with the tensors that they come
+Both are data of the patients: they stay in the site's folder, and are deleted with the tensors that they come
 from. They have the name of the tensor, so a scan that is prepared again is encoded again.
 """
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from models.compute import PROCESSOR, Compute
+from models.encoder_layers import encoded_name
 from models.encoders import Encoder, EncoderCard
 from models.reasons import ENCODER_FILES
 from models.refusal import Refusal
@@ -27,12 +32,18 @@ _AT_ONCE = 4
 
 @torch.inference_mode()
 def encode_cohort(
-    site: Site, encoder: Encoder, progress: Callable[[int, int], None], *, compute: Compute = PROCESSOR
+    site: Site,
+    encoder: Encoder,
+    progress: Callable[[int, int], None],
+    *,
+    tuned_stages: int = 0,
+    compute: Compute = PROCESSOR,
 ) -> int:
     """Compute the features that are missing, of patients with and without labels; return how many were computed.
 
     Each scan's features are stored at once, so that an interruption loses nothing. They are computed in float32.
-    `progress`: called with the number of scans that are done and their total.
+    `progress`: called with the number of scans that are done and their total. `tuned_stages`: if not 0, the maps before
+    so many of the last stages instead.
 
     Raises Refusal: E_PREPROCESSING if the cohort has no scan that was prepared as the encoder needs it, E_COHORT_BUSY,
     E_COHORT_FILE, those of `Compute.use`.
@@ -41,7 +52,7 @@ def encode_cohort(
         scans = cohort.prepared(_settings(encoder.card))
         if not scans:
             raise Refusal(PREPROCESSING)
-        folder = cohort.encoded / encoder.card.sha256
+        folder = cohort.encoded / encoded_name(encoder.card.sha256, tuned_stages)
         folder.mkdir(parents=True, exist_ok=True)
         missing = [name for name in scans if not (folder / name).is_file()]
         progress(len(scans) - len(missing), len(scans))
@@ -49,16 +60,27 @@ def encode_cohort(
         with exact.use(encoder.layers):
             for start in range(0, len(missing), _AT_ONCE):
                 names = missing[start : start + _AT_ONCE]
-                for name, features in zip(names, _encoded(encoder, cohort.tensors, names, exact), strict=True):
+                scans = exact.move(_scans(cohort.tensors, names))
+                found = encoder.maps(scans, tuned_stages) if tuned_stages else encoder.encode(scans)
+                for name, features in zip(names, found.cpu().contiguous().numpy(), strict=True):
                     save_tensor(folder, name, features)
                 progress(len(scans) - len(missing) + start + len(names), len(scans))
         return len(missing)
 
 
-def _encoded(encoder: Encoder, tensors: Path, names: Sequence[str], compute: Compute) -> np.ndarray:
-    scans = torch.stack([torch.from_numpy(np.load(tensors / name)) for name in names]).float()
-    found: np.ndarray = encoder.encode(compute.move(scans)).cpu().numpy()
-    return found
+def _scans(tensors: Path, names: Sequence[str]) -> Tensor:
+    return torch.stack([torch.from_numpy(np.load(tensors / name)) for name in names]).float()
+
+
+def forget_maps(site: Site, wanted: Collection[str]) -> None:
+    """Delete the maps of studies that tune an encoder, except the `wanted` ones: they are large. Features stay.
+
+    Raises Refusal: E_COHORT_BUSY, E_COHORT_FILE.
+    """
+    with Cohort(site) as cohort, cohort.alone():
+        for folder in cohort.encoded.iterdir() if cohort.encoded.is_dir() else ():
+            if "-" in folder.name and folder.name not in wanted:
+                shutil.rmtree(folder)
 
 
 def fits(cohort: Cohort, card: EncoderCard) -> bool:

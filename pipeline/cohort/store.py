@@ -305,14 +305,20 @@ class Cohort:
         return {row[0] for row in rows}
 
     def require_encoded(self, encoder: str) -> None:
-        """Raise Refusal E_NOT_ENCODED unless the features of an encoder are there for all patients."""
+        """Raise Refusal E_NOT_ENCODED unless the features of an encoder are there for all patients.
+
+        `encoder`: its name, or that of its maps (`encoded_name`).
+        """
         patients = self.patients()
         missing = sum(not (self.encoded / encoder / patient.tensor).is_file() for patient in patients)
         if missing:
             raise Refusal(reasons.NOT_ENCODED, missing=missing, scans=len(patients))
 
     def examples(self, *splits: Split, encoder: str = "") -> "list[Example]":
-        """Return the examples of some splits, sorted by pseudonym. `encoder`: with the paths of its features."""
+        """Return the examples of some splits, sorted by pseudonym.
+
+        `encoder`: with the paths of its features, or of its maps (`encoded_name`).
+        """
         from pipeline.cohort.dataset import Example
         from pipeline.preprocessing.measures import Measures
 

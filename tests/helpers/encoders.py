@@ -10,11 +10,13 @@ LAYERS = NetworkSettings(architecture="resnet10", widen_factor=1 / 16)
 FEATURES = 32
 
 
-def small_encoder(folder: Path, preprocessing: Preprocessing, *, name: str = "small") -> Encoder:
+def small_encoder(
+    folder: Path, preprocessing: Preprocessing, *, name: str = "small", layers: NetworkSettings = LAYERS
+) -> Encoder:
     """Write an encoder of 32 features into a folder. Its weights are random."""
     card = EncoderCard(
         name=name,
-        layers=LAYERS,
+        layers=layers,
         features=FEATURES,
         preprocessing=preprocessing.model_dump(mode="json"),
         source="random weights",
@@ -27,3 +29,8 @@ def small_encoder(folder: Path, preprocessing: Preprocessing, *, name: str = "sm
 def head_on(encoder: Encoder) -> dict[str, object]:
     """Return the table [network] of a study that uses an encoder."""
     return {"encoder": encoder.card.sha256, "encoder_features": encoder.card.features}
+
+
+def tuned_on(encoder: Encoder, stages: int) -> dict[str, object]:
+    """Return the table [network] of a study that tunes the last stages of an encoder."""
+    return {**head_on(encoder), "tuned_stages": stages, "encoder_layers": encoder.card.layers.model_dump(mode="json")}

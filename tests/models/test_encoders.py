@@ -11,16 +11,15 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
+from models.encoder_layers import ResNetLayers, features_of
 from models.encoder_sources import of_release, of_weights
 from models.encoders import (
     CARD,
     WEIGHTS,
     Encoder,
     EncoderCard,
-    ResNetLayers,
     allow,
     build_layers,
-    features_of,
     load_encoder,
 )
 from models.network import NetworkSettings, build_network

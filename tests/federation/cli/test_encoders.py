@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from federation.cli.node import app as node
 from federation.cli.study import app as study
 from federation.protocol.study_config import Study
-from models.encoders import ResNetLayers, build_layers, load_encoder
+from models.encoder_layers import ResNetLayers
+from models.encoders import build_layers, load_encoder
 from models.network import NetworkSettings, build_network
 from models.refusal import Refusal
 from models.release import save_release

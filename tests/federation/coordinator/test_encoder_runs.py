@@ -6,15 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from federation.approval.encoders import EncoderApprovals
+from federation.approval.studies import StudyApprovals
 from federation.cli.node_encoders import encode
 from federation.client.site_tasks import load_examples
 from federation.comparison.signed_release import release_run
+from federation.coordinator.inprocess import sites_here
 from federation.coordinator.rehearsal import rehearse
+from federation.coordinator.rounds import Training
 from federation.protocol.study_config import Study
 from federation.runs.results import read_results
-from models.encoders import Encoder
+from models.encoders import Encoder, allow
 from models.refusal import Refusal
 from models.release import load_release
 from pipeline.cohort.dataset import Examples
@@ -22,7 +26,7 @@ from pipeline.cohort.store import Cohort
 from pipeline.site.folder import Site
 from pipeline.training.train import predict
 from tests.federation.coordinator.conftest import SMALL
-from tests.helpers.encoders import FEATURES, head_on, small_encoder
+from tests.helpers.encoders import FEATURES, head_on, small_encoder, tuned_on
 
 pytestmark = pytest.mark.slow
 
@@ -118,3 +122,61 @@ def test_private_head(folders: list[Path], encoder: tuple[Path, Encoder], tmp_pa
     )
     results = read_results(rehearse(asked, tmp_path / "server", folders))
     assert any(model.name == "federated" for model in results.models)
+
+
+def tuned_study(encoder: Encoder, **tables: object) -> Study:
+    return study(encoder, **{"network": tuned_on(encoder, 1), **tables})
+
+
+def encoded_for(folders: list[Path], asked: Study, place: Path) -> list[Path]:
+    """Return copies of hospitals that have approved a study that tunes an encoder, with what it needs."""
+    made = [shutil.copytree(folder, place / f"{number}-{folder.name}") for number, folder in enumerate(folders)]
+    for folder in made:
+        StudyApprovals(Site.open(folder)).approve(asked.model_dump_json(), by="the hospital")
+        encode(folder)
+    return made
+
+
+def test_run_tunes_a_stage_and_its_release_is_the_whole_network(
+    folders: list[Path], encoder: tuple[Path, Encoder], tmp_path: Path
+) -> None:
+    folder, made = encoder
+    asked = tuned_study(made)
+    sites = encoded_for(folders, asked, tmp_path)
+    with pytest.raises(Refusal, match="E_ENCODER_CLOSED"):
+        rehearse(asked, tmp_path / "server", sites)
+    shutil.copytree(folder, tmp_path / "server" / "encoders" / "small")
+    run = rehearse(asked, tmp_path / "server", sites)
+    results = read_results(run)
+    assert {"federated", "pooled", "north fine-tuned"} <= {model.name for model in results.models}
+    released = release_run(run.name, tmp_path / "server", lambda text: None, reason="a test")
+    release = load_release(released.folder, [released.public_key])
+    held = release.network.backbone.state_dict()
+    assert set(held) == {f"layer4.{name}" for name in made.layers.layer4.state_dict()}
+    assert not torch.equal(held["layer4.0.conv1.weight"], made.layers.layer4[0].conv1.weight)
+    assert "last 1 of 4 stages were trained further" in (released.folder / "card.md").read_text()
+    for site in map(Site.open, sites):  # from scans, as at a clinic, and from maps, as in the study
+        with Cohort.read(site) as cohort:
+            scans = Examples(cohort.examples("test"))
+        of_scans, of_maps = (predict(release.network, each) for each in (scans, load_examples(site, asked, "test")))
+        np.testing.assert_allclose(of_scans, of_maps, atol=1e-4)
+
+
+def test_tuned_stage_in_masked_rounds(folders: list[Path], encoder: tuple[Path, Encoder], tmp_path: Path) -> None:
+    """The sums of masked updates of stages and head, and of their batch-norm statistics, make the model."""
+    asked = tuned_study(
+        encoder[1],
+        study={"name": "stages", "rounds": 3, "local_epochs": 1, "sites": 3, "quorum": 3, "synthetic": True},
+        strategy={"name": "FedAvg"},
+        aggregation={"secure": True},
+        evaluation={},
+    )
+    allow(encoder[1])
+    sites = encoded_for([*folders, folders[0]], asked, tmp_path)
+    third = sites[2] / "site.toml"
+    third.write_text(third.read_text().replace('name = "north"', 'name = "west"'))
+    training = Training(asked, tmp_path / "run", "run")
+    begun = dict(training.model.arrays)
+    training.execute(sites_here(asked, sites))
+    assert [entry["lost"] for entry in training.history] == [False] * 3
+    assert not np.array_equal(training.model.arrays["weights"], begun["weights"])

@@ -1,5 +1,6 @@
 """Tests of a study that starts from a release: the release must fit and its weights must be plausible."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,19 @@ from pydantic import ValidationError
 from federation.coordinator.rounds import Training
 from federation.gateway.first_model import write_chunks
 from federation.gateway.schema import first_model_of, schema_of
-from federation.protocol.first_weights import begin_network, begun_sites, bring_release
+from federation.protocol.first_weights import begin_network, begun_sites, bring_encoder, bring_release
 from federation.protocol.flat_weights import pack
 from federation.protocol.release_files import BEGINS_FROM, copy_release
 from federation.protocol.study_config import Study
+from models.encoders import Encoder
 from models.network import HEAD_RMS, SeverityNetwork, build_network
 from models.provenance import Provenance, SiteRecord
 from models.refusal import Refusal
 from models.release import save_release
+from pipeline.preprocessing.preprocess import Preprocessing
 from tests.helpers.adapting import adaptation
 from tests.helpers.descriptions import description
+from tests.helpers.encoders import small_encoder, tuned_on
 
 TABLES: dict[str, Any] = {
     "study": {"name": "trial", "rounds": 4, "sites": 2, "quorum": 2},
@@ -226,3 +230,41 @@ def test_training_starts_with_the_weights_of_the_release(tmp_path: Path) -> None
     training = Training(study_from(sha256), tmp_path / "checkpoints", "run", begins_from=folder)
     expected, _ = pack(another_network())
     assert all((training.state.arrays[name] == array).all() for name, array in expected.items())
+
+
+def tuned_study(encoder: Encoder, **table: Any) -> Study:
+    study = {**TABLES["study"], **table}
+    return Study.model_validate(
+        {
+            **TABLES,
+            "study": study,
+            "network": tuned_on(encoder, 1),
+            "training": {"augment": False},
+            "preprocessing": encoder.card.preprocessing,
+        }
+    )
+
+
+def test_tuned_stages_begin_with_the_encoder_or_with_a_release_that_tuned_it(tmp_path: Path) -> None:
+    encoder = small_encoder(tmp_path / "made", Preprocessing(shape=(16, 16, 16)), name="of first weights")
+    study = tuned_study(encoder)
+    assert code(begin_network, study, tmp_path) == "E_ENCODER_CLOSED"
+    assert code(bring_encoder, study, tmp_path / "server", tmp_path / "run") == "E_ENCODER_CLOSED"
+    shutil.copytree(tmp_path / "made", tmp_path / "server" / "encoders" / "any")
+    bring_encoder(study, tmp_path / "server", tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run" / "encoders").iterdir()} == {encoder.card.sha256}
+    network = begin_network(study, tmp_path)
+    first = network.state_dict()
+    known = encoder.layers.state_dict()
+    assert all(torch.equal(known[name.removeprefix("backbone.")], first[name]) for name in first if "layer4" in name)
+    fields = {"network": study.network, "preprocessing": study.preprocessing.model_dump(mode="json")}
+    with torch.no_grad():
+        network.backbone.layer4[0].conv1.weight.mul_(1.1)
+    sha256, folder = begun(tmp_path, network, **fields)
+    again = begin_network(tuned_study(encoder, begin_from=sha256), folder).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in network.state_dict().items())
+    with torch.no_grad():
+        network.backbone.layer4[0].conv1.weight.mul_(100)
+    (tmp_path / "releases").rename(tmp_path / "before")
+    sha256, folder = begun(tmp_path, network, **fields)
+    assert code(begin_network, tuned_study(encoder, begin_from=sha256), folder) == "E_BEGIN_UNLIKE"
