@@ -137,7 +137,8 @@ def _of_training(study: "Study") -> list[str]:
             "approval (`fedthorax node approve-encoder`)."
         )
     if study.network.pretrains or not is_measured(study.network):
-        network = "a head on an encoder" if study.network.encoder else study.network.architecture
+        on_encoder = "stages of an encoder and a head" if study.network.tuned_stages else "a head on an encoder"
+        network = on_encoder if study.network.encoder else study.network.architecture
         network += " in a pretraining" if study.network.pretrains else ""
         found.append(
             f"The network ({network}) was not measured in this form: it is not known how far its "

@@ -23,14 +23,16 @@ def encode_site(site: Site, progress: Progress) -> dict[str, int]:
     Raises Refusal as `load_encoder`, `encode_cohort` and `Compute.open` do; E_APPROVALS, E_COHORT_FILE.
     """
     folders = EncoderApprovals(site).approved()
+    names = {folder.name for folder in folders}
+    tuned = {(name, stages) for name, stages in tuned_stages(site) if name in names}
+    with Cohort(site) as cohort:
+        cohort.forget_maps({encoded_name(name, stages) for name, stages in tuned})
     if not folders:  # torch takes seconds to import
         return {}
     from models.compute import Compute
     from models.encoders import load_encoder, read_card
-    from pipeline.cohort.encoding import encode_cohort, fits, forget_maps
+    from pipeline.cohort.encoding import encode_cohort, fits
 
-    tuned = tuned_stages(site)
-    forget_maps(site, {encoded_name(sha256, stages) for sha256, stages in tuned})
     with Cohort(site) as cohort:
         folders = [folder for folder in folders if fits(cohort, read_card(folder))]
     done = {}

@@ -8,8 +8,7 @@ Both are data of the patients: they stay in the site's folder, and are deleted w
 from. They have the name of the tensor, so a scan that is prepared again is encoded again.
 """
 
-import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,27 +59,16 @@ def encode_cohort(
         with exact.use(encoder.layers):
             for start in range(0, len(missing), _AT_ONCE):
                 names = missing[start : start + _AT_ONCE]
-                scans = exact.move(_scans(cohort.tensors, names))
-                found = encoder.maps(scans, tuned_stages) if tuned_stages else encoder.encode(scans)
+                given = exact.move(_read(cohort.tensors, names))
+                found = encoder.maps(given, tuned_stages) if tuned_stages else encoder.encode(given)
                 for name, features in zip(names, found.cpu().contiguous().numpy(), strict=True):
                     save_tensor(folder, name, features)
                 progress(len(scans) - len(missing) + start + len(names), len(scans))
         return len(missing)
 
 
-def _scans(tensors: Path, names: Sequence[str]) -> Tensor:
+def _read(tensors: Path, names: Sequence[str]) -> Tensor:
     return torch.stack([torch.from_numpy(np.load(tensors / name)) for name in names]).float()
-
-
-def forget_maps(site: Site, wanted: Collection[str]) -> None:
-    """Delete the maps of studies that tune an encoder, except the `wanted` ones: they are large. Features stay.
-
-    Raises Refusal: E_COHORT_BUSY, E_COHORT_FILE.
-    """
-    with Cohort(site) as cohort, cohort.alone():
-        for folder in cohort.encoded.iterdir() if cohort.encoded.is_dir() else ():
-            if "-" in folder.name and folder.name not in wanted:
-                shutil.rmtree(folder)
 
 
 def fits(cohort: Cohort, card: EncoderCard) -> bool:

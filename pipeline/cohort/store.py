@@ -15,6 +15,7 @@ and returning to it must not need a new ingest.
 The module imports little, because a node imports it at its start and then runs for months.
 """
 
+import shutil
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -313,6 +314,16 @@ class Cohort:
         missing = sum(not (self.encoded / encoder / patient.tensor).is_file() for patient in patients)
         if missing:
             raise Refusal(reasons.NOT_ENCODED, missing=missing, scans=len(patients))
+
+    def forget_maps(self, wanted: Collection[str]) -> None:
+        """Delete the maps that studies need which tune an encoder, except the `wanted` ones: maps are large.
+
+        `wanted`: names as `encoded_name` makes them. Features of frozen encoders stay. Raises Refusal E_COHORT_BUSY.
+        """
+        with self.alone():
+            for folder in self.encoded.iterdir() if self.encoded.is_dir() else ():
+                if "-" in folder.name and folder.name not in wanted:
+                    shutil.rmtree(folder)
 
     def examples(self, *splits: Split, encoder: str = "") -> "list[Example]":
         """Return the examples of some splits, sorted by pseudonym.

@@ -148,6 +148,10 @@ def test_maps_are_renewed_when_the_setting_changes(encoder: Encoder, tmp_path: P
         encode_site(site, Silent())
         kept = {folder.name for folder in (site.cohort_folder / "encoded").iterdir()}
         assert kept == {encoder.card.sha256, two.network.encoded}
+        EncoderApprovals(site).revoke(encoder.card.sha256, by="the hospital")
+        assert encode_site(site, Silent()) == {}
+        assert not (site.cohort_folder / "encoded" / two.network.encoded).exists()
+        EncoderApprovals(site).approve(tmp_path / "encoder", by="the hospital")
         other = {**tuned_on(encoder, 1), "encoder_layers": ResNetLayers(depth=10, widen_factor=1 / 16).model_dump()}
         attacked.talk_into(study(encoder, **other))
         assert attacked.ask("query.handshake", study(encoder, **other)).code == "E_ENCODER_REFUSED"

@@ -46,7 +46,7 @@ def another_network(change: Callable[[SeverityNetwork], None] = lambda _: None) 
     return network
 
 
-def make_release(releases: Path, network: SeverityNetwork, **about: Any) -> str:
+def make_release(releases: Path, network: SeverityNetwork, /, **about: Any) -> str:
     """Save a release in a folder of arbitrary name below `releases`. Returns its SHA-256."""
     fields = {"network": STUDY.network, "preprocessing": STUDY.preprocessing.model_dump(mode="json")}
     return save_release(
@@ -54,7 +54,7 @@ def make_release(releases: Path, network: SeverityNetwork, **about: Any) -> str:
     ).sha256
 
 
-def begun(tmp_path: Path, network: SeverityNetwork, **about: Any) -> tuple[str, Path]:
+def begun(tmp_path: Path, network: SeverityNetwork, /, **about: Any) -> tuple[str, Path]:
     """Create a release and copy it. Returns its SHA-256 and the folder of the run or site that has the copy."""
     sha256 = make_release(tmp_path / "releases", network, **about)
     (made,) = (tmp_path / "releases").glob("*")

@@ -14,7 +14,7 @@ from models.encoder_layers import divide
 from models.encoders import Encoder, allow
 from models.network import NetworkSettings, SeverityNetwork, build_network
 from pipeline.cohort.dataset import Examples
-from pipeline.cohort.encoding import encode_cohort, forget_maps
+from pipeline.cohort.encoding import encode_cohort
 from pipeline.cohort.store import Cohort
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS
@@ -120,10 +120,13 @@ def copied(site: Site, tmp_path: Path) -> Iterator[Site]:
 
 def test_maps_are_computed_once_and_unwanted_ones_are_deleted(copied: Site, tmp_path: Path) -> None:
     encoder = small_encoder(tmp_path / "encoder", SMALL)
-    assert [encode_cohort(copied, encoder, lambda *_: None, tuned_stages=2) for _ in range(2)] == [14, 0]
+    seen: list[tuple[int, int]] = []
+    assert [encode_cohort(copied, encoder, lambda *at: seen.append(at), tuned_stages=2) for _ in range(2)] == [14, 0]
+    assert seen[0] == (0, 14) and seen[-1] == (14, 14)
     assert encode_cohort(copied, encoder, lambda *_: None, tuned_stages=1) == 14
     assert encode_cohort(copied, encoder, lambda *_: None) == 14
     name = encoder.card.sha256
-    forget_maps(copied, {f"{name}-1"})
+    with Cohort(copied) as cohort:
+        cohort.forget_maps({f"{name}-1"})
     assert {name, f"{name}-1"} <= {folder.name for folder in (copied.cohort_folder / "encoded").iterdir()}
     assert not (copied.cohort_folder / "encoded" / f"{name}-2").exists()
