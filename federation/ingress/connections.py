@@ -34,7 +34,7 @@ MAX_CONNECTIONS_OF_ADDRESS = 64
 MAX_CONNECTIONS_OF_CERTIFICATE = 64  # a node uses two to eight
 MAX_CONNECTIONS = 4096
 _DESCRIPTORS_OF_OTHERS = 128  # for registry, log and listening sockets
-_LINE_SECONDS = 60.0  # interval between log lines about one refused address
+LINE_SECONDS = 60.0  # interval between log lines about one refused address
 
 log = logging.getLogger("fedthorax.door")
 
@@ -177,7 +177,7 @@ class Gate:
 
     def _write_line(self, address: str) -> None:
         now = time.monotonic()
-        self._lines = {other: when for other, when in self._lines.items() if now - when < _LINE_SECONDS}
+        self._lines = {other: when for other, when in self._lines.items() if now - when < LINE_SECONDS}
         if address not in self._lines and len(self._lines) < MAX_STRANGERS:
             self._lines[address] = now
             log.info("refused site=? from=%s connections  %s", address, reasons.DOOR_BUSY.code)

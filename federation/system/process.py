@@ -24,7 +24,7 @@ GUARD = Path(__file__).with_name("reaper.py")
 # Flower allows itself 5 s to end (FORCE_EXIT_TIMEOUT_SECONDS), and its children a little more.
 GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.2
-_PORTS = range(10_240, 30_000)
+PORTS = range(10_240, 30_000)
 _given: set[int] = set()  # ports of `free_port`: a second caller may ask before the first one listens
 
 T = TypeVar("T")
@@ -166,7 +166,7 @@ def free_port() -> int:
     Raises OSError if this machine does not let it bind.
     """
     while True:
-        port = secrets.choice(_PORTS)  # no seed: processes that start together draw different ports
+        port = secrets.choice(PORTS)  # no seed: processes that start together draw different ports
         with socket.socket() as listener:
             try:
                 listener.bind((LOOPBACK, port))

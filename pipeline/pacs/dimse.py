@@ -31,7 +31,7 @@ TRUNCATED_AT = 100  # answers; many PACS silently truncate at such a number: rep
 _FIRST_CT = date(1971, 1, 1)
 IMAGES_A_REQUEST = 200  # some PACS reject long lists of UIDs
 _NONE_SENT = 0xA702  # all images failed (PS3.4, tables C.4-2 and C.4-3)
-_LATE_SECONDS = 10.0  # a PACS with a send queue reports the end before the last images have arrived
+LATE_SECONDS = 10.0  # a PACS with a send queue reports the end before the last images have arrived
 _ECHO_TRIES = 4
 _MAY_HIDE_A_REJECTION = {reasons.PACS_SILENT, reasons.PACS_CLOSED}
 
@@ -171,7 +171,7 @@ class DimsePacs:
         has_worked = code_to_category(status.Status) in (STATUS_SUCCESS, STATUS_WARNING) or status.Status == _NONE_SENT
         if table.retrieve == "c-move" and status.Status not in (NOT_AUTHORISED, *OUT_OF_RESOURCES):
             if has_worked and not status.get("NumberOfFailedSuboperations"):
-                inbox.is_complete.wait(min(_LATE_SECONDS, table.timeout_seconds / 2))
+                inbox.is_complete.wait(min(LATE_SECONDS, table.timeout_seconds / 2))
             self._delivers |= not inbox.is_untouched
             if not self._delivers:
                 here = f"AE title {table.calling_aet}, host {table.receiver_host}, port {table.receiver_port}"

@@ -55,7 +55,7 @@ SLICE_BYTES = 2**27  # a CT slice has 0.5 to 32 MB
 MAX_MESSAGE_BYTES = 2**30  # an image with all slices of a series; only one association at a time may send such a one
 _QUEUED_IMAGES = 4
 _NO_LIMIT = 10**6
-_REQUEST_SECONDS = 10  # from the connection to the association request
+REQUEST_SECONDS = 10  # from the connection to the association request
 
 # Statuses of C-STORE (PS3.4, table B.2-1, and PS3.7, annex C).
 SUCCESS, NOT_AUTHORISED, SOP_CLASS_NOT_SUPPORTED, OUT_OF_RESOURCES = 0x0000, 0x0124, 0x0122, 0xA700
@@ -258,7 +258,7 @@ def receiver(
     entity.require_called_aet = True
     entity.require_calling_aet = [pacs_title]
     entity.maximum_pdu_size = PDU_BYTES
-    entity.acse_timeout = _REQUEST_SECONDS
+    entity.acse_timeout = REQUEST_SECONDS
     entity.network_timeout = silence_seconds
     entity.maximum_associations = _NO_LIMIT  # `Places` counts them
     entity.add_supported_context(Verification)

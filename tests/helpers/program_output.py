@@ -12,4 +12,4 @@ def next_line(program: subprocess.Popen[str]) -> str:
     if line := program.stdout.readline():
         return line.rstrip("\n")
     _, errors = program.communicate(timeout=60)
-    raise AssertionError(f"{program.args} ended with {program.returncode} before its next line:\n{errors}")
+    raise AssertionError(f"{program.args!r} ended with {program.returncode} before its next line:\n{errors}")

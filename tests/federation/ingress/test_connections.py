@@ -27,7 +27,7 @@ CONNECTIONS_OF_ADDRESS = 60
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the limits of numbers close connections, not those of time."""
-    for limit in ("HANDSHAKE_SECONDS", "STRANGER_SECONDS", "_LINE_SECONDS"):
+    for limit in ("HANDSHAKE_SECONDS", "STRANGER_SECONDS", "LINE_SECONDS"):
         monkeypatch.setattr(connections, limit, 3600.0)
 
 

@@ -1,5 +1,6 @@
 """Tests of the environment of our processes and of finding their descendants. Real processes: tests/e2e."""
 
+import random
 import socket
 from pathlib import Path
 
@@ -68,10 +69,10 @@ def test_free_ports_differ_and_are_below_those_that_the_kernel_gives() -> None:
 
 
 def test_free_port_is_not_one_on_which_a_program_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken, free = free_port(), free_port()
-    monkeypatch.setattr(process, "_PORTS", (taken, free))
-    monkeypatch.setattr(process, "_given", set())
-    with socket.create_server(("127.0.0.1", taken)):
+    others = random.sample(range(30_000, 32_768), 100)  # which `free_port` gives to nobody
+    free = next(port for port in others if not port_is_taken("127.0.0.1", port))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(process, "PORTS", (taken.getsockname()[1], free))
         assert free_port() == free
 
 

@@ -479,7 +479,7 @@ def test_pending_responses_prevent_a_timeout() -> None:
 
 
 def test_images_sent_after_the_final_response_are_received(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dimse, "_LATE_SECONDS", 60)
+    monkeypatch.setattr(dimse, "LATE_SECONDS", 60)
     sent = images(3)
     with FakePacs(images=sent).running() as pacs:
 
@@ -518,7 +518,7 @@ def test_series_without_ct_images_returns_none(retrieve: str) -> None:
 
 @pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
 def test_image_that_the_pacs_cannot_send_is_skipped(retrieve: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dimse, "_LATE_SECONDS", 60)
+    monkeypatch.setattr(dimse, "LATE_SECONDS", 60)
     good, bad = images(2)
     with FakePacs(images=[good, bad]).running() as pacs:
 
