@@ -117,7 +117,7 @@ def expect_series() -> None:
     forkserver.ensure_running()
 
 
-def _begin() -> None:
+def begin_worker() -> None:
     """Initialise a worker."""
     gc.freeze()  # exclude imported objects: collecting them would copy their memory from the parent process
     one_thread()
@@ -157,7 +157,8 @@ class Examination:
         self._given = self._done = 0
         self._found: int | None = None
         cores = len(os.sched_getaffinity(0))
-        self._pool = ProcessPoolExecutor(cores, mp_context=_workers(), initializer=_begin)  # workers start when needed
+        # Workers start when needed.
+        self._pool = ProcessPoolExecutor(cores, mp_context=_workers(), initializer=begin_worker)
 
     def __enter__(self) -> Self:
         return self

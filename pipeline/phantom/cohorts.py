@@ -139,12 +139,12 @@ def write_cohort(
     """
     settings = settings or Preprocessing()
     with Cohort(site) as cohort, cohort.alone():
-        make = partial(_make, site, at, seed, settings, acquisition, cohort.tensors, anatomy, randomise)
+        make = partial(write_patient, site, at, seed, settings, acquisition, cohort.tensors, anatomy, randomise)
         numbers = range(1, patients + 1)
         if workers == 1:
             made = [make(number) for number in numbers]
         else:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin) as pool:
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin_worker) as pool:
                 made = list(pool.map(make, numbers, chunksize=8))
         scans = [scan for _, scan, _ in made]
         for scan in scans:
@@ -158,7 +158,7 @@ def write_cohort(
 _Made = tuple[Truth, Scan, PatientRow | None]
 
 
-def _begin() -> None:
+def begin_worker() -> None:
     """Initialise a worker."""
     import torch
 
@@ -166,7 +166,7 @@ def _begin() -> None:
     one_thread()
 
 
-def _make(
+def write_patient(
     site: Site,
     at: Hospital,
     seed: int,

@@ -159,7 +159,7 @@ def make_hospitals(
     folders: list[Path] = []
     done, total = 0, sum(patients) + len(patients) * len(spoilt)
     with ProcessPoolExecutor(
-        os.cpu_count(), mp_context=get_context("spawn"), initializer=_begin, initargs=(anatomy,)
+        os.cpu_count(), mp_context=get_context("spawn"), initializer=begin_worker, initargs=(anatomy,)
     ) as pool:
         for index, count in enumerate(patients):
             at = hospital(index)
@@ -177,7 +177,7 @@ def make_hospitals(
     return folders
 
 
-def _begin(anatomy: Anatomy) -> None:
+def begin_worker(anatomy: Anatomy) -> None:
     """Initialise a worker."""
     if anatomy == "random":
         import torch

@@ -18,7 +18,7 @@ def draw_once(folder: Path) -> None:
     A patient follows from the arguments of `write_cohort`, except the number of patients. The site is that of
     `synthetic_site` with the same seed: its key, and so its pseudonyms and splits, follow from its name.
     """
-    draw = cohorts._make
+    draw = cohorts.write_patient
 
     def kept_or_drawn(
         site: Site, at: Any, seed: int, settings: Any, acquisition: Any, tensors: Path, *rest: Any
@@ -38,4 +38,4 @@ def draw_once(folder: Path) -> None:
             shutil.copy(folder / made[1].tensor, tensors / made[1].tensor)
         return made
 
-    cohorts._make = kept_or_drawn
+    cohorts.write_patient = kept_or_drawn

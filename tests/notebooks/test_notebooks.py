@@ -113,7 +113,7 @@ def test_patients_that_are_kept_fill_the_same_cohort(tmp_path: Path, monkeypatch
             return filled.patients(), {file.name: file.read_bytes() for file in filled.tensors.iterdir()}
 
     usual = cohort("usual", 3)
-    monkeypatch.setattr(cohorts, "_make", cohorts._make)  # so that the test leaves it as it was
+    monkeypatch.setattr(cohorts, "write_patient", cohorts.write_patient)  # so that the test leaves it as it was
     (tmp_path / "kept").mkdir()
     draw_once(tmp_path / "kept")
     cohort("first", 2)

@@ -14,7 +14,12 @@ from pipeline.phantom import cohorts, generate
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("begin", "arguments"),
-    [(generate._begin, ("template",)), (generate._begin, ("random",)), (cohorts._begin, ()), (workers._begin, ())],
+    [
+        (generate.begin_worker, ("template",)),
+        (generate.begin_worker, ("random",)),
+        (cohorts.begin_worker, ()),
+        (workers.begin_worker, ()),
+    ],
     ids=["template", "random", "cohort", "examination"],
 )
 def test_worker_computes_with_one_thread(
