@@ -1,6 +1,6 @@
 """Tests of the fast header reader: it returns the same elements as pydicom, or leaves the file to pydicom."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from pydicom import uid as uids
 
 from models.refusal import Refusal
 from pipeline.imaging import ct_slice as slices
-from pipeline.imaging.ct_slice import decode_slice, inspect_file, inspect_slice, inspect_slices
+from pipeline.imaging.ct_slice import Slice, decode_slice, inspect_file, inspect_slice, inspect_slices
 from pipeline.imaging.discovery import PIXEL_DATA, find_series, read_header
 from pipeline.imaging.fast_header import head_tags, read_head
 from pipeline.imaging.pydicom_silence import quiet_pydicom
@@ -28,6 +28,11 @@ def referring(ds: Dataset, _: int) -> None:
     ds.ProcedureCodeSequence = Sequence([item])
 
 
+def values_of(found: list[Slice]) -> list[tuple[object, ...]]:
+    """Return the values of slices. Since Python 3.13, slices with the same NaN for an absent value are not equal."""
+    return [astuple(each) for each in found]
+
+
 @pytest.mark.parametrize("syntax", LITTLE_ENDIAN)
 @pytest.mark.parametrize("edit", [None, referring], ids=["plain", "with a sequence"])
 def test_slices_inspected_together_equal_slices_inspected_one_by_one(tmp_path, syntax, edit, monkeypatch):
@@ -38,7 +43,7 @@ def test_slices_inspected_together_equal_slices_inspected_one_by_one(tmp_path, s
     monkeypatch.setattr(slices, "inspect_file", lambda path: asked.append(path) or inspect_file(path))
     together = inspect_slices(paths)
     assert asked == paths[:1], "only the first slice is inspected in full"
-    assert [replace(each, pixels_at=None, native=None) for each in together] == alone
+    assert values_of([replace(each, pixels_at=None, native=None) for each in together]) == values_of(alone)
     assert all(np.array_equal(decode_slice(each), known) for each, known in zip(together, pixels, strict=True))
 
 
@@ -94,7 +99,7 @@ def test_two_frames_in_a_single_frame_file_are_refused(tmp_path):
 def test_other_transfer_syntaxes_are_left_to_pydicom(tmp_path, syntax):
     (path,) = write_series(tmp_path, body()[:1], transfer_syntax=syntax)
     assert read_head(path, head_tags()) is None
-    assert inspect_slices([path]) == [inspect_slice(path)]
+    assert values_of(inspect_slices([path])) == values_of([inspect_slice(path)])
 
 
 def test_sequence_of_undefined_length_is_left_to_pydicom(tmp_path):
@@ -104,7 +109,7 @@ def test_sequence_of_undefined_length_is_left_to_pydicom(tmp_path):
 
     paths = write_series(tmp_path, body(), edit=edit)
     assert read_head(paths[0], head_tags()) is None
-    assert inspect_slices(paths) == [inspect_slice(path) for path in paths]
+    assert values_of(inspect_slices(paths)) == values_of([inspect_slice(path) for path in paths])
 
 
 def test_non_dicom_or_missing_file_has_no_fast_header(tmp_path):
