@@ -26,6 +26,9 @@ MEAN_STRATEGIES = ("FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedYogi", "FedAda
 LEAST_SECURE_SITES = 3  # in a sum
 LEAST_SECURE_ROUNDS = 2
 MAX_GROUPS = 33
+# Of a pretraining. At 0.05 the first round of a small network used 1.05 of a filter's bound (`tensor_bounds`), at 0.02
+# twenty rounds used 0.55 of the bounds (docs/pretraining.md).
+PRETRAINING_RATE = 0.02
 
 
 class StudyNetwork(NetworkSettings):
@@ -253,6 +256,11 @@ class Study(BaseModel, extra="forbid"):
             )
         if self.stopping is not None:
             raise ValueError("a pretraining has no validation figure: remove [stopping]")
+        if self.training.learning_rate > PRETRAINING_RATE:
+            raise ValueError(
+                f"a pretraining needs learning_rate = {PRETRAINING_RATE} or less in [training]: with more, an honest "
+                "round moves the weights further than gateways allow"
+            )
         if self.training.own_loss or self.training.own_transform:
             raise ValueError("a pretraining has its own loss and targets: remove loss and transform of a package")
         return self

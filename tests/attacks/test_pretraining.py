@@ -41,7 +41,10 @@ def quiet_and_repeatable() -> Iterator[None]:
 
 def pretraining(outputs: str = "auxiliary", **tables: object) -> Study:
     return own_study(
-        study={"rounds": ROUNDS, "local_epochs": 1, **tables}, network={"outputs": outputs}, strategy={"name": "FedAvg"}
+        study={"rounds": ROUNDS, "local_epochs": 1, **tables},
+        network={"outputs": outputs},
+        training={"learning_rate": 0.02},
+        strategy={"name": "FedAvg"},
     )
 
 

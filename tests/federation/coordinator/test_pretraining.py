@@ -43,6 +43,7 @@ def study(outputs: str = "auxiliary", **tables: dict[str, object]) -> Study:
         {
             "strategy": {"name": "FedAvg"},
             "preprocessing": SMALL.model_dump(),
+            "training": {"learning_rate": 0.02},
             **tables,
             "study": {**table, **tables.get("study", {})},
             "network": {"architecture": "resnet10", "widen_factor": 0.0625, "outputs": outputs},

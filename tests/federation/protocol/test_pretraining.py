@@ -27,6 +27,7 @@ TABLES: dict[str, Any] = {
     "study": {"name": "trial", "rounds": 4, "sites": 2, "quorum": 2},
     "network": {"architecture": "resnet10", "widen_factor": 0.0625},
     "preprocessing": PREPROCESSING,
+    "training": {"learning_rate": 0.02},
 }
 
 
@@ -61,6 +62,7 @@ def test_studies_of_labels_are_written_and_approved_as_before() -> None:
     [
         ({"privacy": PRIVATE, "network": {"norm": "group"}}, "does not count patients without labels"),
         ({"stopping": {"patience_rounds": 3}}, "stopping"),
+        ({"training": {"learning_rate": 0.05}}, "further than gateways allow"),
         *(({"evaluation": {key: True}}, "nothing to evaluate") for key in ("local_models", "pooled", "fine_tune")),
         ({"evaluation": {"leave_one_out": True}}, "nothing to evaluate"),
         ({"training": {"loss": "own:loss", "loss_code": "0" * 64}}, "own loss"),
