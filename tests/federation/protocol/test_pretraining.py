@@ -146,7 +146,7 @@ def test_server_brings_a_pretrained_start_to_the_run(tmp_path: Path) -> None:
 
 def lengthen(network: SeverityNetwork) -> None:
     with torch.no_grad():
-        network.backbone.conv1.weight.mul_(100)
+        network.get_parameter("backbone.conv1.weight").mul_(100)
 
 
 @pytest.mark.parametrize("case", ["another network", "long weights"])
