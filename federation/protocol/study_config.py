@@ -256,6 +256,11 @@ class Study(BaseModel, extra="forbid"):
             )
         if self.stopping is not None:
             raise ValueError("a pretraining has no validation figure: remove [stopping]")
+        if self.aggregation.secure:
+            raise ValueError(
+                "a pretraining cannot mask its updates: they are so small that hospitals refuse the sum as too sparse. "
+                "Set secure = false; summed_answers = true sums its loss"
+            )
         if self.training.learning_rate > PRETRAINING_RATE:
             raise ValueError(
                 f"a pretraining needs learning_rate = {PRETRAINING_RATE} or less in [training]: with more, an honest "

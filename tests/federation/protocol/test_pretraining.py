@@ -63,6 +63,7 @@ def test_studies_of_labels_are_written_and_approved_as_before() -> None:
         ({"privacy": PRIVATE, "network": {"norm": "group"}}, "does not count patients without labels"),
         ({"stopping": {"patience_rounds": 3}}, "stopping"),
         ({"training": {"learning_rate": 0.05}}, "further than gateways allow"),
+        ({"study": {"sites": 3, "quorum": 3}, "strategy": {"name": "FedAvg"}, "aggregation": {"secure": True}}, "mask"),
         *(({"evaluation": {key: True}}, "nothing to evaluate") for key in ("local_models", "pooled", "fine_tune")),
         ({"evaluation": {"leave_one_out": True}}, "nothing to evaluate"),
         ({"training": {"loss": "own:loss", "loss_code": "0" * 64}}, "own loss"),
