@@ -377,6 +377,7 @@ class Study(BaseModel, extra="forbid"):
         table = self.study
         return (
             not self.aggregation.secure
+            and not self.network.pretrains
             and self.strategy.name in MEAN_STRATEGIES
             and LEAST_SECURE_SITES <= table.sites <= MAX_PEERS
             and not (table.sites_per_round or self.single_models)
