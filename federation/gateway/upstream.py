@@ -9,7 +9,7 @@ from importlib.metadata import version
 from io import BytesIO
 from types import TracebackType
 from typing import Self, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import aiohttp
 from google.protobuf.message import DecodeError, Message
@@ -191,7 +191,7 @@ def _without_login(proxy: str) -> tuple[str | None, aiohttp.BasicAuth | None]:
     if parts.username is None:
         return proxy or None, None
     login = aiohttp.BasicAuth(unquote(parts.username), unquote(parts.password or ""), encoding="utf-8")
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), login
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], *parts[2:])), login
 
 
 def _error_of(body: bytes) -> tuple[int, str]:
