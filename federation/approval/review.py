@@ -136,11 +136,6 @@ def review(app: App, before: App | None = None) -> Review:
     )
 
 
-def printable(text: str) -> str:
-    """Escape characters that could move a terminal's cursor, change its colours or reverse the text's direction."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.expandtabs(4))
-
-
 # --- differences ------------------------------------------------------------------------------------------
 
 

@@ -227,7 +227,7 @@ def _review(approvals: "Approvals", content: bytes) -> "Review":
 
 
 def _printable(content: dict[str, str]) -> dict[str, str]:
-    from federation.approval.review import printable
+    from federation.system.terminal_text import printable
 
     return {key: printable(value) for key, value in content.items()}
 
@@ -255,8 +255,8 @@ def _show(review: "Review", verdict: str) -> None:
 
 
 def _show_month(month: "Month") -> None:
-    from federation.approval.review import printable
     from federation.ledger.view import reason_of, remedy
+    from federation.system.terminal_text import printable
 
     for title, passages in (("left", month.left), ("came in", month.came), ("decided here", month.here)):
         if not passages:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from federation.system.terminal_text import printable
 from models.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def errors() -> "Console":
 
 
 def say(text: str) -> None:
-    """Print one line for people on standard error."""
-    errors().print(text, markup=False, soft_wrap=True)
+    """Print a text for people on standard error. A part of it may come from a server or a file (`printable`)."""
+    errors().print(printable(text, keep="\n"), markup=False, soft_wrap=True)
 
 
 def print_json(content: Any) -> None:
@@ -49,7 +50,7 @@ def print_table(
     for place, column in enumerate(columns):
         table.add_column(column, no_wrap=place < whole, overflow="fold")
     for line in lines:
-        table.add_row(*map(escape, line))  # a remedy may name [join] of site.toml
+        table.add_row(*(escape(printable(cell, keep="\n")) for cell in line))  # a remedy may name [join] of site.toml
     Console(highlight=False).print(table)
 
 

@@ -89,7 +89,7 @@ def encode(site_dir: SiteDir, as_json: Json = False) -> None:
 
 def show_encoder(card: "EncoderCard") -> None:
     """Show what an encoder is, with terminal control characters removed."""
-    from federation.approval.review import printable
+    from federation.system.terminal_text import printable
 
     layers = card.layers.model_dump(mode="json")
     form = f"ResNet-{layers['depth']}" if "depth" in layers else str(layers["architecture"])

@@ -134,7 +134,8 @@ def _found(code: str, known: list[str]) -> str:
 
 def _show_files(package: "Package") -> None:
     """Show the code that would run, with terminal control characters made visible, and the places to check."""
-    from federation.approval.review import CAUTION, look_at, printable
+    from federation.approval.review import CAUTION, look_at
+    from federation.system.terminal_text import printable
 
     for path, text in package.files.items():
         typer.echo(f"--- {path}")

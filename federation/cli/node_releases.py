@@ -95,7 +95,7 @@ def the_one(name: str, decisions: "Sequence[Decision]", unknown: "Reason") -> st
 
 def _show(release: "Release") -> None:
     """Show where a release comes from, with terminal control characters removed."""
-    from federation.approval.review import printable
+    from federation.system.terminal_text import printable
 
     about = release.description
     origin = "SYNTHETIC hospitals" if about.trained_on_synthetic_data else f"{about.sites} hospitals"

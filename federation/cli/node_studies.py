@@ -204,7 +204,7 @@ def _say_labels(site: "Site") -> None:
 
 def _show(review: "StudyReview", verdict: str) -> None:
     """Show a study, with terminal control characters removed."""
-    from federation.approval.review import printable
+    from federation.system.terminal_text import printable
 
     out = typer.echo
     out(f"study       {review.digest}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from federation.approval import fab
-from federation.approval.review import CAUTION, HOSPITAL, MAX_DIFF_LINES, printable, review
+from federation.approval.review import CAUTION, HOSPITAL, MAX_DIFF_LINES, review
 from tests.federation.approval.apps import CLIENT, CONFIG, FILES, PYPROJECT, small_app
 
 BASE = fab.read(small_app())
@@ -194,24 +194,6 @@ def test_files_too_long_to_compare_are_listed() -> None:
 
 
 # --- screen output ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain ü 漢", "plain ü 漢"),
-        ("\x1b[31mred", "\\x1b[31mred"),
-        ("a\u202eb", "a\\u202eb"),
-        ("a\u200bb", "a\\u200bb"),
-        ("a\x9bb\x07", "a\\x9bb\\x07"),
-        ("two\nlines\r", "two\\nlines\\r"),
-        ("\tx", "    x"),
-        ("\U000e0041", "\\U000e0041"),
-        ("\ud800", "\\ud800"),
-    ],
-)
-def test_control_characters_are_escaped(text: str, shown: str) -> None:
-    assert printable(text) == shown
 
 
 def test_review_is_json_and_contains_the_caution() -> None:

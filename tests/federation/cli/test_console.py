@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from federation.cli import main as command_line
-from federation.cli.console import live, print_refusal, print_table
+from federation.cli.console import live, print_refusal, print_table, say
 from federation.runs.progress import Standing
 from models.reasons import SETTINGS_FILE
 from models.refusal import Refusal
@@ -35,6 +35,16 @@ def test_text_refusal_shows_the_path_on_stderr_only(capsys):
     assert "E_SETTINGS_FILE" in output.err
     assert "/data/ANNA" in output.err
     assert not output.out
+
+
+def test_text_of_a_server_cannot_control_the_terminal(capsys):
+    hostile = "502 \x1b]52;c;aGVsbG8=\x1b\\\x9b2J\u202e"
+    print_refusal(Refusal(SETTINGS_FILE, file="site.toml", private=hostile), as_json=False)
+    say(f"line\n{hostile}")
+    print_table(["says"], [[hostile]])
+    shown = "".join(capsys.readouterr())
+    assert "502" in shown
+    assert not set("\x1b\x9b\u202e") & set(shown)
 
 
 def test_refusal_in_the_journal_contains_no_private_data(capsys, monkeypatch):
