@@ -158,7 +158,7 @@ class Upstream:
         except aiohttp.ClientHttpProxyError as error:
             raise self._not_connected(error.status) from error
         except (aiohttp.ClientError, OSError) as error:
-            if "alert" in str(error).lower():  # a TLS alert: the server rejected our certificate
+            if _is_tls_alert(error):  # the server rejected our certificate
                 raise _untrusted(error, reasons.CERTIFICATE_REFUSED) from error
             raise Unreachable(f"{type(error).__name__}: {error}") from error
         self._proxy_refuses = False
@@ -174,15 +174,29 @@ class Upstream:
         return body
 
     def _not_connected(self, status: int) -> Unreachable:
-        """Return the error for a proxy that answers CONNECT with this status; log a refusal once.
+        """Return the error for a proxy that answers CONNECT with this status; log a refusal.
 
-        It has no `reason`: the node keeps trying, because somebody may correct the proxy.
+        It is logged once until the server answers. The error has no `reason`: the node keeps trying, because somebody
+        may correct the proxy.
         """
         refused = refused_connect(status)
         if refused and not self._proxy_refuses:
             log.warning("%s", refused)
-        self._proxy_refuses = refused is not None
+        self._proxy_refuses = self._proxy_refuses or refused is not None  # until the server answers
         return Unreachable(f"the proxy answers HTTP {status}")
+
+
+def _is_tls_alert(error: BaseException | None) -> bool:
+    """Whether the server ended the connection with a TLS alert. Its reason has a name such as TLSV1_ALERT_UNKNOWN_CA.
+
+    The error's text is not searched: a proxy's answer and the server's host name are part of it.
+    """
+    while error is not None:
+        cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+        if isinstance(cause, ssl.SSLError) and "ALERT" in (cause.reason or ""):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _without_login(proxy: str) -> tuple[str | None, aiohttp.BasicAuth | None]:

@@ -48,6 +48,8 @@ def refused_connect(status: int) -> Refusal | None:
 def _is_http(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme == "http" and bool(parts.hostname) and parts.port != 0
+        # A character of a password that is not written as in a URL would end the host, and the rest be a path.
+        has_more = parts.path not in ("", "/") or parts.query or parts.fragment
+        return parts.scheme == "http" and bool(parts.hostname) and parts.port != 0 and not has_more
     except ValueError:  # a port that is no number, or too large
         return False

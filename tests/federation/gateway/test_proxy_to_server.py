@@ -56,6 +56,13 @@ def with_proxy(site: Site, proxy: str) -> Site:
     return Site.open(site.folder)
 
 
+def join_through_a_proxy(rig: Rig, site: Site) -> None:
+    """Join through a proxy that works; the study's name leads nowhere without one."""
+    with connect_proxy() as proxy, pytest.MonkeyPatch.context() as patched:
+        patched.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
+        join(site, invite(rig.folder, "north"))
+
+
 def ask(site: Site) -> None:
     """Ask the server for messages as the gateway does."""
 
@@ -152,7 +159,53 @@ def test_password_for_the_proxy_is_in_no_log_and_its_refusal_is_logged_once(
 
 
 @pytest.mark.parametrize(
-    "proxy", ["socks5://user:word@proxy.example:1080", "https://user:word@proxy.example", "http://user:word@proxy:x"]
+    ("answers", "logged"),
+    [
+        ([b"garbage alert\r\n\r\n"], 0),
+        ([b"HTTP/1.1 407 Denied\r\n\r\n", b"HTTP/1.1 502 Bad\r\n\r\n"] * 3, 1),
+    ],
+)
+def test_answer_of_a_proxy_neither_ends_the_node_nor_fills_its_log(
+    rig: Rig, site: Site, answers: list[bytes], logged: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    join_through_a_proxy(rig, site)
+    site = Site.open(site.folder)
+
+    async def ask_through() -> list[Unreachable]:
+        left = list(answers)
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(left.pop(0))
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            proxy = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            errors = []
+            async with Upstream(
+                site.settings.server.address, NodeKey(site), gateway.node_tls(site), proxy=proxy
+            ) as upstream:
+                for _ in answers:
+                    with pytest.raises(Unreachable) as failed:
+                        await upstream.ask("pull-messages", PullMessagesRequest(), PullMessagesResponse)
+                    errors.append(failed.value)
+            return errors
+
+    errors = asyncio.run(ask_through())
+    assert [error.reason for error in errors] == [None] * len(answers), "the node tries again"
+    assert caplog.text.count("E_SERVER_PROXY") == logged
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "socks5://user:word@proxy.example:1080",
+        "https://user:word@proxy.example",
+        "http://user:word@proxy:x",
+        "http://user:12#se@cret@proxy.example:3128",
+        "http://user:1/word@proxy.example:3128",
+        "http://user:1?word@proxy.example:3128",
+    ],
 )
 def test_proxy_of_the_environment_that_cannot_be_used_is_refused_without_its_password(
     site: Site, proxy: str, monkeypatch: pytest.MonkeyPatch
