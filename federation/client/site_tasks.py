@@ -154,7 +154,7 @@ def load_scans(site: Site, study: Study) -> PretrainingExamples:
     Raises Refusal E_PREPROCESSING if they were prepared differently.
     """
     with Cohort.read(site) as cohort:
-        rows = cohort.to_pretrain(site.settings.site.min_patients)
+        rows = cohort.to_pretrain(site.settings.site)
         if not {row.tensor for row in rows} <= set(cohort.prepared(settings_digest(study.preprocessing))):
             raise Refusal(PREPROCESSING)
         scans = [Example(cohort.tensors / row.tensor, None, None, None, None, pseudonym=row.pseudonym) for row in rows]

@@ -113,7 +113,7 @@ def count_patients(site: Site, *, pretrains: bool = False) -> Patients:
         return Patients(are_labelled=not pretrains)
     if pretrains:
         with Cohort.read(site) as cohort:
-            scans = len(cohort.to_pretrain(site.settings.site.min_patients))
+            scans = len(cohort.to_pretrain(site.settings.site))
         return Patients({"train": scans}, are_labelled=False)
     database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
     try:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from models.refusal import Refusal
 from pipeline.cohort import reasons
-from pipeline.site.folder import Site, Split
+from pipeline.site.folder import Site, SiteTable, Split
 from pipeline.system.atomic_files import replacing
 from pipeline.system.locks import alone
 
@@ -276,15 +276,15 @@ class Cohort:
         )
         return [UnlabelledRow(*row) for row in rows]
 
-    def to_pretrain(self, min_patients: int) -> list[UnlabelledRow]:
+    def to_pretrain(self, settings: SiteTable) -> list[UnlabelledRow]:
         """Return the patients whose scans a pretraining may use, by pseudonym: no label, age or sex is among it.
 
-        They are the patients of the split `train`, and those without a label unless these are fewer than
-        `min_patients`. Then the number of all says nothing about so few.
+        They are the patients of the split `train`, and those without a label, if the site still keeps them and they are
+        at least `min_patients`. Otherwise the number of all would say something about so few.
         """
         labelled = [UnlabelledRow(p.pseudonym, p.tensor) for p in self.patients() if p.split == "train"]
-        unlabelled = self.unlabelled()
-        both = labelled + (unlabelled if len(unlabelled) >= min_patients else [])
+        unlabelled = self.unlabelled() if settings.unlabelled_patients else []
+        both = labelled + (unlabelled if len(unlabelled) >= settings.min_patients else [])
         return sorted(both, key=lambda row: row.pseudonym)
 
     def findings(self) -> list[FindingRow]:

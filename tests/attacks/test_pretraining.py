@@ -12,10 +12,13 @@ from flwr.app import Context, Message, MetricRecord
 
 from federation.approval.releases import ReleaseApprovals
 from federation.client.client_app import app as own_app
+from federation.client.site_tasks import load_scans
 from federation.coordinator.pretrained import save_start
 from federation.protocol.metric_allowlist import APPEARANCE_SIZE, EXAMPLES, LOSS, Kind
+from federation.protocol.patient_counts import count_patients
 from federation.protocol.study_config import Study
 from models.network import build_network
+from pipeline.site.folder import Site
 from tests.attacks.rig import Rig, own_study, rig, seed_network
 from tests.attacks.test_unlabelled import FEW, add_unlabelled
 from tests.federation.gateway.messages import record_of
@@ -77,6 +80,17 @@ def test_fewer_patients_without_labels_than_the_minimum_do_not_show() -> None:
     with attacked(LEAST - 1) as found:
         answer = found.must("train", pretraining(), seed_network(pretraining()))
         assert answer.metrics[EXAMPLES] == FEW["train"]
+
+
+@pytest.mark.slow
+def test_patients_without_labels_take_no_part_as_soon_as_the_setting_is_off() -> None:
+    """Also before the next ingest removes them, in the gateway's count and in the app."""
+    with attacked(LEAST) as found:
+        path = found.hospital.site.folder / "site.toml"
+        path.write_text(path.read_text().replace("unlabelled_patients = true", "unlabelled_patients = false"))
+        site = Site.open(found.hospital.site.folder)
+        assert count_patients(site, pretrains=True).of_split == {"train": FEW["train"]}
+        assert len(load_scans(site, pretraining())) == FEW["train"]
 
 
 @pytest.mark.slow

@@ -57,6 +57,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root, made = tmp_path_factory.mktemp("sites"), []
     for at in HOSPITALS[:3]:
         site = synthetic_site(root / at.name, at.name, seed=1, min_patients=3, tables="[training]\nthreads = 1")
+        settings = site.folder / "site.toml"
+        settings.write_text(settings.read_text().replace("[site]", "[site]\nunlabelled_patients = true"))
         coarse = replace(at, scanner=replace(at.scanner, grid=Grid((30, 48, 48), (9.6, 7.8, 7.8))))
         write_cohort(site, coarse, patients=24, seed=1, settings=SMALL, anatomy="template")
         with Cohort(site) as cohort:
@@ -120,10 +122,7 @@ def ct_only(folders: list[Path], tmp_path: Path) -> Path:
     """A hospital with chest CT only: its cohort has no labelled patient."""
     folder = shutil.copytree(folders[2], tmp_path / "ward")
     settings = (folder / "site.toml").read_text()
-    ward = settings.replace('[labels]\nfile = "labels.csv"\n', "").replace(
-        "[site]", "[site]\nunlabelled_patients = true"
-    )
-    (folder / "site.toml").write_text(ward)
+    (folder / "site.toml").write_text(settings.replace('[labels]\nfile = "labels.csv"\n', ""))
     with Cohort(site := Site.open(folder)) as cohort:
         scans = [UnlabelledRow(row.pseudonym, row.tensor) for row in cohort.patients()]
         cohort.replace([], [], cohort.fingerprints(without=()), [*scans, *cohort.unlabelled()])
