@@ -16,6 +16,7 @@ from pipeline.cohort.selection import Selection, select
 from pipeline.cohort.store import Cohort, FindingRow, PatientRow, Scan, UnlabelledRow
 from pipeline.cohort.workers import Examination, expect_series
 from pipeline.imaging.discovery import Series
+from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
 from pipeline.records.join import Labels, Records, label
 from pipeline.site import reasons as site_reasons
@@ -136,7 +137,7 @@ def assess_material(site: Site, cohort: Cohort, material: Material, examination:
         findings=findings,
         waterfall=waterfall(nobodys + selection.fates, labels, keeps_unlabelled=keeps, has_labels=has_labels),
         examined_now=sum(map(examination.is_new, series)),
-        unlabelled=[_unlabelled_row(m) for m in members if m.labels.reason is not None] if keeps else (),
+        unlabelled=[_unlabelled_row(m) for m in members if m.labels.reason and _is_named(m)] if keeps else (),
         has_labels=has_labels,
     )
 
@@ -159,6 +160,11 @@ def patient_row(site: Site, member: Member) -> PatientRow:
         pcr_positive=labels.pcr_positive,
         severe=labels.severe,
     )
+
+
+def _is_named(member: Member) -> bool:
+    """Whether the scan names its patient. The name of a volume file does so only in a labels file."""
+    return not is_volume_file(member.series.files[0].name)
 
 
 def _unlabelled_row(member: Member) -> UnlabelledRow:

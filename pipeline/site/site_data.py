@@ -93,8 +93,8 @@ def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -
             if under.patient_id not in withdrawn:
                 soon(under)
 
-    # Other formats than DICOM contain no patient and no date, so they can be used only if no label depends on a day.
-    find = find_series if site.settings.laboratory else find_scans
+    # Other formats than DICOM contain no patient and no date. Only a labels file says whose they are.
+    find = find_scans if site.settings.labels else find_series
     found, findings = find(folder, tell if soon else None)
     if not found:
         raise Refusal(imaging_reasons.NO_IMAGES)
