@@ -139,6 +139,8 @@ class NetworkSettings(BaseModel):
             raise ValueError("tuned_stages and encoder_layers belong together: `fedthorax study encoder` prints them")
         if layers is None:
             return self
+        if isinstance(layers, NetworkSettings) and layers.encoder:
+            raise ValueError("encoder_layers are layers, not another encoder")
         if not has_stages(layers):
             raise ValueError("the layers of this encoder cannot be divided into stages: set tuned_stages = 0")
         if self.norm == "group" and has_batch_norm(layers):

@@ -64,10 +64,15 @@ class EncoderApprovals:
         if not self.may_use(name):
             raise Refusal(reasons.ENCODER_REFUSED, private=name)
         stages, layers = tuned_of(study)
-        if stages and layers != json.loads(self._decisions.content(name) or b"{}").get("layers"):
+        if stages and not self.has_layers(name, layers):
             raise Refusal(reasons.ENCODER_REFUSED, private="the study says that the encoder has other layers")
         with Cohort.read(self._site) as cohort:
             cohort.require_encoded(encoded_name(name, stages))
+
+    def has_layers(self, sha256: str, layers: object) -> bool:
+        """Tell whether the card of an encoder describes these layers (as JSON)."""
+        described: object = json.loads(self._decisions.content(sha256) or b"{}").get("layers")
+        return described is not None and layers == described
 
     def may_use(self, sha256: str) -> bool:
         """Tell whether studies may use this encoder now. Raises Refusal E_APPROVALS."""

@@ -1,7 +1,7 @@
 """Compute the features of a site's approved encoders with the release's own code; encoders hold no code."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 
 from federation.approval.encoders import EncoderApprovals, encoder_of, tuned_of
@@ -23,8 +23,7 @@ def encode_site(site: Site, progress: Progress) -> dict[str, int]:
     Raises Refusal as `load_encoder`, `encode_cohort` and `Compute.open` do; E_APPROVALS, E_COHORT_FILE.
     """
     folders = EncoderApprovals(site).approved()
-    names = {folder.name for folder in folders}
-    tuned = {(name, stages) for name, stages in tuned_stages(site) if name in names}
+    tuned = tuned_stages(site, {folder.name for folder in folders})
     with Cohort(site) as cohort:
         cohort.forget_maps({encoded_name(name, stages) for name, stages in tuned})
     if not folders:  # torch takes seconds to import
@@ -48,17 +47,20 @@ def encode_site(site: Site, progress: Progress) -> dict[str, int]:
     return done
 
 
-def tuned_stages(site: Site) -> set[tuple[str, int]]:
-    """Return the encoders whose last stages approved studies tune, each with their number. Raises Refusal E_APPROVALS.
+def tuned_stages(site: Site, names: Collection[str]) -> set[tuple[str, int]]:
+    """Return which of these encoders approved studies tune, each with the number of its tuned stages.
 
-    No study of the release tunes an encoder, so those approved by name in site.toml are left out.
+    A study that gives the encoder other layers than its card is left out: the gateway refuses it. No study of the
+    release tunes an encoder, so those approved by name in site.toml are left out. Raises Refusal E_APPROVALS.
     """
-    approvals = StudyApprovals(site)
+    approvals, encoders = StudyApprovals(site), EncoderApprovals(site)
     last = {decision.sha256: decision.decided for decision in approvals.decisions()}
     found = set()
     for digest, decided in last.items():
         settings = approvals.content(digest) if decided == "approved" else None
         if settings is not None:
             study = json.dumps(settings)
-            found.add((encoder_of(study), tuned_of(study)[0]))
-    return {(encoder, stages) for encoder, stages in found if encoder and stages}
+            name, (stages, layers) = encoder_of(study), tuned_of(study)
+            if name in names and stages and encoders.has_layers(name, layers):
+                found.add((name, stages))
+    return found

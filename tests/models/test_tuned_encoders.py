@@ -121,6 +121,7 @@ def test_release_brings_frozen_layers_and_tuned_stages(tmp_path: Path) -> None:
         ({"encoder": "", "encoder_features": 0}, "name one"),
         ({"norm": "group"}, "batch norm"),
         ({"encoder_layers": {"architecture": "densenet121"}}, "cannot be divided"),
+        ({"encoder_layers": {"encoder": "0" * 64, "encoder_features": 32}}, "not another encoder"),
         ({"encoder_layers": {"architecture": "resnet18_slices"}}, "cannot be divided"),
         ({"encoder_layers": {"architecture": "package:network", "code": "0" * 64}}, "cannot be divided"),
     ],

@@ -144,6 +144,9 @@ def test_maps_are_renewed_when_the_setting_changes(encoder: Encoder, tmp_path: P
         expected = {encoder.card.sha256: 0, one.network.encoded: 0, two.network.encoded: scans}
         assert encode_site(site, Silent()) == expected and scans > 0
         assert attacked.ask("train", two, model).code == ""
+        other = study(encoder, **{**tuned_on(encoder, 3), "encoder_layers": {"architecture": "resnet18"}})
+        StudyApprovals(site).approve(other.model_dump_json(), by="the hospital")
+        assert other.network.encoded not in encode_site(site, Silent()), "the encoder has other layers"
         StudyApprovals(site).revoke(study_digest(one.model_dump_json()), by="the hospital")
         encode_site(site, Silent())
         kept = {folder.name for folder in (site.cohort_folder / "encoded").iterdir()}
