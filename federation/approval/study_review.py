@@ -73,7 +73,22 @@ def _text(value: object) -> str:
 def weakenings(study: "Study") -> list[str]:
     """List in plain words each setting that lets a server learn more about a patient than the safest setting would."""
     of_pretraining = [_PRETRAINING] if study.network.pretrains else []
-    return [*of_pretraining, *_of_privacy(study), *_of_sums(study), *_of_training(study), *_of_evaluation(study)]
+    of_study = [*_of_privacy(study), *_of_sums(study), *_of_training(study), *_of_evaluation(study)]
+    return [*of_pretraining, *of_study, *_of_scans(study)]
+
+
+def _of_scans(study: "Study") -> list[str]:
+    from pipeline.preprocessing.preprocess import Preprocessing
+
+    usual = Preprocessing().shape
+    if all(size <= known for size, known in zip(study.preprocessing.shape, usual, strict=True)):
+        return []
+    voxels = " x ".join(map(str, study.preprocessing.shape))
+    return [
+        f"Scans of {voxels} voxels: the known attacks, and the limits on how far weights may move, were tried only on "
+        f"scans of at most {' x '.join(map(str, usual))} voxels. It is not known whether a server learns more "
+        "from finer ones."
+    ]
 
 
 def _of_privacy(study: "Study") -> list[str]:
@@ -91,8 +106,9 @@ def _of_privacy(study: "Study") -> list[str]:
 
 
 def _of_sums(study: "Study") -> list[str]:
-    if study.network.pretrains and not study.aggregation.secure:
-        return ["This hospital's updates leave on their own instead of in a sum over the hospitals."]
+    if study.network.pretrains:  # never masked, and there are no answers
+        figure = "" if study.aggregation.summed_answers else " and its training loss"
+        return [f"This hospital's updates{figure} leave on their own instead of in a sum over the hospitals."]
     if not study.sums_answers:
         return [
             "This hospital's figures and answers leave on their own instead of in a sum over the hospitals. A server "
