@@ -152,7 +152,10 @@ class World:
         clock = SimpleNamespace(time=self.loop.time, monotonic=self.loop.time)
         self._patches = [
             *(patch.object(module, "time", clock) for module in (task_intake, reply_sender, task_exchange, proxy)),
-            *(patch.object(module, "count_patients", lambda site: PATIENTS) for module in (task_intake, task_exchange)),
+            *(
+                patch.object(module, "count_patients", lambda site, **_: PATIENTS)
+                for module in (task_intake, task_exchange)
+            ),
             patch.object(task_intake, "schema_of", lambda *_: schema),
             patch.object(admission, "first_model_of", lambda *_: arrays_of(first_of(schema))),
             patch.object(task_intake, "names_by_digest", lambda folder: EveryStudy()),
