@@ -6,6 +6,8 @@ changed, so the tests show that this source still understands what was written a
 """
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import tomllib
@@ -122,6 +124,15 @@ class Rehearsal:
         return load_latest(self.server / "runs" / run / "checkpoints").state, told
 
 
+def leave_out_new_studies(settings: Path, source: Path) -> None:
+    """Leave out of a site.toml the studies that an earlier version does not have: it refuses names unknown to it."""
+    known = {path.stem for path in (source / "configs").rglob("*.toml")}
+    text = settings.read_text()
+    names = tomllib.loads(text)["gateway"]["studies"]
+    kept = ", ".join(f'"{name}"' for name in names if name in known)
+    settings.write_text(re.sub(r"(?m)^studies = \[[^]]*\]", f"studies = [{kept}]", text))
+
+
 @contextmanager
 def rehearsal_in(folder: Path, hospitals: Path) -> Iterator[Rehearsal]:
     """Run a server of version N and three nodes of version N-1, from the same source as the tests and from history.
@@ -145,7 +156,9 @@ def rehearsal_in(folder: Path, hospitals: Path) -> Iterator[Rehearsal]:
         here.start(newer, "server", "start", here.server).wait_for("The server is up", seconds=300)
         for name in NAMES:
             site = here.site(name)
-            older.ok("node", "init", site, "--from", hospitals / name)
+            hospital = shutil.copytree(hospitals / name, folder / "hospitals-before" / name)
+            leave_out_new_studies(hospital / "site.toml", source)
+            older.ok("node", "init", site, "--from", hospital)
             for_few_patients(site)
             older.ok("node", "ingest", site)
             code = json.loads(newer.ok("server", "enrol", here.server, name, "--json"))["code"]
