@@ -234,7 +234,8 @@ def _printable(content: dict[str, str]) -> dict[str, str]:
 
 def _show(review: "Review", verdict: str) -> None:
     """Show an app, with terminal control characters removed."""
-    from federation.approval.review import CAUTION, printable
+    from federation.approval.review import CAUTION
+    from federation.system.terminal_text import printable
 
     out = typer.echo
     out(f"app         {printable(review.app)}\nhash        {review.sha256}\nmay run     {verdict}")
