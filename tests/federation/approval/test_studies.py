@@ -250,6 +250,7 @@ def test_damaged_approvals_file_blocks_every_study(site: Site, spoil: bytes) -> 
         ({"evaluation": {"local_models": True}}, "Local models"),
         ({"evaluation": {"leave_one_out": True}}, "Leave one out"),
         ({"evaluation": {"fine_tune": True}}, "Fine tuning"),
+        ({"preprocessing": {"shape": (96, 160, 160), "working_spacing_mm": 2.0}}, "Scans of 96 x 160 x 160 voxels"),
         ({}, "No differential privacy"),
     ],
 )
@@ -261,7 +262,7 @@ def test_settings_that_weaken_privacy_are_listed(change: dict[str, Any], word: s
 @pytest.mark.parametrize("network", [{"architecture": "densenet121"}, {"architecture": "resnet10", "pooling": "mean"}])
 def test_measured_network_is_not_listed(network: dict[str, str]) -> None:
     study = Study.model_validate({"study": FULL["study"], "network": network})
-    assert not any("not measured" in line for line in weakenings(study))
+    assert not any("not measured" in line or "voxels" in line for line in weakenings(study))
 
 
 def test_private_preset_has_no_weakenings() -> None:

@@ -111,6 +111,9 @@ def test_hospital_reads_that_patients_without_labels_take_part() -> None:
     assert "trains on patients without labels too" in told[0]
     assert not any("Shortcut audit" in line for line in told)
     assert not any("without labels" in line for line in weakenings(study()))
+    for summed in (True, False):
+        told = weakenings(pretraining(study={"sites": 3, "quorum": 3}, aggregation={"summed_answers": summed}))
+        assert any("training loss leave on their own" in line for line in told) != summed
 
 
 # --- a study that begins from a pretrained start -----------------------------------------------------------
