@@ -1,11 +1,7 @@
 """A fast part of `make attack`: one attack of each kind on the real gateway, with the required result."""
 
-import logging
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
-import torch
 
 from configs import SIZES, usual_studies
 from federation.approval.presets import presets
@@ -20,15 +16,7 @@ from tests.attacks.rig import Refused, alone_study, released_study, rig, seed_ne
 from tests.attacks.score import from_matrix, score
 from tests.attacks.trap import Trap, any_study, keys, one_step, trap_network
 
-
-@pytest.fixture(autouse=True)
-def quiet_and_repeatable() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("quiet_and_repeatable")
 
 
 @pytest.mark.slow

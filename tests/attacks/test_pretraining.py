@@ -1,13 +1,11 @@
 """A hostile server, a hostile app and a false study against pretraining, at the real gateway with the real app."""
 
-import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Context, Message, MetricRecord
 
 from federation.approval.releases import ReleaseApprovals
@@ -32,14 +30,7 @@ SETTINGS = {
 LEAST = 10  # min_patients of the template
 
 
-@pytest.fixture(autouse=True)
-def quiet_and_repeatable() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("quiet_and_repeatable")
 
 
 def pretraining(outputs: str = "auxiliary", **tables: object) -> Study:
