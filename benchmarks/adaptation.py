@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from models.familiarity import Distances, Familiarity, limit, log_distances
-from models.network import NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import NetworkSettings
 from models.norm_statistics import adapt_statistics
 from pipeline.adaptation.adapt import MOST_UNFAMILIAR
 from pipeline.cohort.dataset import Examples
@@ -37,8 +38,9 @@ from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS, Scanner
 from pipeline.phantom.patients import CaseMix
-from pipeline.preprocessing.preprocess import Preprocessing
-from pipeline.training.train import Schedule, TrainSettings, predict, train
+from pipeline.preprocessing.preprocess_settings import Preprocessing
+from pipeline.training.train import predict, train
+from pipeline.training.train_settings import Schedule, TrainSettings
 
 RESULTS = Path(__file__).with_name("results")
 PREPROCESSING = Preprocessing(method=1, shape=(20, 28, 28), working_spacing_mm=9)

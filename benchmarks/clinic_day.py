@@ -32,7 +32,8 @@ from common import Part, Table
 from pydicom import dcmread
 
 from federation.system.process import free_port
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.release import save_release
 from pipeline.clinic import model_registry
 from pipeline.clinic.records import Answer, Job

@@ -20,7 +20,7 @@ def ours() -> Work:
     from pipeline.cohort.workers import examine
     from pipeline.imaging import readers  # noqa: F401
     from pipeline.imaging.discovery import find_series
-    from pipeline.preprocessing.preprocess import Preprocessing
+    from pipeline.preprocessing.preprocess_settings import Preprocessing
     from pipeline.system.malloc import keep_memory
 
     keep_memory()
@@ -38,7 +38,7 @@ def ours_all() -> Work:
     from pipeline.cohort.store import Cohort
     from pipeline.cohort.workers import Examination, expect_series
     from pipeline.imaging.discovery import find_series
-    from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+    from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
     from pipeline.site.folder import init_site, site_settings
 
     def work(folder: Path) -> None:
@@ -152,10 +152,12 @@ def an_epoch() -> Work:
     """One epoch of training, augmented, over the tensors in a folder, in batches of 8; one thread."""
     import torch
 
-    from models.network import NetworkSettings, build_network
+    from models.network import build_network
+    from models.network_settings import NetworkSettings
     from pipeline.cohort.dataset import Example, Examples
     from pipeline.system.malloc import keep_memory
-    from pipeline.training.train import Schedule, TrainSettings, train
+    from pipeline.training.train import train
+    from pipeline.training.train_settings import Schedule, TrainSettings
 
     torch.set_num_threads(1)
     keep_memory()
@@ -177,7 +179,7 @@ def decoding_and_forward() -> Work:
 
     from models.lung_segmenter import MULTIPLE, SPACING_MM, load_segmenter
     from models.release import load_release
-    from pipeline.preprocessing.preprocess import Preprocessing
+    from pipeline.preprocessing.preprocess_settings import Preprocessing
 
     torch.set_num_threads(1)
     load = cache(load_release)

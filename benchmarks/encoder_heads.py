@@ -29,7 +29,7 @@ from federation.client.site_tasks import load_examples
 from federation.coordinator.baselines import train_together
 from federation.protocol.study_config import Study
 from models.encoders import Encoder, EncoderCard, save_encoder
-from models.network import LABELS
+from models.network_settings import LABELS
 from models.settings import load_settings
 from pipeline.cohort.encoding import encode_cohort
 from pipeline.site.folder import Site

@@ -42,7 +42,8 @@ from pipeline.phantom.hospitals import HOSPITALS, Hospital
 from pipeline.phantom.patients import draw_patient
 from pipeline.phantom.scans import acquire
 from pipeline.preprocessing.lungs import find_lungs
-from pipeline.preprocessing.preprocess import Preprocessing, prepare
+from pipeline.preprocessing.preprocess import prepare
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 
 RESULTS = Path(__file__).with_name("results")
 SEED = 4711

@@ -26,7 +26,7 @@ from federation.coordinator.inprocess import sites_here
 from federation.coordinator.rounds import Training
 from federation.protocol.half_precision import HALF, rounded
 from federation.protocol.study_config import WireTable
-from models.network import LABELS
+from models.network_settings import LABELS
 from pipeline.site.folder import Site
 from pipeline.training.train import predict
 

@@ -17,7 +17,7 @@ from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS, Hospital
 from pipeline.phantom.patients import CaseMix
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 
 PREPROCESSING = Preprocessing(method=1, shape=(16, 24, 24), working_spacing_mm=8.0)
 MIN_PATIENTS = 5

@@ -15,7 +15,7 @@ from numpy.random import Generator
 from sklearn.metrics import roc_auc_score
 
 from federation.protocol.study_config import Study
-from models.network import LABELS
+from models.network_settings import LABELS
 from models.settings import load_settings
 from pipeline.phantom.anatomy import Field, Grid
 from pipeline.phantom.cohorts import Body, plain, synthetic_site, write_cohort
@@ -23,7 +23,7 @@ from pipeline.phantom.hospitals import HOSPITALS, Anatomy, Hospital, Scanner
 from pipeline.phantom.patients import CaseMix
 from pipeline.phantom.scans import acquire
 from pipeline.preprocessing.golden_volume import golden_digest
-from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.site.folder import Site
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -11,7 +11,7 @@ from learning_methods import ALONE, NAIVE, NAIVE_EPOCHS, OURS, POOLED
 from learning_sites import FOREIGN, KINDS, UNSEEN, Form
 from scipy import stats
 
-from models.network import LABELS
+from models.network_settings import LABELS
 
 if TYPE_CHECKING:
     from learning import Cell

@@ -22,14 +22,15 @@ from scipy.stats import binomtest
 
 from models.calibration import Platt
 from models.description import Description
-from models.network import LABELS, NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import LABELS, NetworkSettings
 from models.refusal import Refusal
 from models.release import Release, load_release
 from pipeline.imaging.discovery import Series
 from pipeline.imaging.series_reader import finish
 from pipeline.imaging.volume import Volume
 from pipeline.phantom.anatomy import Field, Grid
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.scoring.score import score, score_scan
 from pipeline.scoring.single_scan import OneScan
 

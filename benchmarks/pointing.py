@@ -33,7 +33,8 @@ from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from scipy.stats import binomtest, bootstrap, spearmanr
 
-from models.network import LABELS, NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import LABELS, NetworkSettings
 from models.saliency import baseline, saliency
 from pipeline.cohort.dataset import Example, Examples
 from pipeline.evaluation.discrimination import auroc
@@ -43,8 +44,10 @@ from pipeline.phantom.generate import make_body
 from pipeline.phantom.hospitals import HOSPITALS
 from pipeline.phantom.patients import draw_patient
 from pipeline.phantom.scans import acquire
-from pipeline.preprocessing.preprocess import Prepared, Preprocessing, orient, prepare, resample
-from pipeline.training.train import Schedule, TrainSettings, predict, train
+from pipeline.preprocessing.preprocess import Prepared, orient, prepare, resample
+from pipeline.preprocessing.preprocess_settings import Preprocessing
+from pipeline.training.train import predict, train
+from pipeline.training.train_settings import Schedule, TrainSettings
 
 RESULTS = Path(__file__).with_name("results")
 TRAINING, JUDGED = ((0, 170, 1), (1, 170, 1)), (3, 200, 3)  # hospital, patients, seed

@@ -15,14 +15,16 @@ import numpy as np
 import torch
 
 from models.membership import JOINT, infer_membership
-from models.network import LABELS, NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import LABELS, NetworkSettings
 from pipeline.cohort.dataset import Examples
 from pipeline.cohort.store import Cohort
 from pipeline.evaluation.discrimination import auroc
 from pipeline.site.folder import Site, Split
 from pipeline.training.privacy_budget import PrivacySettings, epsilon_of, step_costs
 from pipeline.training.private_training import train_privately
-from pipeline.training.train import Schedule, TrainSettings, predict, train
+from pipeline.training.train import predict, train
+from pipeline.training.train_settings import Schedule, TrainSettings
 
 EPOCHS, SAMPLE_RATE = 40, 0.1
 

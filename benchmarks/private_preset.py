@@ -18,7 +18,7 @@ from learning_sites import areas
 from configs import preset_files
 from federation.coordinator.rehearsal import rehearse
 from federation.protocol.study_config import Study
-from models.network import LABELS
+from models.network_settings import LABELS
 from models.release import load_release
 from models.settings import load_settings
 from pipeline.cohort.dataset import Examples
@@ -27,7 +27,8 @@ from pipeline.phantom.cohorts import synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS
 from pipeline.site.folder import Site, Split
 from pipeline.training.privacy_budget import epsilon_of, step_costs
-from pipeline.training.train import TrainSettings, predict
+from pipeline.training.train import predict
+from pipeline.training.train_settings import TrainSettings
 
 UNSEEN_PATIENTS = 200
 ALL: tuple[Split, ...] = ("train", "validation", "test")

@@ -20,7 +20,8 @@ from common import Figure, Part, Run, Table, on_cores, runs_in_turn, spread, wal
 from first_slice import FIRST, OPENED, VIEWER, seconds_to_pictures
 from fresh import peak_mb
 
-from models.network import LABELS, NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import LABELS, NetworkSettings
 from models.release import Release, save_release
 from pipeline.clinic.pictures import planes, slice_png
 from pipeline.clinic.records import Answer

@@ -46,7 +46,8 @@ from federation.server.start import SUPERLINK, init_server, start_server
 from federation.superlink.control import ca_certificate, read_server_config
 from federation.system.process import GUARD, LOOPBACK, free_port
 from federation.system.reaper import descendants, read_parents
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from tests.federation.gateway.messages import message, record_of
 
 SITES = (4, 16, 64, 128)

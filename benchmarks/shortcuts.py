@@ -28,7 +28,8 @@ import numpy as np
 import torch
 
 from federation.coordinator.shortcut_audit import discriminants, judge, probe
-from models.network import LABELS, NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import LABELS, NetworkSettings
 from pipeline.cohort.dataset import Example, Examples
 from pipeline.cohort.store import Cohort
 from pipeline.evaluation.discrimination import auroc
@@ -39,9 +40,10 @@ from pipeline.phantom.hospitals import HOSPITALS, Hospital
 from pipeline.phantom.marks import Shortcut, TwoScanners
 from pipeline.phantom.patients import CaseMix
 from pipeline.preprocessing.measures import Measures
-from pipeline.preprocessing.preprocess import SEGMENTER, THRESHOLD, Preprocessing
+from pipeline.preprocessing.preprocess_settings import SEGMENTER, THRESHOLD, Preprocessing
 from pipeline.site.folder import Site
-from pipeline.training.train import Schedule, TrainSettings, predict, train
+from pipeline.training.train import predict, train
+from pipeline.training.train_settings import Schedule, TrainSettings
 
 RESULTS = Path(__file__).with_name("results")
 PATIENTS = (160, 40, 40)

@@ -37,7 +37,7 @@ from stoic2021_tables import Made, write
 from federation.cli.console import print_refusal, say
 from federation.report.page import write_report
 from federation.runs.results import read_results
-from models.network import ARCHITECTURES
+from models.network_settings import ARCHITECTURES
 from models.refusal import Refusal
 from pipeline.datasets.stoic2021 import is_synthetic
 

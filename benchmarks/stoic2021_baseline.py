@@ -22,7 +22,7 @@ from federation.client.site_tasks import load_examples
 from federation.protocol.study_config import Study
 from models.calibration import fit_platt
 from models.compute import Compute
-from models.network import LABELS
+from models.network_settings import LABELS
 from pipeline.cohort.dataset import Example
 from pipeline.evaluation.discrimination import auroc
 from pipeline.site.folder import Site, Split

@@ -18,7 +18,7 @@ from federation.protocol.study_config import Study
 from federation.runs.launch import launch, resume, server_of
 from federation.runs.run_folder import read_note, read_study, run_names
 from models.compute import Compute
-from models.network import LABELS
+from models.network_settings import LABELS
 from models.release import load_release
 from pipeline.site.folder import Site
 from pipeline.training.train import predict

@@ -25,7 +25,7 @@ from pipeline.cohort.ingest import ingest
 from pipeline.datasets import reasons
 from pipeline.datasets.common import check_layout, check_out
 from pipeline.datasets.stoic2021 import import_stoic2021, is_synthetic
-from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.site.folder import Site, Split
 from pipeline.system.atomic_files import write_atomically
 

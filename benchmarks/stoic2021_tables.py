@@ -15,7 +15,7 @@ from stoic2021_models import FEDERATED, PORT, Answers
 from stoic2021_sites import Brought, Patients
 
 from federation.protocol.study_config import Study
-from models.network import LABELS
+from models.network_settings import LABELS
 from pipeline.evaluation.combining import LEAST_REPEATS
 from pipeline.system.atomic_files import write_atomically
 

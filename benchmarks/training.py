@@ -15,11 +15,13 @@ from chest import SYNTAXES, write_chest
 from common import Figure, Part, Work, processor_seconds, runs_in_turn, wall_seconds
 from monai.data.meta_obj import set_track_meta
 
-from models.network import NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import NetworkSettings
 from pipeline.cohort.dataset import Batch, Example, Examples
 from pipeline.imaging.discovery import find_series
 from pipeline.imaging.series_reader import read_series
-from pipeline.preprocessing.preprocess import Preprocessing, prepare
+from pipeline.preprocessing.preprocess import prepare
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.system.malloc import keep_memory
 from pipeline.training.train import augmentation, step
 

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from pipeline.phantom.cohorts import synthetic_site, write_cohort
     from pipeline.phantom.hospitals import HOSPITALS
     from pipeline.phantom.stoic2021_layout import synthetic_stoic2021
-    from pipeline.preprocessing.preprocess import Preprocessing, prepare
+    from pipeline.preprocessing.preprocess import prepare
+    from pipeline.preprocessing.preprocess_settings import Preprocessing
     from pipeline.scoring.score import score
     from pipeline.scoring.single_scan import read_one
     from pipeline.site.folder import Site

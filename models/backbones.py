@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from models import own_code
 from models.blocks import OutOfPlaceBlock, replace_batch_norm
-from models.network import CHANNELS, NetworkSettings
 from models.network_layers import OwnBackbone, initialise
+from models.network_settings import CHANNELS, NetworkSettings
 from models.pooling import PlaceAttention
 from models.reasons import NETWORK_PLAN
 from models.refusal import Refusal

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from models.adaptation import Adaptation
 from models.calibration import Platt
 from models.familiarity import Familiarity
-from models.network import LABELS, NetworkSettings
+from models.network_settings import LABELS, NetworkSettings
 from models.operating_points import NO_POINT, POINTS, MissingPoint, OperatingPoint
 from models.provenance import Provenance
 

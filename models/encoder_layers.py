@@ -13,7 +13,7 @@ from models.import_lean import import_lean
 if TYPE_CHECKING:
     from torch import nn
 
-    from models.network import NetworkSettings
+    from models.network_settings import NetworkSettings
 
 STAGES = 4
 # Our own networks whose layers are computed one after the other, in stages. A ResNet that reads slice by slice and a

@@ -29,7 +29,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from models.encoder_layers import ResNetLayers, build, divide
-from models.network import CHANNELS, NetworkSettings
+from models.network_settings import CHANNELS, NetworkSettings
 from models.reasons import ENCODER_ALTERED, ENCODER_CLOSED, ENCODER_FILES, ENCODER_WEIGHTS
 from models.refusal import Refusal
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.attacks import Control
 from models.loss import masked_bce
-from models.network import CHANNELS, LABELS, TABULAR
+from models.network_settings import CHANNELS, LABELS, TABULAR
 
 STEP_SIZE = 0.1
 # For each start: the weight of total variation, and the weight of the batch-norm moments.

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from models.attacks import Control, Interval, Membership
 from models.loss import masked_bce
-from models.network import CHANNELS, LABELS, TABULAR, NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import CHANNELS, LABELS, TABULAR, NetworkSettings
 
 JOINT = "joint"
 FALSE_ALARMS = (0.01, 0.1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from models.attacks import Attacks, attacks_section
 from models.calibration import Platt
-from models.network import LABELS
+from models.network_settings import LABELS
 from models.operating_points import AIM, FLOOR, LEAST_PATIENTS, RATES, Evidence
 from models.pretrained_start import start_card
 from models.provenance import AuditRecord, FlagRecord, Provenance, SumsRecord

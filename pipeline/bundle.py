@@ -23,9 +23,10 @@ from safetensors.torch import load_file
 
 from models.calibration import Platt
 from models.description import Description
-from models.network import CHANNELS, LABELS, TABULAR
+from models.network_settings import CHANNELS, LABELS, TABULAR
 from models.release import WEIGHTS, Release
-from pipeline.preprocessing.preprocess import Preprocessing, prepare
+from pipeline.preprocessing.preprocess import prepare
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.scoring.score import NOTICE, calibrated, network_input, numbered_calibration
 from pipeline.scoring.single_scan import read_one
 

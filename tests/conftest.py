@@ -11,7 +11,7 @@ import torch
 
 from pipeline.cohort.ingest import Assessment, ingest
 from pipeline.phantom.generate import make_hospitals
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import Site, init_site
 from tests.helpers.shared_folder import shared_folder
 

@@ -78,7 +78,7 @@ def weakenings(study: "Study") -> list[str]:
 
 
 def _of_scans(study: "Study") -> list[str]:
-    from pipeline.preprocessing.preprocess import Preprocessing
+    from pipeline.preprocessing.preprocess_settings import Preprocessing
 
     usual = Preprocessing().shape
     if all(size <= known for size, known in zip(study.preprocessing.shape, usual, strict=True)):

@@ -35,7 +35,7 @@ from federation.secure_aggregation.reasons import SECAGG_ROSTER
 from federation.server.start import init_server, start_server
 from federation.superlink.control import read_server_config
 from federation.system.process import free_port
-from models.network import LABELS
+from models.network_settings import LABELS
 from models.refusal import Refusal
 from models.release import ATTACKS, load_release
 from models.settings import load_settings
@@ -125,7 +125,7 @@ def _ingest(folders: Folders, name: str) -> Site:
     """Create the site if it is new, ingest it, and compare the findings with the planted defects."""
     from pipeline.cohort.ingest import ingest
     from pipeline.doctor.checkup import judge
-    from pipeline.preprocessing.preprocess import Preprocessing
+    from pipeline.preprocessing.preprocess_settings import Preprocessing
 
     if (folders.site(name) / "site.toml").exists():
         site = Site.open(folders.site(name))

@@ -33,7 +33,7 @@ from pipeline.evaluation.figures import (
     test_figures,
 )
 from pipeline.evaluation.shortcuts import appearance, assigned_shares, embed, moments, shortcut_figures
-from pipeline.preprocessing.preprocess import settings_digest
+from pipeline.preprocessing.preprocess_settings import settings_digest
 from pipeline.site.folder import Site, Split
 from pipeline.system.malloc import keep_memory
 from pipeline.training.head_finetune import fit_head

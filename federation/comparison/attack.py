@@ -35,9 +35,10 @@ from models.release import Release, load_release
 from models.settings import load_settings
 from pipeline.cohort.dataset import Examples
 from pipeline.doctor.reasons import TOO_FEW_PATIENTS
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import Site, Split
-from pipeline.training.train import Schedule, predict, train
+from pipeline.training.train import predict, train
+from pipeline.training.train_settings import Schedule
 
 BATCH = 8  # scans in the single step; the same number is reconstructed from a round's update
 STEPS = 200  # iterations for each start of gradient inversion

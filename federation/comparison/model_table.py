@@ -20,7 +20,7 @@ from federation.client.site_tasks import load_examples
 from federation.protocol.study_config import Study
 from federation.runs.results import FEDERATED
 from models.compute import Compute
-from models.network import LABELS
+from models.network_settings import LABELS
 from models.release import Release
 from pipeline.cohort.dataset import Examples
 from pipeline.cohort.store import Cohort

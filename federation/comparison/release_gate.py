@@ -16,7 +16,7 @@ from federation.comparison.pooled import pool
 from federation.protocol.metric_allowlist import EXAMPLES
 from federation.runs.figures_from_counts import of_label, summed_of
 from federation.runs.results import FEDERATED, Flag, Results
-from models.network import LABELS
+from models.network_settings import LABELS
 from models.refusal import Reason
 
 CHANCE = 0.5

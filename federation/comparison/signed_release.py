@@ -30,7 +30,7 @@ from federation.runs.run_folder import find_run, read_study
 from models.attacks import Attacks
 from models.description import Description, EncoderRecord
 from models.encoders import EncoderCard, load_encoder
-from models.network import LABELS
+from models.network_settings import LABELS
 from models.provenance import AuditRecord, FlagRecord, Provenance, SiteRecord, SumsRecord
 from models.reasons import ENCODER_CLOSED
 from models.refusal import Refusal

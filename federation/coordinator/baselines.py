@@ -16,12 +16,14 @@ from federation.protocol.study_config import Study
 from models.calibration import fit_platt
 from models.compute import Compute
 from models.description import Description
-from models.network import LABELS, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import LABELS
 from models.release import Release, save_release
 from pipeline.cohort.dataset import Examples
 from pipeline.site.folder import Site, Split
 from pipeline.system.malloc import keep_memory
-from pipeline.training.train import Schedule, predict, train
+from pipeline.training.train import predict, train
+from pipeline.training.train_settings import Schedule
 
 
 def pooled_examples(sites: Sequence[Site], study: Study, *splits: Split) -> Examples:

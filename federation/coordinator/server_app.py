@@ -56,7 +56,8 @@ from federation.strategy.flower_strategies import is_robust, strategy_of
 from federation.strategy.round_report import RoundReport, by_code, flags, kept_rounds
 from federation.superlink.control import read_server_config
 from models.description import Description, Privacy
-from models.network import LABELS, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import LABELS
 from models.refusal import Refusal
 from models.release import Release, save_release
 from pipeline.system.atomic_files import write_durably

@@ -5,7 +5,7 @@ from typing import Any
 
 from federation.protocol.pooled_calibration import settings_of
 from models.calibration import Platt
-from models.network import LABELS
+from models.network_settings import LABELS
 from models.operating_points import POINTS
 from pipeline.evaluation.figures import Deployed
 

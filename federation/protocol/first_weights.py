@@ -16,14 +16,14 @@ from federation.protocol import reasons
 from federation.protocol.batch_norm import is_counter
 from federation.protocol.release_files import BEGINS_FROM, ENCODER_FILES, ENCODERS, copy_release
 from federation.protocol.study_config import Study
-from models.network import SeverityNetwork, build_network
 from models.refusal import Refusal
 
 if TYPE_CHECKING:
     from models.description import Description
+    from models.network import SeverityNetwork
 
 
-def begin_network(study: Study, folder: Path) -> SeverityNetwork:
+def begin_network(study: Study, folder: Path) -> "SeverityNetwork":
     """Return the study's network before its first round, in training mode.
 
     `folder`: holds each release in a folder named by the SHA-256 of its model.json.
@@ -37,7 +37,7 @@ def begin_network(study: Study, folder: Path) -> SeverityNetwork:
         from models.encoders import allowed
 
         allowed(study.network.encoder)
-    network = build_network(study.network, seed=study.study.seed)
+    network = _drawn(study)
     if study.study.begin_from:
         _fill(network, study, folder / study.study.begin_from)
     return network
@@ -54,7 +54,7 @@ def bring_release(study: Study, server: Path, run: Path) -> None:
         return
     for description in (server / "releases").glob("*/model.json"):
         if hashlib.sha256(description.read_bytes()).hexdigest() == study.study.begin_from:
-            _fill(build_network(study.network, seed=study.study.seed), study, description.parent)
+            _fill(_drawn(study), study, description.parent)
             copy_release(description.parent, run / BEGINS_FROM)
             return
     raise Refusal(reasons.BEGIN_UNKNOWN)
@@ -106,7 +106,14 @@ def begun_sites(study: Study, folder: Path) -> list[str]:
     return [] if provenance is None else [name for name, site in provenance.sites.items() if site.trained]
 
 
-def _fill(network: SeverityNetwork, study: Study, folder: Path) -> None:
+def _drawn(study: Study) -> "SeverityNetwork":
+    # Imported here because torch takes seconds, and a launch needs it only if the study begins from a release.
+    from models.network import build_network
+
+    return build_network(study.network, seed=study.study.seed)
+
+
+def _fill(network: "SeverityNetwork", study: Study, folder: Path) -> None:
     """Load the weights of the release in `folder` into the network, which was drawn from the seed."""
     from models.release import load_release
 
@@ -122,7 +129,7 @@ def _fill(network: SeverityNetwork, study: Study, folder: Path) -> None:
     network.hold_short()  # as after each training step
 
 
-def _with_head_of(seed: SeverityNetwork, begun: SeverityNetwork) -> SeverityNetwork:
+def _with_head_of(seed: "SeverityNetwork", begun: "SeverityNetwork") -> "SeverityNetwork":
     """Return a network with the weights of a pretrained start, and the head of the one that was drawn from the seed."""
     made, state = copy.deepcopy(seed), seed.state_dict()
     made.load_state_dict(
@@ -147,7 +154,7 @@ def _check_like(study: Study, begun: "Description") -> None:
         raise Refusal(reasons.BEGIN_UNLIKE, private="a different preprocessing")
 
 
-def _check_weights(study: Study, seed: SeverityNetwork, begun: SeverityNetwork) -> None:
+def _check_weights(study: Study, seed: "SeverityNetwork", begun: "SeverityNetwork") -> None:
     """Require tensors no longer than training can make them (`tensor_bounds.Bound`), and unchanged fixed tensors."""
     import torch
 

@@ -1,8 +1,11 @@
-"""The settings of a study: study.toml as one model, sent as JSON to the server's app and to every site's."""
+"""The settings of a study: study.toml as one model, sent as JSON to the server's app and to every site's.
+
+Works without torch.
+"""
 
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -13,13 +16,15 @@ from pydantic import (
 )
 
 from federation.secure_aggregation.roster import MAX_PEERS
-from models.compute import Compute
-from models.network import NetworkSettings
+from models.network_settings import NetworkSettings
 from models.own_packages import CODE, NAME, Named
 from models.settings import load_settings
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.training.privacy_budget import PrivacySettings, PrivateRound
-from pipeline.training.train import Schedule, TrainSettings
+from pipeline.training.train_settings import Schedule, TrainSettings
+
+if TYPE_CHECKING:
+    from models.compute import Compute
 
 MAX_SEED = 2**31 - 1
 MEAN_STRATEGIES = ("FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedYogi", "FedAdagrad")
@@ -137,7 +142,7 @@ class ComputeNeed(BaseModel, extra="forbid"):
     precision: Literal["any", "fp32"] = "any"  # fp32: no site trains in 16 bits
     gpu_memory_gb: float = Field(default=0, ge=0, le=1000)  # of a GPU, if the site computes with one
 
-    def unmet_by(self, compute: Compute) -> str:
+    def unmet_by(self, compute: "Compute") -> str:
         """Return the first need that a processor does not meet, in words; "" if it meets all."""
         if self.device == "cuda" and compute.device.type != "cuda":
             return "a GPU"

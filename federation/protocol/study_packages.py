@@ -5,7 +5,7 @@ from pathlib import Path
 from federation.protocol.package_files import handed_over, in_run, plans_beside, read_plans
 from federation.protocol.study_config import Study
 from models import own_code
-from models.network import NetworkSettings
+from models.network_settings import NetworkSettings
 from models.own_packages import Named, Package, installed, read_package, unusable
 from models.reasons import NETWORK_CLOSED, NETWORK_UNLIKE
 from models.refusal import Refusal

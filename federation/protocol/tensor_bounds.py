@@ -14,7 +14,8 @@ from federation.protocol.batch_norm import MEAN, VARIANCE, is_buffer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from models.network import NetworkSettings, SeverityNetwork
+    from models.network import SeverityNetwork
+    from models.network_settings import NetworkSettings
 
 
 class Bound(NamedTuple):

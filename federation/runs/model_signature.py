@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from models.network import CHANNELS, LABELS, TABULAR
-from pipeline.preprocessing.preprocess import Preprocessing
+from models.network_settings import CHANNELS, LABELS, TABULAR
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 
 MLMODEL = "MLmodel"
 

@@ -26,7 +26,8 @@ from models.adaptation import LEAST_SCANS, MOST_SCANS, Adaptation, derive
 from models.compute import Compute
 from models.description import Description
 from models.familiarity import appearance_features
-from models.network import LABELS, SeverityNetwork
+from models.network import SeverityNetwork
+from models.network_settings import LABELS
 from models.norm_statistics import adapt_statistics, norm_layers, require_derived
 from models.reasons import ADAPT_NETWORK, MODEL_FORMAT
 from models.refusal import Refusal
@@ -37,7 +38,7 @@ from pipeline.adaptation.judgement import judge
 from pipeline.cohort.dataset import Examples
 from pipeline.cohort.reasons import PREPROCESSING
 from pipeline.cohort.store import Cohort
-from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.site.folder import Site
 from pipeline.system.atomic_files import write_durably
 from pipeline.training.train import predict

@@ -17,7 +17,7 @@ from scipy.special import betaincinv
 from models.adaptation import Judged, Points
 from models.calibration import Platt
 from models.description import Description
-from models.network import LABELS
+from models.network_settings import LABELS
 from models.operating_points import AIM, CONFIDENCE, FLOOR, LEAST_PATIENTS, Evidence, OperatingPoint
 from models.refusal import Refusal
 from pipeline.adaptation.reasons import ADAPT_WORSE

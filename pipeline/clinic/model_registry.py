@@ -50,7 +50,7 @@ def add(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path] = (), *, by: 
     full.
     """
     from models.release import DESCRIPTION, load_release
-    from pipeline.preprocessing.preprocess import EXTERNAL
+    from pipeline.preprocessing.preprocess_settings import EXTERNAL
 
     if not (folder / DESCRIPTION).is_file():
         raise Refusal(NO_MODEL, private=str(folder))

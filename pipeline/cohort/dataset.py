@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.network import LABELS, TABULAR, tabular
+from models.network_settings import LABELS, TABULAR, tabular
 from pipeline.preprocessing.measures import Measures
 
 Batch = tuple[Tensor, Tensor, Tensor]  # scans, tabular, targets, as `Examples.batch` says

@@ -23,7 +23,7 @@ from models.reasons import ENCODER_FILES
 from models.refusal import Refusal
 from pipeline.cohort.reasons import PREPROCESSING
 from pipeline.cohort.store import Cohort, save_tensor
-from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.site.folder import Site
 
 _AT_ONCE = 4

@@ -17,7 +17,7 @@ from pipeline.cohort.store import Cohort, FindingRow, PatientRow, Scan, Unlabell
 from pipeline.cohort.workers import Examination, expect_series
 from pipeline.imaging.discovery import Series
 from pipeline.imaging.nifti_reader import is_volume_file
-from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.records.join import Labels, Records, label
 from pipeline.site import reasons as site_reasons
 from pipeline.site.folder import Site

@@ -19,7 +19,7 @@ from models.refusal import Refusal
 from pipeline.cohort import reasons
 from pipeline.cohort.store import Cohort, Scan, save_tensor
 from pipeline.imaging.discovery import Series
-from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.preprocessing.reasons import LUNGS_FLAT
 from pipeline.scoring.reasons import LUNGS_UNSURE
 from pipeline.system.malloc import keep_memory
@@ -38,7 +38,8 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
 
     from pipeline.imaging.readers import read_scan
     from pipeline.preprocessing.measures import flags, is_flat, measure
-    from pipeline.preprocessing.preprocess import EXTERNAL, prepare
+    from pipeline.preprocessing.preprocess import prepare
+    from pipeline.preprocessing.preprocess_settings import EXTERNAL
 
     torch.set_num_threads(1)  # there is one process for each core; more threads would only compete
     digest, tensor, measures = None, None, None

@@ -22,7 +22,7 @@ from pipeline.doctor.environment import configuration, machine
 from pipeline.doctor.identifier_spelling import other_spelling
 from pipeline.doctor.record_checks import read_lines
 from pipeline.imaging.discovery import Series
-from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.records.join import JoinRules, Records
 from pipeline.records.join_sensitivity import Variant, vary
 from pipeline.site import reasons as site_reasons

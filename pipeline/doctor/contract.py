@@ -21,7 +21,7 @@ from pipeline.doctor.duplicates import near_duplicates
 from pipeline.imaging import reasons as imaging_reasons
 from pipeline.preprocessing import reasons as preprocessing_reasons
 from pipeline.preprocessing.measures import Measures
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.records import reasons as records_reasons
 from pipeline.scoring import reasons as scoring_reasons
 from pipeline.site.folder import Site, Split

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.cohort.attrition import waterfall
 from pipeline.cohort.ingest import Assessment, Material
 from pipeline.doctor import contract, reasons
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.records.join import JoinRules
 from pipeline.site.folder import Site
 

@@ -16,7 +16,7 @@ from models.processor_report import report
 from models.reason_tables import reasons_in
 from models.refusal import Refusal
 from pipeline.feeds.result_queue import listener_of
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import Site
 from pipeline.system.check_line import Line, Status, refused
 

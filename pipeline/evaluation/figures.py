@@ -17,7 +17,7 @@ from scipy.special import expit
 
 from models.calibration import Platt, fit_platt
 from models.familiarity import log_distances
-from models.network import LABELS
+from models.network_settings import LABELS
 from pipeline.cohort.dataset import Examples
 from pipeline.evaluation import calibration as calibrated
 from pipeline.evaluation import discrimination, ladder

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from models.compute import PROCESSOR, Compute
 from models.familiarity import APPEARANCE_SIZE, Moments, appearance_features
-from models.network import LABELS, TABULAR, SeverityNetwork
+from models.network import SeverityNetwork
+from models.network_settings import LABELS, TABULAR
 from pipeline.cohort.dataset import Examples
 from pipeline.evaluation.discrimination import Auroc, auroc, classes_of, delong_variance, logit_interval
 from pipeline.preprocessing.measures import Measures

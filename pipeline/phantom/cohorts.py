@@ -28,7 +28,7 @@ from pipeline.phantom.hospitals import Anatomy, Hospital, Scanner
 from pipeline.phantom.patients import Patient, draw_patient
 from pipeline.phantom.records import LOST_TO_FOLLOW_UP
 from pipeline.phantom.scans import STORED_INTERCEPT_HU, acquire
-from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.site.folder import SYNTHETIC_STUDIES, Site, init_site
 from pipeline.system.codes import BY_CODE
 from pipeline.system.threads import one_thread

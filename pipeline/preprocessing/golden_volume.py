@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from pipeline.imaging.lung_mask import LEFT, RIGHT, LungMask
 from pipeline.imaging.volume import Volume, whole_hu
-from pipeline.preprocessing.preprocess import EXTERNAL, SEGMENTER, Preprocessing, prepare
+from pipeline.preprocessing.preprocess import prepare
+from pipeline.preprocessing.preprocess_settings import EXTERNAL, SEGMENTER, Preprocessing
 
 BLOCKS = (4, 4, 4)  # of each channel, along slices, rows and columns
 STEP = 1 / 64  # rounding step of the tensor's values, which range from -1 to 1: about 9 HU of the usual window

@@ -19,7 +19,8 @@ from pipeline.imaging.vendor_tags import Sharpness, known_kernel, known_manufact
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing import reasons
 from pipeline.preprocessing.lungs import are_flat, lungs_size_mm
-from pipeline.preprocessing.preprocess import Prepared, Preprocessing
+from pipeline.preprocessing.preprocess import Prepared
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 
 # An accredited scanner measures air between -1005 and -970 HU (American College of Radiology, CT phantom). Air around a
 # patient contains scatter, and the range of values begins at -1024.

@@ -3,13 +3,11 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from models.refusal import Refusal
 from pipeline.imaging.lung_mask import LungMask
@@ -26,61 +24,12 @@ from pipeline.preprocessing.lungs import (
     require_lungs,
     require_proportions,
 )
+from pipeline.preprocessing.preprocess_settings import EXTERNAL, THRESHOLD, Preprocessing
 from pipeline.preprocessing.reasons import FIELD_OF_VIEW, MASK_MISSING, NO_AIR
 
 AXES = ("S", "P", "L")  # slices towards the head, rows towards the back, columns towards the patient's left
-Size = Annotated[int, Field(ge=8, le=512)]
 DARKEST_HU = -300.0  # every chest contains air
 LEAST_WIDTH_MM = 150.0  # the lungs of a small adult are wider
-THRESHOLD: Final = 1
-SEGMENTER: Final = 2
-EXTERNAL: Final = 3
-METHODS = {"threshold": THRESHOLD, "segmenter": SEGMENTER, "external": EXTERNAL}  # words of `Preprocessing.method`
-
-
-class Preprocessing(BaseModel):
-    """The settings of `prepare`; they travel with every model, and their digest is compared.
-
-    Parameters
-    ----------
-    method : 1, 2 or 3
-        Version of `prepare` itself. 1 finds the lungs by threshold, 2 with the lung segmenter; 3 takes them from an
-        external mask. The words "threshold", "segmenter" and "external" mean the same.
-    shape : tuple of int
-        Shape of the tensor: slices, rows, columns; each 8 to 512 voxels.
-    working_spacing_mm : float
-        Spacing of the isotropic grid on which the lungs are found, 1 to 10 mm.
-    margin_mm : float
-        Margin around the lungs' bounding box, 0 to 50 mm.
-    aerated_lung_hu : float
-        HU to which the aerated part of the lungs is shifted, -1000 to -700 HU.
-    largest_shift_hu : float
-        Largest such shift, 0 to 200 HU.
-    window_hu : tuple of float
-        Lowest and highest HU of the window that is scaled to -1 to 1.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    # Version of `prepare`; increases when the same settings give other tensors, as with other weights of the segmenter.
-    method: Literal[1, 2, 3] = 2
-    shape: tuple[Size, Size, Size] = (40, 56, 56)
-    working_spacing_mm: float = Field(default=4.0, ge=1, le=10)
-    margin_mm: float = Field(default=8.0, ge=0, le=50)
-    aerated_lung_hu: float = Field(default=-920.0, ge=-1000, le=-700)
-    largest_shift_hu: float = Field(default=80.0, ge=0, le=200)
-    window_hu: tuple[float, float] = (-1000.0, 200.0)
-
-    @field_validator("method", mode="before")
-    @classmethod
-    def method_has_a_name(cls, value: object) -> object:
-        """Stored as a number, so that the digests of settings do not depend on how they were written."""
-        return METHODS.get(value, value) if isinstance(value, str) else value
-
-
-def settings_digest(settings: Preprocessing) -> str:
-    """Return a digest that identifies the settings; tensors made with other settings are made again."""
-    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from pipeline.imaging.lung_mask import LungMask
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.lesion_burden import Burden, burden
 from pipeline.preprocessing.plausibility import look_at, require_chest
-from pipeline.preprocessing.preprocess import EXTERNAL, Prepared, Preprocessing, mask_of, orient, prepare, regions_of
+from pipeline.preprocessing.preprocess import Prepared, mask_of, orient, prepare, regions_of
+from pipeline.preprocessing.preprocess_settings import EXTERNAL, Preprocessing
 
 
 @dataclass(frozen=True)

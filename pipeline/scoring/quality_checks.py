@@ -16,7 +16,8 @@ from pipeline.preprocessing.lung_regions import LungRegions, dice
 from pipeline.preprocessing.lungs import are_flat, lungs_size_mm
 from pipeline.preprocessing.measures import AIR_BETWEEN_HU
 from pipeline.preprocessing.plausibility import LEAST_SMALLER_LUNG, SOME_METAL_ML, Anatomy
-from pipeline.preprocessing.preprocess import Prepared, Preprocessing
+from pipeline.preprocessing.preprocess import Prepared
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.scoring import reasons
 from pipeline.scoring.single_scan import OneScan
 from pipeline.system.codes import BY_CODE

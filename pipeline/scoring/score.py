@@ -18,7 +18,7 @@ from models.calibration import Platt
 from models.compute import PROCESSOR, Compute
 from models.description import Description
 from models.familiarity import appearance_features
-from models.network import LABELS, tabular
+from models.network_settings import LABELS, tabular
 from models.operating_points import evidence_text
 from models.provenance import FlagRecord
 from models.reasons import MODEL_FORMAT
@@ -30,7 +30,8 @@ from pipeline.imaging.missing_slices import require_whole
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.lesion_burden import Burden, burden
 from pipeline.preprocessing.plausibility import look_at, require_chest
-from pipeline.preprocessing.preprocess import Prepared, Preprocessing, mask_of, orient, prepare, regions_of
+from pipeline.preprocessing.preprocess import Prepared, mask_of, orient, prepare, regions_of
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.scoring import reasons, verdict
 from pipeline.scoring.quality_checks import Check, checks
 from pipeline.scoring.single_scan import OneScan, read_one

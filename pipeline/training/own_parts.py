@@ -10,7 +10,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from models.network import CHANNELS, LABELS
+from models.network_settings import CHANNELS, LABELS
 from models.own_code import OwnPart
 from models.own_packages import Named
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.loss import MEASURE_REACH
-from models.network import AUXILIARY
+from models.network_settings import AUXILIARY
 from pipeline.cohort.dataset import Batch, Example, Examples
 from pipeline.preprocessing.opacity import CONSOLIDATION_HU, GROUND_GLASS_HU
 

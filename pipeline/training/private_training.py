@@ -27,7 +27,8 @@ from models.network import SeverityNetwork
 from pipeline.cohort.dataset import Examples
 from pipeline.training.own_parts import OwnLoss
 from pipeline.training.privacy_budget import PrivacySettings
-from pipeline.training.train import Schedule, TrainSettings, augmentation_of
+from pipeline.training.train import augmentation_of
+from pipeline.training.train_settings import Schedule, TrainSettings
 
 PatientLosses = Callable[[Tensor, Tensor], Tensor]  # of logits and targets, shape (batch,)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from federation.enrolment.certificates import create_node_key
 from pipeline.cohort.store import Cohort, PatientRow, Scan, save_tensor
 from pipeline.preprocessing.measures import Measures
-from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.site.folder import Site, Split, init_site, site_settings
 
 PREPROCESSING = Preprocessing(shape=(16, 16, 16))

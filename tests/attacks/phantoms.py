@@ -18,7 +18,8 @@ from pipeline.phantom.generate import make_body
 from pipeline.phantom.hospitals import hospital
 from pipeline.phantom.patients import draw_patient
 from pipeline.phantom.scans import acquire
-from pipeline.preprocessing.preprocess import Preprocessing, prepare
+from pipeline.preprocessing.preprocess import prepare
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import Split
 from tests.attacks.cohort import Patient
 

@@ -39,10 +39,11 @@ from federation.protocol.reasons import BEGIN_UNLIKE
 from federation.protocol.study_config import AggregationTable, Study
 from federation.secure_aggregation.keys import Identity
 from federation.secure_aggregation.roster import Member, Roster
-from models.network import NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import NetworkSettings
 from models.refusal import Refusal
-from pipeline.preprocessing.preprocess import Preprocessing
-from pipeline.training.train import TrainSettings
+from pipeline.preprocessing.preprocess_settings import Preprocessing
+from pipeline.training.train_settings import TrainSettings
 from tests.attacks.cohort import PREPROCESSING, Hospital, Patient, make_hospital
 from tests.federation.gateway.fake_server import NODE_ID, Bench, NodeSide, Server
 from tests.federation.gateway.messages import record_of

@@ -19,7 +19,7 @@ from federation.protocol.metric_allowlist import APPEARANCE_SIZE
 from federation.protocol.patient_counts import count_patients, training_patients
 from federation.protocol.study_config import Study
 from pipeline.cohort.store import Cohort, Scan, UnlabelledRow, save_tensor
-from pipeline.preprocessing.preprocess import settings_digest
+from pipeline.preprocessing.preprocess_settings import settings_digest
 from tests.attacks.cohort import PREPROCESSING, Hospital, make_hospital
 from tests.attacks.rig import alone_study, released_study, seed_network
 from tests.federation.gateway.messages import record_of

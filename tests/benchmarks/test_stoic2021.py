@@ -171,7 +171,7 @@ def test_interrupted_import_begins_again_and_sites_of_another_folder_are_not_use
     import stoic2021_sites
     from stoic2021_sites import bring
 
-    from pipeline.preprocessing.preprocess import Preprocessing
+    from pipeline.preprocessing.preprocess_settings import Preprocessing
 
     def interrupted(data: Path, out: Path, **_: object) -> None:
         (out / "stoic2021-1").mkdir(parents=True)

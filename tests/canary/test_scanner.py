@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from tests.canary import layers
 from tests.canary.pixels import STRETCH, WINDOW
 from tests.canary.scanner import UNREAD, Planted, Scanner

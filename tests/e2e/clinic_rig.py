@@ -15,7 +15,8 @@ from pydicom import dcmread
 
 from federation.system.process import free_port
 from models.calibration import Platt
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.release import save_release
 from pipeline.clinic.web.auth import Tokens
 from pipeline.phantom.anatomy import Grid

@@ -20,7 +20,7 @@ from federation.node import sandbox
 from federation.system.reaper import descendants, read_parents
 from models.refusal import Refusal
 from pipeline.cohort.ingest import ingest as ingest_in_this_process
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import Site
 
 FEDTHORAX = str(Path(sys.executable).parent / "fedthorax")

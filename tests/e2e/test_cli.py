@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import configs
-from models.network import LABELS, NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import LABELS, NetworkSettings
 from models.release import save_release
 from tests.e2e.conftest import run_command
 from tests.helpers.descriptions import description

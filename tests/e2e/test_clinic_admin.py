@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from federation.system.process import free_port
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.release import save_release
 from pipeline.clinic.settings import SETTINGS, Clinic
 from pipeline.clinic.web.auth import Tokens

@@ -22,7 +22,8 @@ import pytest
 
 from federation.system.process import free_port
 from federation.system.reaper import descendants, read_parents
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.release import save_release
 from pipeline.clinic.settings import SETTINGS
 from pipeline.clinic.web.auth import Access, Tokens

@@ -21,7 +21,8 @@ from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage  # type: ignore[attr-defined]
 
 from federation.system.process import free_port
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.release import Release, load_release, save_release
 from pipeline.clinic import model_registry, pacs_source
 from pipeline.clinic.cstore_receiver import Reception

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from federation.system.process import free_port
-from models.network import TABULAR
+from models.network_settings import TABULAR
 from models.own_packages import Kind
 from models.release import load_release
 from tests.e2e.conftest import Command, allow, enter, ok, run_command

@@ -28,6 +28,9 @@ def imported(code: str, *names: str) -> list[str]:
         ("pipeline.cohort.store", ("torch", "numpy", "pydicom")),  # which a node's start imports when it comes to it
         ("federation.server.start", ("flwr", "torch", "numpy", "sqlalchemy", "mlflow")),
         ("federation.gateway.__main__", ("torch", "scipy", "pydicom")),
+        ("federation.protocol.study_config", ("flwr", "torch", "scipy", "pydicom")),  # of each command about a study
+        ("federation.approval.presets", ("flwr", "torch", "numpy")),
+        ("federation.runs.launch", ("torch", "scipy", "mlflow")),
         ("federation.cli.scoring", ("flwr", "monai", "nibabel", *JUDGES, *BROUGHT_ALONG)),
     ],
 )

@@ -12,13 +12,14 @@ from models.adaptation import Adaptation
 from models.calibration import Platt
 from models.description import Description
 from models.familiarity import Familiarity, appearance_features
-from models.network import LABELS, NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import LABELS, NetworkSettings
 from models.operating_points import Evidence, OperatingPoint
 from models.provenance import Provenance, SiteRecord
 from models.release import Release, load_release, save_release
 from models.signature import new_private_key, public_key, sign
 from pipeline.cohort.store import Cohort, Scan, UnlabelledRow, save_tensor
-from pipeline.preprocessing.preprocess import settings_digest
+from pipeline.preprocessing.preprocess_settings import settings_digest
 from tests.attacks.cohort import PREPROCESSING, Hospital, draw_patients
 from tests.helpers.descriptions import description
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from models.calibration import Platt
 from models.description import Description
-from models.network import LABELS, NetworkSettings
-from pipeline.preprocessing.preprocess import Preprocessing
+from models.network_settings import LABELS, NetworkSettings
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 
 # As good as the identity, which would mean that a label was not calibrated.
 AS_IT_IS = Platt(slope=1.0, intercept=1e-12)

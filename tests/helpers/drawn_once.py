@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.phantom import cohorts
-from pipeline.preprocessing.preprocess import settings_digest
+from pipeline.preprocessing.preprocess_settings import settings_digest
 from pipeline.site.folder import Site
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from models.encoders import Encoder, EncoderCard, build_layers, save_encoder
-from models.network import NetworkSettings
-from pipeline.preprocessing.preprocess import Preprocessing
+from models.network_settings import NetworkSettings
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 
 LAYERS = NetworkSettings(architecture="resnet10", widen_factor=1 / 16)
 FEATURES = 32

@@ -14,7 +14,7 @@ from scipy.special import ndtr
 from scipy.stats import rankdata
 
 from federation.runs.results import Kind, ModelFigures
-from models.network import LABELS
+from models.network_settings import LABELS
 
 MIN_PATIENTS = 10
 BINS = 20

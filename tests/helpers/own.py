@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cohort.ingest import Assessment, ingest
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import Site
 
 SETTINGS = Preprocessing()

@@ -14,7 +14,7 @@ from federation.protocol.handshake import SiteAbout
 from federation.protocol.study_config import EvaluationTable, Study, StudyTable
 from federation.runs.results import FEDERATED, Audit, Flag, ModelFigures, Probe, Results
 from models.calibration import Platt
-from models.network import LABELS
+from models.network_settings import LABELS
 from models.operating_points import Evidence, OperatingPoint
 from pipeline.training.privacy_budget import PrivacySettings
 from tests.helpers.invented_results import POINTS, Draw, interval

@@ -17,7 +17,8 @@ from pipeline.clinic.results.source import keep_source
 from pipeline.imaging.discovery import Series, find_series
 from pipeline.phantom.hospitals import HOSPITALS
 from pipeline.preprocessing import reasons
-from pipeline.preprocessing.preprocess import Prepared, Preprocessing, orient, prepare
+from pipeline.preprocessing.preprocess import Prepared, orient, prepare
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.scoring.quality_checks import Check
 from pipeline.scoring.score import Score
 from pipeline.scoring.single_scan import read_one

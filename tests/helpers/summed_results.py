@@ -27,7 +27,7 @@ from federation.protocol.summed_answers import (
     summands,
 )
 from federation.runs.results import FEDERATED, ModelFigures, Results
-from models.network import LABELS
+from models.network_settings import LABELS
 from models.operating_points import few_hospitals
 from pipeline.evaluation.figures import Deployed
 from tests.helpers.invented_results import GROUPS, MIN_PATIENTS, PREVALENCE, SKILL, interval

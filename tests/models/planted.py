@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.loss import masked_bce
-from models.network import TABULAR, NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import TABULAR, NetworkSettings
 
 SHAPE = (16, 24, 24)
 EDGE = 5  # edge length of the lesion, voxels

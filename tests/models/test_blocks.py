@@ -6,7 +6,8 @@ from monai.networks.nets.resnet import ResNetBlock
 from torch import nn
 
 from models.blocks import OutOfPlaceBlock
-from models.network import NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import NetworkSettings
 
 
 def made(norm: str, **settings: object) -> SeverityNetwork:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from models.checkpointing import checkpointed, has_batch_norm, uncounted
 from models.loss import masked_bce
-from models.network import NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import NetworkSettings
 
 ARCHITECTURES = ("resnet10", "resnet18_slices", "densenet121", "seresnet50")
 

@@ -10,7 +10,8 @@ from models import compute as module
 from models import precision
 from models.compute import PROCESSOR, Compute, agrees_with_cpu, why_no_gpu
 from models.compute_settings import ComputeSettings
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.refusal import Refusal
 from tests.helpers.fake_gpu import GPU, fake_gpu
 

@@ -22,11 +22,12 @@ from models.encoders import (
     build_layers,
     load_encoder,
 )
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.refusal import Refusal
 from models.release import load_release, save_release
 from models.saliency import saliency
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from tests.helpers.descriptions import description
 from tests.helpers.encoders import FEATURES, head_on, small_encoder
 

@@ -19,7 +19,8 @@ from models.inversion import (
     watch_moments,
 )
 from models.loss import masked_bce
-from models.network import NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import NetworkSettings
 
 SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.125)
 SIDE = 16

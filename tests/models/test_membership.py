@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from models import membership
 from models.loss import masked_bce
 from models.membership import FALSE_ALARMS, JOINT, attack_figures, attack_losses, control, infer_membership
-from models.network import LABELS, NetworkSettings
+from models.network_settings import LABELS, NetworkSettings
 
 NAN = np.nan
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from models.network import HEAD_RMS, LABELS, TABULAR, NetworkSettings, build_network, tabular
+from models.network import HEAD_RMS, build_network
+from models.network_settings import LABELS, TABULAR, NetworkSettings, tabular
 
 SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.125)
 

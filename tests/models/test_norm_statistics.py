@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from models.adaptation import SOURCE_SCANS, derive
-from models.network import NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import NetworkSettings
 from models.norm_statistics import REACH, STATISTICS, adapt_statistics, norm_layers, require_derived
 from models.operating_points import Evidence, OperatingPoint
 from models.refusal import Refusal

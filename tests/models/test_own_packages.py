@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from models import own_code
-from models.network import TABULAR, NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import TABULAR, NetworkSettings
 from models.own_packages import BUILT_IN, MAX_BYTES, MAX_FILES, Kind, Named, Package, installed, read_package
 from models.refusal import Refusal
 from models.release import load_release, save_release

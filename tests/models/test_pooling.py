@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.network import TABULAR, NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import TABULAR, NetworkSettings
 from models.pooling import PlaceAttention
 from models.release import load_release, save_release
 from pipeline.training.private_training import hook, patient_losses

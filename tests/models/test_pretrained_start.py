@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from models.encoder_sources import of_release
-from models.network import AUXILIARY, NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import AUXILIARY, NetworkSettings
 from models.pretrained_start import LIMITS, USE
 from models.refusal import Refusal
 from models.release import CARD, load_release, save_release

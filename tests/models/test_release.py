@@ -17,7 +17,8 @@ from models.calibration import Platt
 from models.description import Description, Privacy
 from models.familiarity import APPEARANCE_SIZE, Familiarity
 from models.model_card import card
-from models.network import LABELS, NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import LABELS, NetworkSettings
 from models.refusal import Refusal
 from models.release import CARD, DESCRIPTION, WEIGHTS, Release, add_attacks, load_release, save_release
 from models.signature import new_private_key, public_key, sign

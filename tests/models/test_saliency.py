@@ -6,7 +6,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from models.network import TABULAR, NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import TABULAR, NetworkSettings
 from models.saliency import attributions, baseline, saliency
 from tests.models.planted import SHAPE, Planted, learnt, plant
 

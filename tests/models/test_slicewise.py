@@ -10,7 +10,8 @@ from torch import Tensor
 
 from federation.protocol.flat_weights import pack, unpack
 from models.inversion import seen_update
-from models.network import LABELS, TABULAR, NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import LABELS, TABULAR, NetworkSettings
 from models.release import load_release, save_release
 from models.saliency import saliency
 from models.slicewise import SlicesBackbone

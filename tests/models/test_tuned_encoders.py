@@ -12,11 +12,12 @@ from federation.protocol.flat_weights import pack
 from models.encoder_layers import STAGES, ResNetLayers, features_of
 from models.encoders import Encoder, EncoderCard, allow, build_layers, load_encoder, save_encoder
 from models.model_card import card as model_card
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.refusal import Refusal
 from models.release import load_release, save_release
 from models.saliency import saliency
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from tests.helpers.descriptions import description
 from tests.helpers.encoders import LAYERS, small_encoder, tuned_on
 

@@ -13,7 +13,7 @@ from pipeline.phantom import cohorts
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from tests.helpers.drawn_once import draw_once
 
 ROOT = Path(__file__).parents[2]

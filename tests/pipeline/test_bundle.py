@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from models.calibration import Platt
-from models.network import LABELS, NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import LABELS, NetworkSettings
 from models.release import Release, load_release, save_release
 from pipeline.bundle import INFERENCE, METADATA, MODEL, Calibrate, ReadScan, write_bundle
 from pipeline.scoring.score import score

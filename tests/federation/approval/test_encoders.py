@@ -10,7 +10,7 @@ from federation.approval.study_review import weakenings
 from federation.protocol.study_config import Study
 from models.refusal import Refusal
 from pipeline.cohort.store import Cohort
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import Site, init_site, site_settings
 from tests.helpers.encoders import head_on, small_encoder
 

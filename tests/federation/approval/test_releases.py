@@ -8,7 +8,8 @@ from federation.approval.releases import ReleaseApprovals
 from federation.approval.studies import begins_from
 from federation.ledger.chain import ledger_file, read_lines
 from federation.protocol.release_files import copy_release
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.refusal import Refusal
 from models.release import load_release, save_release
 from pipeline.site.folder import Site

@@ -18,7 +18,7 @@ from models.network import build_network
 from models.refusal import Refusal
 from pipeline.site.folder import GatewayTable, Site
 from pipeline.training.privacy_budget import epsilon_of, step_costs
-from pipeline.training.train import TrainSettings
+from pipeline.training.train_settings import TrainSettings
 
 FULL: dict[str, Any] = {
     "study": {"name": "trial", "rounds": 20, "sites": 3, "quorum": 2},

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from federation.cli.clinic import app as clinic_commands
 from federation.cli.serve import serve
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.refusal import Refusal
 from models.release import save_release
 from pipeline.clinic.settings import Clinic

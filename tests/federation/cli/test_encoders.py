@@ -14,10 +14,11 @@ from federation.cli.study import app as study
 from federation.protocol.study_config import Study
 from models.encoder_layers import ResNetLayers
 from models.encoders import build_layers, load_encoder
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.refusal import Refusal
 from models.release import save_release
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import Site, init_site, site_settings
 from tests.helpers.descriptions import description
 from tests.helpers.encoders import small_encoder

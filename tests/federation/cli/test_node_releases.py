@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from federation.approval.releases import ReleaseApprovals
 from federation.cli.node import app as node
 from federation.cli.trust import KEYS_VARIABLE
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.refusal import Refusal
 from models.release import load_release, save_release
 from models.signature import new_private_key, public_key, sign

@@ -11,10 +11,11 @@ import pytest
 
 from federation.cli.scoring import score_series
 from models.familiarity import APPEARANCE_SIZE, Familiarity
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.refusal import Refusal
 from models.release import save_release
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from tests.helpers.chests import THICK, write_chest
 from tests.helpers.descriptions import description
 from tests.helpers.dicom_files import PATIENT_ID

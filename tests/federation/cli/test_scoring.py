@@ -11,7 +11,8 @@ from federation.cli.main import app
 from federation.cli.scoring import score_series
 from models.calibration import Platt
 from models.description import NOT_JUDGED
-from models.network import LABELS, NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import LABELS, NetworkSettings
 from models.refusal import Refusal
 from models.release import save_release
 from pipeline.imaging.phantom_marker import mark

@@ -12,9 +12,10 @@ from federation.protocol.study_config import Study
 from models.network import SeverityNetwork, build_network
 from models.release import load_release, save_release
 from pipeline.cohort.dataset import Example, Examples
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.scoring.score import score
-from pipeline.training.train import Schedule, train
+from pipeline.training.train import train
+from pipeline.training.train_settings import Schedule
 from tests.helpers.chests import write_chest
 from tests.helpers.descriptions import description
 

@@ -22,10 +22,11 @@ from models.refusal import Refusal
 from models.release import ATTACKS, CARD, DESCRIPTION, WEIGHTS, add_attacks, card, load_release
 from models.release import save_release as save
 from pipeline.cohort.store import Cohort, PatientRow, Scan, save_tensor
-from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.site.folder import Site, Split, init_site
 from pipeline.training.privacy_budget import PrivacySettings
-from pipeline.training.train import Schedule, train
+from pipeline.training.train import train
+from pipeline.training.train_settings import Schedule
 
 pytestmark = pytest.mark.slow
 PREPROCESSING = Preprocessing(shape=(16, 16, 16))

@@ -17,7 +17,8 @@ from federation.runs.listing import final_values
 from federation.runs.results import RESULTS, Results
 from federation.runs.tracking import Tracker, tracking_uri
 from models.attacks import Attacks, Control
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.refusal import Refusal
 from models.release import ATTACKS, CARD, DESCRIPTION, WEIGHTS, add_attacks, card, load_release, save_release
 from models.signature import SIGNATURE, new_private_key

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from tests.helpers.shared_folder import shared_folder
 
 SMALL = Preprocessing(method=1, shape=(16, 16, 16))

@@ -23,14 +23,15 @@ from federation.protocol.metric_allowlist import LOSS
 from federation.protocol.release_files import BEGINS_FROM
 from federation.protocol.reply_validation import encode
 from federation.protocol.study_config import Study
-from models.network import LABELS, build_network
+from models.network import build_network
+from models.network_settings import LABELS
 from models.refusal import Refusal
 from models.release import load_release
 from pipeline.cohort.store import Cohort, UnlabelledRow
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import Site
 
 SMALL = Preprocessing(method=1, shape=(16, 16, 16), working_spacing_mm=8.0)

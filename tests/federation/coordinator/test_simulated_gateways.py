@@ -34,7 +34,7 @@ from models.network import build_network
 from models.refusal import Refusal
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import Site
 from tests.federation.coordinator.test_inprocess import coarse, study
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from federation.gateway.batch_norm_bounds import MAX_GROWTH, MOMENTUM, could_follow, steps_of_round
-from models.network import ARCHITECTURES, NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import ARCHITECTURES, NetworkSettings
 from pipeline.training.train import epoch_batches
 
 

@@ -28,7 +28,8 @@ from federation.protocol.flat_weights import WEIGHTS, pack
 from federation.protocol.half_precision import UPDATE
 from federation.protocol.metric_allowlist import FIGURES, LABELS, MAX_PROBED, Kind
 from federation.protocol.study_config import Study, WireTable
-from models.network import CHANNELS, build_network
+from models.network import build_network
+from models.network_settings import CHANNELS
 from models.refusal import Refusal
 from pipeline.site.folder import SiteSettings
 from pipeline.training.privacy_budget import PrivacySettings, PrivateRound

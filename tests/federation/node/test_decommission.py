@@ -19,7 +19,7 @@ from federation.node.decommission import decommission
 from federation.secure_aggregation.store import Store, witness_folder
 from models.refusal import Refusal
 from pipeline.cohort.store import Cohort
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import Site
 from tests.canary.scanner import Planted, Scanner
 from tests.federation.gateway.messages import site_of_thirty

@@ -18,7 +18,8 @@ from federation.protocol.coarse_moments import MANTISSA_BITS, RANGES, Range
 from federation.protocol.error_codes import OF_APPS
 from federation.protocol.figure_rounding import HIGH, LOW, figure_of_end
 from federation.protocol.metric_allowlist import EPSILON, EXAMPLES_OF, FIGURES, LABELS, TAILS, Kind, class_counts
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.refusal import Refusal
 from pipeline.evaluation.ladder import RUNGS, counted_classes
 from tests.federation.gateway.messages import MIN_PATIENTS, PATIENTS

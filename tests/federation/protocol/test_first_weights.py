@@ -21,7 +21,7 @@ from models.network import HEAD_RMS, SeverityNetwork, build_network
 from models.provenance import Provenance, SiteRecord
 from models.refusal import Refusal
 from models.release import save_release
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from tests.helpers.adapting import adaptation
 from tests.helpers.descriptions import description
 from tests.helpers.encoders import small_encoder, tuned_on

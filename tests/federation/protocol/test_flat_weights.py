@@ -6,7 +6,8 @@ import torch
 
 from federation.protocol.batch_norm import is_counter, is_variance
 from federation.protocol.flat_weights import pack, unpack
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 
 SETTINGS = NetworkSettings(architecture="resnet10", widen_factor=0.125)
 

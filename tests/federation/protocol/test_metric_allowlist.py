@@ -14,7 +14,7 @@ from federation.protocol import metric_allowlist
 from federation.protocol.metric_allowlist import EPSILON, EXAMPLES_OF, FIGURES, LOSS, SPLITS
 from models.calibration import Platt
 from models.familiarity import APPEARANCE_SIZE
-from models.network import LABELS
+from models.network_settings import LABELS
 from pipeline.cohort.dataset import Examples
 from pipeline.evaluation import discrimination, figures
 from pipeline.evaluation.figures import Deployed

@@ -18,7 +18,8 @@ from federation.protocol.metric_allowlist import EPSILON, FIGURES, LOSS
 from federation.protocol.patient_counts import Patients
 from federation.protocol.release_files import BEGINS_FROM, copy_release
 from federation.protocol.study_config import Study
-from models.network import AUXILIARY, LABELS, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import AUXILIARY, LABELS
 from models.refusal import Refusal
 
 PREPROCESSING = {"shape": (16, 16, 16), "working_spacing_mm": 8.0}

@@ -8,7 +8,8 @@ from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.study_config import StudyNetwork
 from federation.protocol.tensor_bounds import is_measured, parts_of, reaches_of
 from models import own_code
-from models.network import ARCHITECTURES, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import ARCHITECTURES
 from models.own_packages import installed
 from tests.helpers.own_package import CODE, write_package
 

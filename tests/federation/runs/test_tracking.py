@@ -34,7 +34,8 @@ from federation.runs.tracking import (
 )
 from federation.strategy.round_report import RoundReport
 from federation.system.process import QUIET
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 
 STUDY = Study.model_validate({"study": {"name": "trial", "rounds": 3, "sites": 3, "quorum": 2}})
 

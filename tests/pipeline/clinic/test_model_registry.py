@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.refusal import Refusal
 from models.release import WEIGHTS, save_release
 from models.signature import fingerprint, new_private_key, public_key, sign
@@ -17,7 +18,7 @@ from pipeline.clinic import model_registry
 from pipeline.clinic.records import Answer
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store, new_id
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from tests.helpers.descriptions import description
 
 SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.0625)

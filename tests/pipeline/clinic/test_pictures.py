@@ -15,7 +15,8 @@ from models.refusal import Refusal
 from pipeline.clinic import pictures
 from pipeline.clinic.pictures import IMAGE, LUNGS, OPACITIES, SALIENCY, planes, slice_png, write_pictures
 from pipeline.imaging.volume import Volume
-from pipeline.preprocessing.preprocess import Preprocessing, prepare
+from pipeline.preprocessing.preprocess import prepare
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.scoring.colormap import CONTOUR_RGB, OPACITY_RGB
 from pipeline.scoring.score import Score
 from tests.helpers.descriptions import description

@@ -14,7 +14,8 @@ import pytest
 from pydicom import Dataset
 
 from models.compute import PROCESSOR
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.reasons import COMPUTE_FAILED
 from models.refusal import Refusal
 from models.release import save_release

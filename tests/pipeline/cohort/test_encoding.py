@@ -13,7 +13,7 @@ from pipeline.cohort.encoding import encode_cohort
 from pipeline.cohort.store import Cohort
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import Site
 from tests.helpers.encoders import FEATURES, small_encoder
 

@@ -14,7 +14,8 @@ from pipeline.imaging.lung_mask import LungMask
 from pipeline.imaging.readers import read_scan
 from pipeline.preprocessing.lesion_burden import middle_of_body
 from pipeline.preprocessing.lung_regions import LungRegions
-from pipeline.preprocessing.preprocess import Preprocessing, orient, prepare
+from pipeline.preprocessing.preprocess import orient, prepare
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import init_site
 from tests.helpers.lung_masks import LEFT_LUNG, RIGHT_LUNG, write_nifti, write_segmentation
 from tests.helpers.own import CLEAN, Own

@@ -16,7 +16,7 @@ from pydicom.uid import RLELossless
 from models.refusal import Refusal
 from pipeline.cohort.ingest import Assessment, ingest
 from pipeline.cohort.store import Cohort, PatientRow
-from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.site.folder import Site
 from pipeline.system.codes import BY_CODE
 from tests.conftest import OneThread

@@ -12,7 +12,7 @@ from pipeline.cohort.store import Cohort
 from pipeline.cohort.torch_dataset import CohortDataset
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import Site
 
 SPLITS = ("train", "validation", "test")

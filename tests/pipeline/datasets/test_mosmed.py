@@ -10,7 +10,7 @@ from pipeline.cohort.ingest import ingest
 from pipeline.datasets.common import Imported
 from pipeline.datasets.mosmed import import_mosmed
 from pipeline.imaging.readers import find_scans
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.records.labels import Label, read_labels
 from pipeline.site.folder import Site
 from tests.helpers.chests import tree, write_chest

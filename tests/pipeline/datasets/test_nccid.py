@@ -17,7 +17,7 @@ from pipeline.imaging.readers import find_scans
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.hospitals import HOSPITALS
 from pipeline.phantom.scans import acquire
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.records.laboratory import read_pcr
 from pipeline.records.outcomes import read_outcomes
 from pipeline.site.folder import Site

@@ -11,7 +11,7 @@ from pipeline.cohort.ingest import ingest
 from pipeline.datasets.common import Imported
 from pipeline.datasets.stoic2021 import import_stoic2021
 from pipeline.imaging.readers import find_scans, read_scan
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.records.labels import Label, read_labels
 from pipeline.site.folder import Site
 from tests.helpers.chests import tree, write_chest

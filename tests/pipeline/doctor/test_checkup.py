@@ -15,7 +15,7 @@ from pipeline.cohort.store import Cohort
 from pipeline.doctor import environment
 from pipeline.doctor.checkup import Checkup, check
 from pipeline.doctor.page import render
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import Site
 from tests.helpers.own import CLEAN, Own, quietly, truth_of
 

@@ -11,7 +11,7 @@ from pipeline.cohort.ingest import Assessment, Member
 from pipeline.cohort.store import PatientRow
 from pipeline.doctor import reasons
 from pipeline.doctor.contract import Facts, Result, contract, numbers
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.records import reasons as records_reasons
 from pipeline.records.join import Labels
 from pipeline.site.folder import Site, init_site

@@ -11,7 +11,8 @@ from pipeline.imaging.discovery import find_series
 from pipeline.imaging.series_reader import read_series
 from pipeline.imaging.volume import Volume
 from pipeline.phantom.anatomy import Build, Grid, make_thorax
-from pipeline.preprocessing.preprocess import Preprocessing, prepare
+from pipeline.preprocessing.preprocess import prepare
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from tests.helpers.phantoms import volume
 
 GRID = Grid((57, 96, 96), (5.0, 3.9, 3.9))

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from models.processor_report import ProcessorReport
 from pipeline.doctor import environment
 from pipeline.doctor.environment import TESTED, configuration, machine
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import Site, init_site
 from pipeline.system.check_line import Line
 

@@ -13,7 +13,7 @@ from pipeline.cohort.ingest import Member
 from pipeline.doctor.checkup import Checkup
 from pipeline.doctor.contract import Facts, contract, numbers
 from pipeline.doctor.page import content, render, write_page
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.records import reasons
 from pipeline.records.join import JoinRules, Labels
 from pipeline.records.join_sensitivity import Variant

@@ -11,7 +11,8 @@ from pipeline.evaluation.baselines import age_sex_scores, lesion_load, lesion_lo
 from pipeline.evaluation.discrimination import auroc
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.lesions import add_lesions
-from pipeline.preprocessing.preprocess import Preprocessing, prepare
+from pipeline.preprocessing.preprocess import prepare
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from tests.helpers.phantoms import thorax, volume
 from tests.pipeline.evaluation.people import WINDOW_HU, people, tensor
 

@@ -15,7 +15,8 @@ from federation.protocol.figure_rounding import rounded
 from federation.protocol.metric_allowlist import FIGURES, SPLITS, Kind
 from federation.protocol.patient_counts import Patients
 from models.compute import Compute
-from models.network import LABELS, NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import LABELS, NetworkSettings
 from pipeline.cohort.dataset import Example, Examples
 from pipeline.evaluation import discrimination, shortcuts
 from pipeline.evaluation import figures as evaluation

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import logit
 
 from models.calibration import Platt, fit_platt
-from models.network import LABELS
+from models.network_settings import LABELS
 from pipeline.cohort.dataset import Example, Examples
 from pipeline.evaluation import discrimination, figures
 from pipeline.evaluation.calibration import calibration_slope

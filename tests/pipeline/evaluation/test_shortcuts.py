@@ -10,7 +10,8 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from models.network import NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import NetworkSettings
 from pipeline.cohort.dataset import Example, Examples
 from pipeline.cohort.store import Cohort
 from pipeline.evaluation.shortcuts import (
@@ -29,8 +30,9 @@ from pipeline.phantom.cohorts import synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS
 from pipeline.phantom.marks import Shortcut
 from pipeline.preprocessing.measures import Measures
-from pipeline.preprocessing.preprocess import Preprocessing
-from pipeline.training.train import Schedule, TrainSettings, predict, train
+from pipeline.preprocessing.preprocess_settings import Preprocessing
+from pipeline.training.train import predict, train
+from pipeline.training.train_settings import Schedule, TrainSettings
 
 SHAPE = (16, 20, 20)
 SEVERE = 1  # column of the label

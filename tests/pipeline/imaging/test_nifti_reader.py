@@ -19,7 +19,8 @@ from pipeline.imaging.nifti_reader import find_volume_files, read_volume_file
 from pipeline.imaging.readers import find_scans, read_scan
 from pipeline.imaging.series_reader import read_series
 from pipeline.imaging.volume import Volume
-from pipeline.preprocessing.preprocess import Preprocessing, prepare
+from pipeline.preprocessing.preprocess import prepare
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from tests.helpers.dicom_files import body, write_series
 from tests.helpers.volume_images import image, save
 

@@ -11,7 +11,8 @@ from pipeline.cohort.store import Cohort, PatientRow
 from pipeline.phantom.anatomy import MUSCLE_HU, Field, Grid
 from pipeline.phantom.cohorts import Body, plain, synthetic_site, volume_of, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS, Hospital, Scanner
-from pipeline.preprocessing.preprocess import Preprocessing, prepare, settings_digest
+from pipeline.preprocessing.preprocess import prepare
+from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.site.folder import Site
 from tests.conftest import OneThread
 from tests.helpers import phantoms

@@ -20,7 +20,8 @@ from pipeline.phantom.generate import Order, make_hospitals, make_patient
 from pipeline.phantom.hospitals import HOSPITALS, Hospital, hospital
 from pipeline.phantom.lesions import add_lesions
 from pipeline.phantom.patients import draw_patient, probability_severe
-from pipeline.preprocessing.preprocess import Preprocessing, orient, prepare
+from pipeline.preprocessing.preprocess import orient, prepare
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.records.laboratory import read_pcr
 from pipeline.records.outcomes import read_outcomes
 from pipeline.site.folder import init_site

@@ -12,7 +12,8 @@ from pipeline.preprocessing.external_lungs import agreement_with_threshold, regi
 from pipeline.preprocessing.golden_volume import golden_digest, golden_mask, golden_volume
 from pipeline.preprocessing.lesion_burden import EXTERNAL_MASK, burden
 from pipeline.preprocessing.lung_regions import LungRegions, dice
-from pipeline.preprocessing.preprocess import Preprocessing, mask_of, prepare, settings_digest
+from pipeline.preprocessing.preprocess import mask_of, prepare
+from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from tests.helpers import phantoms
 
 GRID = Grid((70, 90, 90), (4.0, 4.0, 4.0))

@@ -13,7 +13,8 @@ from models.refusal import Refusal
 from pipeline.preprocessing import golden_volume as golden
 from pipeline.preprocessing import lungs, preprocess
 from pipeline.preprocessing.golden_volume import STEP, block_steps, golden_digest, golden_volume
-from pipeline.preprocessing.preprocess import Preprocessing, prepare, resample
+from pipeline.preprocessing.preprocess import prepare, resample
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 
 SETTINGS = Preprocessing()
 DIGEST = golden_digest(SETTINGS)

@@ -16,7 +16,8 @@ from pipeline.phantom.lesions import add_lesions
 from pipeline.preprocessing.lesion_burden import PARTS, SIDES, burden, unsure_share
 from pipeline.preprocessing.lung_regions import find_regions
 from pipeline.preprocessing.opacity import Opacity
-from pipeline.preprocessing.preprocess import Prepared, Preprocessing, prepare
+from pipeline.preprocessing.preprocess import Prepared, prepare
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from tests.helpers import phantoms
 from tests.helpers.lungs import burden_of, regions_of
 from tests.pipeline.scoring.test_html_report import prepared

@@ -13,7 +13,8 @@ from pipeline.imaging.discovery import find_series
 from pipeline.imaging.series_reader import read_series
 from pipeline.phantom.body.sample import Sample, draw_sample
 from pipeline.preprocessing.lung_regions import LungRegions, dice, find_regions
-from pipeline.preprocessing.preprocess import Preprocessing, prepare, resample
+from pipeline.preprocessing.preprocess import prepare, resample
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.scoring.label_maps import nearest_on
 from tests.helpers.nrrd import read_nrrd
 

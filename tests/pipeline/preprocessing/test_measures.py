@@ -14,7 +14,8 @@ from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.hospitals import HOSPITALS, Hospital
 from pipeline.phantom.scans import acquire, write_series
 from pipeline.preprocessing.measures import Measures, flags, measure
-from pipeline.preprocessing.preprocess import Preprocessing, prepare
+from pipeline.preprocessing.preprocess import prepare
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from tests.helpers.phantoms import SOMEBODY, thorax, volume
 from tests.helpers.scan_list import measures, series
 

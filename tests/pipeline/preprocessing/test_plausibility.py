@@ -16,7 +16,8 @@ from pipeline.imaging.volume import Volume
 from pipeline.phantom.hospitals import HOSPITALS, Hospital
 from pipeline.phantom.scans import acquire
 from pipeline.preprocessing.plausibility import Anatomy, look_at, require_chest
-from pipeline.preprocessing.preprocess import Preprocessing, orient, prepare
+from pipeline.preprocessing.preprocess import orient, prepare
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from tests.helpers import phantoms
 
 Hu = NDArray[np.float32]

@@ -26,7 +26,8 @@ from pipeline.imaging.ct_slice import inspect_slice
 from pipeline.imaging.discovery import find_series
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.imaging.series_reader import read_series
-from pipeline.preprocessing.preprocess import Preprocessing, prepare
+from pipeline.preprocessing.preprocess import prepare
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from tests.helpers.dicom_files import body, ct_slice, save, write_series
 from tests.helpers.own import CLEAN, Own
 

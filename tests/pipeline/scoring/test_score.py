@@ -19,7 +19,8 @@ from pydicom import Dataset
 from models.calibration import Platt
 from models.compute import Compute
 from models.familiarity import APPEARANCE_SIZE, Familiarity
-from models.network import LABELS, NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import LABELS, NetworkSettings
 from models.refusal import Refusal
 from models.release import Release, save_release
 from models.saliency import METHOD
@@ -30,7 +31,8 @@ from pipeline.imaging.phantom_marker import mark
 from pipeline.imaging.series_reader import read_series
 from pipeline.preprocessing import external_lungs
 from pipeline.preprocessing.lungs import find_lungs
-from pipeline.preprocessing.preprocess import Preprocessing, prepare
+from pipeline.preprocessing.preprocess import prepare
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.scoring import quality_checks
 from pipeline.scoring.html_report import write_report
 from pipeline.scoring.score import ALL_LOW, NOTHING_RAISES, Score, age_band, explained_label, score, score_scan

@@ -5,7 +5,8 @@ import torch
 from pydantic import ValidationError
 
 from pipeline.training.appearance import appearance_changes
-from pipeline.training.train import TrainSettings, augmentation
+from pipeline.training.train import augmentation
+from pipeline.training.train_settings import TrainSettings
 
 
 def ramp() -> torch.Tensor:

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from models.compute import PROCESSOR, Compute
 from models.loss import masked_bce
-from models.network import NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import NetworkSettings
 from models.refusal import Refusal
 from pipeline.cohort.dataset import Example, Examples
 from pipeline.evaluation.shortcuts import embed, outside_auroc
 from pipeline.training.head_finetune import fit_head
-from pipeline.training.train import Schedule, TrainSettings, predict, step, train
+from pipeline.training.train import predict, step, train
+from pipeline.training.train_settings import Schedule, TrainSettings
 from tests.helpers.fake_gpu import GPU, fake_gpu
 
 SETTINGS = TrainSettings(batch_size=4, vary_appearance=True)

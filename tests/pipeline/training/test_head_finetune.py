@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.network import NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import NetworkSettings
 from pipeline.cohort.dataset import Example, Examples
 from pipeline.training.head_finetune import fit_head
 

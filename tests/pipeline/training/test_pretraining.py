@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from models.loss import MEASURE_REACH, bounded_regression
-from models.network import AUXILIARY, NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import AUXILIARY, NetworkSettings
 from pipeline.cohort.dataset import Example
 from pipeline.training.pretraining import PretrainingExamples, measures
-from pipeline.training.train import Schedule, TrainSettings, augmentation, train
+from pipeline.training.train import augmentation, train
+from pipeline.training.train_settings import Schedule, TrainSettings
 
 WINDOW = (-1000.0, 200.0)
 AIR, DENSE = -850.0, -400.0

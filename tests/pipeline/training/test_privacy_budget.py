@@ -19,7 +19,8 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from pydantic import ValidationError
 from scipy.stats import norm
 
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.refusal import Refusal
 from pipeline.site.folder import Site, init_site
 from pipeline.training import privacy_budget

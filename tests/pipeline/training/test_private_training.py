@@ -10,7 +10,8 @@ from torch import Tensor
 
 from models.compute import PROCESSOR, Compute
 from models.loss import masked_bce
-from models.network import NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import NetworkSettings
 from pipeline.cohort.dataset import Example, Examples
 from pipeline.cohort.store import Cohort
 from pipeline.site.folder import Site
@@ -25,7 +26,8 @@ from pipeline.training.private_training import (
     train_privately,
     uniform,
 )
-from pipeline.training.train import Schedule, TrainSettings, predict
+from pipeline.training.train import predict
+from pipeline.training.train_settings import Schedule, TrainSettings
 from tests.helpers.fake_gpu import GPU, fake_gpu
 
 pytestmark = pytest.mark.slow

@@ -8,9 +8,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from models.network import NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import NetworkSettings
 from pipeline.cohort.dataset import Example, Examples
-from pipeline.training.train import Schedule, TrainSettings, augmentation, batches, epoch_batches, predict, train
+from pipeline.training.train import augmentation, batches, epoch_batches, predict, train
+from pipeline.training.train_settings import Schedule, TrainSettings
 
 SHAPE = (2, 16, 16, 16)
 SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.125)

@@ -12,17 +12,19 @@ from torch import Tensor, nn
 
 from models.encoder_layers import divide
 from models.encoders import Encoder, allow
-from models.network import NetworkSettings, SeverityNetwork, build_network
+from models.network import SeverityNetwork, build_network
+from models.network_settings import NetworkSettings
 from pipeline.cohort.dataset import Examples
 from pipeline.cohort.encoding import encode_cohort
 from pipeline.cohort.store import Cohort
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS
-from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import Site
 from pipeline.training.privacy_budget import PrivacySettings
 from pipeline.training.private_training import train_privately
-from pipeline.training.train import Schedule, TrainSettings, predict, train
+from pipeline.training.train import predict, train
+from pipeline.training.train_settings import Schedule, TrainSettings
 from tests.helpers.encoders import small_encoder, tuned_on
 
 SMALL = Preprocessing(method=1, shape=(24, 24, 24))
