@@ -73,7 +73,8 @@ from federation.coordinator.eager_grid import EagerGrid
 from federation.protocol.flat_weights import pack
 from federation.protocol.reply_validation import encode
 from federation.strategy.guarded import GuardedStrategy, RoundRules, StartState
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 
 app = ServerApp()
 run = Aggregation.run

@@ -40,7 +40,8 @@ from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from federation.client import client_app  # what a study's own app imports
-from models.network import NetworkSettings, build_network
+from models.network import build_network
+from models.network_settings import NetworkSettings
 
 app = ClientApp()
 

@@ -74,9 +74,12 @@ def attributions(
         ((given, made),) = seen
         (gradients,) = torch.autograd.grad(logits.sum(), made)
         one = given.detach().unflatten(0, (STEPS, -1))[0].requires_grad_()
-        (gradient,) = torch.autograd.grad(first(one), one, gradients.unflatten(0, (STEPS, -1)).mean(dim=0))
+        # Sums of products, because a gradient that is passed as an argument makes torch import sympy.
+        weighted = first(one) * gradients.unflatten(0, (STEPS, -1)).mean(dim=0)
+        (gradient,) = torch.autograd.grad(weighted.sum(), one)
         # Convert from the input of the first layer, which may be slice by slice, to the scan.
-        (gradient,) = torch.autograd.grad(given, path, gradient.repeat(STEPS, *[1] * (gradient.ndim - 1)))
+        weighted = given * gradient.repeat(STEPS, *[1] * (gradient.ndim - 1))
+        (gradient,) = torch.autograd.grad(weighted.sum(), path)
         return dense[0] * gradient[0, 0].cpu()
 
 

@@ -41,7 +41,11 @@ def test_what_a_command_does_not_need_is_not_imported(module: str, not_needed: t
 @pytest.mark.slow
 def test_a_message_imports_a_network_alone_and_nothing_that_monai_would_bring_along() -> None:
     app = "import federation.client.client_app"
-    network = "from models.network import NetworkSettings, build_network; build_network(NetworkSettings(), seed=1)"
+    network = (
+        "from models.network import build_network\n"
+        "from models.network_settings import NetworkSettings\n"
+        "build_network(NetworkSettings(), seed=1)"
+    )
     asked = (
         f"import sys; early = [name for name in {(*JUDGES, 'monai')!r} if name in sys.modules]; assert not early, early"
     )
