@@ -77,7 +77,7 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("patients")
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_notebook_runs(path: Path, patients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
