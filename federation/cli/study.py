@@ -132,7 +132,7 @@ def list_runs(server: ServerDir = Path("server"), as_json: Json = False) -> None
     if as_json:
         print_json(runs)
         return
-    columns = ["run and group", "state", "strategy", "AUROC severe", "begun (UTC)"]
+    columns = ["run and group", "state", "strategy", "AUROC\nsevere", "begun\n(UTC)"]
     rows = [  # two lines each, for a narrow terminal
         [f"{run}\n{group}", f"{state}\n{number}", f"{strategy}\n{seed and f'seed {seed}'}", *map(_in_two_lines, rest)]
         for run, state, number, strategy, seed, group, *rest in list_lines(runs)

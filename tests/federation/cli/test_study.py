@@ -241,6 +241,14 @@ def test_list_prints_runs_as_text_and_json(tmp_path, monkeypatch):
     assert json.loads(typed("list", "--server", tmp_path / "empty", "--json")) == []
 
 
+def test_list_breaks_no_word_of_a_usual_run_in_80_columns(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    write_run(tmp_path, "severe-covid-0a1b2c3d", history=[entry(1)], ended="stopped")
+    (run,) = json.loads(typed("list", "--server", tmp_path, "--json"))
+    told = typed("list", "--server", tmp_path).split()
+    assert {"severe-covid-0a1b2c3d", run["strategy"], run["state"], "validation", run["begun"][:10]} <= set(told)
+
+
 def test_show_prints_a_run_as_text_and_json(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     results = make_results(2)
