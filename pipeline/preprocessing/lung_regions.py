@@ -80,28 +80,21 @@ def find_regions(hu: NDArray[np.float32], spacing_mm: float, network: LungSegmen
     LungRegions
         On the grid of `hu`. A scan without lungs has none.
     """
-    body = _body_box(hu, spacing_mm)
     whole = np.zeros(hu.shape, np.uint8), np.zeros(hu.shape, np.uint8), np.zeros((len(SIDES), *hu.shape), np.float32)
-    if body is None:
+    body = largest_piece(hu > BODY_ABOVE_HU)
+    if not body.any():
         return LungRegions(*whole)
-    inner = _find_in_body(np.ascontiguousarray(hu[body]), spacing_mm, network or load_segmenter())
-    whole[0][body], whole[1][body], whole[2][(slice(None), *body)] = inner.regions, inner.tissues, inner.chances
+    # The air around a patient takes a third of many scans, and noise in it can look like lung.
+    _, *in_plane = bounding_box(body, round(BODY_MARGIN_MM / spacing_mm))
+    box = slice(0, hu.shape[0]), *in_plane
+    inner = _find_in_body(np.ascontiguousarray(hu[box]), body[box], spacing_mm, network or load_segmenter())
+    whole[0][box], whole[1][box], whole[2][(slice(None), *box)] = inner.regions, inner.tissues, inner.chances
     return LungRegions(*whole)
 
 
-def _body_box(hu: NDArray[np.float32], spacing_mm: float) -> tuple[slice, ...] | None:
-    """Return the rows and columns that the largest piece of tissue spans, with a margin, and all slices; None if none.
-
-    The air around a patient takes a third of many scans, and noise in it can look like lung.
-    """
-    body = largest_piece(hu > BODY_ABOVE_HU)
-    if not body.any():
-        return None
-    _, *in_plane = bounding_box(body, round(BODY_MARGIN_MM / spacing_mm))
-    return slice(0, hu.shape[0]), *in_plane
-
-
-def _find_in_body(hu: NDArray[np.float32], spacing_mm: float, network: LungSegmenter) -> LungRegions:
+def _find_in_body(
+    hu: NDArray[np.float32], body: NDArray[np.bool_], spacing_mm: float, network: LungSegmenter
+) -> LungRegions:
     region_logits, tissue_logits = _logits(torch.from_numpy(hu), spacing_mm, network)
     found = _highest(region_logits.numpy())
     # A lung is found as a whole first, so that a voxel between right and left is not lost to a third class.
@@ -110,16 +103,25 @@ def _find_in_body(hu: NDArray[np.float32], spacing_mm: float, network: LungSegme
     right = (chances[Region.RIGHT_LUNG] >= chances[Region.LEFT_LUNG]).numpy()
     others = (np.uint8(Region.BACKGROUND), found)
     regions = np.where(np.isin(found, SIDES), *others).astype(np.uint8)
-    outside = _air_outside(hu)
+    outside = _air_outside(hu, body)
     for side, mine in ((Region.RIGHT_LUNG, lung & right), (Region.LEFT_LUNG, lung & ~right)):
-        whole = ndimage.binary_fill_holes(largest_piece(mine & ~outside))
-        regions[whole & (regions != Region.AIRWAY)] = side
+        inside = mine & ~outside
+        if not inside.any():
+            continue
+        box = bounding_box(inside, 0)  # beyond it there is no piece of the lung, and no hole in one
+        whole = ndimage.binary_fill_holes(largest_piece(inside[box]))
+        regions[box][whole & (regions[box] != Region.AIRWAY)] = side
     if not _hold_air(hu, np.isin(regions, SIDES)):
         regions[np.isin(regions, SIDES)] = Region.BACKGROUND
     tissues = _highest(tissue_logits.numpy())
     tissues[~np.isin(regions, SIDES)] = Tissue.PARENCHYMA
-    own = np.stack([chances[side].numpy() * ndimage.binary_dilation(regions == side) for side in SIDES])
-    return LungRegions(regions, tissues, own.astype(np.float32))
+    own = np.zeros((len(SIDES), *hu.shape), np.float32)
+    for place, side in enumerate(SIDES):
+        mine = regions == side
+        if mine.any():
+            box = bounding_box(mine, 1)
+            own[(place, *box)] = chances[side].numpy()[box] * ndimage.binary_dilation(mine[box])
+    return LungRegions(regions, tissues, own)
 
 
 def _hold_air(hu: NDArray[np.float32], lungs: NDArray[np.bool_]) -> bool:
@@ -127,7 +129,7 @@ def _hold_air(hu: NDArray[np.float32], lungs: NDArray[np.bool_]) -> bool:
     return bool(np.count_nonzero(lungs & (hu < AIR_BELOW_HU)) > LEAST_AIR * np.count_nonzero(lungs))
 
 
-def _air_outside(hu: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _air_outside(hu: NDArray[np.float32], body: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the air outside the body; noise in it looks like lung at times.
 
     It touches the sides of the image, and the body lies on at most two sides of it. Where a small field of view cuts
@@ -137,7 +139,7 @@ def _air_outside(hu: NDArray[np.float32]) -> NDArray[np.bool_]:
     is_outside = np.zeros(int(labels.max()) + 1, bool)
     is_outside[at_sides(labels)] = True
     is_outside[0] = False
-    return np.asarray(is_outside[labels]) & (_sides_with(largest_piece(hu > BODY_ABOVE_HU)) < SIDES_AROUND)
+    return np.asarray(is_outside[labels]) & (_sides_with(body) < SIDES_AROUND)
 
 
 def _sides_with(body: NDArray[np.bool_]) -> NDArray[np.uint8]:
