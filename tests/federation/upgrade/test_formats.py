@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -25,6 +26,7 @@ from models.refusal import Refusal
 from pipeline.clinic import database as clinic_database
 from pipeline.clinic.settings import Clinic, init_clinic
 from pipeline.cohort.store import SCHEMA_VERSION, Cohort
+from pipeline.pacs import pull_log
 from pipeline.records import fhir_store
 from pipeline.site.folder import Site, init_site, site_settings
 from pipeline.system.folder_format import FILE, FORMATS
@@ -91,6 +93,20 @@ def test_sqlite_file_carries_its_format_and_a_newer_one_is_refused_unchanged(kin
 @pytest.mark.parametrize("of", [*(kind.of for kind in KINDS), privacy_budget.FORMAT])
 def test_each_earlier_format_has_a_migration(of: SqliteFormat) -> None:
     assert sorted(of.steps) == list(range(1, of.version))
+
+
+def test_guide_names_the_format_of_each_database() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "upgrading.md").read_text()
+    rows = re.findall(r"^\| [^|]*`(?:\w+/)*(\w+\.sqlite)` \| .*`user_version`, (\d+) ", page, re.M)
+    assert {name: int(number) for name, number in rows} == {
+        masked_rounds.FILE: masked_rounds.FORMAT.version,
+        privacy_budget.FILE: privacy_budget.FORMAT.version,
+        "resources.sqlite": fhir_store.FORMAT.version,
+        "sites.sqlite": registry.FORMAT.version,
+        clinic_database.FILE: clinic_database.FORMAT.version,
+        "cohort.sqlite": SCHEMA_VERSION,
+        "journal.sqlite": pull_log.SCHEMA_VERSION,
+    }
 
 
 def test_cohort_carries_its_format_and_a_newer_one_is_not_read(tmp_path: Path) -> None:
