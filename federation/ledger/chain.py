@@ -199,13 +199,19 @@ def read_lines(path: Path) -> Iterator[Line]:
                 raw = file.readline()
                 if not raw.endswith(b"\n"):
                     raise Refusal(reasons.LEDGER_INCOMPLETE, private=str(path))
-                line = _read(raw)
-                if line is None or (line.number, line.prev) != (before.lines + 1, before.sha256):
+                line = next_line(raw, before)
+                if line is None:
                     raise Refusal(reasons.LEDGER_BROKEN, line=before.lines + 1, private=str(path))
                 yield line
                 before = Head(line.number, line.sha256)
     except FileNotFoundError:
         return
+
+
+def next_line(raw: bytes, before: Head) -> Line | None:
+    """Parse the line that follows `before`; None unless it is this line, byte by byte as `Ledger` wrote it."""
+    line = _read(raw)
+    return line if line and (line.number, line.prev) == (before.lines + 1, before.sha256) else None
 
 
 def verify(path: Path, known: Iterable[Head] = ()) -> Head:

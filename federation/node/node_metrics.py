@@ -1,8 +1,8 @@
 """Metrics of a running node and its gateway, from the node's state, its processes, the ledger and the cohort."""
 
-import json
 import shutil
 import sqlite3
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -14,13 +14,15 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, InfoMetricFamily, Metric
 
 from federation.enrolment.standing import standing
-from federation.ledger.chain import PASSED, ledger_file
+from federation.ledger.chain import EMPTY, PASSED, Head, Line, ledger_file, next_line
 from federation.ledger.restored import ACCEPTED, RESTORED
 from federation.node.state import NodeState
 from federation.system.monitoring import gauge, gauges
+from models.refusal import Refusal
 from pipeline.site.folder import MONTH_SECONDS, Site
 
 ANSWERED = "answered: "
+_VERIFY_AGAIN_SECONDS = 24 * 3600.0
 
 
 class NodeMetrics:
@@ -44,6 +46,7 @@ class NodeMetrics:
         """Yield all metrics."""
         yield from self._node()
         yield from self._gateway()
+        yield from self._privacy()
         yield from self._cohort()
 
     def _node(self) -> Iterator[Metric]:
@@ -73,12 +76,23 @@ class NodeMetrics:
         for (direction, verdict), count in sorted(self._ledger.messages.items()):
             messages.add_metric([direction, verdict], count)
         yield messages
-        yield gauge("gateway_ledger_lines", "Lines of the ledger", self._ledger.lines)
+        yield gauge("gateway_ledger_lines", "Lines of the ledger", self._ledger.head.lines)
+        says = "Whether no line of the ledger was changed, removed or cut off, as far as this process can see"
+        yield gauge("gateway_ledger_verified", says, self._ledger.is_verified)
         yield gauge("gateway_restored", "Whether a restore waits for the hospital's decision", self._ledger.is_restored)
         asked = sum(at > time.time() - MONTH_SECONDS for at in self._ledger.answers.values())
         yield gauge("gateway_questions", "Questions about models that were answered in 31 days", asked)
         limit = self._site.settings.gateway.max_questions_a_month
         yield gauge("gateway_questions_limit", "Their limit", limit)
+
+    def _privacy(self) -> Iterator[Metric]:
+        from pipeline.training.privacy_budget import spent_epsilon  # numpy
+
+        limits = self._site.settings.privacy
+        with suppress(Refusal):
+            spent = spent_epsilon(self._site, delta=limits.max_delta)
+            yield gauge("node_privacy_epsilon", "Privacy budget that all studies have spent: epsilon", spent)
+        yield gauge("node_privacy_epsilon_limit", "The privacy budget: epsilon", limits.max_epsilon)
 
     def _cohort(self) -> Iterator[Metric]:
         folder = self._site.cohort_folder
@@ -97,34 +111,49 @@ def _counter(name: str, says: str, value: float) -> Metric:
 
 
 class _LedgerCounts:
-    """Counts of a ledger's lines; each call of `read` reads only what was added. It verifies nothing."""
+    """Counts of a ledger's lines. Each call of `read` reads and verifies what was added, and once a day the whole file.
+
+    `is_verified` is False from the first line on that is not as it was written, and if the file became shorter.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self._reading, self._was_cut = path, threading.Lock(), False
         self._forget()
 
     def _forget(self) -> None:
-        self._at, self.lines, self.is_restored = 0, 0, False
+        self._at, self._began = 0, time.monotonic()
+        self.head, self.is_verified, self.is_restored = EMPTY, True, False
         self.messages: Counter[tuple[str, str]] = Counter()
         self.answers: dict[str, float] = {}  # when it left, in seconds since 1970, by the question's digest
 
     def read(self) -> None:
-        with suppress(OSError, ValueError, KeyError), self._path.open("rb") as file:
-            if self._path.stat().st_size < self._at:
+        with self._reading:
+            size = self._path.stat().st_size if self._path.exists() else 0
+            self._was_cut |= size < self._at
+            if size < self._at or time.monotonic() - self._began > _VERIFY_AGAIN_SECONDS:
                 self._forget()
+            with suppress(OSError):
+                self._read_on()
+            self.is_verified &= not self._was_cut
+
+    def _read_on(self) -> None:
+        with self._path.open("rb") as file:
             file.seek(self._at)
             for raw in file:
                 if not raw.endswith(b"\n"):
                     break  # a line that is being written
-                self._count(json.loads(raw))
+                line = next_line(raw, self.head)
+                self.is_verified = line is not None
+                if line is None:
+                    break
+                self._count(line)
                 self._at += len(raw)
 
-    def _count(self, line: Mapping[str, str]) -> None:
-        self.lines += 1
-        direction, kind, verdict = line["direction"], line["kind"], line["verdict"]
-        if direction != "here":
-            self.messages[direction, verdict] += 1
-        elif kind.startswith(ANSWERED) and verdict == PASSED:
-            self.answers.setdefault(line["digest"], datetime.fromisoformat(line["time"]).timestamp())
-        elif kind.partition(":")[0] in (RESTORED, ACCEPTED):
-            self.is_restored = kind.startswith(f"{RESTORED}:")
+    def _count(self, line: Line) -> None:
+        self.head = Head(line.number, line.sha256)
+        if line.direction != "here":
+            self.messages[line.direction, line.verdict] += 1
+        elif line.kind.startswith(ANSWERED) and line.verdict == PASSED:
+            self.answers.setdefault(line.digest, datetime.fromisoformat(line.time).timestamp())
+        elif line.kind.partition(":")[0] in (RESTORED, ACCEPTED):
+            self.is_restored = line.kind.startswith(f"{RESTORED}:")
