@@ -1,4 +1,4 @@
-"""`fedthorax node backup`, `node restore`, `node accept-restore`, `server backup` and `server restore`."""
+"""`backup` and `restore` of `fedthorax node`, `fedthorax server` and `fedthorax clinic`; `node accept-restore`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +9,7 @@ from federation.cli.console import say
 
 SiteDir = Annotated[Path, typer.Argument(help="The site's folder.")]
 ServerDir = Annotated[Path, typer.Argument(help="The server's folder.")]
+ClinicDir = Annotated[Path, typer.Argument(metavar="CLINIC", help="The clinic's folder.")]
 NewFile = Annotated[Path, typer.Argument(dir_okay=False, help="The backup: a new file, outside the folder.")]
 BackupFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The file that `backup` wrote.")]
 EmptyDir = Annotated[Path, typer.Argument(file_okay=False, help="Folder to restore to: a new or an empty one.")]
@@ -69,6 +70,25 @@ def restore_server(file: BackupFile, folder: EmptyDir) -> None:
     count = restore_backup("server", file, folder)
     say(f"Restored {count} files. Never run two servers of one study.")
     say(f"Next: fedthorax server start {folder}, then fedthorax study list --server {folder}.")
+
+
+def backup_clinic(folder: ClinicDir, file: NewFile) -> None:
+    """Back up settings, database, answers and models to one private file. The clinic may run."""
+    from federation.migration.backup import back_up_clinic
+
+    _outside(file, folder)
+    _tell(back_up_clinic(folder, file), file)
+    say("It holds patients' names and results: keep it as secret as the hospital's reports.")
+
+
+def restore_clinic(file: BackupFile, folder: EmptyDir) -> None:
+    """Restore a clinic from its backup. Scans that waited for a score must be sent again."""
+    from federation.system.backup import restore_backup
+
+    count = restore_backup("clinic", file, folder)
+    say(f"Restored {count} files.")
+    say("Tokens that were revoked after the backup are valid again: revoke them now (fedthorax clinic tokens --help).")
+    say(f"Next: fedthorax clinic status {folder}, then fedthorax serve {folder}.")
 
 
 def _outside(file: Path, folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from federation.cli.backup import backup_clinic, restore_clinic
 from federation.cli.clinic_deliveries import send_again, status
 from federation.cli.console import print_json, print_table, say
 from federation.cli.options import Json
@@ -179,7 +180,7 @@ def promote(
 
 
 for name, command in (
-    *(("status", status), ("send-again", send_again)),
+    *(("status", status), ("send-again", send_again), ("backup", backup_clinic), ("restore", restore_clinic)),
     *(("upgrade-check", check_clinic), ("upgrade-undo", undo_clinic)),
 ):
     app.command(name)(command)

@@ -1,4 +1,4 @@
-"""What a backup of a site or of a study's server contains; federation.system.backup writes and reads the file."""
+"""What a backup of a site, a study's server or a clinic contains; federation.system.backup writes and reads it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +9,12 @@ from federation.protocol.package_files import PACKAGES
 from federation.protocol.release_files import BEGINS_FROM, ENCODERS
 from federation.superlink.control import IMPORTING, read_server_config
 from federation.system.backup import restore_backup, write_backup
+from pipeline.clinic.database import FILE
+from pipeline.clinic.service import LOCK
+from pipeline.clinic.settings import Clinic
 from pipeline.feeds.result_queue import listener_of
 from pipeline.site.folder import Site
+from pipeline.system.sqlite_format import copies
 
 # Not the cohort, the fetched series and the logs: `node ingest` makes the first two again.
 _SITE_FOLDERS = ("keys", "ledger", "apps", "studies", "peers", PACKAGES, BEGINS_FROM, ENCODERS, "privacy")
@@ -20,6 +24,7 @@ _MADE_AGAIN = ("check.html",)
 _MAX_BESIDE_BYTES = 2**20  # passwords, tokens and certificates beside site.toml are short; exports are not
 # What Flower and the running processes make anew at the next start.
 _NOT_OF_SERVER = ("flower_home", "logs", "started", "state.db", "state.db-wal", "state.db-shm", IMPORTING)
+_NOT_OF_CLINIC = ("logs", "received", "work", LOCK)
 
 
 def back_up_site(folder: Path, file: Path) -> int:
@@ -28,7 +33,7 @@ def back_up_site(folder: Path, file: Path) -> int:
     Raises Refusal: E_BACKUP_EXISTS, and those of `Site.open`; OSError.
     """
     site = Site.open(folder)
-    return write_backup("site", site.folder, _site_parts(site), file)
+    return write_backup("site", site.folder, sorted(_site_parts(site)), file)
 
 
 def restore_site(file: Path, folder: Path) -> int:
@@ -78,5 +83,22 @@ def back_up_server(folder: Path, file: Path) -> int:
     E_SERVER_MOVED, E_IMPORT_UNFINISHED; OSError.
     """
     read_server_config(folder)
-    parts = [path for path in folder.iterdir() if path.name not in _NOT_OF_SERVER]
+    parts = sorted(path for path in folder.iterdir() if path.name not in _NOT_OF_SERVER)
     return write_backup("server", folder, parts, file)
+
+
+def back_up_clinic(folder: Path, file: Path) -> int:
+    """Back up a clinic to a new private file; return the number of files.
+
+    The database comes first: an answer's files are on the disk before its row, so the backup has the files of each
+    answer. Left out: logs, scans that wait or are scored, and copies of the database from before an upgrade. Scans that
+    are kept with their answers (`uploads = true`) are in it. Raises Refusal: E_BACKUP_EXISTS, and those of
+    `Clinic.open`; OSError.
+    """
+    clinic = Clinic.open(folder)
+    database = clinic.folder / FILE
+    left_out = {database, *copies(database).values(), *(clinic.folder / name for name in _NOT_OF_CLINIC)}
+    if not clinic.settings.keep.uploads:
+        left_out.add(clinic.scans)
+    beside = sorted(path for path in clinic.folder.iterdir() if path not in left_out)
+    return write_backup("clinic", clinic.folder, [database, *beside], file)

@@ -1,9 +1,9 @@
-"""Back up the folder of a site or a server to one private file, and restore it.
+"""Back up the folder of a site, a server or a clinic to one private file, and restore it.
 
-The file is a gzip-compressed tar archive of mode 0600 whose first member says what it is. It holds private keys, and a
-site's backup also the key of the pseudonyms, so it is as secret as the folder. Restored folders have mode 0700, and
-files 0600. A node or server may run meanwhile: SQLite databases are copied with SQLite's own backup function, and all
-other files are only appended to or replaced whole.
+The file is a gzip-compressed tar archive of mode 0600 whose first member says what it is. It holds private keys, a
+site's backup also the key of the pseudonyms, and a clinic's the patients, so it is as secret as the folder. Restored
+folders have mode 0700, and files 0600. A node, server or clinic may run meanwhile: SQLite databases are copied with
+SQLite's own backup function, and all other files are only appended to or replaced whole.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import tarfile
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -25,7 +25,7 @@ from federation.system import reasons
 from models.refusal import Refusal
 from pipeline.system.atomic_files import move_durably, sync_folder
 
-Kind = Literal["site", "server"]
+Kind = Literal["site", "server", "clinic"]
 
 _ABOUT = "backup.json"
 _FORMAT = 1
@@ -37,7 +37,8 @@ _PIECE_BYTES = 2**20
 def write_backup(kind: Kind, folder: Path, parts: Iterable[Path], file: Path) -> int:
     """Write the files and folders `parts` of `folder` to a new `file`; return how many files it holds.
 
-    Links and temporary files are left out. After an error there is no `file`.
+    The parts are written in their order, and each is listed when its turn comes: what refers to other files is a part
+    before them. Links and temporary files are left out. After an error there is no `file`.
     Raises Refusal E_BACKUP_EXISTS; OSError.
     """
     if file.exists():
@@ -58,9 +59,13 @@ def write_backup(kind: Kind, folder: Path, parts: Iterable[Path], file: Path) ->
     return count
 
 
-def _files(parts: Iterable[Path]) -> list[Path]:
-    found = {path for part in parts for path in ([part, *part.rglob("*")] if part.is_dir() else [part])}
-    return sorted(path for path in found if path.is_file() and not path.is_symlink() and path.suffix != ".tmp")
+def _files(parts: Iterable[Path]) -> Iterator[Path]:
+    seen: set[Path] = set()
+    for part in parts:
+        for path in sorted(part.rglob("*")) if part.is_dir() else [part]:
+            if path not in seen and path.is_file() and not path.is_symlink() and path.suffix != ".tmp":
+                seen.add(path)
+                yield path
 
 
 def _add(archive: tarfile.TarFile, path: Path, folder: Path, work: Path) -> bool:

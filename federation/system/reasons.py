@@ -20,8 +20,8 @@ BACKUP_FOLDER = Reason(
 BACKUP_FORMAT = Reason(
     "E_BACKUP_FORMAT",
     "this is not a complete backup of a {kind}",
-    "Use a file that `fedthorax node backup` (a site) or `fedthorax server backup` (a server) wrote. If it is damaged, "
-    "copy it again.",
+    "Use a file that `fedthorax node backup` (a site), `fedthorax server backup` (a server) or `fedthorax clinic "
+    "backup` (a clinic) wrote. If it is damaged, copy it again.",
 )
 MONITORING_PORT = Reason(
     "E_MONITORING_PORT",

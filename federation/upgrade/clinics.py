@@ -25,7 +25,7 @@ def plan_clinic(clinic: Clinic) -> Plan:
     """Return what this version would change at a clinic, and what is under way there. The store is only read."""
     running = is_running(clinic)
     waits = [f"{what}: {count}" for what, query in _UNDER_WAY.items() if running and (count := _count(clinic, query))]
-    commands = Commands("fedthorax-clinic", "fedthorax clinic", "clinic")
+    commands = Commands("fedthorax-clinic", "fedthorax clinic")
     return make_plan("clinic", clinic.folder, stores(clinic), commands, running=running, waits_for=waits)
 
 

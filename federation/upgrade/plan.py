@@ -83,7 +83,6 @@ class Commands:
 
     service: str
     program: str
-    role: str
     after: Sequence[str] = ()
 
 
@@ -140,9 +139,9 @@ def _commands(folder: Path, of: Commands, before: str, own: str, *, undo: bool) 
     """Return the commands of the upgrade and of the way back, for an installation as docs/delivery.md describes."""
     name, old = folder.resolve().name, f"/opt/fedthorax-{before or 'OLD'}"
     stop, start = f"systemctl stop {of.service}@{name}", f"systemctl start {of.service}@{name}"
-    backup = [f"{old}/bin/{of.program} backup {folder} BACKUP_FILE"] if of.role != "clinic" else []
+    backup = f"{old}/bin/{of.program} backup {folder} BACKUP_FILE"
     after = [f"/opt/fedthorax/bin/{of.program} {each} {folder}" for each in of.after]
-    forward = [*backup, stop, f"ln -sfn /opt/fedthorax-{own} /opt/fedthorax", *after, start]
+    forward = [backup, stop, f"ln -sfn /opt/fedthorax-{own} /opt/fedthorax", *after, start]
     undone = [f"/opt/fedthorax-{own}/bin/{of.program} upgrade-undo {folder}"] if undo else []
     return forward, [stop, *undone, f"ln -sfn {old} /opt/fedthorax", *after, start]
 

@@ -29,7 +29,7 @@ def plan_server(folder: Path) -> Plan:
     own, told = version("fedthorax"), last_versions(folder)
     unlike = {site: why for site, theirs in sorted(told.items()) if (why := who_must_upgrade(theirs, own))}
     waits += [f"{site} last had version {told[site]}: {why.says}" for site, why in unlike.items()]
-    commands = Commands("fedthorax-server", "fedthorax server", "server")
+    commands = Commands("fedthorax-server", "fedthorax server")
     return make_plan("server", folder, stores(folder), commands, running=running, waits_for=waits)
 
 

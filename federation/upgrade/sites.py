@@ -36,7 +36,7 @@ def plan_site(site: Site) -> Plan:
         waits.append("an ingest is under way")
     if (queue := queue_state(site)) and queue.is_listening:
         waits.append("the listener for laboratory results runs: stop it, too")
-    commands = Commands("fedthorax-node", "fedthorax node", "node", after=("ingest",))
+    commands = Commands("fedthorax-node", "fedthorax node", after=("ingest",))
     return make_plan("site", site.folder, stores(site), commands, running=running, waits_for=waits)
 
 

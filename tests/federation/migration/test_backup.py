@@ -1,4 +1,4 @@
-"""Backups of sites and servers: private files, restored completely or not at all."""
+"""Backups of sites, servers and clinics: private files, restored completely or not at all."""
 
 import gzip
 import io
@@ -17,10 +17,16 @@ from federation.enrolment.invitations import invite
 from federation.enrolment.registry import registry
 from federation.ledger.chain import Entry, Ledger, ledger_file, read_lines, verify
 from federation.ledger.restored import is_restored
-from federation.migration.backup import back_up_server, back_up_site
+from federation.migration.backup import back_up_clinic, back_up_server, back_up_site
 from federation.server.start import init_server
+from federation.system import backup
 from federation.system.backup import restore_backup
 from models.refusal import Refusal
+from pipeline.clinic.records import Answer, Patient
+from pipeline.clinic.retention import tidy
+from pipeline.clinic.settings import Clinic, init_clinic
+from pipeline.clinic.store import new_id, now
+from pipeline.clinic.web.auth import Tokens
 from pipeline.site.folder import Site, init_site, site_settings
 
 
@@ -51,6 +57,42 @@ def server(tmp_path: Path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
     return folder
+
+
+@pytest.fixture
+def clinic(tmp_path: Path) -> Clinic:
+    """A clinic with an answer, a token and a model, and with files that a backup leaves out."""
+    clinic = init_clinic(tmp_path / "clinic")
+    answer(clinic)
+    for name in ("models/one/model.json", "keys/page.key"):
+        (clinic.folder / name).parent.mkdir(exist_ok=True)
+        (clinic.folder / name).write_text(name)
+    for name in ("logs/service.log", "scans/one/1.dcm", "received/2.dcm", "work/3.dcm", "clinic.sqlite.v1"):
+        (clinic.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (clinic.folder / name).write_text("not in the backup")
+    return clinic
+
+
+def answer(clinic: Clinic) -> str:
+    """Add an answer with a file, as the worker does: the file first."""
+    with clinic.store() as store:
+        store.jobs.add(new_id(), source="upload", asked_by="night desk")
+        job, name = store.jobs.take(), new_id()
+        assert job
+        (clinic.answers / name).mkdir()
+        (clinic.answers / name / "score.json").write_text("{}")
+        patient = store.keys.keyed(Patient("SYNTHETIC-7", "WARD", "CANARY^SYNTHETIC", "F", 63.0))
+        about = {"probability": {"severe": 0.5}, "withheld": None, "interval": None, "level": {"severe": None}}
+        score = {"input": {"hu_sha256": "a" * 64}, **about}
+        ids = {"study_uid": "2.25.1", "series_uid": "2.25.2", "accession": "", "acquired_at": None}
+        made = {"model_sha256": "b" * 64, "model_name": "one", "role": "live", "folder": clinic.answers / name}
+        store.answers.add(job, Answer(name, job.id, now(), score=score, patient=patient, **ids, **made))  # type: ignore[arg-type]
+    return name
+
+
+def answers(folder: Path) -> list[str]:
+    with Clinic.open(folder).store() as store:
+        return [str(row["id"]) for row in store.database.rows("SELECT id FROM answers")]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -122,6 +164,48 @@ def test_database_that_is_in_use_is_backed_up_whole(server: Path, tmp_path: Path
         assert db.execute("SELECT name FROM runs").fetchall() == [("one",)]
 
 
+def test_restored_clinic_has_its_answers_tokens_and_models_while_it_runs(clinic: Clinic, tmp_path: Path) -> None:
+    secret = Tokens(clinic.folder).make("ward", "read", by="test")
+    with clinic.store():  # the newest rows are in the write-ahead log
+        count = back_up_clinic(clinic.folder, tmp_path / "backup")
+    assert (tmp_path / "backup").stat().st_mode & 0o777 == 0o600
+    assert restore_backup("clinic", tmp_path / "backup", tmp_path / "again") == count
+    (name,) = answers(clinic.folder)
+    expected = {"clinic.toml", "format.json", "clinic.sqlite", f"answers/{name}/score.json", "models/one/model.json"}
+    assert set(files(tmp_path / "again")) == expected | {"keys/page.key"}
+    assert modes(tmp_path / "again") == {(True, 0o700), (False, 0o600)}
+    assert answers(tmp_path / "again") == [name]
+    assert Tokens(tmp_path / "again").caller(secret).name == "ward"
+
+
+def test_scans_that_are_kept_with_their_answers_are_backed_up(clinic: Clinic, tmp_path: Path) -> None:
+    (clinic.folder / "clinic.toml").write_text("[keep]\nuploads = true\n")
+    back_up_clinic(clinic.folder, tmp_path / "backup")
+    restore_backup("clinic", tmp_path / "backup", tmp_path / "again")
+    assert (tmp_path / "again" / "scans" / "one" / "1.dcm").exists()
+
+
+def test_answer_that_comes_during_a_backup_is_whole_or_not_in_it(
+    clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, copy_database, late = answers(clinic.folder), backup._database, []
+
+    def then_an_answer_comes(path: Path, work: Path) -> Path:
+        copy = copy_database(path, work)
+        late.append(answer(clinic))
+        return copy
+
+    monkeypatch.setattr(backup, "_database", then_an_answer_comes)
+    back_up_clinic(clinic.folder, tmp_path / "backup")
+    restore_backup("clinic", tmp_path / "backup", tmp_path / "again")
+    assert answers(tmp_path / "again") == first
+    assert all((tmp_path / "again" / "answers" / name / "score.json").exists() for name in [*first, *late])
+    again = Clinic.open(tmp_path / "again")
+    with again.store() as store:
+        tidy(again, store, at_start=True)
+    assert sorted(path.name for path in again.answers.iterdir()) == first
+
+
 def test_existing_backup_is_not_replaced(site: Site, tmp_path: Path) -> None:
     (tmp_path / "backup").write_text("yesterday's")
     with pytest.raises(Refusal, match="E_BACKUP_EXISTS"):
@@ -184,9 +268,9 @@ def test_backup_of_a_server_is_not_restored_as_a_site(server: Path, tmp_path: Pa
         restore_backup("site", tmp_path / "backup", tmp_path / "again")
 
 
-def test_commands_back_up_and_restore(site: Site, server: Path, tmp_path: Path) -> None:
+def test_commands_back_up_and_restore(site: Site, server: Path, clinic: Clinic, tmp_path: Path) -> None:
     runner = CliRunner()
-    for kind, folder in (("node", site.folder), ("server", server)):
+    for kind, folder in (("node", site.folder), ("server", server), ("clinic", clinic.folder)):
         file, again = tmp_path / f"{kind}.backup", tmp_path / f"{kind}-again"
         assert runner.invoke(app, [kind, "backup", str(folder), str(file)]).exit_code == 0
         assert runner.invoke(app, [kind, "restore", str(file), str(again)]).exit_code == 0

@@ -165,6 +165,7 @@ def test_server_waits_for_a_run_and_names_sites_that_it_would_not_accept(
 def test_clinic_waits_for_its_scans(tmp_path: Path) -> None:
     clinic = init_clinic(tmp_path / "clinic")
     assert plan_clinic(clinic).safe_now
+    assert " clinic backup " in plan_clinic(clinic).forward[0]
     with closing(sqlite3.connect(clinic.folder / "clinic.sqlite", isolation_level=None)) as database:
         database.execute(
             "INSERT INTO jobs (id, state, source, asked_by, received_at, is_whole)"
