@@ -16,7 +16,7 @@ import json
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -34,6 +34,7 @@ _OF_WORDS = {"low": 3.9, "moderate": 6.9, "medium": 6.9, "high": 8.9, "critical"
 _OLD_DAYS = 14
 
 Library = tuple[str, str]  # ecosystem and name
+Libraries = Mapping[Library, Collection[str]]  # the versions of each: bundles may hold other ones than the locks
 
 
 @dataclass(frozen=True)
@@ -56,20 +57,21 @@ class Found:
         return self.aliases | {self.identifier}
 
 
-def libraries_of(source: Path, requirements: Iterable[Path] = ()) -> dict[Library, str]:
+def libraries_of(source: Path, requirements: Iterable[Path] = ()) -> dict[Library, set[str]]:
     """Return the versions of all libraries: of the locks, of the viewer, and of bundles' requirements.txt."""
     files = [*(lock_file(source, role) for role in ROLES), *requirements]
     texts = [path.read_text(encoding="utf-8") for path in files]
-    pins = [pin for text in texts for pin in locked(text).items()]
-    found: dict[Library, str] = {("PyPI", canonicalize_name(name)): version for name, version in pins}
+    found: dict[Library, set[str]] = {}
+    for name, version in [pin for text in texts for pin in locked(text).items()]:
+        found.setdefault(("PyPI", canonicalize_name(name)), set()).add(version)
     viewer = json.loads((source / "viewer" / "package-lock.json").read_text(encoding="utf-8"))["packages"]
     for place, package in viewer.items():
         if place and not package.get("dev"):
-            found["npm", place.rpartition("node_modules/")[2]] = package["version"]
+            found.setdefault(("npm", place.rpartition("node_modules/")[2]), set()).add(package["version"])
     return found
 
 
-def vulnerabilities(libraries: Mapping[Library, str], databases: Iterable[Path]) -> list[Found]:
+def vulnerabilities(libraries: Libraries, databases: Iterable[Path]) -> list[Found]:
     """Return the known vulnerabilities of these versions, sorted by library. Withdrawn entries do not count."""
     found = {}
     for entry in _entries(databases):
@@ -82,16 +84,18 @@ def vulnerabilities(libraries: Mapping[Library, str], databases: Iterable[Path])
                 str(package.get("ecosystem")),
                 name if package.get("ecosystem") == "npm" else canonicalize_name(name),
             )
-            if key in libraries and _affects(affected, libraries[key]):
-                found[entry["id"], key] = Found(
+            for version in libraries.get(key, ()):
+                if not _affects(affected, version.partition("+")[0]):  # 2.13.0+cpu is a build of 2.13.0
+                    continue
+                found[entry["id"], key, version] = Found(
                     identifier=entry["id"],
                     aliases=frozenset(entry.get("aliases", ())),
                     library=name,
-                    version=libraries[key],
+                    version=version,
                     score=_score(entry, affected),
                     summary=str(entry.get("summary") or entry.get("details", ""))[:100].replace("\n", " "),
                 )
-    return sorted(found.values(), key=lambda each: (each.library.lower(), each.identifier))
+    return sorted(found.values(), key=lambda each: (each.library.lower(), each.identifier, each.version))
 
 
 def unanswered(found: Iterable[Found], answers: Mapping[str, Mapping[str, Any]], today: date) -> list[Found]:
@@ -149,29 +153,38 @@ def _score(entry: Mapping[str, Any], affected: Mapping[str, Any]) -> float | Non
     return max(scores, default=None)
 
 
+def audit(source: Path, databases: Sequence[Path], requirements: Sequence[Path] = ()) -> tuple[str, bool]:
+    """Audit the locks, the viewer and bundles' requirements.txt.
+
+    Returns a line for each vulnerability, and whether none of them lacks an answer that it needs.
+    """
+    libraries = libraries_of(source, requirements)
+    found = vulnerabilities(libraries, databases)
+    answers = tomllib.loads((source / ANSWERS).read_text(encoding="utf-8"))
+    open_ones = unanswered(found, answers, datetime.now(UTC).date())
+    said = ""
+    for each in found:
+        score = "severity unknown" if each.score is None else f"CVSS {each.score}"
+        mark = "NEEDS AN ANSWER" if each in open_ones else "answered" if each.needs_answer else "below high"
+        said += f"{each.library} {each.version}  {each.identifier}  {score}  {mark}: {each.summary}\n"
+    newest = newest_entry(databases)
+    age = (datetime.now(UTC) - newest).days if newest else None
+    said += f"{len(libraries)} libraries, {len(found)} vulnerabilities, {len(open_ones)} without an answer\n"
+    if age is None or age > _OLD_DAYS:
+        old = "unknown" if age is None else f"{age} days old"
+        said += f"the database is old: its newest entry is {old}\n"
+    return said, not open_ones
+
+
 def main() -> int:
     """Print the vulnerabilities, and return 1 if one of them needs an answer."""
     parser = argparse.ArgumentParser(prog="make audit", description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("databases", type=Path, nargs="+", help="exports of OSV (zip)")
     parser.add_argument("--requirements", type=Path, action="append", default=[], help="requirements.txt of a bundle")
     options = parser.parse_args()
-    source = Path(__file__).resolve().parents[2]
-    libraries = libraries_of(source, options.requirements)
-    found = vulnerabilities(libraries, options.databases)
-    answers = tomllib.loads((source / ANSWERS).read_text(encoding="utf-8"))
-    open_ones = unanswered(found, answers, datetime.now(UTC).date())
-    for each in found:
-        score = "severity unknown" if each.score is None else f"CVSS {each.score}"
-        mark = "NEEDS AN ANSWER" if each in open_ones else "answered" if each.needs_answer else "below high"
-        sys.stdout.write(f"{each.library} {each.version}  {each.identifier}  {score}  {mark}: {each.summary}\n")
-    newest = newest_entry(options.databases)
-    age = (datetime.now(UTC) - newest).days if newest else None
-    sys.stdout.write(f"{len(libraries)} libraries, {len(found)} vulnerabilities, {len(open_ones)} without an answer\n")
-    if age is None or age > _OLD_DAYS:
-        sys.stdout.write(
-            f"the database is old: its newest entry is {'unknown' if age is None else f'{age} days old'}\n"
-        )
-    return 1 if open_ones else 0
+    said, is_well = audit(Path(__file__).resolve().parents[2], options.databases, options.requirements)
+    sys.stdout.write(said)
+    return 0 if is_well else 1
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from federation.delivery.audit import Found, libraries_of, unanswered, vulnerabi
 from federation.delivery.cvss import base_score
 
 ROOT = Path(__file__).resolve().parents[3]
-LIBRARIES = {("PyPI", "some-library"): "2.0", ("npm", "@scope/viewer"): "1.5.0"}
+LIBRARIES = {("PyPI", "some-library"): {"2.0"}, ("npm", "@scope/viewer"): {"1.5.0"}}
 HIGH = "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:N/A:N"
 
 
@@ -72,6 +72,28 @@ def test_listed_versions_and_npm_count_and_withdrawn_entries_do_not(tmp_path: Pa
     assert [each.identifier for each in found] == ["GHSA-2", "PYSEC-1"]
 
 
+@pytest.mark.parametrize("events", [introduced("0", last_affected="2.13.0"), introduced("2.13.0", fixed="2.13.1"), ()])
+def test_build_for_one_processor_has_the_vulnerabilities_of_its_version(
+    events: tuple[dict[str, str], ...], tmp_path: Path
+) -> None:
+    known = entry(events=events)
+    known["affected"][0]["versions"] = [] if events else ["2.13.0"]
+    (found,) = vulnerabilities({("PyPI", "some-library"): {"2.13.0+cpu"}}, [database(tmp_path, known)])
+    assert found.version == "2.13.0+cpu"
+    fixed = entry(events=introduced("0", fixed="2.13.0"))
+    assert vulnerabilities({("PyPI", "some-library"): {"2.13.0+cpu"}}, [database(tmp_path, fixed)]) == []
+
+
+def test_version_of_a_bundle_does_not_hide_that_of_a_lock(tmp_path: Path) -> None:
+    (locked,) = libraries_of(ROOT)["PyPI", "pydicom"]
+    (tmp_path / "requirements.txt").write_text(f"pydicom==999.0 \\\n    --hash=sha256:{'0' * 64}\n")
+    libraries = libraries_of(ROOT, [tmp_path / "requirements.txt"])
+    assert libraries["PyPI", "pydicom"] == {locked, "999.0"}
+    known = entry(events=introduced("0", last_affected=locked))
+    known["affected"][0]["package"]["name"] = "pydicom"
+    assert [each.version for each in vulnerabilities(libraries, [database(tmp_path, known)])] == [locked]
+
+
 @pytest.mark.parametrize(
     ("stated", "needs_answer"),
     [
@@ -125,6 +147,9 @@ def test_command_reads_all_locks_and_fails_without_an_answer(tmp_path: Path) -> 
     command = [sys.executable, "-m", "federation.delivery.audit"]
     done = subprocess.run([*command, database(tmp_path, bad)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert f"pydicom {libraries['PyPI', 'pydicom']}  GHSA-1  severity unknown  NEEDS AN ANSWER: bad" in done.stdout
+    assert (
+        f"pydicom {''.join(libraries['PyPI', 'pydicom'])}  GHSA-1  severity unknown  NEEDS AN ANSWER: bad"
+        in done.stdout
+    )
     none = database(tmp_path, entry("GHSA-9"))
     assert subprocess.run([*command, none], cwd=ROOT, capture_output=True, check=False).returncode == 0
