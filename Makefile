@@ -66,7 +66,7 @@ lock: .venv/installed  ## the libraries of each role with their hashes, after a 
 audit: .venv/installed  ## known vulnerabilities of the locked libraries; AUDIT="pypi.zip npm.zip": exports of OSV, downloaded before
 	$(BIN)/python -m federation.delivery.audit $(AUDIT)
 
-release: .venv/installed viewer  ## every form of the release into dist/; needs npm; RELEASE="--key FILE --role node --python 3.12"
+release: .venv/installed viewer  ## every form of the release into dist/; needs npm; RELEASE="--key FILE --osv FILE --role node --python 3.12"
 	$(BIN)/python -m federation.delivery.make_release $(RELEASE)
 
 images: .venv/installed  ## container images from the bundles of a release; IMAGES="dist/fedthorax-VERSION --trust KEY.pub"; needs root

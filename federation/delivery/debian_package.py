@@ -160,6 +160,8 @@ def _add_files(bundle: Path, about: dict[str, str], root: Path, epoch: int) -> N
     (man / "fedthorax.1.gz").write_bytes(gzip.compress(page.encode(), 9, mtime=0))
     shutil.copyfile(bundle / "doc" / "LICENSE", doc / "copyright")
     changes = (bundle / "doc" / "CHANGELOG.md").read_bytes()
+    shutil.copyfile(bundle / "sbom.cdx.json", doc / "sbom.cdx.json")
+    shutil.copytree(bundle / "licences", doc / "licences")
     (doc / "changelog.gz").write_bytes(gzip.compress(changes, 9, mtime=0))
     (root / "usr/share/lintian/overrides" / package).write_text(overrides(about), encoding="utf-8")
     for path in root.rglob("*"):

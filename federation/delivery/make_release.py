@@ -4,6 +4,7 @@ dist/fedthorax-VERSION/
     fedthorax-VERSION-py3-none-any.whl, fedthorax-VERSION.tar.gz    wheel and sdist
     fedthorax-VERSION-ROLE-PYTHONS-linux-x86_64.tar                 the offline bundle of each role
     fedthorax-VERSION-ROLE-image-linux-x86_64.oci.tar               the container image of each role, with --images
+    fedthorax-ROLE_VERSION_amd64.deb                                the Debian package of each role, with --deb
     *.cdx.json                                                      the bill of materials of each of them
     release.json                                                    commit, date and tools, to build it again
     SHA256SUMS, SHA256SUMS.sig                                      over all of them
@@ -22,8 +23,10 @@ from pathlib import Path
 
 from federation.delivery import reasons
 from federation.delivery.archives import write_tar
+from federation.delivery.audit import audit
 from federation.delivery.bundle import WHEELS, BundleParts, sizes, write_bundle
 from federation.delivery.checksums import sign_sums, verify_release, write_sums
+from federation.delivery.debian_package import build_package
 from federation.delivery.distributions import VIEWER, build_distributions, commit_of, source_epoch, version_of
 from federation.delivery.images import ImageParts, build_image
 from federation.delivery.inventory import write_inventory
@@ -44,13 +47,19 @@ def make_release(
     pythons: Sequence[str],
     key: Path | None,
     with_images: bool = False,
+    with_packages: bool = False,
+    databases: Sequence[Path] = (),
 ) -> Path:
     """Make a release of the commit that `source` is at, in a new folder below `out`; return the folder.
 
-    `key`: the private key that signs it; None makes a release without a signature, for a trial.
+    `key`: the private key that signs it; None makes a release without a signature, for a trial. `databases`: exports of
+    OSV. With them, nothing is released that has a known vulnerability of high severity without a written answer.
 
-    Raises Refusal: E_TREE_CHANGED, E_RELEASE_THERE, E_SIGNING_KEY, E_BUILD_FAILED, E_LICENCE, E_IMAGE_PYTHON.
+    Raises Refusal: E_TREE_CHANGED, E_RELEASE_THERE, E_SIGNING_KEY, E_BUILD_FAILED, E_LICENCE, E_IMAGE_PYTHON,
+    E_BUNDLE_UNFIT.
     """
+    if with_packages and len(pythons) != 1:
+        raise Refusal(reasons.BUNDLE_UNFIT)
     began = time.monotonic()
     commit, epoch, version = commit_of(source), source_epoch(source), version_of(source)
     folder = out / f"fedthorax-{version}"
@@ -64,6 +73,8 @@ def make_release(
     def say(text: str) -> None:
         sys.stderr.write(f"{time.monotonic() - began:6.0f} s  {text}\n")
 
+    say("known vulnerabilities" if databases else "not audited: --osv FILE looks for known vulnerabilities")
+    _audit(source, databases)
     with tempfile.TemporaryDirectory(dir=out, prefix=".release-") as temporary:
         made = Path(temporary) / folder.name
         say("wheel and sdist")
@@ -77,12 +88,15 @@ def make_release(
             fetch_wheels(source, lock, pythons, wheels)
             shutil.copyfile(wheel, wheels / wheel.name)
             bundle = write_bundle(BundleParts(source, role, version, pythons, lock, wheels), Path(temporary))
+            _audit(source, databases, bundle / "requirements.txt")
             _complete(bundle, source, version, epoch)
             _seal(bundle, key, public)
             files, size = sizes(bundle)
             say(f"{role}: {bundle.name}, {files} files, {size / 1e6:.0f} MB")
             write_tar(bundle, made / f"{bundle.name}.tar", epoch)
             shutil.copyfile(bundle / "sbom.cdx.json", made / f"{bundle.name}.cdx.json")
+            if with_packages:
+                say(f"{role}: {_add_package(bundle, made, source, epoch=epoch).name}")
             if with_images:
                 say(f"{role}: {build_image(ImageParts(source, bundle, commit, epoch), made).name}")
             shutil.rmtree(bundle)
@@ -91,6 +105,22 @@ def make_release(
         made.rename(folder)
     say(f"done: {folder}, " + (f"signed with {fingerprint(public)}" if key else "not signed: --key FILE signs it"))
     return folder
+
+
+def _audit(source: Path, databases: Sequence[Path], *requirements: Path) -> None:
+    """Raises Refusal E_BUILD_FAILED if a known vulnerability needs an answer and has none."""
+    said, is_well = audit(source, databases, requirements) if databases else ("", True)
+    if not is_well:
+        raise Refusal(reasons.BUILD_FAILED, step="the audit for known vulnerabilities", private=said)
+
+
+def _add_package(bundle: Path, made: Path, source: Path, *, epoch: int) -> Path:
+    """Add the Debian package of a bundle and its bill of materials; return the package."""
+    package = build_package(bundle, made, epoch=epoch)
+    wheels = [path for path in sorted((bundle / WHEELS).glob("*.whl")) if not path.name.startswith("pip-")]
+    inventory, version = made / f"{package.stem}.cdx.json", package.stem.split("_")[1]
+    write_inventory(inventory, package.stem, version, source, wheels, epoch=epoch)
+    return package
 
 
 def _complete(bundle: Path, source: Path, version: str, epoch: int) -> None:
@@ -128,13 +158,27 @@ def main() -> int:
     parser.add_argument("--role", action="append", choices=ROLES, help="only this role; may be repeated")
     parser.add_argument("--python", action="append", choices=PYTHONS, help="default: the version that runs this")
     parser.add_argument("--key", type=Path, help="private key on P-256, P-384 or P-521 that signs the release")
+    parser.add_argument(
+        "--osv", type=Path, action="append", default=[], help="export of OSV; see federation.delivery.audit"
+    )
+    parser.add_argument(
+        "--deb", action="store_true", help="with Debian packages; see federation.delivery.debian_package"
+    )
     parser.add_argument("--images", action="store_true", help="with container images; see federation.delivery.images")
     options = parser.parse_args()
     pythons = options.python or [".".join(map(str, sys.version_info[:2]))]
     source = Path(__file__).resolve().parents[2]
     try:
-        roles = options.role or ROLES
-        make_release(source, options.out, roles=roles, pythons=pythons, key=options.key, with_images=options.images)
+        make_release(
+            source,
+            options.out,
+            roles=options.role or ROLES,
+            pythons=pythons,
+            key=options.key,
+            with_images=options.images,
+            with_packages=options.deb,
+            databases=options.osv,
+        )
     except Refusal as refusal:
         sys.stderr.write(f"{refusal}\n{refusal.private}\n  {refusal.remedy}\n")
         return 1

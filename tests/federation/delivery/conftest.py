@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from federation.delivery.bundle import BundleParts, write_bundle
+from federation.delivery.bundle import WHEELS, BundleParts, write_bundle
 from federation.delivery.checksums import sign_sums, write_sums
+from federation.delivery.licences import collect_licences
 from models.signature import new_private_key, public_key
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -56,7 +57,9 @@ def make_bundle(tmp_path: Path, private_key: Path) -> MakeBundle:
     def make(version: str = "0.1.0", role: str = "node", fault: str = "", torch: str = "") -> Path:
         wheels = tmp_path / f"wheels-{version}-{role}"
         wheels.mkdir()
-        write_wheel(wheels, "little", version, {"little.py": f"VERSION = '{version}'\n{fault}", "torch.py": torch})
+        library = {"little.py": f"VERSION = '{version}'\n{fault}", "torch.py": torch}
+        licence = {f"little-{version}.dist-info/licenses/LICENSE": "Permission is hereby granted"}
+        write_wheel(wheels, "little", version, {**library, **licence}, "License-Expression: MIT\n")
         entry = {f"fedthorax-{version}.dist-info/entry_points.txt": "[console_scripts]\nfedthorax = program:main\n"}
         needs = (
             "".join(f"Provides-Extra: {extra}\n" for extra in ("node", "server", "clinic")) + "Requires-Dist: little\n"
@@ -68,6 +71,8 @@ def make_bundle(tmp_path: Path, private_key: Path) -> MakeBundle:
             pytest.skip("this Python does not bring pip as a wheel")
         shutil.copy(bundled[0], wheels)
         folder = write_bundle(BundleParts(ROOT, role, version, [PYTHON], "", wheels), tmp_path / "bundles")
+        collect_licences((folder / WHEELS).glob("little-*.whl"), folder / "licences", tmp_path / "no viewer")
+        (folder / "sbom.cdx.json").write_text("{}")
         write_sums(folder)
         sign_sums(folder, private_key)
         return folder

@@ -73,6 +73,7 @@ def test_package_is_installed_upgraded_removed_and_purged_both_ways(
     echo "users=$(users)"
     echo "folder=$(stat -c '%U %a' /var/lib/fedthorax)"
     echo "units=$(cd /usr/lib/systemd/system && echo fedthorax-*)"
+    echo "documents=$(cd /usr/share/doc/$package && find . -type f | tr '\\n' ' ')"
     echo "manual=$(zcat /usr/share/man/man1/fedthorax.1.gz)"
     mkdir $site && echo key >$site/key && chown -R fedthorax $site
     wants=/etc/systemd/system/multi-user.target.wants && mkdir -p $wants
@@ -100,6 +101,9 @@ def test_package_is_installed_upgraded_removed_and_purged_both_ways(
     assert (seen["users"], seen["folder"]) == (both, "fedthorax 700")
     assert f"fedthorax-{role}@.service" in seen["units"].split()
     assert seen["manual"] == ".TH FEDTHORAX 1"
+    licence = "./licences/little-0.1.0/little-0.1.0.dist-info_licenses_LICENSE"
+    documents = f"./changelog.gz ./copyright {licence} ./licences/licences.txt ./sbom.cdx.json"
+    assert set(seen["documents"].split()) == set(documents.split())
     assert seen["upgraded"] == f"key daemon-reload;daemon-reload;try-restart {services};"  # of postrm and postinst
     assert seen["removed"] == f"key stop {services}{jobs};daemon-reload;"
     assert seen["left"] == ""
