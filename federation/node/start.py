@@ -38,7 +38,6 @@ from federation.node.node_metrics import NodeMetrics
 from federation.node.state import APP_LOG, NodeState, now
 from federation.protocol import reasons as protocol_reasons
 from federation.superlink import reasons as superlink_reasons
-from federation.system.child_logs import Tail, cut, put_aside
 from federation.system.monitoring import monitored
 from federation.system.process import LOOPBACK, Process, flower_command, flower_environment, free_port
 from federation.system.process_group import Together
@@ -48,6 +47,7 @@ from models.refusal import Reason, Refusal
 from pipeline.feeds.result_queue import queue_state
 from pipeline.site.folder import Site
 from pipeline.site.study_server import server_proxy
+from pipeline.system.child_logs import Tail, cut, put_aside
 from pipeline.system.folder_format import stamp_folder
 from pipeline.system.locks import alone, is_held
 

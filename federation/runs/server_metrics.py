@@ -14,10 +14,10 @@ from federation.enrolment.invitations import overview
 from federation.runs.run_folder import run_names
 from federation.runs.submission import UNDER_WAY, state
 from federation.server.start import valid_certificates
-from federation.system.child_logs import Tail
 from federation.system.monitoring import gauge, gauges
 from federation.system.refusals_page import REASONS
 from models.refusal import Refusal
+from pipeline.system.child_logs import Tail
 
 # As the ingress writes a line. The caller chooses the path in it, so only known codes count, behind two spaces.
 _REFUSED = re.compile(r"^\S+ \S+ refused site=\S+ .*  (E_[A-Z_]+)", re.ASCII)

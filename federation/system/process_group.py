@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from federation.system.child_logs import cut
 from federation.system.process import POLL_SECONDS, Process
+from pipeline.system.child_logs import cut
 
 _LOOK_SECONDS = 10.0  # between two looks at the size of the logs
 

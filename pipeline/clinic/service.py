@@ -20,10 +20,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from models.refusal import Refusal
-from pipeline.clinic.background import GRACE_SECONDS, LOG_BYTES, Task, log_to, running
+from pipeline.clinic.background import GRACE_SECONDS, Task, log_to, running
 from pipeline.clinic.reasons import CLINIC_ADDRESS, CLINIC_BUSY, CLINIC_TLS
 from pipeline.clinic.retention import clear_work, forget_old, tidy
 from pipeline.clinic.settings import Clinic
+from pipeline.system.child_logs import cut, put_aside
 from pipeline.system.folder_format import stamp_folder
 from pipeline.system.locks import alone
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import uvicorn
 
 LOCK = "service.lock"
+WORKER_LOG = "worker.log"
 TIDY_SECONDS = 3600.0
 _LOOK_SECONDS = 0.1
 
@@ -84,9 +86,7 @@ def run_worker(clinic: Clinic, stop: threading.Event) -> None:
 @contextmanager
 def _started(clinic: Clinic) -> Iterator[subprocess.Popen[bytes]]:
     """Start a worker and kill it at the end, which is safe at any moment. It also ends with this process."""
-    path = clinic.logs / "worker.log"
-    if path.exists() and path.stat().st_size > LOG_BYTES:
-        path.replace(path.with_suffix(".log.1"))
+    path = put_aside(clinic.logs / WORKER_LOG)
     path.touch(mode=0o600)
     with path.open("ab") as output:
         worker = subprocess.Popen(
@@ -114,6 +114,7 @@ def _tidy_up(clinic: Clinic, stop: threading.Event) -> None:
         with clinic.store() as store:
             forget_old(clinic, store)
             tidy(clinic, store)
+        cut([clinic.logs / WORKER_LOG])  # a worker may run for months
 
 
 def background_tasks(clinic: Clinic) -> dict[str, Task]:

@@ -1,13 +1,16 @@
-"""Copies of the clinic's database from before an upgrade hold patients, and are deleted after a time."""
+"""Copies of the clinic's database from before an upgrade hold patients, and are deleted after a time; so are logs."""
 
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pipeline.clinic import service
 from pipeline.clinic.retention import COPY_DAYS, forget_old
 from pipeline.clinic.settings import Clinic
+from pipeline.system.child_logs import MAX_LOG_BYTES
 
 
 @pytest.mark.parametrize(
@@ -30,3 +33,12 @@ def test_copy_of_an_older_format_is_deleted_in_time(tmp_path: Path, keep: str, a
         forget_old(clinic, store)
         assert copy.exists() == is_kept
         assert (tmp_path / "clinic.sqlite").exists()
+
+
+def test_log_of_a_worker_that_runs_for_long_is_cut(tmp_path: Path) -> None:
+    clinic = Clinic.open(tmp_path)
+    log, stopping = clinic.logs / service.WORKER_LOG, iter([False, True])
+    log.write_bytes(b"x" * MAX_LOG_BYTES + b"newest line\n")
+    service._tidy_up(clinic, SimpleNamespace(wait=lambda seconds: next(stopping)))  # type: ignore[arg-type]
+    assert log.stat().st_size == 0
+    assert log.with_name("worker.log.1").read_bytes().endswith(b"newest line\n")

@@ -15,7 +15,7 @@ RENAMES = {
     "federation/comparison/signed_release.py": "moves a folder and the key beside it, once both are verified",
     "federation/migration/export.py": "moves an archive that was read back under its temporary name",
     "federation/migration/import_archive.py": "moves a folder that was unpacked and verified",
-    "federation/system/child_logs.py": "rotates a log",
+    "pipeline/system/child_logs.py": "rotates a log",
     "federation/delivery/archives.py": "moves an archive that is complete",
     "federation/delivery/bundle.py": "moves wheels within a temporary folder",
     "federation/delivery/debian_package.py": "moves a program within a temporary folder",
@@ -25,7 +25,6 @@ RENAMES = {
     "pipeline/clinic/cstore_receiver.py": "the name of an image follows from its content",
     "pipeline/clinic/model_registry.py": "exchanges two folders, the new one already on the disk",
     "pipeline/clinic/pacs_source.py": "the name of an image follows from its content",
-    "pipeline/clinic/service.py": "rotates a log",
     "pipeline/system/sqlite_format.py": "exchanges a database by a whole copy that SQLite wrote",
     "pipeline/pacs/series_store.py": "moves images, or their whole folder, that are complete",
 }

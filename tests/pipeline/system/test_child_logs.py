@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from federation.system.child_logs import Tail, cut, put_aside
+from pipeline.system.child_logs import Tail, cut, put_aside
 
 
 def test_tail_returns_each_complete_line_once(tmp_path: Path) -> None:
@@ -84,6 +84,6 @@ def test_log_is_cut_although_the_disk_is_full(tmp_path: Path, monkeypatch: pytes
 
     path = tmp_path / "node.log"
     path.write_bytes(b"x" * 10)
-    monkeypatch.setattr("federation.system.child_logs.shutil.copyfileobj", full)
+    monkeypatch.setattr("pipeline.system.child_logs.shutil.copyfileobj", full)
     cut([path], max_bytes=8)
     assert path.read_bytes() == b"" and not (tmp_path / "node.log.1").exists()
