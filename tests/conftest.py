@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -16,6 +17,9 @@ from pipeline.site.folder import Site, init_site
 from tests.helpers.shared_folder import shared_folder
 
 torch.set_num_threads(1)  # several threads sum in varying order, which changes the last digits
+# An example may take any time: a busy machine stands still for seconds.
+hypothesis.settings.register_profile("any time", deadline=None)
+hypothesis.settings.load_profile("any time")
 
 
 @pytest.hookimpl(wrapper=True)
