@@ -43,8 +43,8 @@ def source_epoch(source: Path) -> int:
 
 def commit_of(source: Path) -> str:
     """Return the hash of the commit, or "" outside git. Raises Refusal E_TREE_CHANGED if the files differ from it."""
-    if _git(source, "status", "--porcelain"):
-        raise Refusal(reasons.TREE_CHANGED)
+    if changed := _git(source, "status", "--porcelain"):
+        raise Refusal(reasons.TREE_CHANGED, private=changed)
     return _git(source, "rev-parse", "HEAD")
 
 

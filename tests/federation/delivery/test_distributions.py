@@ -1,6 +1,7 @@
 """Wheel and sdist: complete, and the same bytes wherever and whenever they are built."""
 
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -99,5 +100,15 @@ def test_date_is_of_the_variable_then_of_the_commit_then_fixed(tmp_path: Path, m
 def test_a_changed_tree_is_not_released(tmp_path: Path) -> None:
     git(tmp_path, "init")
     (tmp_path / "a").write_text("in no commit")
-    with pytest.raises(Refusal, match="E_TREE_CHANGED"):
+    with pytest.raises(Refusal, match="E_TREE_CHANGED") as refused:
         commit_of(tmp_path)
+    assert refused.value.private == "?? a"
+
+
+def test_guides_keep_the_key_out_of_the_clone_where_it_would_be_a_change() -> None:
+    pages = [(ROOT / "docs" / name).read_text() for name in ("delivery.md", "containers.md")]
+    lines = [line.strip() for page in pages for line in page.splitlines()]
+    commands = [line for line in lines if line.startswith(("make ", "openssl genpkey"))]
+    keys = [key for command in commands for key in re.findall(r"(?:--key|-out) ([^\s\"]+)", command)]
+    assert len(keys) == 4
+    assert all(key.startswith("../") for key in keys)
