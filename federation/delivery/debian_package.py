@@ -172,14 +172,16 @@ def _add_files(bundle: Path, about: dict[str, str], root: Path, epoch: int) -> N
 def _compile(about: dict[str, str], root: Path) -> None:
     """Compile all modules for the paths that they will have.
 
-    Otherwise root would write them at the first start, and dpkg would not remove them.
+    Otherwise root would write them at the first start, and dpkg would not remove them. A module does not name the date
+    of its source, because dpkg-deb sets the dates of newer files back to the package's own: each module would be stale,
+    be compiled again at each start of a service, and differ for `dpkg --verify` once root had written it.
     """
     library = root / PROGRAM / "lib" / f"python{about['pythons']}"
     for cache in sorted(library.rglob("__pycache__")):
         shutil.rmtree(cache)
-    strip = ["-s", str(root), "-p", "/"]
+    options = ["-qq", "-f", "--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/"]
     python = f"/usr/bin/python{about['pythons']}"
-    _run([python, "-I", "-m", "compileall", "-qq", "-f", *strip, str(library)], os.environ, may_fail=True)
+    _run([python, "-I", "-m", "compileall", *options, str(library)], os.environ, may_fail=True)
 
 
 def _write_sums(root: Path) -> None:
