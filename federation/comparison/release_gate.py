@@ -1,8 +1,8 @@
 """Looks for reasons to doubt a model before it is released. A release that has any must state why it was made.
 
-Beside the flags of the shortcut audit: an audit that was not made, a label that was not calibrated and judged, an AUROC
-that may be that of chance, a calibration slope far from 1, and hospitals that differ more than by chance. A masked
-study is judged by its sums, and its audit counts as made in part.
+Beside the flags of the shortcut audit: an audit that was not made or that no hospital answered, a label that was not
+calibrated and judged, an AUROC that may be that of chance, a calibration slope that is far from 1 or not known, and
+hospitals that differ more than by chance. A masked study is judged by its sums, and its audit counts as made in part.
 """
 
 import math
@@ -15,7 +15,7 @@ from federation.comparison.hospital_mean import Areas, areas_of, chance_of_diffe
 from federation.comparison.pooled import pool
 from federation.protocol.metric_allowlist import EXAMPLES
 from federation.runs.figures_from_counts import of_label, summed_of
-from federation.runs.results import FEDERATED, Flag, Results
+from federation.runs.results import FEDERATED, Audit, Flag, Results
 from models.network_settings import LABELS
 from models.refusal import Reason
 
@@ -31,15 +31,21 @@ def doubts(results: Results) -> list[Flag]:
 
     A reason about all hospitals has an empty `site`.
     """
-    found = list(results.audit.flags) if results.audit else [_flag(reasons.NOT_AUDITED)]
+    audit = results.audit if results.audit and _was_made(results.audit) else None
+    found = list(audit.flags) if audit else [_flag(reasons.NOT_AUDITED)]
     federated = results.model(FEDERATED)
     if summed_of(results):
-        found += [_flag(reasons.AUDIT_IN_PART)] if results.audit else []
+        found += [_flag(reasons.AUDIT_IN_PART)] if audit else []
         return found + [doubt for label in LABELS for doubt in _of_sums(results, label)]
     sites = federated.figures if federated else {}
     for label in LABELS:
         found += _of_label(results, sites, label)
     return found
+
+
+def _was_made(audit: Audit) -> bool:
+    """Whether a hospital answered the audit with an AUROC, for only an AUROC can be flagged."""
+    return any(name.startswith("auroc_") for table in (audit.means, *audit.sites.values()) for name in table)
 
 
 def _of_sums(results: Results, label: str) -> Iterator[Flag]:
@@ -49,8 +55,7 @@ def _of_sums(results: Results, label: str) -> Iterator[Flag]:
         yield _flag(reasons.NOT_JUDGED, label=label)
         return
     yield from _against_chance(label, found.auroc.low, found.auroc.high)
-    slope = found.calibration.slope.value
-    yield from _far_slope(results, label, slope if math.isfinite(slope) else None)
+    yield from _far_slope(results, label, found.calibration.slope.value)
     spread = found.hospitals
     if spread and spread.chance < UNUSUAL:
         numbers = {"deviation": spread.deviation, "mean": spread.mean.value, "by_chance": spread.by_chance}
@@ -77,10 +82,12 @@ def _against_chance(label: str, low: float, high: float) -> Iterator[Flag]:
         yield _flag(reasons.AT_CHANCE, label=label, low=f"{low:.2f}", high=f"{high:.2f}")
 
 
-def _far_slope(results: Results, label: str, slope: float | None) -> Iterator[Flag]:
-    if results.calibration[label].slope <= 0 or (slope is not None and not SLOPES[0] <= slope <= SLOPES[1]):
-        shown = "not positive" if results.calibration[label].slope <= 0 else f"{slope:.2f}"
-        yield _flag(reasons.SLOPE_FAR, label=label, slope=shown)
+def _far_slope(results: Results, label: str, slope: float) -> Iterator[Flag]:
+    """Judge the slope on test patients; NaN if it is not known. No hospital reports one beyond ±100."""
+    if results.calibration[label].slope <= 0:
+        yield _flag(reasons.SLOPE_FAR, label=label, slope="not positive")
+    elif not SLOPES[0] <= slope <= SLOPES[1]:
+        yield _flag(reasons.SLOPE_FAR, label=label, slope=f"{slope:.2f}" if math.isfinite(slope) else "not known")
 
 
 def _flag(reason: Reason, **numbers: str) -> Flag:
@@ -96,9 +103,9 @@ def _interval(sites: Mapping[str, Figures], areas: Areas, label: str) -> tuple[f
     return mean.here if mean else (math.nan, math.nan)
 
 
-def _slope(sites: Mapping[str, Figures], label: str) -> float | None:
-    """Return the mean calibration slope over sites, weighted by test patients."""
+def _slope(sites: Mapping[str, Figures], label: str) -> float:
+    """Return the mean calibration slope over sites, weighted by test patients; NaN if none reported it."""
     name = f"calibration_slope_{label}"
     given = [(figures[name], figures[EXAMPLES]) for figures in sites.values() if name in figures]
     total = math.fsum(patients for _, patients in given)
-    return math.fsum(slope * patients for slope, patients in given) / total if total else None
+    return math.fsum(slope * patients for slope, patients in given) / total if total else math.nan

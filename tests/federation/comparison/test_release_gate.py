@@ -46,6 +46,16 @@ def test_missing_audit_is_a_doubt() -> None:
     assert codes(results(audit=False)) == ["W_NOT_AUDITED"]
 
 
+def test_audit_that_no_hospital_answered_is_an_audit_that_was_not_made() -> None:
+    made = results()
+    assert made.audit is not None
+    for figures in made.audit.sites.values():
+        for name in [name for name in figures if name.startswith("auroc_")]:
+            del figures[name]
+    assert made.audit.probe is not None, "the probe tells of the sites, and raises no flag"
+    assert codes(made) == ["W_NOT_AUDITED"]
+
+
 def test_audit_flags_are_doubts() -> None:
     assert [flag.code for flag in doubts(make_results(3))] == ["W_SHORTCUT_TAGS"]
 
@@ -117,6 +127,18 @@ def test_calibration_slope_far_from_one_is_a_doubt(slope: float) -> None:
     assert codes(results(bend)) == ["W_SLOPE_FAR"]
 
 
+def test_calibration_slope_that_no_hospital_reported_is_a_doubt() -> None:
+    """A slope beyond ±100, or of classes that do not overlap, stays at the hospital."""
+
+    def forget(figures: Figures) -> None:
+        for site in figures.values():
+            del site["calibration_slope_severe"]
+
+    found = doubts(results(forget))
+    assert [flag.code for flag in found] == ["W_SLOPE_FAR"]
+    assert "not known" in found[0].says
+
+
 def test_negative_calibration_slope_is_a_doubt() -> None:
     made = results()
     made.calibration["severe"] = Platt(slope=-0.4, intercept=0.0)
@@ -181,6 +203,21 @@ def test_masked_probabilities_that_are_too_flat_or_too_extreme_are_a_doubt(slope
     made = make_secure_results(4)
     made.calibration["severe"] = Platt(slope=slope, intercept=made.calibration["severe"].intercept)
     assert codes(made) == [IN_PART, "W_SLOPE_FAR"]
+
+
+def test_masked_calibration_slope_that_is_not_known_is_a_doubt() -> None:
+    """The logits were calibrated so flat that the slope on test patients is beyond 100."""
+    made = make_secure_results(4)
+    made.calibration["severe"] = Platt(slope=1e-3, intercept=made.calibration["severe"].intercept)
+    found = doubts(made)
+    assert [flag.code for flag in found] == [IN_PART, "W_SLOPE_FAR"]
+    assert "not known" in found[1].says
+
+
+def test_masked_audit_without_an_answer_was_not_made() -> None:
+    made = make_secure_results(4)
+    assert made.audit is not None
+    assert codes(made.model_copy(update={"audit": made.audit.model_copy(update={"means": {}})})) == ["W_NOT_AUDITED"]
 
 
 def test_masked_hospitals_that_differ_are_a_doubt() -> None:

@@ -102,6 +102,15 @@ def test_links_point_to_the_sections_in_order(full):
     assert [a["id"] for tag, a in full.tags if tag == "h2"] == list(SECTIONS)
 
 
+def test_audit_that_no_hospital_answered_is_not_shown_as_one_without_flags() -> None:
+    made = make_results(3)
+    assert made.audit is not None
+    empty = made.audit.model_copy(update={"sites": {site: {} for site in made.audit.sites}, "flags": []})
+    text = Reader(page_of(made.model_copy(update={"audit": empty}))).text
+    assert "no hospital answered it" in text and "W_NOT_AUDITED" in text
+    assert "no metric exceeded the audit’s limits" not in text
+
+
 def test_every_image_has_an_alternative_text(full):
     images = [a for tag, a in full.tags if tag == "img"]
     assert len(images) == 12
