@@ -98,7 +98,7 @@ def derive(parent: "Description", adaptation: Adaptation, points: Points) -> "De
             "operating_points": points,
             "missing_points": {label: of_label for label, of_label in missing.items() if of_label},
             "provenance": parent.provenance.model_copy(
-                update={"doubts": (*parent.provenance.doubts, flag), "despite_flags": because}
+                update={"doubts": (*parent.doubts, flag), "despite_flags": because}
             ),
             "limits": (*parent.limits, LIMIT),
             "adaptation": adaptation,

@@ -10,7 +10,8 @@ from models.calibration import Platt
 from models.familiarity import Familiarity
 from models.network_settings import LABELS, NetworkSettings
 from models.operating_points import NO_POINT, POINTS, MissingPoint, OperatingPoint
-from models.provenance import Provenance
+from models.provenance import FlagRecord, Provenance
+from models.reasons import NOT_RELEASED
 
 NOT_CALIBRATED = "No number: no hospital had enough validation patients to calibrate this model for it."
 NOT_JUDGED = "No number: no hospital had enough test patients to evaluate this model for it."
@@ -95,6 +96,23 @@ class Description(BaseModel):
         if self.calibration.get(label, Platt()) == Platt():
             return NOT_CALIBRATED
         return None if self._is_judged(label) else NOT_JUDGED
+
+    @property
+    def doubts(self) -> tuple[FlagRecord, ...]:
+        """Reasons to doubt this model; that nobody looked for them is one. Earlier versions knew those of the audit."""
+        if self.provenance is None:
+            return (FlagRecord(code=NOT_RELEASED.code, site="", says=NOT_RELEASED.says),)
+        return self.provenance.doubts or (self.provenance.audit.flags if self.provenance.audit else ())
+
+    @property
+    def released_because(self) -> str:
+        """Why the model was released in spite of its doubts; "" without any, or if nobody released it."""
+        return self.provenance.despite_flags if self.provenance else ""
+
+    @property
+    def without_number(self) -> dict[str, str]:
+        """Why a label gets no number, for each of those that get none."""
+        return {label: why for label in self.labels if (why := self.why_no_number(label))}
 
     def _is_judged(self, label: str) -> bool:
         """Whether the AUROC of a label is known: of a hospital or of all together; in a candidate as a mean."""

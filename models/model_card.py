@@ -39,12 +39,13 @@ def card(description: "Description", sha256: str, attacks: Attacks | None = None
     d = description
     if d.network.pretrains:
         return start_card(d, sha256)
-    parts = [_head(d, sha256)]
+    parts = [_head(d, sha256), _without_number(d)]
     if d.adaptation is not None:
         parts.append(_adaptation(d.adaptation))
+    parts.append(_doubts(d))
     if d.provenance is not None:
         p = d.provenance
-        parts += [_doubts(p), _hospitals(p), _training(p), _performance(p)]
+        parts += [_hospitals(p), _training(p), _performance(p)]
     if d.metrics:
         parts.append(_means(d.metrics))
     parts += [_trust(d), _operating_points(d)]
@@ -87,6 +88,11 @@ def _head(d: "Description", sha256: str) -> str:
 ## Limits
 {limits}
 """
+
+
+def _without_number(d: "Description") -> str:
+    rows = "\n".join(f"- **{label}**: {why}" for label, why in d.without_number.items())
+    return f"## Labels without a number\nNo answer about a scan has a probability of them.\n\n{rows}\n" if rows else ""
 
 
 def _adaptation(a: "Adaptation") -> str:
@@ -260,6 +266,7 @@ def _trust(d: "Description") -> str:
     rows = [
         (label, *(_band(platt, probability) for probability in _WITH_BAND))
         for label, platt in sorted(d.calibration.items())
+        if label not in d.without_number
     ]
     familiar = "There is no limit for scans that differ from the training scans: they get a probability, too."
     if d.familiarity:
@@ -287,7 +294,7 @@ def _operating_points(d: "Description") -> str:
         (label, says, f"{at.threshold:.3f}", *_evidence(point, at.evidence))
         for label, points in sorted(d.operating_points.items())
         for point, says in _POINTS.items()
-        if (at := points.get(point))
+        if label not in d.without_number and (at := points.get(point))
     ]
     missing = "\n".join(
         f"- {label}, to {point.replace('_', ' ')}: {says}"
@@ -384,16 +391,14 @@ Does the model use the lungs, or features that correlate with the label at one h
 """
 
 
-def _doubts(p: Provenance) -> str:
-    """List the reasons to doubt the model, and why it was released; earlier versions knew those of the audit alone."""
-    found = p.doubts or (p.audit.flags if p.audit else ())
-    if not found:
+def _doubts(d: "Description") -> str:
+    """List the reasons to doubt the model, and why it was released."""
+    if not d.doubts:
         return ""
+    because = f"\nReleased nevertheless, because: {_line(d.released_because)}\n" if d.provenance else ""
     return f"""## Reasons to doubt this model
-{_flags(found)}
-
-Released nevertheless, because: {_line(p.despite_flags)}
-"""
+{_flags(d.doubts)}
+{because}"""
 
 
 def _flags(flags: Sequence[FlagRecord]) -> str:

@@ -88,6 +88,12 @@ ADAPTED = Reason(
     "the calibration and its bands are those of the parent release",
     "Compare it with the parent in shadow. The way back is to make the parent the live model again.",
 )
+NOT_RELEASED = Reason(
+    "W_NOT_RELEASED",
+    "it is not known whether there are reasons to doubt this model: it is the candidate of a run, or of an early "
+    "version, and did not pass the release gate",
+    "Run `fedthorax study release`, which looks for reasons, and score with the release.",
+)
 ADAPT_NETWORK = Reason(
     "E_ADAPT_NETWORK",
     "the release's network has no batch norm whose statistics could be estimated again",

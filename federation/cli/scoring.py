@@ -63,6 +63,10 @@ def score_series(
         return
     _print(result)
     say(f"Model {release.sha256[:12]}: {result.signature}")
+    for doubt in result.doubts:
+        say(f"Reason to doubt it: {doubt.says}{f' ({doubt.site})' if doubt.site else ''}")
+    if because := release.description.released_because:
+        say(f"Released because: {because}")
     say(content["notice"])
     if out is not None:
         say(f"Page: {page}")

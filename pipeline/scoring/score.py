@@ -93,8 +93,8 @@ class Score:
 
     @property
     def doubts(self) -> tuple[FlagRecord, ...]:
-        """Reasons to doubt the model, in spite of which it was released."""
-        return self.model.provenance.doubts if self.model.provenance else ()
+        """Reasons to doubt the model: see `Description.doubts`."""
+        return self.model.doubts
 
     @property
     def withheld(self) -> str | None:
@@ -149,10 +149,9 @@ class Score:
         intermediate, high, uncertain (the band crosses a threshold) or null}; interval: {label: [low, high]}, the 95 %
         band of the calibration, or null; lungs: see `lesion_burden.Burden`; saliency: {shown, label, method, why_not};
         familiarity: {distance, limit} or null; quality: [{name, value, unit, verdict (ok or flag), code, says,
-        remedy}]; model: {sha256, signature, study,
-        rounds, sites, doubts (texts, in spite of which it was released), released_because}; input: {is_phantom,
-        age_band, sex, hu_sha256, geometry_sha256, tensor_sha256}; timing_seconds: {read, prepare, predict, explain,
-        total}.
+        remedy}]; model: {sha256, signature, study, rounds, sites, doubts (texts, in spite of which it was released; or
+        that nobody released it), released_because}; input: {is_phantom, age_band, sex, hu_sha256, geometry_sha256,
+        tensor_sha256}; timing_seconds: {read, prepare, predict, explain, total}.
         """
         return {
             "notice": NOTICE,
@@ -176,7 +175,7 @@ class Score:
                 "rounds": self.model.rounds,
                 "sites": self.model.sites,
                 "doubts": [flag.says for flag in self.doubts],
-                "released_because": self.model.provenance.despite_flags if self.model.provenance else "",
+                "released_because": self.model.released_because,
             },
             "input": {
                 "is_phantom": self.is_phantom,

@@ -74,6 +74,7 @@ def test_label_that_was_not_judged_has_no_number_and_the_terminal_says_why(
     captured = capsys.readouterr()
     said = " ".join((captured.out + captured.err).split())
     assert f"severe: {NOT_JUDGED}" in said
+    assert "Reason to doubt it: it is not known whether" in said
     assert "│ severe" not in said and "pcr_positive" in said
     save_release(tmp_path / "none", network, description(metrics={}, trained_on_synthetic_data=False))
     with pytest.raises(Refusal) as refused:

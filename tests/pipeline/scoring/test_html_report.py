@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.provenance import FlagRecord, Provenance
+from models.provenance import AuditRecord, FlagRecord, Provenance
+from models.reasons import NOT_RELEASED
 from models.refusal import Refusal
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing import reasons
@@ -87,12 +88,25 @@ def test_reasons_to_doubt_the_model_are_shown() -> None:
         despite_flags="a test & no more",
         study={},
     )
-    sound = score()
-    doubted = replace(sound, model=sound.model.model_copy(update={"provenance": story}))
+    candidate = score()
+    doubted = replace(candidate, model=candidate.model.model_copy(update={"provenance": story}))
     page = render(doubted)
     assert "severe may be no better than &lt;chance&gt;" in page and "a test &amp; no more" in page
     assert doubted.to_json()["model"]["doubts"] == [flag.says]
-    assert "Reason to doubt it" not in render(sound)
+    sound = story.model_copy(update={"doubts": (), "despite_flags": ""})
+    without = replace(doubted, model=doubted.model.model_copy(update={"provenance": sound}))
+    assert "Reason to doubt it" not in render(without)
+    audit = AuditRecord(probe_accuracy=None, probe_chance=None, sites={}, flags=(flag,))
+    early = sound.model_copy(update={"audit": audit, "despite_flags": "early"})
+    page = render(replace(doubted, model=doubted.model.model_copy(update={"provenance": early})))
+    assert "severe may be no better than &lt;chance&gt;" in page and "early" in page
+
+
+def test_page_of_a_candidate_says_that_nobody_released_the_model() -> None:
+    assert score().model.provenance is None
+    page = render(score())
+    assert NOT_RELEASED.says in page
+    assert "Released because" not in page
 
 
 def pixels(view: View) -> NDArray[np.uint8]:

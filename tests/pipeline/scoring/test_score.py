@@ -21,6 +21,7 @@ from models.compute import Compute
 from models.familiarity import APPEARANCE_SIZE, Familiarity
 from models.network import build_network
 from models.network_settings import LABELS, NetworkSettings
+from models.reasons import NOT_RELEASED
 from models.refusal import Refusal
 from models.release import Release, save_release
 from models.saliency import METHOD
@@ -489,7 +490,7 @@ def test_json_is_complete_and_contains_no_patient_data(scored: Score, release: R
         "study": "trial",
         "rounds": 7,
         "sites": 3,
-        "doubts": [],
+        "doubts": [NOT_RELEASED.says],
         "released_because": "",
     }
     assert said["operating_points"] == {}

@@ -72,7 +72,7 @@ function showModel({ score, model }) {
     ["Release", element("code", {}, model.sha256)],
     ["Signature", outside(signature)],
     ...doubts.map((doubt) => ["Reason to doubt it", element("strong", { className: "warning" }, outside(doubt))]),
-    ...(doubts.length ? [["Released because", outside(released_because)]] : []),
+    ...(released_because ? [["Released because", outside(released_because)]] : []),
     ["Scoring time", `${score.timing_seconds.total.toFixed(1)} s`],
   ]);
 }
