@@ -23,11 +23,16 @@ from safetensors.torch import load_file
 
 from models.calibration import Platt
 from models.description import Description
+from models.familiarity import Familiarity
 from models.network_settings import CHANNELS, LABELS, TABULAR
+from models.refusal import Refusal
 from models.release import WEIGHTS, Release
-from pipeline.preprocessing.preprocess import prepare
+from pipeline.imaging.missing_slices import require_whole
+from pipeline.preprocessing.plausibility import look_at, require_chest
+from pipeline.preprocessing.preprocess import orient, prepare
 from pipeline.preprocessing.preprocess_settings import Preprocessing
-from pipeline.scoring.score import NOTICE, calibrated, network_input, numbered_calibration
+from pipeline.scoring.reasons import LABELS_NOT_JUDGED
+from pipeline.scoring.score import NOTICE, calibrated, network_input, numbered_calibration, require_familiar
 from pipeline.scoring.single_scan import read_one
 
 METADATA, INFERENCE, MODEL = "configs/metadata.json", "configs/inference.json", "models/model.pt"
@@ -37,26 +42,41 @@ SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 class ReadScan:
     """A transform from the path of one chest CT to the network's input.
 
-    Returns {"image": (2, slices, rows, columns), "tabular": (4)}, float32. Raises Refusal: those of
-    `pipeline.scoring.score.score`.
+    Returns {"image": (2, slices, rows, columns), "tabular": (4)}, float32. A scan that `fedthorax score` refuses is
+    refused here too. `familiarity`: the release's limit; bundles of earlier versions do not name it.
+
+    Raises Refusal: those of `pipeline.scoring.score.score` about the scan.
     """
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any], familiarity: Mapping[str, Any] | None = None) -> None:
         self.settings = Preprocessing.model_validate(settings)
+        self.familiarity = None if familiarity is None else Familiarity.model_validate(familiarity)
 
     def __call__(self, source: str | Path) -> dict[str, torch.Tensor]:
         scan = read_one(Path(source))
-        image, known = network_input(prepare(scan.volume, self.settings), scan.series)
+        require_whole(scan.stated, scan.volume.spacing_mm[0])
+        volume = orient(scan.volume)
+        prepared = prepare(volume, self.settings)
+        require_chest(look_at(volume, prepared))
+        image, known = network_input(prepared, scan.series)
+        require_familiar(self.familiarity, image)
         return {"image": image, "tabular": known}
 
 
 class Calibrate:
-    """A transform from logits (2) to {label: calibrated probability}. Raises Refusal E_NO_PROBABILITY."""
+    """A transform from logits (2) to {label: calibrated probability}.
+
+    Bundles of earlier versions have the identity for a label that was not calibrated; it gets no number. Raises Refusal
+    E_NO_PROBABILITY, and E_LABELS_NOT_JUDGED if no label gets a number.
+    """
 
     def __init__(self, calibration: Mapping[str, Mapping[str, float]]) -> None:
-        self.calibration = {label: Platt.model_validate(platt) for label, platt in calibration.items()}
+        known = {label: Platt.model_validate(platt) for label, platt in calibration.items()}
+        self.calibration = {label: platt for label, platt in known.items() if platt != Platt()}
 
     def __call__(self, logits: torch.Tensor) -> dict[str, float]:
+        if not self.calibration:
+            raise Refusal(LABELS_NOT_JUDGED)
         return calibrated(self.calibration, logits.detach().cpu().numpy().astype(np.float32))
 
 
@@ -96,7 +116,11 @@ def _inference(d: Description) -> dict[str, Any]:
             "weights": f"$@bundle_root + '/{WEIGHTS}'",
             "device": "@device",
         },
-        "preprocessing": {"_target_": "pipeline.bundle.ReadScan", "settings": d.preprocessing},
+        "preprocessing": {
+            "_target_": "pipeline.bundle.ReadScan",
+            "settings": d.preprocessing,
+            "familiarity": d.familiarity.model_dump(mode="json") if d.familiarity else None,
+        },
         "dataset": {"_target_": "Dataset", "data": ["@dataset_dir"], "transform": "@preprocessing"},
         "inferer": {"_target_": "SimpleInferer"},
         "postprocessing": {

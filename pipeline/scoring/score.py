@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from models.calibration import Platt
 from models.compute import PROCESSOR, Compute
 from models.description import Description
-from models.familiarity import appearance_features
+from models.familiarity import Familiarity, appearance_features
 from models.network_settings import LABELS, tabular
 from models.operating_points import evidence_text
 from models.provenance import FlagRecord
@@ -268,7 +268,7 @@ def score_scan(scan: OneScan, release: Release, *, compute: Compute = PROCESSOR)
         anatomy = looked_at.result()
         require_chest(anatomy)
         found = regions.result()
-        distance = _distance(release.description, seen[0])
+        distance = require_familiar(release.description.familiarity, seen[0])
         clock.append(time.perf_counter())
     seconds = {
         "read": scan.seconds,
@@ -372,11 +372,14 @@ def _intervals(calibration: Mapping[str, Platt], logits: NDArray[np.float32]) ->
     return {label: band for label, band in bands.items() if band is not None}
 
 
-def _distance(model: Description, scan: torch.Tensor) -> float | None:
-    """Return the scan's distance from the training scans. Raises Refusal E_UNFAMILIAR beyond the release's limit."""
-    if model.familiarity is None:
+def require_familiar(known: Familiarity | None, scan: torch.Tensor) -> float | None:
+    """Return the scan's distance from the training scans, None without a limit. Raises Refusal E_UNFAMILIAR beyond it.
+
+    `scan`: as `network_input` returns it.
+    """
+    if known is None:
         return None
-    distance = model.familiarity.distance(appearance_features(scan.numpy()))
-    if not model.familiarity.is_familiar(distance):
-        raise Refusal(reasons.UNFAMILIAR, distance=round(distance, 2), limit=round(model.familiarity.limit, 2))
+    distance = known.distance(appearance_features(scan.numpy()))
+    if not known.is_familiar(distance):
+        raise Refusal(reasons.UNFAMILIAR, distance=round(distance, 2), limit=round(known.limit, 2))
     return distance

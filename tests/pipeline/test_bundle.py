@@ -8,10 +8,13 @@ from typing import Any
 import monai.bundle
 import pytest
 import torch
+from pydicom import dcmread
 
 from models.calibration import Platt
+from models.familiarity import APPEARANCE_SIZE, Familiarity
 from models.network import SeverityNetwork, build_network
 from models.network_settings import LABELS, NetworkSettings
+from models.refusal import Refusal
 from models.release import Release, load_release, save_release
 from pipeline.bundle import INFERENCE, METADATA, MODEL, Calibrate, ReadScan, write_bundle
 from pipeline.scoring.score import score
@@ -104,6 +107,34 @@ def test_monai_inference_equals_our_scorer(
     )
     answer = json.loads(next(line for line in capsys.readouterr().out.splitlines() if line.startswith("{")))
     assert answer == pytest.approx(score(scan, bundle[1]).probabilities, abs=1e-9)
+
+
+def test_bundle_refuses_the_scans_that_our_scorer_refuses(
+    bundle: tuple[Path, Release], scan: Path, tmp_path: Path
+) -> None:
+    release = bundle[1]
+    strict = Familiarity(mean=(0.0,) * APPEARANCE_SIZE, variance=(1.0,) * APPEARANCE_SIZE, limit=1e-3, sites=3)
+    described = release.description.model_copy(update={"familiarity": strict})
+    write_bundle(tmp_path / "strict", save_release(tmp_path / "strict", release.network, described))
+    config = json.loads((tmp_path / "strict" / INFERENCE).read_text())
+    given = {name: value for name, value in config["preprocessing"].items() if name != "_target_"}
+    with pytest.raises(Refusal, match="E_UNFAMILIAR"):
+        ReadScan(**given)(scan)
+    every_second = shutil.copytree(scan, tmp_path / "scan")
+    for file in list(every_second.iterdir()):
+        if dcmread(file, stop_before_pixels=True).InstanceNumber % 2:
+            file.unlink()
+    for refused in (lambda: score(every_second, release), lambda: ReadScan(given["settings"])(every_second)):
+        with pytest.raises(Refusal, match="E_SLICES_MISSING"):
+            refused()
+
+
+def test_bundle_of_an_earlier_version_gives_no_number_for_a_label_without_calibration() -> None:
+    identity, known = Platt().model_dump(), Platt(slope=0.7, intercept=0.4).model_dump()
+    assert set(Calibrate({"severe": identity, "pcr_positive": known})(torch.zeros(2))) == {"pcr_positive"}
+    for none in ({}, {"severe": identity}):
+        with pytest.raises(Refusal, match="E_LABELS_NOT_JUDGED"):
+            Calibrate(none)(torch.zeros(2))
 
 
 def test_metadata_passes_monai_schema(bundle: tuple[Path, Release], tmp_path: Path) -> None:
