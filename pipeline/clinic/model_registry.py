@@ -20,6 +20,7 @@ from pipeline.clinic.reasons import IS_LIVE, NEEDS_MASKS, NO_SUCH_MODEL, NOT_SHA
 from pipeline.clinic.records import Model, moment
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
+from pipeline.scoring.verdict import redecided
 from pipeline.system.atomic_files import sync_folder, sync_tree
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def compare(store: Store, sha256: str) -> Agreement | None:
     )
     if not rows:
         return None
-    pairs = [(json.loads(shadow), json.loads(live)) for shadow, live in rows]
+    pairs = [(_shown(shadow), _shown(live)) for shadow, live in rows]
     both = [set(shadow["probability"]) & set(live["probability"]) for shadow, live in pairs]
     labels = sorted(set.intersection(*both))  # a label without a number in one of them cannot be compared
     return Agreement(
@@ -198,7 +199,7 @@ def disagreements(store: Store, sha256: str) -> list[dict[str, Any]]:
     )
     found: list[dict[str, Any]] = []
     for row in rows:
-        shadow, live = json.loads(row["shadow"]), json.loads(row["live"])
+        shadow, live = _shown(row["shadow"]), _shown(row["live"])
         found += [
             {
                 "job_id": row["job_id"],
@@ -210,6 +211,11 @@ def disagreements(store: Store, sha256: str) -> list[dict[str, Any]]:
             if not _agree(shadow, live, label)
         ]
     return found[:MOST_DISAGREEMENTS]
+
+
+def _shown(stored: str) -> dict[str, Any]:
+    """Return a stored score as every other page shows it, also if an earlier version wrote it."""
+    return redecided(json.loads(stored))
 
 
 def _said(score: dict[str, Any], label: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from models.operating_points import POINTS
 
 SYNTHETIC = "This model was trained on synthetic data. Its result is not valid for patients."
 NO_MAP_WITHHELD = "the result of this model is not valid for patients"
+NO_MAP_NO_NUMBER = "the model was not calibrated and evaluated for the label that it would explain"
 NO_NUMBER = "No number: the model was not calibrated and evaluated for it."
 _DOUBT = " was not calibrated on validation patients, or not judged on test patients"
 Level = Literal["low", "intermediate", "high", "uncertain"]
@@ -132,4 +133,6 @@ def _without_doubted(score: dict[str, Any]) -> dict[str, Any]:
         for key in ("probability", "interval", "level", "operating_points")
         if score.get(key)
     }
+    if (score.get("saliency") or {}).get("label") in none:
+        kept["saliency"] = {"shown": False, "label": None, "method": None, "why_not": NO_MAP_NO_NUMBER}
     return {**score, **kept, "no_number": dict.fromkeys(none, NO_NUMBER)}

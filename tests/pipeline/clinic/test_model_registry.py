@@ -60,14 +60,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def answer(store: Store, job_id: str, sha256: str, role: str, severe: float, level: str | None = None) -> None:
-    """Store the answer that a worker would write, without a scan."""
+def answer(
+    store: Store, job_id: str, sha256: str, role: str, severe: float, level: str | None = None, **changes: Any
+) -> None:
+    """Store the answer that a worker would write, without a scan. `changes`: of the score."""
     score = {
+        "withheld": None,
         "probability": {"severe": severe},
         "level": {"severe": level},
         "interval": None,
         "input": {"hu_sha256": "f" * 64},
     }
+    score |= changes
     made = Answer(
         **{"id": new_id(), "job_id": job_id, "created_at": datetime.now(UTC), "study_uid": "1", "series_uid": "1.1"},
         **{"accession": "", "acquired_at": None, "score": score, "model_sha256": sha256, "model_name": "study"},
@@ -208,6 +212,22 @@ def test_model_is_found_by_a_prefix_of_its_hash(clinic: Clinic, release: Callabl
             assert model_registry.named(store, model.sha256[:12].upper()) == model
         for name in ("", "x", "0" * 64):
             assert code(model_registry.named, store, name) == "E_NO_SUCH_MODEL"
+
+
+def test_number_that_a_page_would_not_show_is_not_compared_either(
+    clinic: Clinic, release: Callable[[str], Path]
+) -> None:
+    """An earlier version stored the number of a label that the release itself calls not calibrated or not judged."""
+    first, second = (model_registry.add(clinic, release(name), by="test") for name in ("first", "second"))
+    says = "severe was not calibrated on validation patients, or not judged on test patients"
+    with clinic.store() as store:
+        model_registry.take_up(store, first, by="test")
+        job = scan(store)
+        answer(store, job, first.sha256, "live", 0.2, "low")
+        answer(store, job, second.sha256, "shadow", 0.9, "high", model={"doubts": [says]})
+        beside = model_registry.compare(store, second.sha256)
+        assert beside and beside.agreement == {} and beside.mean_difference == {}
+        assert model_registry.disagreements(store, second.sha256) == []
 
 
 def test_shadow_and_live_answers_are_compared_per_scan(clinic: Clinic, release: Callable[[str], Path]) -> None:

@@ -10,6 +10,8 @@ from highdicom.sr import srread
 from models.calibration import Platt
 from models.description import NOT_CALIBRATED, NOT_JUDGED
 from pipeline.clinic.records import Answer
+from pipeline.clinic.results.fhir_report import diagnostic_report
+from pipeline.clinic.results.oru_message import oru_message
 from pipeline.clinic.results.picture import heading
 from pipeline.clinic.results.write import REPORT, write_results
 from pipeline.clinic.web.fhir import risk_assessment
@@ -68,6 +70,18 @@ def test_picture_and_fhir_say_why(answer: Answer, case: tuple[Score, str]) -> No
     assert any(note["text"].endswith(case[1]) for note in resource["note"])
 
 
+def test_messages_to_other_systems_say_why(answer: Answer, case: tuple[Score, str]) -> None:
+    resources = [entry["resource"] for entry in diagnostic_report(answer)["entry"]]
+    told = [each["code"]["text"] for each in resources if each["resourceType"] == "Observation"]
+    assert "Probability of: SARS-CoV-2 detected by PCR" in told
+    assert not any("Severe" in each for each in told)
+    (report,) = (each for each in resources if each["resourceType"] == "DiagnosticReport")
+    assert case[1] in report["conclusion"]
+    lines = oru_message(answer).decode().split("\r")
+    assert any("|pcr_positive^" in line for line in lines) and not any("|severe" in line for line in lines)
+    assert any(line.startswith("OBX|") and case[1] in line for line in lines)
+
+
 def test_stored_score_of_an_earlier_version_loses_the_number_that_its_release_doubts(score: Score) -> None:
     stored = score.to_json()
     del stored["no_number"]
@@ -77,3 +91,4 @@ def test_stored_score_of_an_earlier_version_loses_the_number_that_its_release_do
     assert shown["no_number"] == {"severe": NO_NUMBER}
     assert set(shown["probability"]) == {"pcr_positive"}
     assert "severe" not in (shown["interval"] or {}) and "severe" not in shown["level"]
+    assert stored["saliency"]["label"] == "severe" and not shown["saliency"]["shown"]
