@@ -1,5 +1,6 @@
 """Tests of the study settings and of the templates that people edit."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from federation.protocol.study_config import AggregationTable, ComputeNeed, Stud
 from models.compute import PROCESSOR, Compute
 from models.refusal import Refusal
 from models.settings import load_settings
-from pipeline.site.folder import SiteSettings
+from pipeline.site.folder import PrivacyTable, SiteSettings
+from pipeline.training.privacy_budget import epsilon_of, step_costs
 
 FOLDER = Path(configs.__file__).parent
 
@@ -271,3 +273,26 @@ def test_needs_are_compared_with_the_processor(monkeypatch):
     assert not ComputeNeed(gpu_memory_gb=40).unmet_by(exact), "only of a GPU"
     assert ComputeNeed(precision="fp32").unmet_by(Compute(precision="fp16")) == "fp32"
     assert not ComputeNeed(precision="fp32").unmet_by(exact)
+
+
+def test_private_preset_has_the_settings_of_its_page():
+    page = (FOLDER.parent / "docs" / "differential-privacy.md").read_text()
+    block = page[page.index("    [network]") : page.index("These are the settings of the preset `private`")]
+    said = tomllib.loads("\n".join(line for line in block.splitlines() if line.startswith("    ") or not line))
+    study = load_settings(FOLDER / "presets" / "private.toml", Study).model_dump()
+    assert set(said) == {"network", "training", "privacy"}
+    for table, values in said.items():
+        assert values == {name: study[table][name] for name in values}
+
+
+def test_run_of_the_private_preset_spends_half_of_a_hospitals_default_budget_as_its_page_says():
+    study = load_settings(FOLDER / "presets" / "private.toml", Study)
+    planned, limits = study.private_round, PrivacyTable()
+    costs = study.study.rounds * planned.steps * step_costs(planned.noise_multiplier, planned.sample_rate)
+    spent = [epsilon_of(runs * costs, limits.max_delta) for runs in (1, 2, 3, 4)]
+    assert spent[0] < 0.5 * limits.max_epsilon
+    page = (FOLDER.parent / "docs" / "differential-privacy.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| ε spent at"))
+    assert [cell.split(":")[0].strip() for cell in row.split("|")[2:-1]] == [f"{each:.2f}" for each in spent]
+    assert spent[2] < limits.max_epsilon < spent[3], "the page says that a hospital can take part in three"
+    assert f"{epsilon_of(costs, planned.delta):.2f}" in page
