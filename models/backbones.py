@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from models import own_code
 from models.blocks import OutOfPlaceBlock, replace_batch_norm
+from models.convnext import convnext_stages
+from models.efficientnet import efficientnet_b0
 from models.network_layers import OwnBackbone, initialise
 from models.network_settings import CHANNELS, NetworkSettings
 from models.pooling import PlaceAttention
@@ -39,6 +41,8 @@ def build_backbone(settings: NetworkSettings) -> tuple[nn.Module, int]:
     builder: Callable[[NetworkSettings], tuple[nn.Module, int]] = {
         "densenet121": _densenet121,
         "seresnet50": _seresnet50,
+        "efficientnet_b0_slices": _efficientnet_b0_slices,
+        "convnext": _convnext,
     }.get(settings.architecture, _resnet)
     return builder(settings)
 
@@ -149,3 +153,19 @@ def _seresnet50(settings: NetworkSettings) -> tuple[nn.Module, int]:
     if settings.has_attention:
         network.add_module("adaptive_avg_pool", PlaceAttention(features, is_gated=settings.pooling == "gated"))
     return network, features
+
+
+def _efficientnet_b0_slices(settings: NetworkSettings) -> tuple[nn.Module, int]:
+    images, features = efficientnet_b0(CHANNELS, settings.widen_factor)
+    if settings.norm == "group":
+        replace_batch_norm(images)
+    return SlicesBackbone(images, features, is_gated=settings.pooling != "attention"), features
+
+
+def _convnext(settings: NetworkSettings) -> tuple[nn.Module, int]:
+    layers, features = convnext_stages(CHANNELS, settings.widen_factor, is_grouped=settings.norm == "group")
+    if settings.has_attention:
+        layers["pool"] = PlaceAttention(features, is_gated=settings.pooling == "gated")
+    else:
+        layers["pool"] = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten())
+    return nn.Sequential(layers), features

@@ -1,4 +1,4 @@
-"""Adapts MONAI's ResNet to training with differential privacy: group norm everywhere, no in-place operations.
+"""Adapts MONAI's layers to training with differential privacy: group norm everywhere, no in-place operations.
 
 Batch norm mixes the patients of a batch, so there is no gradient per patient; MONAI's `norm` argument changes only the
 stem. The hooks that compute gradients per patient do not work if a layer's output is modified in place.
@@ -34,3 +34,10 @@ def replace_batch_norm(module: nn.Module) -> None:
             setattr(module, name, nn.GroupNorm(math.gcd(GROUPS, channels), channels))
         else:
             replace_batch_norm(child)
+
+
+def norm_without_weights(channels: int, is_grouped: bool) -> nn.Module:
+    """Return a 3D batch norm or a group norm that has no scale and shift."""
+    if is_grouped:
+        return nn.GroupNorm(math.gcd(GROUPS, channels), channels, affine=False)
+    return nn.BatchNorm3d(channels, affine=False)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from models.network_settings import NetworkSettings
 
 STAGES = 4
-# Our own networks whose layers are computed one after the other, in stages. A ResNet that reads slice by slice and a
+# Our own networks whose layers are computed one after the other, in stages. Networks that read slice by slice and a
 # DenseNet are not divided.
-IN_STAGES = ("resnet10", "resnet18", "seresnet50")
+IN_STAGES = ("resnet10", "resnet18", "seresnet50", "convnext")
 _BLOCKS = {
     10: (1, 1, 1, 1),
     18: (2, 2, 2, 2),

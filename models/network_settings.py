@@ -18,7 +18,9 @@ from pydantic import (
 from models.encoder_layers import STAGES, ResNetLayers, encoded_name, has_batch_norm, has_stages
 from models.own_packages import CODE, NAME
 
-Architecture = Literal["resnet10", "resnet18", "resnet18_slices", "densenet121", "seresnet50"]
+Architecture = Literal[
+    "resnet10", "resnet18", "resnet18_slices", "densenet121", "seresnet50", "efficientnet_b0_slices", "convnext"
+]
 LABELS: tuple[Literal["pcr_positive"], Literal["severe"]] = ("pcr_positive", "severe")
 # What a network estimates in pretraining, from the scan alone (`pipeline.training.pretraining`).
 AUXILIARY = (
@@ -36,7 +38,7 @@ ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 class NetworkSettings(BaseModel):
     """The settings that define the network; part of every release.
 
-    `architecture`: MONAI's 3D networks, or with "_slices" a 2D ResNet on each slice (`models.backbones`). `pooling`:
+    `architecture`: MONAI's 3D networks, or with "_slices" a 2D network on each slice (`models.backbones`). `pooling`:
     how the features of places or slices become those of the scan (`models.pooling`); "": the architecture's usual way,
     a mean over places, or gated attention over slices.
 

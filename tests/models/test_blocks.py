@@ -7,7 +7,7 @@ from torch import nn
 
 from models.blocks import OutOfPlaceBlock
 from models.network import SeverityNetwork, build_network
-from models.network_settings import NetworkSettings
+from models.network_settings import ARCHITECTURES, NetworkSettings
 
 
 def made(norm: str, **settings: object) -> SeverityNetwork:
@@ -18,7 +18,7 @@ def count(network: nn.Module, kind: type[nn.Module]) -> int:
     return sum(isinstance(module, kind) for module in network.modules())
 
 
-@pytest.mark.parametrize("architecture", ["resnet10", "resnet18", "densenet121", "seresnet50"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("widen_factor", [1 / 16, 0.25, 0.3])  # 0.3 gives 19 channels, which is not divisible by 8
 def test_group_norm_replaces_every_batch_norm(architecture: str, widen_factor: float) -> None:
     batch, group = (made(norm, architecture=architecture, widen_factor=widen_factor) for norm in ("batch", "group"))

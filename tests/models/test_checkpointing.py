@@ -11,7 +11,7 @@ from models.loss import masked_bce
 from models.network import SeverityNetwork, build_network
 from models.network_settings import NetworkSettings
 
-ARCHITECTURES = ("resnet10", "resnet18_slices", "densenet121", "seresnet50")
+ARCHITECTURES = ("resnet10", "resnet18_slices", "densenet121", "seresnet50", "efficientnet_b0_slices", "convnext")
 
 
 def network(architecture: str = "resnet10", norm: str = "batch") -> SeverityNetwork:

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from models.network import HEAD_RMS, build_network
-from models.network_settings import LABELS, TABULAR, NetworkSettings, tabular
+from models.network_settings import ARCHITECTURES, LABELS, TABULAR, NetworkSettings, tabular
 
 SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.125)
 
@@ -25,7 +25,7 @@ def test_age_and_sex_are_encoded_as_numbers(age_years: float | None, sex: str | 
     assert len(numbers) == TABULAR
 
 
-@pytest.mark.parametrize("architecture", ["resnet10", "resnet18", "densenet121", "seresnet50"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_network_returns_one_logit_per_label(architecture: str) -> None:
     network = build_network(NetworkSettings.model_validate({"architecture": architecture}), seed=1).eval()
     logits = network(torch.zeros(3, 2, 24, 32, 28), torch.zeros(3, TABULAR))

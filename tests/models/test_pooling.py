@@ -12,7 +12,7 @@ from models.release import load_release, save_release
 from pipeline.training.private_training import hook, patient_losses
 from tests.helpers.descriptions import description
 
-NAMES = ("resnet18", "densenet121", "seresnet50")
+NAMES = ("resnet18", "densenet121", "seresnet50", "convnext")
 
 
 def made(architecture: str, pooling: str = "", norm: str = "batch") -> SeverityNetwork:

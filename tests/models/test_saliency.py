@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from models.network import SeverityNetwork, build_network
-from models.network_settings import TABULAR, NetworkSettings
+from models.network_settings import ARCHITECTURES, TABULAR, NetworkSettings
 from models.saliency import attributions, baseline, saliency
 from tests.models.planted import SHAPE, Planted, learnt, plant
 
@@ -131,7 +131,7 @@ def test_map_is_empty_without_evidence_for_the_label(network: SeverityNetwork, l
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize("architecture", ["resnet18", "resnet18_slices", "densenet121", "seresnet50"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_has_a_map(architecture: str, norm: str, ill: list[Planted]) -> None:
     settings = NetworkSettings.model_validate({"architecture": architecture, "widen_factor": 1 / 16, "norm": norm})
     found = saliency(build_network(settings, seed=1).eval(), ill[0].scan, UNKNOWN, 0)

@@ -30,6 +30,7 @@ ALL = {
     "gated pooling": (NetworkSettings(architecture="resnet18", widen_factor=THIN, pooling="gated"), 32, 2),
     "group norm": (NetworkSettings(architecture="resnet10", widen_factor=THIN, norm="group"), 32, 2),
     "SE network": (NetworkSettings(architecture="seresnet50", widen_factor=THIN), 128, 2),
+    "ConvNeXt": (NetworkSettings(architecture="convnext", widen_factor=THIN), 48, 2),
     "MONAI's": (ResNetLayers(depth=10, widen_factor=THIN, no_max_pool=True, conv1_t_stride=2), 32, 1),
     "bottlenecks": (ResNetLayers(depth=50, widen_factor=THIN, shortcut_type="A"), 128, 1),
 }

@@ -28,7 +28,7 @@ from tests.federation.gateway.messages import Objects, arrays_of, message, objec
 
 SMALL_SITE = 25  # training patients
 FEW = 8
-NETWORKS = ["resnet18", "densenet121", "seresnet50"]
+NETWORKS = ["resnet18", "densenet121", "seresnet50", "efficientnet_b0_slices", "convnext"]
 Weights = dict[str, dict[str, np.ndarray]]
 
 

@@ -1,5 +1,6 @@
 """Which bound a tensor gets: by its place in the network, and of a package's network never by its name."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,32 @@ def test_most_filters_of_every_network_are_held(architecture: str, norm: str) ->
     assert share_of(network, next(n for n, w in network.named_parameters() if w.ndim > 2)) == 2.5
 
 
+def unheld(network: SeverityNetwork) -> set[str]:
+    """Return the names of the weights of which some part may be any distance from the seed's."""
+    free = [
+        reach.start
+        for reach in reaches_of(network, learning_rate=0.05, epochs=2, rounds=20)[WEIGHTS]
+        if reach.farthest >= UNBOUNDED
+    ]
+    names, end = set(), 0
+    for name, weight in network.named_parameters():
+        if any(end <= start < end + weight.numel() for start in free):
+            names.add(name)
+        end += weight.numel()
+    return names
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_only_first_filters_pooling_and_head_may_be_any_distance_from_the_seeds(architecture: str, norm: str) -> None:
+    """Every shift, and every filter of later stages, is held: none can become a threshold for one patient."""
+    network = made(architecture, "gated", norm)
+    first = next(name for name, weight in network.named_parameters() if weight.ndim > 2)
+    for name in unheld(network) - {first}:
+        is_early = re.search(r"\.(layer|denseblock|transition)1\.", name) and network.get_parameter(name).ndim > 1
+        assert is_early or re.search(r"^(head|tabular)\.|\.(content|gate)\.|\.importance$", name), name
+
+
 @pytest.mark.parametrize(
     ("architecture", "pool"),
     [
@@ -81,6 +108,8 @@ def test_most_filters_of_every_network_are_held(architecture: str, norm: str) ->
         ("resnet18_slices", "backbone"),
         ("densenet121", "backbone.class_layers.pool"),
         ("seresnet50", "backbone.adaptive_avg_pool"),
+        ("efficientnet_b0_slices", "backbone"),
+        ("convnext", "backbone.pool"),
     ],
 )
 def test_weights_of_attention_may_move_further_without_gates(architecture: str, pool: str) -> None:
