@@ -34,11 +34,12 @@ from pipeline.training.train import train
 
 RESULTS = Path(__file__).with_name("results") / "network_bounds.json"
 STUDY = Path(__file__).parents[1] / "configs" / "study.toml"
+PLACES, SLICES = ("resnet18", "densenet121", "seresnet50", "convnext"), ("resnet18_slices", "efficientnet_b0_slices")
 NETWORKS = [
-    *(f"{name}:{pooling}:batch" for name in ("resnet18", "densenet121", "seresnet50") for pooling in ("mean", "gated")),
-    *(f"{name}:attention:batch" for name in ("resnet18", "resnet18_slices", "densenet121", "seresnet50")),
-    *(f"{name}:mean:group" for name in ("resnet18", "densenet121", "seresnet50")),
-    *(f"{name}:gated:group" for name in ("densenet121", "seresnet50")),
+    *(f"{name}:{pooling}:batch" for name in PLACES for pooling in ("mean", "gated", "attention")),
+    *(f"{name}:{pooling}:batch" for name in SLICES for pooling in ("gated", "attention")),
+    *(f"{name}:mean:group" for name in PLACES),
+    *(f"{name}:gated:group" for name in ("densenet121", "seresnet50", "efficientnet_b0_slices", "convnext")),
 ]
 
 Packed = dict[str, NDArray[np.float64]]
@@ -62,13 +63,13 @@ def kind_of(name: str, network: SeverityNetwork) -> str:
     if name.startswith(("head", "tabular")):
         return name
     ndim = network.get_parameter(name).ndim
+    if ".fc." in name or "._se_" in name:
+        return f"squeeze-and-excitation, {name.rpartition('.')[2]}"
     if ndim > 2:
         return "first convolution" if name == first else "other convolutions"
     if any(part in name for part in ("content", "gate", "importance")):
         return f"attention, {name.rpartition('.')[2]}"
-    if ".fc." in name:
-        return f"squeeze-and-excitation, {name.rpartition('.')[2]}"
-    return "norm shifts" if name.endswith("bias") else "norm scales"
+    return "shifts" if name.endswith("bias") else "norm scales"
 
 
 def packed(network: SeverityNetwork) -> Packed:

@@ -38,7 +38,7 @@ from pipeline.training.train import augmentation, step
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.helpers.descriptions import description
 
-NETWORKS = ("resnet18", "densenet121", "seresnet50")
+NETWORKS = ("resnet18", "densenet121", "seresnet50", "efficientnet_b0_slices", "convnext")
 KINDS = ("step", "score", "checkpointed")
 CHECKPOINTED = SIZES[-1:]
 STORED = RESULTS / "size_presets.json"
