@@ -41,19 +41,24 @@ RESULTS = Path(__file__).with_name("results")
 
 @dataclass(frozen=True)
 class Setting:
-    """A kind of study: hospitals, patients and label; `distance`: of the classes' means, in standard deviations.
+    """A kind of study: hospitals, patients of each (one number if all have as many), and label.
 
-    `scale`: standard deviation of the logits of negative patients. `shift`, `drift`: standard deviations, between
-    hospitals, of the mean of all logits and of the distance of the classes, in units of `scale`.
+    `distance`: of the classes' means, in standard deviations. `scale`: standard deviation of the logits of negative
+    patients. `shift`, `drift`: standard deviations, between hospitals, of the mean of all logits and of the distance of
+    the classes, in units of `scale`.
     """
 
     sites: int
-    patients: int
+    patients: int | tuple[int, ...]
     prevalence: float = 0.35
     distance: float = 1.6
     scale: float = 1.0
     shift: float = 0.3
     drift: float = 0.2
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (self.patients,) * self.sites if isinstance(self.patients, int) else self.patients
 
 
 SETTINGS = (
@@ -72,21 +77,22 @@ SETTINGS = (
 class Hospital:
     """A hospital's population. `logits` are normal: `means` and standard deviations of negative and positive ones."""
 
+    size: int
     prevalence: float
     means: tuple[float, float]
     spreads: tuple[float, float]
 
     @classmethod
-    def drawn(cls, setting: Setting, rng: np.random.Generator) -> "Hospital":
+    def drawn(cls, size: int, setting: Setting, rng: np.random.Generator) -> "Hospital":
         middle = rng.normal(-0.7, setting.shift)
         distance = max(0.0, rng.normal(setting.distance, setting.drift))
         means = (setting.scale * (middle - distance / 2), setting.scale * (middle + distance / 2))
         prevalence = float(np.clip(rng.normal(setting.prevalence, 0.05), 0.05, 0.95))
-        return cls(prevalence, means, (setting.scale, 1.2 * setting.scale))
+        return cls(size, prevalence, means, (setting.scale, 1.2 * setting.scale))
 
-    def patients(self, patients: int, rng: np.random.Generator) -> Patients:
+    def patients(self, rng: np.random.Generator) -> Patients:
         """Return the hospital's validation patients."""
-        labels = (rng.random(rng.binomial(patients, VALIDATION_SHARE)) < self.prevalence).astype(np.int64)
+        labels = (rng.random(rng.binomial(self.size, VALIDATION_SHARE)) < self.prevalence).astype(np.int64)
         logits = rng.normal(np.take(self.means, labels), np.take(self.spreads, labels))
         return logits, labels
 
@@ -112,8 +118,8 @@ class Outcome:
 
 def simulate(setting: Setting, rng: np.random.Generator, *, pool: Pool) -> dict[str, Outcome | None]:
     """Return the outcome of each point of one study; None where nothing is released."""
-    hospitals = [Hospital.drawn(setting, rng) for _ in range(setting.sites)]
-    found = [hospital.patients(setting.patients, rng) for hospital in hospitals]
+    hospitals = [Hospital.drawn(size, setting, rng) for size in setting.sizes]
+    found = [hospital.patients(rng) for hospital in hospitals]
     if pool == "masked":
         summed = _summed(found)
         return {point: _outcome(hospitals, pooled_counts.choose(summed, LABEL, point), point) for point in POINTS}
@@ -134,9 +140,10 @@ def _summed(hospitals: Sequence[Patients]) -> Summed:
 def _outcome(hospitals: Sequence[Hospital], choice: object, point: str) -> Outcome | None:
     if not isinstance(choice, Chosen):
         return None
-    prevalences = np.array([hospital.prevalence for hospital in hospitals])
+    sizes, prevalences = (np.array([getattr(each, name) for each in hospitals]) for name in ("size", "prevalence"))
     rates = np.array([hospital.rates(choice.logit) for hospital in hospitals])
-    pooled = (np.average(rates[:, 0], weights=prevalences), np.average(rates[:, 1], weights=1 - prevalences))
+    positives, negatives = sizes * prevalences, sizes * (1 - prevalences)
+    pooled = (np.average(rates[:, 0], weights=positives), np.average(rates[:, 1], weights=negatives))
     chosen = 0 if point == "rule_out" else 1
     evidence = choice.evidence
     return Outcome(
@@ -207,7 +214,8 @@ _SAYS = {
 def _named(row: dict[str, Any]) -> list[str]:
     """Return the first cells of a row: the size of the study, what is unlike the first setting, and the pool."""
     setting, usual = row["setting"], vars(SETTINGS[0])
-    size = f"{setting['sites']} × {setting['patients']}"
+    each = setting["patients"]
+    size = f"{setting['sites']} × {each}" if isinstance(each, int) else ", ".join(map(str, each))
     names = ("prevalence", "distance", "scale", "shift", "drift")
     changed = ", ".join(f"{name} {setting[name]:g}" for name in names if setting[name] != usual[name])
     return [size, changed, row["pool"]]

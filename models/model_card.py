@@ -311,7 +311,7 @@ def _operating_points(d: "Description") -> str:
 Thresholds on the calibrated probability, chosen with the validation patients of all hospitals together: the highest
 one to rule out (the lowest one to rule in) with a sensitivity (a specificity) of at least {AIM:.2f} whose 90 % interval
 ends at or above {FLOOR:.2f}, a one-sided 95 % bound. Each needs at least {LEAST_PATIENTS} positive and {LEAST_PATIENTS}
-negative patients. {steps} One hospital alone may reach less. The
+negative patients, of at least two hospitals. {steps} One hospital alone may reach less. The
 thresholds are not a recommendation.
 {table}{missing and f"{chr(10)}{missing}{chr(10)}"}"""
     if d.provenance is None or d.provenance.sums or not rows:

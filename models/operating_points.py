@@ -86,6 +86,8 @@ class MissingPoint(BaseModel):
         found = f"{counts(self.positives, self.negatives, self.sites)} could be counted"
         if self.why == "too_few":
             return f"No operating point: {found}; at least {LEAST_PATIENTS} of each are needed."
+        if self.sites == 1:
+            return f"No operating point: {found}; at least two hospitals are needed."
         return (
             f"No operating point: {found}, too few to show that a threshold to {point.replace('_', ' ')} "
             f"reaches a {RATES[point]} of {FLOOR:.2f}."

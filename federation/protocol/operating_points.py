@@ -7,7 +7,8 @@ rung whose true rate is under FLOOR: the number of missed patients only rises wi
 such a rung also accepts the first one of these, which the bound allows in 5 % of studies. Rates that differ between
 sites make it rarer (Hoeffding, Ann Math Stat 1956; 27:713).
 
-A robust pool needs the same without any one of the sites, so that no site alone can make a threshold look safe.
+A threshold is for all sites, so the patients of one site alone give none: where sites differ, it may not hold at the
+others. A robust pool needs the same without any one of the sites, so that no site alone can make a threshold look safe.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from pipeline.evaluation.ladder import PERCENTS, RUNGS, UNCOUNTED, most_missed, 
 
 Answer = Mapping[str, float]
 Counts = NDArray[np.int64]
+LEAST_SITES = 2
 _ROUNDING = 1e-9
 _CHOICES = RUNGS[1:-1]  # at the others there is no threshold
 
@@ -77,7 +79,7 @@ def choose(answers: Sequence[Answer], label: str, point: str, *, is_robust: bool
         return MissingPoint(why="too_few", **counted)
     side = -1 if point == "rule_in" else 1
     tails = _tails([(int(each[point == "rule_in"]), [side * rung for rung in each[2:]]) for each in found])
-    accepted = tails.accepted(is_robust=is_robust)
+    accepted = tails.accepted(is_robust=is_robust) if len(found) >= LEAST_SITES else 0
     if not accepted:
         return MissingPoint(why="not_reached", **counted)
     at = accepted - 1

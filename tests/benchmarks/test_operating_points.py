@@ -39,3 +39,15 @@ def test_released_thresholds_truly_reach_the_floor(
         assert row[point]["released"] > 0.2
         assert row[point]["reaches_floor"] >= 0.95
         assert row[point]["covered"] >= 0.9
+
+
+@pytest.mark.slow
+def test_hospitals_of_60_100_and_300_patients_do_not_use_the_threshold_of_the_largest_alone(
+    simulation: ModuleType,
+) -> None:
+    """Only the largest has enough patients in most studies, and a threshold for all three would rest on it alone."""
+    setting = simulation.Setting(3, (60, 100, 300), prevalence=0.5, shift=0.6, drift=0.4)
+    row = simulation.row(setting, pool="sums", studies=800, seed=3)
+    for point in POINTS:
+        assert 0 < row[point]["released"] < 0.1, "those with enough patients at two hospitals"
+        assert row[point]["reaches_floor"] >= 0.95

@@ -118,7 +118,7 @@ def test_sites_with_few_patients_are_added_up() -> None:
 @pytest.mark.parametrize("point", POINTS)
 def test_overlapping_classes_give_a_cautious_threshold(point: str) -> None:
     """Without any skill a threshold still misses few patients; it only decides about few."""
-    logits = [chosen([site(100, 100, distance=distance)], point).logit for distance in (0.0, 4.0)]
+    logits = [chosen([site(50, 50, distance=distance)] * 2, point).logit for distance in (0.0, 4.0)]
     assert abs(logits[0]) > abs(logits[1])
 
 
@@ -136,10 +136,12 @@ def test_one_hostile_site_cannot_make_a_robust_threshold_look_safe(point: str) -
     assert robust in {*without, chosen(honest, point).logit}
 
 
-def test_robust_threshold_needs_two_sites() -> None:
-    choice = choose([site(300, 300)], LABEL, "rule_out", is_robust=True)
+@pytest.mark.parametrize("is_robust", [False, True])
+def test_threshold_for_all_sites_needs_the_patients_of_two(is_robust: bool) -> None:
+    choice = choose([site(300, 300), site(9, 300)], LABEL, "rule_out", is_robust=is_robust)
     assert isinstance(choice, MissingPoint)
-    assert choice.why == "not_reached"
+    assert (choice.why, choice.sites) == ("not_reached", 1)
+    assert choice.text("rule_out").endswith("at 1 hospital could be counted; at least two hospitals are needed.")
 
 
 def test_answers_of_an_earlier_version_give_no_threshold() -> None:
