@@ -1,7 +1,7 @@
 """Builds the backbones by name: MONAI's networks without their classifiers, with batch or group norm.
 
 A backbone turns scans (batch, 2, slices, rows, columns) into features (batch, features). The 3D ones end with a pooling
-over the places of their last maps: a mean, or attention.
+over the places of their last maps: a mean, or attention. In masked pretraining they keep the features of each place.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,13 @@ from models.convnext import convnext_stages
 from models.efficientnet import efficientnet_b0
 from models.network_layers import OwnBackbone, initialise
 from models.network_settings import CHANNELS, NetworkSettings
-from models.pooling import PlaceAttention
+from models.pooling import PlaceAttention, Places
 from models.reasons import NETWORK_PLAN
 from models.refusal import Refusal
 from models.slicewise import SlicesBackbone
 
 _RESNETS = {"resnet10": [1, 1, 1, 1], "resnet18": [2, 2, 2, 2], "resnet18_slices": [2, 2, 2, 2]}
+_POOLINGS = {"densenet121": "class_layers.pool", "seresnet50": "adaptive_avg_pool"}  # of ResNets: "avgpool"
 _SQUEEZE = 16  # channels per hidden unit of squeeze-and-excitation, as published
 
 
@@ -44,7 +45,10 @@ def build_backbone(settings: NetworkSettings) -> tuple[nn.Module, int]:
         "efficientnet_b0_slices": _efficientnet_b0_slices,
         "convnext": _convnext,
     }.get(settings.architecture, _resnet)
-    return builder(settings)
+    backbone, features = builder(settings)
+    if settings.is_masked:
+        backbone.set_submodule(_POOLINGS.get(settings.architecture, "avgpool"), Places())
+    return backbone, features
 
 
 def _own(settings: NetworkSettings) -> tuple[nn.Module, int]:

@@ -1,4 +1,4 @@
-"""Computes the loss for two labels, each of which may be missing, and that of pretraining."""
+"""Computes the loss for two labels, each of which may be missing, and those of pretraining."""
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,22 @@ def bounded_regression(outputs: Tensor, targets: Tensor, batch: Tensor) -> Tenso
     2 MEASURE_REACH to the sum over the scans, whatever the weights are, and a mean over many scans cannot become the
     value of one of them. `batch`: as in `masked_bce`.
     """
-    known = ~torch.isnan(targets)
+    return _losses(outputs, targets).sum() / (~torch.isnan(batch)).sum().clamp(min=1)
+
+
+def block_regression(outputs: Tensor, targets: Tensor, batch: Tensor) -> Tensor:
+    """Return the mean over scans of each scan's mean loss of hidden blocks: `bounded_regression`, scan by scan.
+
+    `outputs`, `targets`, `batch`: as there, but (batch, places, blocks). Scans differ in the number of their hidden
+    blocks with lung. The mean of each scan is taken first, so that none counts more than another. One without such a
+    block adds 0.
+    """
+    known = (~torch.isnan(targets)).sum(dim=(1, 2)).clamp(min=1)
+    return (_losses(outputs, targets).sum(dim=(1, 2)) / known).sum() / len(batch)
+
+
+def _losses(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return each estimate's loss, at most 2 MEASURE_REACH; 0 where the target is missing."""
     estimates = MEASURE_REACH * torch.tanh(outputs / MEASURE_REACH)
     losses = F.smooth_l1_loss(estimates, torch.nan_to_num(targets), reduction="none")
-    return (losses * known).sum() / (~torch.isnan(batch)).sum().clamp(min=1)
+    return losses * ~torch.isnan(targets)

@@ -1,6 +1,7 @@
 """Defines the networks: a MONAI backbone (3D or slice by slice), late fusion of age and sex, one logit per label.
 
-A network that is only pretrained has measures of the scan as its outputs instead (`AUXILIARY`).
+A network that is only pretrained has measures of the scan as its outputs instead (`AUXILIARY`), or at each place of its
+last maps the densities of hidden blocks (`BLOCKS`): the head is then a convolution of 1 x 1 x 1.
 """
 
 import torch
@@ -54,7 +55,7 @@ def _fix_features(layer: nn.Linear) -> None:
 
 
 class SeverityNetwork(nn.Module):
-    """Maps a scan and tabular data to two logits, in the order of LABELS; in pretraining to the AUXILIARY measures."""
+    """Maps a scan and tabular data to two logits, in the order of LABELS; in pretraining to AUXILIARY or BLOCKS."""
 
     def __init__(self, settings: NetworkSettings) -> None:
         # Imported here because it takes a second, and the workers that ingest scans do not need it.
@@ -63,7 +64,7 @@ class SeverityNetwork(nn.Module):
 
         super().__init__()
         self.backbone, self.features = build_backbone(settings)
-        self.is_own, self.has_encoder = settings.is_own, bool(settings.encoder)
+        self.is_own, self.has_encoder, self.is_masked = settings.is_own, bool(settings.encoder), settings.is_masked
         self.age_band_years = settings.age_band_years
         self.fixed = settings.tabular == "fixed"
         layer = nn.Linear(TABULAR, settings.tabular_features)
@@ -78,6 +79,8 @@ class SeverityNetwork(nn.Module):
 
     def forward(self, scan: Tensor, tabular: Tensor) -> Tensor:
         """Map `scan` (batch, 2, slices, rows, columns) and `tabular` (batch, 4) to logits (batch, outputs), float32.
+
+        In masked pretraining the outputs are (batch, places, outputs).
 
         With an encoder, `scan` may also be what its frozen layers make of the scans (`models.encoders`).
         """
@@ -97,15 +100,24 @@ class SeverityNetwork(nn.Module):
             weights.mul_((HEAD_RMS / rms.clamp(min=1e-12)).clamp(max=1.0))
 
     def joined(self, scan: Tensor, tabular: Tensor) -> Tensor:
-        """Return the input of the head: the scan's features, then those of age and sex, shape (batch, features)."""
-        return torch.cat([self.of_scans(scan), self.tabular(banded(tabular, self.age_band_years))], dim=1)
+        """Return the input of the head: the scan's features, then those of age and sex, shape (batch, features).
+
+        In masked pretraining it is (batch, places, features).
+        """
+        scans, known = self.of_scans(scan), self.tabular(banded(tabular, self.age_band_years))
+        if self.is_masked:
+            known = known[:, None].expand(-1, scans.shape[1], -1)
+        return torch.cat([scans, known], dim=-1)
 
     def of_scans(self, scan: Tensor) -> Tensor:
-        """Return the backbone's features of scans, without age and sex, shape (batch, features)."""
+        """Return the backbone's features of scans, without age and sex, shape (batch, features).
+
+        In masked pretraining they are those of each place, shape (batch, places, features).
+        """
         if scan.ndim == 5:
             scan = scan.contiguous(memory_format=torch.channels_last_3d)
         found: Tensor = self.backbone(scan)
-        return found
+        return found.unflatten(1, (-1, self.features)) if self.is_masked else found
 
 
 def build_network(settings: NetworkSettings, *, seed: int) -> SeverityNetwork:

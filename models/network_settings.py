@@ -29,6 +29,15 @@ AUXILIARY = (
     "volume_left",
     "mean_hu",
 )
+# What it estimates in masked pretraining at each place of its last maps: the densities of the eight blocks of the
+# scan's part that belongs to the place (`pipeline.training.hidden_blocks`).
+BLOCKS = tuple(
+    f"density_{height}_{depth}_{side}"
+    for height in ("lower", "upper")
+    for depth in ("front", "back")
+    for side in ("right", "left")
+)
+WITH_MAPS = ("resnet10", "resnet18", "densenet121", "seresnet50")  # architectures that can be pretrained so
 CHANNELS = 2  # lung window, lung mask
 TABULAR = 4  # see `tabular`
 AGE_SCALE_YEARS = 20.0
@@ -52,8 +61,9 @@ class NetworkSettings(BaseModel):
     the input of the head. Only the head is then trained and sent. `tuned_stages`: so many of the encoder's last stages
     are trained and sent too; `encoder_layers` are then the encoder's layers, as its card has them.
 
-    `outputs`: "labels", or "auxiliary" for a network that is only pretrained. The head and what is learnt follow from
-    this one setting, so that no network with outputs for labels can be trained as a pretraining, and the reverse.
+    `outputs`: "labels"; for a network that is only pretrained "auxiliary" (measures of the scan) or "masked" (densities
+    of hidden blocks). The head and what is learnt follow from this one setting, so that no network with outputs for
+    labels can be trained as a pretraining, and the reverse.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,17 +80,22 @@ class NetworkSettings(BaseModel):
     encoder_features: int = Field(default=0, ge=0, le=4096)
     tuned_stages: int = Field(default=0, ge=0, le=STAGES)
     encoder_layers: "ResNetLayers | NetworkSettings | None" = None
-    outputs: Literal["labels", "auxiliary"] = "labels"
+    outputs: Literal["labels", "auxiliary", "masked"] = "labels"
 
     @property
     def pretrains(self) -> bool:
-        """Whether the network learns measures of the scan instead of the labels."""
-        return self.outputs == "auxiliary"
+        """Whether the network learns from the scans alone instead of from the labels."""
+        return self.outputs != "labels"
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether the head estimates hidden blocks at each place of the last maps, which are not pooled."""
+        return self.outputs == "masked"
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """What each output of the head is."""
-        return AUXILIARY if self.pretrains else LABELS
+        """What each output of the head is; of a masked pretraining, at each place."""
+        return {"labels": LABELS, "auxiliary": AUXILIARY, "masked": BLOCKS}[self.outputs]
 
     @property
     def is_slicewise(self) -> bool:
@@ -125,7 +140,23 @@ class NetworkSettings(BaseModel):
     @model_validator(mode="after")
     def pretraining_is_of_own_encoders(self) -> Self:
         if self.pretrains and (self.is_own or self.encoder):
-            raise ValueError('outputs = "auxiliary" pretrains a network of this release: remove code and encoder')
+            raise ValueError(f'outputs = "{self.outputs}" pretrains a network of this release: remove code and encoder')
+        return self
+
+    @model_validator(mode="after")
+    def hidden_blocks_are_estimated_from_maps(self) -> Self:
+        if not self.is_masked:
+            return self
+        if self.architecture not in WITH_MAPS:
+            raise ValueError(
+                f'outputs = "masked" needs 3D maps, which {self.architecture} does not have: use one of '
+                f'{", ".join(WITH_MAPS)}, or outputs = "auxiliary"'
+            )
+        if self.has_attention:
+            raise ValueError(
+                'outputs = "masked" does not pool, so it cannot train the attention of a pooling: remove pooling, or '
+                'use outputs = "auxiliary"'
+            )
         return self
 
     @model_validator(mode="after")

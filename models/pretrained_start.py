@@ -1,6 +1,7 @@
 """What a pretrained start says of itself: the weights that a study may begin from, and that answer nothing.
 
-It has the form of a release (`models.release`), and its network estimates measures of a scan (`network.AUXILIARY`).
+It has the form of a release (`models.release`), and its network estimates measures of a scan or of hidden parts of it
+(`network_settings.AUXILIARY`, `BLOCKS`).
 `load_release` reads it only for the few who may begin a study from it.
 """
 
@@ -10,13 +11,16 @@ if TYPE_CHECKING:
     from models.description import Description
 
 USE = (
-    "The first weights of a study (`begin_from` in study.toml). It estimates measures of a scan, gives no probability "
-    "for a patient, and cannot score."
+    "The first weights of a study (`begin_from` in study.toml). It estimates measures of a scan or of its parts, "
+    "gives no probability for a patient, and cannot score."
 )
 LIMITS = (
     "Whether a study gains by these first weights was not measured.",
     "The weights were learnt from scans of patients, with and without labels, and may reveal something about them.",
 )
+
+
+_LEARNT = {"auxiliary": "measures of the scan", "masked": "densities of hidden blocks of the scan"}
 
 
 def start_card(description: "Description", sha256: str) -> str:
@@ -27,6 +31,7 @@ def start_card(description: "Description", sha256: str) -> str:
     facts = {
         "start (SHA-256 of model.json)": f"`{sha256}`",
         "network": f"{d.network.architecture}, {d.network.norm} norm, width {d.network.widen_factor}",
+        "learnt": _LEARNT[d.network.outputs],
         "trained on": origin,
         "hospitals": ", ".join(sorted(sites)) or str(d.sites),
         "rounds": str(d.rounds),

@@ -31,12 +31,18 @@ _OF_PACKAGES: dict[Kind, str] = {
 }
 
 
+_LEARNT = {
+    "auxiliary": "measures that the node computes from each scan: dense lung by zone, the lungs' volumes, their mean "
+    "density",
+    "masked": "to estimate the mean density of the lung in parts of the scan that the node hides from it. With them an "
+    "update can reveal a coarse picture of a scan, where other studies have few figures of it",
+}
 _PRETRAINING = (
     "Pretraining: this study trains on patients without labels too. It uses the scans of this hospital's training "
     "patients and of all patients without labels that it keeps (unlabelled_patients in site.toml), if these are at "
-    "least min_patients. The network learns measures that the node computes from each scan: dense lung by zone, the "
-    "lungs' volumes, their mean density. It uses no label, age or sex. The weights leave as in other studies, and the "
-    "training loss. It runs only if max_pretraining_rounds_a_month in [gateway] of site.toml allows its rounds."
+    "least min_patients. The network learns {learnt}. It uses no label, age or sex. The weights leave as in other "
+    "studies, and the training loss. It runs only if max_pretraining_rounds_a_month in [gateway] of site.toml allows "
+    "its rounds."
 )
 
 
@@ -72,7 +78,8 @@ def _text(value: object) -> str:
 
 def weakenings(study: "Study") -> list[str]:
     """List in plain words each setting that lets a server learn more about a patient than the safest setting would."""
-    of_pretraining = [_PRETRAINING] if study.network.pretrains else []
+    learnt = _LEARNT.get(study.network.outputs)
+    of_pretraining = [_PRETRAINING.format(learnt=learnt)] if learnt else []
     of_study = [*_of_privacy(study), *_of_sums(study), *_of_training(study), *_of_evaluation(study)]
     return [*of_pretraining, *of_study, *_of_scans(study)]
 

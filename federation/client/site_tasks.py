@@ -16,8 +16,9 @@ from federation.protocol.study_config import Study
 from federation.protocol.summed_answers import reported
 from models.compute import Compute
 from models.familiarity import Moments
-from models.loss import bounded_regression
+from models.loss import block_regression, bounded_regression
 from models.network import SeverityNetwork, build_network
+from models.pooling import shape_of_maps
 from models.refusal import Refusal
 from pipeline.cohort.dataset import Example, Examples
 from pipeline.cohort.reasons import PREPROCESSING
@@ -37,6 +38,7 @@ from pipeline.preprocessing.preprocess_settings import settings_digest
 from pipeline.site.folder import Site, Split
 from pipeline.system.malloc import keep_memory
 from pipeline.training.head_finetune import fit_head
+from pipeline.training.hidden_blocks import MaskedExamples
 from pipeline.training.pretraining import PretrainingExamples
 from pipeline.training.privacy_budget import check_and_spend
 from pipeline.training.train import predict, train
@@ -134,15 +136,18 @@ def _pretrain_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays, ro
     network, compute = load_network(study, arrays, buffers), processor(site, study)
     examples = load_scans(site, study)
     _enough(site, examples)
+    seed = order_seed(study.study.seed, examples, arrays)
+    if study.network.is_masked:
+        examples = _hide_blocks(examples, study, network, seed)
     loss = train(
         network,
         examples,
         study.training,
         study.schedule(round_number),
-        seed=order_seed(study.study.seed, examples, arrays),
+        seed=seed,
         proximal_mu=study.proximal_mu,
         compute=compute,
-        loss=bounded_regression,
+        loss=block_regression if study.network.is_masked else bounded_regression,
     )
     metrics = rounded({LOSS: loss}, "train", count_patients(site, pretrains=True))
     return Trained(*pack(network), metrics, len(examples))
@@ -159,6 +164,12 @@ def load_scans(site: Site, study: Study) -> PretrainingExamples:
             raise Refusal(PREPROCESSING)
         scans = [Example(cohort.tensors / row.tensor, None, None, None, None, pseudonym=row.pseudonym) for row in rows]
     return PretrainingExamples(scans, study.preprocessing.window_hu)
+
+
+def _hide_blocks(examples: Examples, study: Study, network: SeverityNetwork, seed: int) -> MaskedExamples:
+    """Return the scans with hidden blocks. The server does not know which: nobody else can make the seed."""
+    maps = shape_of_maps(network, study.preprocessing.shape)
+    return MaskedExamples(examples.examples, study.preprocessing.window_hu, maps=maps, seed=seed)
 
 
 def _train(

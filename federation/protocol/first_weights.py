@@ -4,7 +4,8 @@ A server that could choose the first weights freely could choose weights whose u
 is therefore used only if the hospital has approved it and its weights are within the limits of training. An encoder
 needs an approval too.
 
-Of a pretrained start a study of labels takes everything but the head, which is drawn from the study's seed.
+Of a pretrained start a study takes everything but the head, which is drawn from the study's seed, unless the study is
+a pretraining of the same kind and goes on with its head.
 """
 
 import copy
@@ -122,7 +123,7 @@ def _fill(network: "SeverityNetwork", study: Study, folder: Path) -> None:
         raise Refusal(reasons.BEGIN_UNLIKE, private="the release has a different SHA-256")
     _check_like(study, release.description)
     begun = release.network
-    if release.description.network.pretrains and not study.network.pretrains:
+    if release.description.network.outputs != study.network.outputs:
         begun = _with_head_of(network, begun)
     _check_weights(study, network, begun)
     network.load_state_dict(begun.state_dict(), strict=True)

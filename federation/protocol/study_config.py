@@ -257,7 +257,8 @@ class Study(BaseModel, extra="forbid"):
             )
         if self.privacy is not None:
             raise ValueError(
-                '[privacy] does not count patients without labels: remove it, or outputs = "auxiliary" in [network]'
+                f'[privacy] does not count patients without labels: remove it, or outputs = "{self.network.outputs}" '
+                "in [network]"
             )
         if self.stopping is not None:
             raise ValueError("a pretraining has no validation figure: remove [stopping]")

@@ -1,8 +1,8 @@
 """Pretraining on scans without their labels: the network learns to estimate measures of each scan's lungs.
 
-The targets are computed here, from the prepared scan and its lung mask, each time that a batch is made: they follow the
-augmentation's flip and zoom, and no file holds them. Label, age and sex of a patient are not used: the network sees
-both as unknown.
+In `hidden_blocks` it learns to estimate hidden parts of the scan instead. The targets are computed from the prepared
+scan and its lung mask, each time that a batch is made: they follow the augmentation's flip and zoom, and no file holds
+them. Label, age and sex of a patient are not used: the network sees both as unknown.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ from pipeline.preprocessing.opacity import CONSOLIDATION_HU, GROUND_GLASS_HU
 OPACITY = (0.5, 0.2)
 VOLUME = (0.14, 0.04)
 MEAN_HU = (-760.0, 75.0)
-_INSIDE = 0.5  # of the lung mask, whose values between 0 and 1 are those of partly filled voxels
+INSIDE = 0.5  # of the lung mask, whose values between 0 and 1 are those of partly filled voxels
 
 
 class PretrainingExamples(Examples):
@@ -40,7 +40,7 @@ class PretrainingExamples(Examples):
         self._window_hu = window_hu
 
     def batch(self, index: NDArray[np.int64], augment: Callable[[Tensor], Tensor] | None) -> Batch:
-        """Return scans (batch, 2, slices, rows, columns) float32, tabular (batch, 4), targets (batch, measures).
+        """Return scans (batch, 2, slices, rows, columns) float32, tabular (batch, 4), targets (batch, ...).
 
         `tabular` holds zeros. `augment` moves a copy of the image together with the scan and its mask, and changes the
         values of the first channel alone. So the targets are those of the moved scan, without its changed densities and
@@ -51,28 +51,40 @@ class PretrainingExamples(Examples):
             scan = torch.from_numpy(np.load(self.examples[place].tensor)).float()
             moved = torch.cat([scan, scan[:1]])
             moved = moved if augment is None else augment(moved)
-            scans.append(moved[:2])
-            targets.append(measures(moved[2], moved[1], self._window_hu))
+            seen, target = self._task(moved[:2], in_hu(moved[2], self._window_hu))
+            scans.append(seen)
+            targets.append(target)
         return torch.stack(scans), torch.from_numpy(self.tabular[index]), torch.stack(targets)
 
+    def _task(self, scan: Tensor, hu: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the network sees of a moved scan (2, slices, rows, columns), and what it learns of it.
 
-def measures(image: Tensor, mask: Tensor, window_hu: tuple[float, float]) -> Tensor:
+        `hu`: the moved image without changed densities.
+        """
+        return scan, measures(hu, scan[1])
+
+
+def in_hu(image: Tensor, window_hu: tuple[float, float]) -> Tensor:
+    """Return an image, which is the lung window scaled to -1..1, in HU."""
+    low, high = window_hu
+    return (image + 1) / 2 * (high - low) + low
+
+
+def measures(hu: Tensor, mask: Tensor) -> Tensor:
     """Return the measures of one scan, in the order of AUXILIARY, standardised; NaN where a zone holds no lung.
 
-    `image`: the lung window scaled to -1..1; `mask`: of the lungs, 0..1; both (slices, rows, columns), with axes
+    `hu`: the image, limited to the lung window; `mask`: of the lungs, 0..1; both (slices, rows, columns), with axes
     towards the head, the back and the patient's left. Right and left are divided in the middle of the lungs' extent,
     zones are thirds of their height. Volumes are shares of the tensor: its box is scaled to the lungs, so millilitres
     cannot be seen in it. Dense lung has the densities of ground glass and consolidation, vessels included, after the
     alignment of the aerated lung.
     """
-    low, high = window_hu
-    hu = (image + 1) / 2 * (high - low) + low
-    inside = mask > _INSIDE
+    inside = mask > INSIDE
     dense = inside & (hu >= GROUND_GLASS_HU[0]) & (hu < CONSOLIDATION_HU[1])
-    found = [_standardised(_share(dense[zone], inside[zone]).sqrt(), OPACITY) for zone in _zones(inside)]
+    found = [standardised(_share(dense[zone], inside[zone]).sqrt(), OPACITY) for zone in _zones(inside)]
     right, left = _sides(inside)
-    found += [_standardised(inside[..., side].sum() / inside.numel(), VOLUME) for side in (right, left)]
-    found.append(_standardised(hu[inside].mean(), MEAN_HU))  # NaN without lungs
+    found += [standardised(inside[..., side].sum() / inside.numel(), VOLUME) for side in (right, left)]
+    found.append(standardised(hu[inside].mean(), MEAN_HU))  # NaN without lungs
     assert len(found) == len(AUXILIARY)
     return torch.stack(found)
 
@@ -103,6 +115,7 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
     return part.sum() / whole.sum()  # NaN if there is nothing
 
 
-def _standardised(value: Tensor, usual: tuple[float, float]) -> Tensor:
+def standardised(value: Tensor, usual: tuple[float, float]) -> Tensor:
+    """Return a measure minus its usual value, in units of its usual spread, at most MEASURE_REACH from 0."""
     centre, spread = usual
     return ((value - centre) / spread).clamp(-MEASURE_REACH, MEASURE_REACH)

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from models.network import SeverityNetwork, build_network
-from models.network_settings import TABULAR, NetworkSettings
-from models.pooling import PlaceAttention
+from models.network_settings import BLOCKS, TABULAR, WITH_MAPS, NetworkSettings
+from models.pooling import PlaceAttention, shape_of_maps
 from models.release import load_release, save_release
 from pipeline.training.private_training import hook, patient_losses
 from tests.helpers.descriptions import description
@@ -80,3 +81,55 @@ def test_release_gives_equal_output_and_card_names_pooling(tmp_path: Path, archi
 def test_small_grids_are_possible(architecture: str, side: int) -> None:
     logits = made(architecture, "gated").eval()(torch.zeros(1, 2, side, side + 1, side), torch.zeros(1, TABULAR))
     assert torch.isfinite(logits).all()
+
+
+# --- maps that are not pooled, in masked pretraining ------------------------------------------------------------
+
+
+def masked(architecture: str, norm: str = "batch") -> SeverityNetwork:
+    content = {"architecture": architecture, "norm": norm, "widen_factor": 0.125, "outputs": "masked"}
+    return build_network(NetworkSettings.model_validate(content), seed=1)
+
+
+@pytest.mark.parametrize("architecture", WITH_MAPS)
+def test_head_of_a_masked_network_is_a_convolution_of_its_last_maps(architecture: str) -> None:
+    network, usual = masked(architecture), made(architecture, "mean")
+    with torch.inference_mode():
+        of_places = network.eval().of_scans(scans())
+        torch.testing.assert_close(of_places.mean(dim=1), usual.eval().of_scans(scans()), rtol=1e-4, atol=1e-5)
+        outputs = network(scans(), torch.zeros(3, TABULAR))
+    maps = shape_of_maps(network, (24, 40, 40))
+    assert outputs.shape == (3, maps[0] * maps[1] * maps[2], len(BLOCKS))
+    assert of_places.shape[1:] == (outputs.shape[1], network.features)
+
+
+@pytest.mark.parametrize("architecture", WITH_MAPS)
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_masked_network_differs_from_the_usual_one_in_its_head_alone(architecture: str, norm: str) -> None:
+    before, after = made(architecture, "mean", norm).state_dict(), masked(architecture, norm).state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("head."))
+    assert after["head.weight"].shape == (len(BLOCKS), before["head.weight"].shape[1])
+
+
+def test_shape_of_the_maps_is_found_without_changing_the_network() -> None:
+    network = masked("resnet18").train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert shape_of_maps(network, (40, 56, 56)) == (2, 2, 2)
+    assert shape_of_maps(network, (160, 224, 224)) == (5, 7, 7)
+    assert network.training and all(torch.equal(before[name], now) for name, now in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "why"),
+    [
+        ({"architecture": "resnet18_slices"}, "resnet18_slices does not have"),
+        ({"architecture": "resnet18", "pooling": "gated"}, "cannot train the attention"),
+        ({"architecture": "densenet121", "pooling": "attention"}, "cannot train the attention"),
+        ({"architecture": "own:net", "code": "0" * 64}, "of this release"),
+        ({"encoder": "0" * 64, "encoder_features": 8}, "of this release"),
+    ],
+)
+def test_network_without_maps_of_its_own_cannot_be_pretrained_so(chosen: dict[str, object], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        NetworkSettings.model_validate({**chosen, "outputs": "masked"})

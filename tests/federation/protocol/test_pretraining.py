@@ -1,5 +1,6 @@
 """Tests of a pretraining study: its settings, the patients and figures that count, and studies that begin from it."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from federation.protocol.patient_counts import Patients
 from federation.protocol.release_files import BEGINS_FROM, copy_release
 from federation.protocol.study_config import Study
 from models.network import SeverityNetwork, build_network
-from models.network_settings import AUXILIARY, LABELS
+from models.network_settings import AUXILIARY, BLOCKS, LABELS
 from models.refusal import Refusal
 
 PREPROCESSING = {"shape": (16, 16, 16), "working_spacing_mm": 8.0}
+OUTPUTS = ("labels", "auxiliary", "masked")
 PRIVATE = {"noise_multiplier": 1.5, "sample_rate": 0.1, "max_grad_norm": 1.0, "delta": 1e-5}
 TABLES: dict[str, Any] = {
     "study": {"name": "trial", "rounds": 4, "sites": 2, "quorum": 2},
@@ -41,6 +43,10 @@ def pretraining(**tables: Any) -> Study:
     return study(**{**tables, "network": {"outputs": "auxiliary", **tables.get("network", {})}})
 
 
+def masked(**tables: Any) -> Study:
+    return pretraining(**{**tables, "network": {"outputs": "masked", **tables.get("network", {})}})
+
+
 def start_of(what: Study, network: SeverityNetwork, folder: Path) -> str:
     """Write a pretrained start below `folder`, under its name, and return the name."""
     rounds = [{"round": 1, "sites": ["north", "south"], "lost": False}]
@@ -54,10 +60,13 @@ def test_studies_of_labels_are_written_and_approved_as_before() -> None:
     for preset in presets().values():
         assert "outputs" not in preset.model_dump(mode="json")["network"]
     assert '"outputs"' not in study().model_dump_json()
-    assert study_digest(pretraining().model_dump_json()) != study_digest(study().model_dump_json())
-    assert Study.model_validate_json(pretraining().model_dump_json()).network.pretrains
+    assert len({study_digest(what.model_dump_json()) for what in (study(), pretraining(), masked())}) == 3
+    for what in (pretraining(), masked()):
+        assert Study.model_validate_json(what.model_dump_json()) == what
+        assert what.network.pretrains
 
 
+@pytest.mark.parametrize("outputs", ["auxiliary", "masked"])
 @pytest.mark.parametrize(
     ("tables", "why"),
     [
@@ -72,16 +81,16 @@ def test_studies_of_labels_are_written_and_approved_as_before() -> None:
         ({"network": {"encoder": "0" * 64, "encoder_features": 8, "architecture": "resnet18"}}, "of this release"),
     ],
 )
-def test_pretraining_has_neither_labels_nor_foreign_parts(tables: dict[str, Any], why: str) -> None:
+def test_pretraining_has_neither_labels_nor_foreign_parts(tables: dict[str, Any], why: str, outputs: str) -> None:
     if "encoder" in tables.get("network", {}):
         tables = {"network": {**tables["network"], "widen_factor": 0.25}, "training": {"augment": False}}
     with pytest.raises(ValidationError, match=why):
-        pretraining(**tables)
+        pretraining(**{**tables, "network": {"outputs": outputs, **tables.get("network", {})}})
 
 
 def test_head_follows_from_the_setting_that_decides_what_is_learnt() -> None:
     """So no study can claim to pretrain and learn labels, or the reverse."""
-    for what, outputs in ((pretraining(), AUXILIARY), (study(), LABELS)):
+    for what, outputs in ((pretraining(), AUXILIARY), (masked(), BLOCKS), (study(), LABELS)):
         assert build_network(what.network, seed=1).head.out_features == len(outputs)
         schema = work_out(what.model_dump_json().encode())
         assert schema.pretrains == what.network.pretrains
@@ -90,7 +99,7 @@ def test_head_follows_from_the_setting_that_decides_what_is_learnt() -> None:
 
 
 def test_pretraining_asks_no_question_about_a_model() -> None:
-    assert not any(questions_of(pretraining()).values())
+    assert not any(questions_of(what)[kind] for what in (pretraining(), masked()) for kind in questions_of(what))
     assert questions_of(study())["evaluate.test"] == 1
 
 
@@ -112,6 +121,10 @@ def test_hospital_reads_that_patients_without_labels_take_part() -> None:
     assert "trains on patients without labels too" in told[0]
     assert not any("Shortcut audit" in line for line in told)
     assert not any("without labels" in line for line in weakenings(study()))
+    assert "hides from it" not in told[0]
+    told = weakenings(masked())
+    assert "trains on patients without labels too" in told[0]
+    assert "hides from it" in told[0] and "coarse picture" in told[0]
     for summed in (True, False):
         told = weakenings(pretraining(study={"sites": 3, "quorum": 3}, aggregation={"summed_answers": summed}))
         assert any("training loss leave on their own" in line for line in told) != summed
@@ -120,27 +133,23 @@ def test_hospital_reads_that_patients_without_labels_take_part() -> None:
 # --- a study that begins from a pretrained start -----------------------------------------------------------
 
 
-def test_study_takes_everything_but_the_head_from_a_pretrained_start(tmp_path: Path) -> None:
-    pretrained = build_network(pretraining().network, seed=7)
-    name = start_of(pretraining(), pretrained, tmp_path / "here")
-    later = study(study={"begin_from": name, "seed": 3})
+@pytest.mark.parametrize(("first", "then"), itertools.product(("auxiliary", "masked"), OUTPUTS))
+def test_study_takes_everything_but_the_head_from_a_pretrained_start(first: str, then: str, tmp_path: Path) -> None:
+    """A pretraining of the other kind too. One of the same kind goes on with the head."""
+    what = pretraining(network={"outputs": first})
+    pretrained = build_network(what.network, seed=7)
+    name = start_of(what, pretrained, tmp_path / "here")
+    later = study(study={"begin_from": name, "seed": 3}, network={"outputs": then})
     begun, seed = (
         begin_network(later, tmp_path / "here").state_dict(),
         build_network(later.network, seed=3).state_dict(),
     )
     for key, value in begun.items():
-        origin = seed if key.startswith("head.") else pretrained.state_dict()
+        origin = seed if key.startswith("head.") and first != then else pretrained.state_dict()
         assert torch.equal(value, origin[key]), key
     assert begun_sites(later, tmp_path / "here") == ["north", "south"]
     schema = work_out(later.model_dump_json().encode(), tmp_path / "here")
-    assert not schema.pretrains
-
-
-def test_pretraining_goes_on_from_a_pretrained_start_with_its_head(tmp_path: Path) -> None:
-    pretrained = build_network(pretraining().network, seed=7)
-    name = start_of(pretraining(), pretrained, tmp_path / "here")
-    begun = begin_network(pretraining(study={"begin_from": name}), tmp_path / "here").state_dict()
-    assert all(torch.equal(value, pretrained.state_dict()[key]) for key, value in begun.items())
+    assert schema.pretrains == (then != "labels")
 
 
 def test_server_brings_a_pretrained_start_to_the_run(tmp_path: Path) -> None:
@@ -168,6 +177,7 @@ def test_unfitting_pretrained_start_is_refused(tmp_path: Path, case: str) -> Non
 
 def test_pretraining_does_not_begin_from_a_model_of_labels(tmp_path: Path) -> None:
     name = start_of(study(), build_network(study().network, seed=7), tmp_path / "here")
-    with pytest.raises(Refusal) as refused:
-        begin_network(pretraining(study={"begin_from": name}), tmp_path / "here")
-    assert refused.value.code == "E_BEGIN_UNLIKE"
+    for what in (pretraining, masked):
+        with pytest.raises(Refusal) as refused:
+            begin_network(what(study={"begin_from": name}), tmp_path / "here")
+        assert refused.value.code == "E_BEGIN_UNLIKE"

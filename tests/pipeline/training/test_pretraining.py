@@ -11,7 +11,7 @@ from models.loss import MEASURE_REACH, bounded_regression
 from models.network import build_network
 from models.network_settings import AUXILIARY, NetworkSettings
 from pipeline.cohort.dataset import Example
-from pipeline.training.pretraining import PretrainingExamples, measures
+from pipeline.training.pretraining import PretrainingExamples, in_hu, measures
 from pipeline.training.train import augmentation, train
 from pipeline.training.train_settings import Schedule, TrainSettings
 
@@ -32,7 +32,7 @@ def scan(*dense: tuple[slice, slice, slice]) -> Tensor:
 
 
 def of(scan: Tensor) -> dict[str, float]:
-    return dict(zip(AUXILIARY, measures(scan[0], scan[1], WINDOW).tolist(), strict=True))
+    return dict(zip(AUXILIARY, measures(in_hu(scan[0], WINDOW), scan[1]).tolist(), strict=True))
 
 
 LOWER_RIGHT = (slice(1, 4), slice(2, 10), slice(1, 6))
