@@ -6,7 +6,7 @@ every model against these bounds, and a study that starts from a release checks 
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from federation.protocol.batch_norm import MEAN, VARIANCE, is_buffer
@@ -38,6 +38,10 @@ _FIRST_CONVOLUTION = Bound(2.5, 0, 6, 0)
 _NORM_SCALE = Bound(0.12, 0, 2, 0)
 _NORM_SHIFT = Bound(0, 0.1, 0, 0.6)  # zero at the seed
 _HEAD_OF_SCAN, _HEAD_OF_AGE_AND_SEX, _HEAD_BIAS = Bound(3, 0, 0, 0.6), Bound(3, 0, 0, 0.6), Bound(0, 0.25, 0, 1.2)
+# Of a masked pretraining, whose head is applied at each place. A long head drives most estimates to the end of their
+# range, where they teach nothing, and its update then follows the few others. So it may become this many times as long
+# as it is drawn (torch's Linear draws 1 / sqrt(3 inputs)), whatever the first model is (docs/pretraining.md).
+_HEAD_OF_PLACES = 4
 _OTHER = Bound(0.7, 0.05, 6, 0.6)
 _PLAIN_ATTENTION = Bound(0.9, 0, 2, 0)  # without gates, the weights of its hidden units move further than norms do
 _UNBOUNDED = 1e30  # the length of running means and variances has no meaning
@@ -201,7 +205,12 @@ def parts_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int) -
     ends: dict[str, int] = {}
     for name, tensor in network.state_dict().items():
         group = group_of(name)
-        pieces = [(tensor, _PLAIN_ATTENTION)] if name in plain else _pieces(name, tensor, network.features, first)
+        if name in plain:
+            pieces: Iterable[tuple[Tensor, Bound]] = [(tensor, _PLAIN_ATTENTION)]
+        elif name == "head.weight":
+            pieces = _rows(tensor, network)
+        else:
+            pieces = _pieces(name, tensor, first)
         for piece, usual in pieces:
             start = ends.get(group, 0)
             ends[group] = start + piece.numel()
@@ -220,16 +229,22 @@ def fixed_ranges(parts: Sequence[Sequence[float]], length: int) -> list[tuple[in
     ]
 
 
-def _pieces(name: str, tensor: "Tensor", features: int, first: str) -> "Iterator[tuple[Tensor, Bound]]":
-    """Yield a tensor with its bound; of the head, each label's weights on the scan and those on age and sex separately.
+def _rows(head: "Tensor", network: "SeverityNetwork") -> "Iterator[tuple[Tensor, Bound]]":
+    """Yield the weights of the head with their bounds: of each output those on the scan and those on age and sex.
 
     Large weights on age and sex alone would turn an update into a count of the patients in a group.
     """
-    if name == "head.weight":
-        for row in tensor:
-            yield row[:features], _HEAD_OF_SCAN
-            yield row[features:], _HEAD_OF_AGE_AND_SEX
-    elif name == "head.bias":
+    of_scan = _HEAD_OF_SCAN
+    if network.is_masked:
+        of_scan = of_scan._replace(longest=_HEAD_OF_PLACES / math.sqrt(3 * head.shape[1]))
+    for row in head:
+        yield row[: network.features], of_scan
+        yield row[network.features :], _HEAD_OF_AGE_AND_SEX
+
+
+def _pieces(name: str, tensor: "Tensor", first: str) -> "Iterator[tuple[Tensor, Bound]]":
+    """Yield a tensor of another layer than the head's weights with its bound."""
+    if name == "head.bias":
         yield tensor, _HEAD_BIAS
     elif name.endswith(MEAN):
         yield tensor, _RUNNING_MEAN

@@ -117,6 +117,24 @@ def test_weights_of_attention_may_move_further_without_gates(architecture: str, 
     assert share_of(made(architecture, "gated"), f"{pool}.importance") == 0.12
 
 
+def head_of_scan(outputs: str, widen_factor: float) -> tuple[float, float]:
+    """Return the length at the seed and the largest length of an output's weights on the scan."""
+    content = {"architecture": "resnet10", "outputs": outputs, "widen_factor": widen_factor}
+    network = build_network(StudyNetwork.model_validate(content), seed=1)
+    start = sum(weight.numel() for name, weight in network.named_parameters() if not name.startswith("head."))
+    parts = parts_of(network, learning_rate=0.02, epochs=2)[WEIGHTS]
+    return next((part.rms, part.longest) for part in parts if part.start == start)
+
+
+@pytest.mark.parametrize("widen_factor", [0.0625, 0.5])
+def test_head_that_is_applied_at_each_place_stays_short(widen_factor: float) -> None:
+    """Whatever the first model's head is, which a study takes from its start."""
+    for outputs in ("labels", "auxiliary"):
+        assert head_of_scan(outputs, widen_factor)[1] == 0.6
+    at_seed, longest = head_of_scan("masked", widen_factor)
+    assert 3 * at_seed < longest < min(0.6, 5 * at_seed)
+
+
 def test_layers_of_a_package_get_no_bound_of_our_attention(tmp_path: Path) -> None:
     network = own(tmp_path, "attentive-nets", CODE + ATTENTIVE, "attentive")
     assert share_of(network, "backbone.maps.pool.importance") == 0.12
