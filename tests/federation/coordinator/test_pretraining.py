@@ -24,7 +24,7 @@ from federation.protocol.release_files import BEGINS_FROM
 from federation.protocol.reply_validation import encode
 from federation.protocol.study_config import Study
 from models.network import build_network
-from models.network_settings import LABELS
+from models.network_settings import BLOCKS, LABELS
 from models.refusal import Refusal
 from models.release import load_release
 from pipeline.cohort.store import Cohort, UnlabelledRow
@@ -116,6 +116,26 @@ def test_study_begins_from_the_start_that_hospitals_can_approve(server: Path, fo
     )
     assert torch.equal(first, pretrained)
     assert not torch.equal(trained, pretrained)
+
+
+@pytest.mark.slow
+def test_masked_pretraining_learns_to_estimate_hidden_blocks_and_a_study_begins_from_it(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    run = rehearse(study("masked", study={"local_epochs": 2}), tmp_path, folders[:2])
+    release_run(run.name, tmp_path, lambda _: None)
+    history = json.loads((run / "history.json").read_text())
+    losses = [entry["means"] for entry in history if "round" in entry]
+    assert all(set(means) == {LOSS} for means in losses)
+    assert losses[1][LOSS] < losses[0][LOSS]
+    start = load_release(run / "release", pretrained=True)
+    assert start.network.head.out_features == len(BLOCKS)
+    later = study("labels", study={"name": "later", "rounds": 1, "begin_from": start.sha256})
+    begun = begin_network(later, rehearse(later, tmp_path, folders[:2]) / BEGINS_FROM)
+    assert torch.equal(
+        begun.get_parameter("backbone.conv1.weight"), start.network.get_parameter("backbone.conv1.weight")
+    )
+    assert begun.head.out_features == len(LABELS)
 
 
 @pytest.fixture
