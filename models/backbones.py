@@ -25,7 +25,11 @@ from models.refusal import Refusal
 from models.slicewise import SlicesBackbone
 
 _RESNETS = {"resnet10": [1, 1, 1, 1], "resnet18": [2, 2, 2, 2], "resnet18_slices": [2, 2, 2, 2]}
-_POOLINGS = {"densenet121": "class_layers.pool", "seresnet50": "adaptive_avg_pool"}  # of ResNets: "avgpool"
+_POOLINGS = {
+    "densenet121": "class_layers.pool",
+    "seresnet50": "adaptive_avg_pool",
+    "convnext": "pool",
+}  # else "avgpool"
 _SQUEEZE = 16  # channels per hidden unit of squeeze-and-excitation, as published
 
 

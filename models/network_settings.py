@@ -37,7 +37,7 @@ BLOCKS = tuple(
     for depth in ("front", "back")
     for side in ("right", "left")
 )
-WITH_MAPS = ("resnet10", "resnet18", "densenet121", "seresnet50")  # architectures that can be pretrained so
+WITH_MAPS = ("resnet10", "resnet18", "densenet121", "seresnet50", "convnext")  # can be pretrained so
 CHANNELS = 2  # lung window, lung mask
 TABULAR = 4  # see `tabular`
 AGE_SCALE_YEARS = 20.0

@@ -120,7 +120,7 @@ def _find_in_body(
         mine = regions == side
         if mine.any():
             box = bounding_box(mine, 1)
-            own[(place, *box)] = chances[side].numpy()[box] * ndimage.binary_dilation(mine[box])
+            own[place][box] = chances[side].numpy()[box] * ndimage.binary_dilation(mine[box])
     return LungRegions(regions, tissues, own)
 
 
