@@ -96,7 +96,7 @@ def make_release(
             write_tar(bundle, made / f"{bundle.name}.tar", epoch)
             shutil.copyfile(bundle / "sbom.cdx.json", made / f"{bundle.name}.cdx.json")
             if with_packages:
-                say(f"{role}: {_add_package(bundle, made, source, epoch=epoch).name}")
+                say(f"{role}: {add_package(bundle, made, source, epoch=epoch).name}")
             if with_images:
                 say(f"{role}: {build_image(ImageParts(source, bundle, commit, epoch), made).name}")
             shutil.rmtree(bundle)
@@ -114,7 +114,7 @@ def _audit(source: Path, databases: Sequence[Path], *requirements: Path) -> None
         raise Refusal(reasons.BUILD_FAILED, step="the audit for known vulnerabilities", private=said)
 
 
-def _add_package(bundle: Path, made: Path, source: Path, *, epoch: int) -> Path:
+def add_package(bundle: Path, made: Path, source: Path, *, epoch: int) -> Path:
     """Add the Debian package of a bundle and its bill of materials; return the package."""
     package = build_package(bundle, made, epoch=epoch)
     wheels = [path for path in sorted((bundle / WHEELS).glob("*.whl")) if not path.name.startswith("pip-")]

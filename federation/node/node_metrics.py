@@ -22,7 +22,7 @@ from models.refusal import Refusal
 from pipeline.site.folder import MONTH_SECONDS, Site
 
 ANSWERED = "answered: "
-_VERIFY_AGAIN_SECONDS = 24 * 3600.0
+VERIFY_AGAIN_SECONDS = 24 * 3600.0
 
 
 class NodeMetrics:
@@ -130,7 +130,7 @@ class _LedgerCounts:
         with self._reading:
             size = self._path.stat().st_size if self._path.exists() else 0
             self._was_cut |= size < self._at
-            if size < self._at or time.monotonic() - self._began > _VERIFY_AGAIN_SECONDS:
+            if size < self._at or time.monotonic() - self._began > VERIFY_AGAIN_SECONDS:
                 self._forget()
             with suppress(OSError):
                 self._read_on()

@@ -73,7 +73,7 @@ def _add(archive: tarfile.TarFile, path: Path, folder: Path, work: Path) -> bool
     name = path.relative_to(folder).as_posix()
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         if file.read(len(_SQLITE)) == _SQLITE:
-            path = _database(path, work)
+            path = copy_database(path, work)
         elif name.endswith(_SQLITE_BESIDE) and path.with_name(path.name.rpartition("-")[0]).exists():
             return False  # the copy of the database already has what it holds
         with path.open("rb") as content:
@@ -83,7 +83,8 @@ def _add(archive: tarfile.TarFile, path: Path, folder: Path, work: Path) -> bool
     return False
 
 
-def _database(path: Path, work: Path) -> Path:
+def copy_database(path: Path, work: Path) -> Path:
+    """Copy a database that may be in use, with what is in its write-ahead log, into `work`; return the copy."""
     copy = work / "database"
     copy.unlink(missing_ok=True)
     uri = f"{path.resolve().as_uri()}?mode=ro"

@@ -109,7 +109,8 @@ def _how_it_ended(code: int) -> str:
     return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
 
 
-def _tidy_up(clinic: Clinic, stop: threading.Event) -> None:
+def keep_tidy(clinic: Clinic, stop: threading.Event) -> None:
+    """Every hour, remove what has expired and limit the worker's log. Raises Refusal E_CLINIC_FILE."""
     while not stop.wait(TIDY_SECONDS):
         with clinic.store() as store:
             forget_old(clinic, store)
@@ -126,7 +127,7 @@ def background_tasks(clinic: Clinic) -> dict[str, Task]:
 
     tasks: dict[str, Task] = {
         "worker": partial(run_worker, clinic),
-        "tidying": partial(_tidy_up, clinic),
+        "tidying": partial(keep_tidy, clinic),
     }
     outbox = Outbox(clinic)
     for target in outbox.receivers:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from federation.delivery.checksums import verify_release
-from federation.delivery.make_release import _add_package, make_release
+from federation.delivery.make_release import add_package, make_release
 from models.refusal import Refusal
 from models.signature import fingerprint
 from tests.federation.delivery.conftest import PYTHON, MakeBundle
@@ -65,7 +65,7 @@ def test_packages_need_one_python(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path(f"/usr/bin/python{PYTHON}").exists(), reason="needs this Python from the distribution")
 def test_debian_package_of_a_release_has_a_bill_of_materials(tmp_path: Path, make_bundle: MakeBundle) -> None:
     (tmp_path / "made").mkdir()
-    package = _add_package(make_bundle(role="clinic"), tmp_path / "made", ROOT, epoch=1_700_000_000)
+    package = add_package(make_bundle(role="clinic"), tmp_path / "made", ROOT, epoch=1_700_000_000)
     assert package.name == "fedthorax-clinic_0.1.0_amd64.deb"
     content = json.loads((package.parent / f"{package.stem}.cdx.json").read_text())
     assert content["metadata"]["component"]["name"] == package.stem

@@ -188,14 +188,14 @@ def test_scans_that_are_kept_with_their_answers_are_backed_up(clinic: Clinic, tm
 def test_answer_that_comes_during_a_backup_is_whole_or_not_in_it(
     clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, copy_database, late = answers(clinic.folder), backup._database, []
+    first, copied, late = answers(clinic.folder), backup.copy_database, []
 
     def then_an_answer_comes(path: Path, work: Path) -> Path:
-        copy = copy_database(path, work)
+        copy = copied(path, work)
         late.append(answer(clinic))
         return copy
 
-    monkeypatch.setattr(backup, "_database", then_an_answer_comes)
+    monkeypatch.setattr(backup, "copy_database", then_an_answer_comes)
     back_up_clinic(clinic.folder, tmp_path / "backup")
     restore_backup("clinic", tmp_path / "backup", tmp_path / "again")
     assert answers(tmp_path / "again") == first

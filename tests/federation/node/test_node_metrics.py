@@ -123,7 +123,7 @@ def test_ledger_that_is_cut_or_rewritten_while_the_node_runs_is_not_verified(
     assert is_verified(cut) and is_verified(removed) and is_verified(changed)
     ledger_file(site).write_bytes(content.replace(b"passed", b"E_DISK", 1))
     assert is_verified(changed)  # a line that was read is read again a day later
-    monkeypatch.setattr(node_metrics, "_VERIFY_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(node_metrics, "VERIFY_AGAIN_SECONDS", 0.0)
     assert not is_verified(changed)
     ledger_file(site).write_bytes(b"".join(content.splitlines(keepends=True)[:2]))
     assert not is_verified(cut)  # although what is left is a ledger

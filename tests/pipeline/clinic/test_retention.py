@@ -39,6 +39,6 @@ def test_log_of_a_worker_that_runs_for_long_is_cut(tmp_path: Path) -> None:
     clinic = Clinic.open(tmp_path)
     log, stopping = clinic.logs / service.WORKER_LOG, iter([False, True])
     log.write_bytes(b"x" * MAX_LOG_BYTES + b"newest line\n")
-    service._tidy_up(clinic, SimpleNamespace(wait=lambda seconds: next(stopping)))  # type: ignore[arg-type]
+    service.keep_tidy(clinic, SimpleNamespace(wait=lambda seconds: next(stopping)))  # type: ignore[arg-type]
     assert log.stat().st_size == 0
     assert log.with_name("worker.log.1").read_bytes().endswith(b"newest line\n")
