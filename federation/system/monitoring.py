@@ -110,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self._answer(HTTPStatus.OK, self.content(), CONTENT_TYPE_LATEST)
                 case _:
                     self._answer(HTTPStatus.NOT_FOUND, b"")
+        except ConnectionError:
+            self.close_connection = True  # who asked has given up
         except Exception:  # a scrape must never end the node
             log.exception("the metrics could not be computed")
             self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"")

@@ -2,6 +2,8 @@
 
 import http.client
 import socket
+import struct
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -66,3 +68,24 @@ def test_port_in_use_is_refused_and_port_0_serves_nothing() -> None:
     is_refused = pytest.raises(Refusal, match="E_MONITORING_PORT")
     with monitored(port := free_port(), figures, dict), is_refused, monitored(port, figures, dict):
         pass
+
+
+def test_scraper_that_gives_up_is_no_error(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
+    asked, gone = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[Metric]:
+        asked.set()
+        gone.wait(60)
+        yield from (gauge(f"trial_{number}", "Patients", number) for number in range(5000))
+
+    with monitored(port := free_port(), slow, dict):
+        with socket.create_connection((LOOPBACK, port), timeout=60) as scraper:
+            scraper.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert asked.wait(60)
+            scraper.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+        (answering,) = (each for each in threading.enumerate() if "process_request" in each.name)
+        gone.set()
+        answering.join(60)
+        assert get(port, "/health/live")[0] == 200
+    assert not caplog.records
+    assert capfd.readouterr().err == ""
