@@ -8,7 +8,7 @@ import pytest
 from pipeline.phantom.generate import make_hospitals
 from tests.helpers.rehearsal import NAMES, Rehearsal, assert_same_model, rehearsal_in
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(7200)]
 
 
 @pytest.fixture(scope="module")

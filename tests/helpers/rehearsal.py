@@ -116,7 +116,7 @@ class Rehearsal:
             for name, version in versions.items():
                 self.start_node(name, version)
             command = self.start(self.newer, "study", "resume", run, "--server", self.server)
-        assert command.wait(seconds=900) == 0, command.text()
+        assert command.wait(seconds=1800) == 0, command.text()
         told.append(last_versions(self.server))
         history = json.loads((self.server / "runs" / run / "history.json").read_text())
         rounds_of = [entry for entry in history if "round" in entry and "sites" in entry]
