@@ -1,11 +1,13 @@
 """How much of the gateway's bounds on weights does honest training use, network by network?
 
     python benchmarks/network_bounds.py [--patients 110] [--until 20] [--networks densenet121:gated:batch ...]
+    python benchmarks/network_bounds.py --networks resnet18:mean:batch:masked     # or :auxiliary
 
 One synthetic hospital trains alone with the settings of configs/study.toml, so each round moves the model as far as
 local training can. After each round every tensor, filter and channel is compared with its bound
 (`federation.protocol.tensor_bounds`). A share above 1 means that the gateway would refuse an honest model. Each
-network's result is stored in benchmarks/results/network_bounds.json as soon as it is measured.
+network's result is stored in benchmarks/results/network_bounds.json as soon as it is measured. With a fourth word, the
+study is a pretraining: the same scans, no label, at the highest learning rate that a pretraining may have.
 """
 
 import argparse
@@ -19,17 +21,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from federation.client.site_tasks import load_examples, train_site
 from federation.gateway.batch_norm_bounds import LEAST, MAX_GROWTH
 from federation.protocol.batch_norm import MEAN, VARIANCE, is_counter
-from federation.protocol.flat_weights import BATCH_NORM, WEIGHTS, group_of, pack
-from federation.protocol.study_config import Study
+from federation.protocol.flat_weights import BATCH_NORM, WEIGHTS, group_of, pack, unpack
+from federation.protocol.patient_counts import count_patients
+from federation.protocol.study_config import PRETRAINING_RATE, Study
 from federation.protocol.tensor_bounds import parts_of, reaches_of
 from models.network import SeverityNetwork, build_network
 from models.settings import load_settings
-from pipeline.cohort.dataset import Examples
-from pipeline.cohort.store import Cohort
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
 from pipeline.phantom.hospitals import hospital
+from pipeline.site.folder import Site
 from pipeline.training.train import train
 
 RESULTS = Path(__file__).with_name("results") / "network_bounds.json"
@@ -47,11 +50,14 @@ Shares = dict[str, dict[str, float]]
 
 
 def study_of(network: str) -> Study:
-    architecture, pooling, norm = network.split(":")
+    architecture, pooling, norm, *outputs = network.split(":")
     tables = load_settings(STUDY, Study).model_dump()
     tables["study"] |= {"sites": 1, "quorum": 1}
     tables["aggregation"] |= {"summed_answers": False}  # of one site there is no sum
     tables["network"] |= {"architecture": architecture, "pooling": pooling, "norm": norm}
+    if outputs:
+        tables["network"] |= {"outputs": outputs[0]}
+        tables["training"] |= {"learning_rate": PRETRAINING_RATE}
     return Study.model_validate(tables)
 
 
@@ -139,13 +145,23 @@ class Watch:
             )
 
 
-def measure(network_name: str, examples: Examples, until: int) -> Shares:
+def train_round(network: SeverityNetwork, site: Site, study: Study, number: int) -> None:
+    """Train the network in place for a round."""
+    if study.network.pretrains:
+        trained = train_site(site, study, *pack(network), round_number=number)
+        unpack(network, trained.arrays, trained.buffers)
+        print(f"round {number}: {trained.metrics}", flush=True)
+    else:
+        train(network, load_examples(site, study, "train"), study.training, study.schedule(number), seed=number)
+
+
+def measure(network_name: str, site: Site, until: int) -> Shares:
     """Train until this round of the study's 20, which decide the learning rate."""
     study = study_of(network_name)
     network = build_network(study.network, seed=study.study.seed)
     watch, old = Watch(network, study), packed(network)
     for number in range(1, until + 1):
-        train(network, examples, study.training, study.schedule(number), seed=number)
+        train_round(network, site, study, number)
         new = packed(network)
         watch.after_round(old, new)
         old = new
@@ -164,14 +180,13 @@ def main() -> None:
         site = synthetic_site(Path(folder) / "site", "here", seed=1, min_patients=10)
         settings = study_of(NETWORKS[0]).preprocessing
         write_cohort(site, hospital(0), patients=asked.patients, seed=1, settings=settings, anatomy="template")
-        with Cohort.read(site) as cohort:
-            examples = Examples(cohort.examples("train"))
-            stored = json.loads(asked.out.read_text()) if asked.out.is_file() else {}
-            for name in asked.networks:
-                found = measure(name, examples, asked.until)
-                stored[f"{name}, {len(examples)} patients, {asked.until} rounds"] = found
-                asked.out.write_text(json.dumps(stored, indent=1) + "\n")
-                print(name, len(examples), json.dumps(found, indent=1), flush=True)
+        patients = count_patients(site).of_split["train"]
+        stored = json.loads(asked.out.read_text()) if asked.out.is_file() else {}
+        for name in asked.networks:
+            found = measure(name, site, asked.until)
+            stored[f"{name}, {patients} patients, {asked.until} rounds"] = found
+            asked.out.write_text(json.dumps(stored, indent=1) + "\n")
+            print(name, patients, json.dumps(found, indent=1), flush=True)
 
 
 if __name__ == "__main__":
