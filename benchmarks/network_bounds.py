@@ -1,7 +1,7 @@
 """How much of the gateway's bounds on weights does honest training use, network by network?
 
     python benchmarks/network_bounds.py [--patients 110] [--until 20] [--networks densenet121:gated:batch ...]
-    python benchmarks/network_bounds.py --networks resnet18:mean:batch:masked     # or :auxiliary
+    python benchmarks/network_bounds.py --networks resnet18:mean:batch:hidden_blocks     # or :auxiliary
 
 One synthetic hospital trains alone with the settings of configs/study.toml, so each round moves the model as far as
 local training can. After each round every tensor, filter and channel is compared with its bound

@@ -1,7 +1,8 @@
 """Builds the backbones by name: MONAI's networks without their classifiers, with batch or group norm.
 
 A backbone turns scans (batch, 2, slices, rows, columns) into features (batch, features). The 3D ones end with a pooling
-over the places of their last maps: a mean, or attention. In masked pretraining they keep the features of each place.
+over the places of their last maps: a mean, or attention. In pretraining on hidden blocks they keep the features of each
+place.
 """
 
 from collections.abc import Callable
@@ -50,7 +51,7 @@ def build_backbone(settings: NetworkSettings) -> tuple[nn.Module, int]:
         "convnext": _convnext,
     }.get(settings.architecture, _resnet)
     backbone, features = builder(settings)
-    if settings.is_masked:
+    if settings.hides_blocks:
         backbone.set_submodule(_POOLINGS.get(settings.architecture, "avgpool"), Places())
     return backbone, features
 

@@ -64,7 +64,11 @@ class SeverityNetwork(nn.Module):
 
         super().__init__()
         self.backbone, self.features = build_backbone(settings)
-        self.is_own, self.has_encoder, self.is_masked = settings.is_own, bool(settings.encoder), settings.is_masked
+        self.is_own, self.has_encoder, self.hides_blocks = (
+            settings.is_own,
+            bool(settings.encoder),
+            settings.hides_blocks,
+        )
         self.age_band_years = settings.age_band_years
         self.fixed = settings.tabular == "fixed"
         layer = nn.Linear(TABULAR, settings.tabular_features)
@@ -80,7 +84,7 @@ class SeverityNetwork(nn.Module):
     def forward(self, scan: Tensor, tabular: Tensor) -> Tensor:
         """Map `scan` (batch, 2, slices, rows, columns) and `tabular` (batch, 4) to logits (batch, outputs), float32.
 
-        In masked pretraining the outputs are (batch, places, outputs).
+        In pretraining on hidden blocks the outputs are (batch, places, outputs).
 
         With an encoder, `scan` may also be what its frozen layers make of the scans (`models.encoders`).
         """
@@ -102,22 +106,22 @@ class SeverityNetwork(nn.Module):
     def joined(self, scan: Tensor, tabular: Tensor) -> Tensor:
         """Return the input of the head: the scan's features, then those of age and sex, shape (batch, features).
 
-        In masked pretraining it is (batch, places, features).
+        In pretraining on hidden blocks it is (batch, places, features).
         """
         scans, known = self.of_scans(scan), self.tabular(banded(tabular, self.age_band_years))
-        if self.is_masked:
+        if self.hides_blocks:
             known = known[:, None].expand(-1, scans.shape[1], -1)
         return torch.cat([scans, known], dim=-1)
 
     def of_scans(self, scan: Tensor) -> Tensor:
         """Return the backbone's features of scans, without age and sex, shape (batch, features).
 
-        In masked pretraining they are those of each place, shape (batch, places, features).
+        In pretraining on hidden blocks they are those of each place, shape (batch, places, features).
         """
         if scan.ndim == 5:
             scan = scan.contiguous(memory_format=torch.channels_last_3d)
         found: Tensor = self.backbone(scan)
-        return found.unflatten(1, (-1, self.features)) if self.is_masked else found
+        return found.unflatten(1, (-1, self.features)) if self.hides_blocks else found
 
 
 def build_network(settings: NetworkSettings, *, seed: int) -> SeverityNetwork:

@@ -29,8 +29,8 @@ AUXILIARY = (
     "volume_left",
     "mean_hu",
 )
-# What it estimates in masked pretraining at each place of its last maps: the densities of the eight blocks of the
-# scan's part that belongs to the place (`pipeline.training.hidden_blocks`).
+# What it estimates in pretraining on hidden blocks at each place of its last maps: the densities of the eight blocks of
+# the scan's part that belongs to the place (`pipeline.training.hidden_blocks`).
 BLOCKS = tuple(
     f"density_{height}_{depth}_{side}"
     for height in ("lower", "upper")
@@ -61,9 +61,9 @@ class NetworkSettings(BaseModel):
     the input of the head. Only the head is then trained and sent. `tuned_stages`: so many of the encoder's last stages
     are trained and sent too; `encoder_layers` are then the encoder's layers, as its card has them.
 
-    `outputs`: "labels"; for a network that is only pretrained "auxiliary" (measures of the scan) or "masked" (densities
-    of hidden blocks). The head and what is learnt follow from this one setting, so that no network with outputs for
-    labels can be trained as a pretraining, and the reverse.
+    `outputs`: "labels"; for a network that is only pretrained "auxiliary" (measures of the scan) or "hidden_blocks"
+    (densities of hidden blocks). The head and what is learnt follow from this one setting, so that no network with
+    outputs for labels can be trained as a pretraining, and the reverse.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,7 +80,7 @@ class NetworkSettings(BaseModel):
     encoder_features: int = Field(default=0, ge=0, le=4096)
     tuned_stages: int = Field(default=0, ge=0, le=STAGES)
     encoder_layers: "ResNetLayers | NetworkSettings | None" = None
-    outputs: Literal["labels", "auxiliary", "masked"] = "labels"
+    outputs: Literal["labels", "auxiliary", "hidden_blocks"] = "labels"
 
     @property
     def pretrains(self) -> bool:
@@ -88,14 +88,14 @@ class NetworkSettings(BaseModel):
         return self.outputs != "labels"
 
     @property
-    def is_masked(self) -> bool:
+    def hides_blocks(self) -> bool:
         """Whether the head estimates hidden blocks at each place of the last maps, which are not pooled."""
-        return self.outputs == "masked"
+        return self.outputs == "hidden_blocks"
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """What each output of the head is; of a masked pretraining, at each place."""
-        return {"labels": LABELS, "auxiliary": AUXILIARY, "masked": BLOCKS}[self.outputs]
+        """What each output of the head is; of a pretraining on hidden blocks, at each place."""
+        return {"labels": LABELS, "auxiliary": AUXILIARY, "hidden_blocks": BLOCKS}[self.outputs]
 
     @property
     def is_slicewise(self) -> bool:
@@ -145,17 +145,17 @@ class NetworkSettings(BaseModel):
 
     @model_validator(mode="after")
     def hidden_blocks_are_estimated_from_maps(self) -> Self:
-        if not self.is_masked:
+        if not self.hides_blocks:
             return self
         if self.architecture not in WITH_MAPS:
             raise ValueError(
-                f'outputs = "masked" needs 3D maps, which {self.architecture} does not have: use one of '
+                f'outputs = "hidden_blocks" needs 3D maps, which {self.architecture} does not have: use one of '
                 f'{", ".join(WITH_MAPS)}, or outputs = "auxiliary"'
             )
         if self.has_attention:
             raise ValueError(
-                'outputs = "masked" does not pool, so it cannot train the attention of a pooling: remove pooling, or '
-                'use outputs = "auxiliary"'
+                'outputs = "hidden_blocks" does not pool, so it cannot train the attention of a pooling: remove '
+                'pooling, or use outputs = "auxiliary"'
             )
         return self
 

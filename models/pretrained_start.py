@@ -20,7 +20,7 @@ LIMITS = (
 )
 
 
-_LEARNT = {"auxiliary": "measures of the scan", "masked": "densities of hidden blocks of the scan"}
+_LEARNT = {"auxiliary": "measures of the scan", "hidden_blocks": "densities of hidden blocks of the scan"}
 
 
 def start_card(description: "Description", sha256: str) -> str:

@@ -34,8 +34,9 @@ _OF_PACKAGES: dict[Kind, str] = {
 _LEARNT = {
     "auxiliary": "measures that the node computes from each scan: dense lung by zone, the lungs' volumes, their mean "
     "density",
-    "masked": "to estimate the mean density of the lung in blocks of the scan that the node hides from it. Together "
-    "these densities are a coarse picture of a scan. What an update reveals of it was measured only in part",
+    "hidden_blocks": "to estimate the mean density of the lung in blocks of the scan that the node hides from it. "
+    "Together these densities are a coarse picture of a scan. What an update reveals of it was measured "
+    "only in part",
 }
 _PRETRAINING = (
     "Pretraining: this study trains on patients without labels too. It uses the scans of this hospital's training "

@@ -38,7 +38,7 @@ from pipeline.preprocessing.preprocess_settings import settings_digest
 from pipeline.site.folder import Site, Split
 from pipeline.system.malloc import keep_memory
 from pipeline.training.head_finetune import fit_head
-from pipeline.training.hidden_blocks import MaskedExamples
+from pipeline.training.hidden_blocks import BlockExamples
 from pipeline.training.pretraining import PretrainingExamples
 from pipeline.training.privacy_budget import check_and_spend
 from pipeline.training.train import predict, train
@@ -137,7 +137,7 @@ def _pretrain_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays, ro
     examples = load_scans(site, study)
     _enough(site, examples)
     seed = order_seed(study.study.seed, examples, arrays)
-    if study.network.is_masked:
+    if study.network.hides_blocks:
         examples = _hide_blocks(examples, study, network, seed)
     loss = train(
         network,
@@ -147,7 +147,7 @@ def _pretrain_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays, ro
         seed=seed,
         proximal_mu=study.proximal_mu,
         compute=compute,
-        loss=block_regression if study.network.is_masked else bounded_regression,
+        loss=block_regression if study.network.hides_blocks else bounded_regression,
     )
     metrics = rounded({LOSS: loss}, "train", count_patients(site, pretrains=True))
     return Trained(*pack(network), metrics, len(examples))
@@ -166,10 +166,10 @@ def load_scans(site: Site, study: Study) -> PretrainingExamples:
     return PretrainingExamples(scans, study.preprocessing.window_hu)
 
 
-def _hide_blocks(examples: Examples, study: Study, network: SeverityNetwork, seed: int) -> MaskedExamples:
+def _hide_blocks(examples: Examples, study: Study, network: SeverityNetwork, seed: int) -> BlockExamples:
     """Return the scans with hidden blocks. The server does not know which: nobody else can make the seed."""
     maps = shape_of_maps(network, study.preprocessing.shape)
-    return MaskedExamples(examples.examples, study.preprocessing.window_hu, maps=maps, seed=seed)
+    return BlockExamples(examples.examples, study.preprocessing.window_hu, maps=maps, seed=seed)
 
 
 def _train(

@@ -38,9 +38,9 @@ _FIRST_CONVOLUTION = Bound(2.5, 0, 6, 0)
 _NORM_SCALE = Bound(0.12, 0, 2, 0)
 _NORM_SHIFT = Bound(0, 0.1, 0, 0.6)  # zero at the seed
 _HEAD_OF_SCAN, _HEAD_OF_AGE_AND_SEX, _HEAD_BIAS = Bound(3, 0, 0, 0.6), Bound(3, 0, 0, 0.6), Bound(0, 0.25, 0, 1.2)
-# Of a masked pretraining, whose head is applied at each place. A long head drives most estimates to the end of their
-# range, where they teach nothing, and its update then follows the few others. So it may become this many times as long
-# as it is drawn (torch's Linear draws 1 / sqrt(3 inputs)), whatever the first model is (docs/pretraining.md).
+# Of a pretraining on hidden blocks, whose head is applied at each place. A long head drives most estimates to the end
+# of their range, where they teach nothing, and its update then follows the few others. So it may become this many times
+# as long as it is drawn (torch's Linear draws 1 / sqrt(3 inputs)), whatever the first model is (docs/pretraining.md).
 _HEAD_OF_PLACES = 4
 _OTHER = Bound(0.7, 0.05, 6, 0.6)
 _PLAIN_ATTENTION = Bound(0.9, 0, 2, 0)  # without gates, the weights of its hidden units move further than norms do
@@ -235,7 +235,7 @@ def _rows(head: "Tensor", network: "SeverityNetwork") -> "Iterator[tuple[Tensor,
     Large weights on age and sex alone would turn an update into a count of the patients in a group.
     """
     of_scan = _HEAD_OF_SCAN
-    if network.is_masked:
+    if network.hides_blocks:
         of_scan = of_scan._replace(longest=_HEAD_OF_PLACES / math.sqrt(3 * head.shape[1]))
     for row in head:
         yield row[: network.features], of_scan

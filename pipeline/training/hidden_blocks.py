@@ -29,7 +29,7 @@ _SPLIT = 2  # blocks along each axis of a place's part of the scan: 8 in all, `B
 _DRAW = 0x6D61736B  # keeps the draw of blocks apart from that of the order of patients
 
 
-class MaskedExamples(PretrainingExamples):
+class BlockExamples(PretrainingExamples):
     """Scans with hidden blocks, and the densities of these blocks as targets.
 
     A place of the encoder's last maps stands for an equal part of the scan, and this part is divided into eight blocks.

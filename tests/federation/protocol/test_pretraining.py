@@ -24,7 +24,7 @@ from models.network_settings import AUXILIARY, BLOCKS, LABELS
 from models.refusal import Refusal
 
 PREPROCESSING = {"shape": (16, 16, 16), "working_spacing_mm": 8.0}
-OUTPUTS = ("labels", "auxiliary", "masked")
+OUTPUTS = ("labels", "auxiliary", "hidden_blocks")
 PRIVATE = {"noise_multiplier": 1.5, "sample_rate": 0.1, "max_grad_norm": 1.0, "delta": 1e-5}
 TABLES: dict[str, Any] = {
     "study": {"name": "trial", "rounds": 4, "sites": 2, "quorum": 2},
@@ -43,8 +43,8 @@ def pretraining(**tables: Any) -> Study:
     return study(**{**tables, "network": {"outputs": "auxiliary", **tables.get("network", {})}})
 
 
-def masked(**tables: Any) -> Study:
-    return pretraining(**{**tables, "network": {"outputs": "masked", **tables.get("network", {})}})
+def hiding(**tables: Any) -> Study:
+    return pretraining(**{**tables, "network": {"outputs": "hidden_blocks", **tables.get("network", {})}})
 
 
 def start_of(what: Study, network: SeverityNetwork, folder: Path) -> str:
@@ -60,13 +60,13 @@ def test_studies_of_labels_are_written_and_approved_as_before() -> None:
     for preset in presets().values():
         assert "outputs" not in preset.model_dump(mode="json")["network"]
     assert '"outputs"' not in study().model_dump_json()
-    assert len({study_digest(what.model_dump_json()) for what in (study(), pretraining(), masked())}) == 3
-    for what in (pretraining(), masked()):
+    assert len({study_digest(what.model_dump_json()) for what in (study(), pretraining(), hiding())}) == 3
+    for what in (pretraining(), hiding()):
         assert Study.model_validate_json(what.model_dump_json()) == what
         assert what.network.pretrains
 
 
-@pytest.mark.parametrize("outputs", ["auxiliary", "masked"])
+@pytest.mark.parametrize("outputs", ["auxiliary", "hidden_blocks"])
 @pytest.mark.parametrize(
     ("tables", "why"),
     [
@@ -90,7 +90,7 @@ def test_pretraining_has_neither_labels_nor_foreign_parts(tables: dict[str, Any]
 
 def test_head_follows_from_the_setting_that_decides_what_is_learnt() -> None:
     """So no study can claim to pretrain and learn labels, or the reverse."""
-    for what, outputs in ((pretraining(), AUXILIARY), (masked(), BLOCKS), (study(), LABELS)):
+    for what, outputs in ((pretraining(), AUXILIARY), (hiding(), BLOCKS), (study(), LABELS)):
         assert build_network(what.network, seed=1).head.out_features == len(outputs)
         schema = work_out(what.model_dump_json().encode())
         assert schema.pretrains == what.network.pretrains
@@ -99,7 +99,7 @@ def test_head_follows_from_the_setting_that_decides_what_is_learnt() -> None:
 
 
 def test_pretraining_asks_no_question_about_a_model() -> None:
-    assert not any(questions_of(what)[kind] for what in (pretraining(), masked()) for kind in questions_of(what))
+    assert not any(questions_of(what)[kind] for what in (pretraining(), hiding()) for kind in questions_of(what))
     assert questions_of(study())["evaluate.test"] == 1
 
 
@@ -122,7 +122,7 @@ def test_hospital_reads_that_patients_without_labels_take_part() -> None:
     assert not any("Shortcut audit" in line for line in told)
     assert not any("without labels" in line for line in weakenings(study()))
     assert "hides from it" not in told[0]
-    told = weakenings(masked())
+    told = weakenings(hiding())
     assert "trains on patients without labels too" in told[0]
     assert "hides from it" in told[0] and "coarse picture" in told[0]
     for summed in (True, False):
@@ -133,7 +133,7 @@ def test_hospital_reads_that_patients_without_labels_take_part() -> None:
 # --- a study that begins from a pretrained start -----------------------------------------------------------
 
 
-@pytest.mark.parametrize(("first", "then"), itertools.product(("auxiliary", "masked"), OUTPUTS))
+@pytest.mark.parametrize(("first", "then"), itertools.product(("auxiliary", "hidden_blocks"), OUTPUTS))
 def test_study_takes_everything_but_the_head_from_a_pretrained_start(first: str, then: str, tmp_path: Path) -> None:
     """A pretraining of the other kind too. One of the same kind goes on with the head."""
     what = pretraining(network={"outputs": first})
@@ -177,7 +177,7 @@ def test_unfitting_pretrained_start_is_refused(tmp_path: Path, case: str) -> Non
 
 def test_pretraining_does_not_begin_from_a_model_of_labels(tmp_path: Path) -> None:
     name = start_of(study(), build_network(study().network, seed=7), tmp_path / "here")
-    for what in (pretraining, masked):
+    for what in (pretraining, hiding):
         with pytest.raises(Refusal) as refused:
             begin_network(what(study={"begin_from": name}), tmp_path / "here")
         assert refused.value.code == "E_BEGIN_UNLIKE"

@@ -131,7 +131,7 @@ def test_head_that_is_applied_at_each_place_stays_short(widen_factor: float) -> 
     """Whatever the first model's head is, which a study takes from its start."""
     for outputs in ("labels", "auxiliary"):
         assert head_of_scan(outputs, widen_factor)[1] == 0.6
-    at_seed, longest = head_of_scan("masked", widen_factor)
+    at_seed, longest = head_of_scan("hidden_blocks", widen_factor)
     assert 3 * at_seed < longest < min(0.6, 5 * at_seed)
 
 

@@ -1,4 +1,4 @@
-"""Tests of masked pretraining: what is hidden, what is learnt of it, and how much one scan can count."""
+"""Tests of pretraining on hidden blocks: what is hidden, what is learnt of it, and how much one scan can count."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from models.network import build_network
 from models.network_settings import BLOCKS, NetworkSettings
 from models.pooling import shape_of_maps
 from pipeline.cohort.dataset import Example
-from pipeline.training.hidden_blocks import BLOCK_HU, FILL, MaskedExamples, block_hu, by_place, in_voxels
+from pipeline.training.hidden_blocks import BLOCK_HU, FILL, BlockExamples, block_hu, by_place, in_voxels
 from pipeline.training.train import train
 from pipeline.training.train_settings import Schedule, TrainSettings
 
 WINDOW = (-1000.0, 200.0)
 AIR = -850.0
-SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.0625, outputs="masked")
+SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.0625, outputs="hidden_blocks")
 GRID = (2, 2, 4)  # of blocks, for the maps (1, 1, 2) of a scan of 16 x 16 x 40 voxels
 MAPS = (1, 1, 2)
 SHAPE = (16, 16, 40)
@@ -49,12 +49,12 @@ def save(folder: Path, count: int) -> list[Example]:
     return examples
 
 
-def masked(examples: list[Example], seed: int = 1) -> MaskedExamples:
-    return MaskedExamples(examples, WINDOW, maps=MAPS, seed=seed)
+def hiding(examples: list[Example], seed: int = 1) -> BlockExamples:
+    return BlockExamples(examples, WINDOW, maps=MAPS, seed=seed)
 
 
 def test_hidden_blocks_are_gone_from_the_image_and_are_the_only_targets(tmp_path: Path) -> None:
-    scans, tabular, targets = masked(save(tmp_path, 3)).batch(np.arange(3), None)
+    scans, tabular, targets = hiding(save(tmp_path, 3)).batch(np.arange(3), None)
     assert targets.shape == (3, MAPS[0] * MAPS[1] * MAPS[2], len(BLOCKS))
     assert not tabular.any()
     for number in range(3):
@@ -106,11 +106,11 @@ def test_density_is_that_of_the_lung_alone_and_a_block_without_lung_has_none() -
 
 def test_seed_decides_what_is_hidden(tmp_path: Path) -> None:
     examples, index = save(tmp_path, 4), np.arange(4)
-    same, again, other = (masked(examples, seed).batch(index, None)[2] for seed in (7, 7, 8))
+    same, again, other = (hiding(examples, seed).batch(index, None)[2] for seed in (7, 7, 8))
     assert torch.equal(same.isnan(), again.isnan())
     assert not torch.equal(same.isnan(), other.isnan())
     assert not torch.equal(same[0].isnan(), same[1].isnan()), "each scan has its own blocks"
-    used = masked(examples, 7)
+    used = hiding(examples, 7)
     first, second = (used.batch(index, None)[2] for _ in range(2))
     assert not torch.equal(first.isnan(), second.isnan()), "and in each epoch others"
 
@@ -121,7 +121,7 @@ def test_targets_do_not_follow_the_changed_densities_of_the_augmentation(tmp_pat
     def brighter(moved: Tensor) -> Tensor:
         return torch.cat([moved[:1] + 0.3, moved[1:]])
 
-    plain, changed = (masked(examples).batch(index, augment) for augment in (None, brighter))
+    plain, changed = (hiding(examples).batch(index, augment) for augment in (None, brighter))
     torch.testing.assert_close(plain[2], changed[2], equal_nan=True)
     hidden = plain[0][:, 0] == FILL
     assert (changed[0][:, 0][hidden] == FILL).all(), "the augmentation does not show through"
@@ -157,6 +157,6 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
         network = build_network(SMALL, seed=1)
         assert shape_of_maps(network, SHAPE) == MAPS
         schedule = Schedule(first_epoch=0, epochs=last, total_epochs=20)
-        return train(network, masked(examples), settings, schedule, seed=1, loss=block_regression)
+        return train(network, hiding(examples), settings, schedule, seed=1, loss=block_regression)
 
     assert loss_of_epoch(12) < 0.8 * loss_of_epoch(1)

@@ -1,4 +1,4 @@
-"""A hostile and a curious server against masked pretraining: what a head at each place of the maps adds to a reply."""
+"""A hostile and a curious server against pretraining on hidden blocks: what its head adds to a reply."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from federation.protocol.tensor_bounds import parts_of
 from models.loss import MEASURE_REACH, block_regression, bounded_regression
 from models.network import SeverityNetwork
 from pipeline.cohort.dataset import Example
-from pipeline.training.hidden_blocks import BLOCK_HU, MaskedExamples, block_hu
+from pipeline.training.hidden_blocks import BLOCK_HU, BlockExamples, block_hu
 from pipeline.training.pretraining import measures, standardised
 from tests.attacks.imprint import imprint
 from tests.attacks.rig import Rig, rig, seed_network
@@ -49,48 +49,48 @@ def attacked(*studies: Study, rounds: int = ROUNDS) -> Iterator[Rig]:
 
 @pytest.mark.slow
 def test_only_the_loss_leaves_beside_the_update_and_a_head_of_another_kind_neither_comes_nor_goes() -> None:
-    masked, auxiliary = pretraining("masked"), pretraining()
+    blocks, auxiliary = pretraining("hidden_blocks"), pretraining()
 
     def other_head(task: Message, context: Context) -> Message:
         reply = own_app(task, context)
         reply.content["arrays"] = record_of(pack(seed_network(auxiliary))[0])
         return reply
 
-    with attacked(masked) as found:
-        assert found.ask("train", masked, seed_network(auxiliary)).code == "E_TASK_RECORDS"
+    with attacked(blocks) as found:
+        assert found.ask("train", blocks, seed_network(auxiliary)).code == "E_TASK_RECORDS"
         assert found.ask("train", auxiliary, seed_network(auxiliary)).code == "E_STUDY_REFUSED"
-        assert found.ask("evaluate.test", masked, seed_network(masked)).code == "E_TASK_KIND"
-        answer = found.must("train", masked, seed_network(masked))
+        assert found.ask("evaluate.test", blocks, seed_network(blocks)).code == "E_TASK_KIND"
+        answer = found.must("train", blocks, seed_network(blocks))
         assert set(answer.metrics) == {LOSS, EXAMPLES}
         assert answer.metrics[EXAMPLES] == FEW["train"] + LEAST
         found.app = other_head
-        assert found.ask("train", masked, seed_network(masked), run="trial-other001").code == "E_REPLY_SHAPE"
+        assert found.ask("train", blocks, seed_network(blocks), run="trial-other001").code == "E_REPLY_SHAPE"
 
 
 @pytest.mark.slow
 def test_rounds_of_both_kinds_of_pretraining_count_in_one_budget() -> None:
-    masked, auxiliary = pretraining("masked"), pretraining()
-    with attacked(masked, auxiliary) as found:
+    blocks, auxiliary = pretraining("hidden_blocks"), pretraining()
+    with attacked(blocks, auxiliary) as found:
         for number in range(ROUNDS):
-            study = (masked, auxiliary)[number % 2]
+            study = (blocks, auxiliary)[number % 2]
             found.must("train", study, seed_network(study), run=f"trial-{number:08d}")
-        for study in (masked, auxiliary):
+        for study in (blocks, auxiliary):
             assert found.ask("train", study, seed_network(study), run="trial-more0001").code == "E_SITE_LIMIT"
 
 
 @pytest.mark.slow
 def test_weights_that_respond_to_one_patient_and_a_long_head_are_refused() -> None:
     """The trap of `imprint`, at first, and after an honest round; then a head that grows from round to round."""
-    masked = pretraining("masked")
-    trap = imprint(masked, np.full(seed_network(masked).features, 2.0), head=0.1).network
-    with attacked(masked, rounds=10) as found:
-        assert found.ask("train", masked, trap).code == "E_MODEL_FIRST"
-        model = found.must("train", masked, seed_network(masked)).network(masked)
-        assert found.ask("train", masked, trap, round_number=2).code == "E_MODEL_DRIFT"
+    blocks = pretraining("hidden_blocks")
+    trap = imprint(blocks, np.full(seed_network(blocks).features, 2.0), head=0.1).network
+    with attacked(blocks, rounds=10) as found:
+        assert found.ask("train", blocks, trap).code == "E_MODEL_FIRST"
+        model = found.must("train", blocks, seed_network(blocks)).network(blocks)
+        assert found.ask("train", blocks, trap, round_number=2).code == "E_MODEL_DRIFT"
         lengthen(model, 3)
-        model = found.must("train", masked, model, round_number=2).network(masked)
+        model = found.must("train", blocks, model, round_number=2).network(blocks)
         lengthen(model, 2)
-        assert found.ask("train", masked, model, round_number=3).code == "E_MODEL_DRIFT"
+        assert found.ask("train", blocks, model, round_number=3).code == "E_MODEL_DRIFT"
 
 
 @torch.no_grad()
@@ -133,7 +133,7 @@ def pictures(all_scans: Tensor) -> Matrix:
     return every[:, ~every.isnan().any(dim=0)].double().numpy()
 
 
-class InMemory(MaskedExamples):
+class InMemory(BlockExamples):
     """Hides blocks of a scan in memory."""
 
     def __init__(self, seed: int) -> None:
@@ -159,8 +159,8 @@ def gradients(outputs: str, all_scans: Tensor) -> NDArray[np.float32]:
     """Return the gradient of the network by each scan alone (draws, SCANS, weights); those of the head are the last."""
     network, hiding, drawn = settled(outputs, all_scans), InMemory(seed=5), []
     learnt = [weight for weight in network.parameters() if weight.requires_grad]
-    for _ in range(DRAWS if outputs == "masked" else 1):
-        if outputs == "masked":
+    for _ in range(DRAWS if outputs == "hidden_blocks" else 1):
+        if outputs == "hidden_blocks":
             tasks, loss = [hiding.hide(scan) for scan in all_scans], block_regression
         else:
             tasks, loss = [(scan, measures(in_hu(scan), scan[1])) for scan in all_scans], bounded_regression
@@ -213,16 +213,16 @@ def test_update_tells_no_more_of_one_scan_than_that_of_auxiliary_pretraining() -
     """
     all_scans = scans()
     picture = pictures(all_scans)
-    told = {outputs: gradients(outputs, all_scans) for outputs in ("auxiliary", "masked")}
+    told = {outputs: gradients(outputs, all_scans) for outputs in ("auxiliary", "hidden_blocks")}
     for part in (slice(-LAST, None), slice(None)):
         of_scans = {outputs: products(gradient[..., part]) for outputs, gradient in told.items()}
         alone, among = (
             {outputs: explained(found, picture, patients) for outputs, found in of_scans.items()}
             for patients in (1, LEAST)
         )
-        assert alone["masked"] > 0.25
-        assert among["masked"] < 0.1
-        assert among["masked"] < among["auxiliary"] + 0.03
+        assert alone["hidden_blocks"] > 0.25
+        assert among["hidden_blocks"] < 0.1
+        assert among["hidden_blocks"] < among["auxiliary"] + 0.03
 
 
 def loudest(features: Matrix, length: float) -> float:
@@ -246,7 +246,7 @@ def loudest(features: Matrix, length: float) -> float:
 def test_head_cannot_become_so_long_that_it_listens_to_one_scan_alone() -> None:
     """The control is a head of ten times the length that a server reaches: it listens to few scans."""
     all_scans = scans()[:LEAST]
-    network = settled("masked", all_scans)
+    network = settled("hidden_blocks", all_scans)
     with torch.no_grad():
         features = network.of_scans(all_scans).double().numpy()
     parts = parts_of(network, learning_rate=0.02, epochs=2)["weights"]
