@@ -2,7 +2,7 @@
 
 MONAI imports all of its modules, and they import every optional library that is installed. This takes 3.6 processor
 seconds and 210 MB in addition to PyTorch; without these libraries it takes 0.4 s. Most are for MLflow, pandas,
-Matplotlib, ITK and SciPy. scikit-learn imports pandas if it is installed.
+Matplotlib, ITK and SciPy. scikit-learn needs SciPy, and imports pandas if it is installed.
 """
 
 import sys
@@ -12,15 +12,18 @@ from importlib.machinery import ModuleSpec
 from threading import get_ident
 from types import ModuleType
 
-# Slow to import, and not needed for networks, augmentation in training or metrics of a model.
-OPTIONAL = frozenset(
-    {
-        *("IPython", "PIL", "gdown", "huggingface_hub", "ignite", "itk", "jsonschema", "matplotlib", "mlflow"),
-        *("nibabel", "onnx", "onnxruntime", "pandas", "psutil", "pydicom", "requests", "scipy", "scipy.ndimage"),
-        *("scipy.optimize", "scipy.signal", "scipy.sparse", "scipy.spatial", "skimage", "sklearn", "tensorboard"),
-        *("tensorboardX", "torchvision", "transformers", "yaml"),
-    }
-)
+# Slow to import, and not needed for networks, augmentation in training or metrics of a model. By importing package.
+OPTIONAL = {
+    "monai": frozenset(
+        {
+            *("IPython", "PIL", "gdown", "huggingface_hub", "ignite", "itk", "jsonschema", "matplotlib", "mlflow"),
+            *("nibabel", "onnx", "onnxruntime", "pandas", "psutil", "pydicom", "requests", "scipy", "scipy.ndimage"),
+            *("scipy.optimize", "scipy.signal", "scipy.sparse", "scipy.spatial", "skimage", "sklearn", "tensorboard"),
+            *("tensorboardX", "torchvision", "transformers", "yaml"),
+        }
+    ),
+    "sklearn": frozenset({"pandas"}),
+}
 
 
 class _Absent:
@@ -38,15 +41,15 @@ class _Absent:
 
 
 def import_lean(module: str) -> None:
-    """Import a module as if the OPTIONAL libraries were not installed, unless its package is already imported.
+    """Import a module of a package in OPTIONAL as if those libraries were not installed.
 
-    The package then works without them for the rest of the process. To use MONAI's plots or readers, import MONAI
-    before. Other modules can import the libraries as usual.
+    Does nothing if the package is already imported. The package then works without them for the rest of the process.
+    To use MONAI's plots or readers, import MONAI before. Other modules can import the libraries as usual.
     """
     package = module.partition(".")[0]
     if package in sys.modules:
         return
-    absent = _Absent(OPTIONAL - {package})
+    absent = _Absent(OPTIONAL[package])
     sys.meta_path.insert(0, absent)
     try:
         import_module(module)

@@ -50,3 +50,8 @@ def test_a_message_imports_a_network_alone_and_nothing_that_monai_would_bring_al
         f"import sys; early = [name for name in {(*JUDGES, 'monai')!r} if name in sys.modules]; assert not early, early"
     )
     assert imported(f"{app}\n{asked}\n{network}", "monai", *BROUGHT_ALONG) == ["monai"]
+
+
+def test_process_that_forks_clientapps_imports_monai_and_scikit_learn_but_not_pandas() -> None:
+    forks = "from federation.node.clientapp_forks import imported; imported()"
+    assert imported(forks, "monai", "sklearn.metrics", "pandas", "mlflow") == ["monai", "sklearn.metrics"]

@@ -31,7 +31,8 @@ def libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bringer.py").write_text(BRINGER)
     (tmp_path / "brought.py").write_text("there = True")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(import_lean, "OPTIONAL", frozenset({"bringer", "brought"}))
+    optional = {name: frozenset({"brought"}) for name in ("bringer", "no_such_library")}
+    monkeypatch.setattr(import_lean, "OPTIONAL", optional)
     for name in ("bringer", "brought"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
