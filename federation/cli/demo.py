@@ -23,7 +23,7 @@ from configs import preset_files
 from federation.approval.peers import PeerApprovals
 from federation.cli.console import progress_bar, say
 from federation.cli.node_peers import fetched_roster
-from federation.comparison.model_table import ALL, Hospital, compare, markdown, write_results
+from federation.comparison.model_table import ALL, MINUS_EXPLAINED, Hospital, compare, markdown, write_results
 from federation.enrolment.invitations import invite
 from federation.enrolment.join import join, node_certificate
 from federation.node import sandbox
@@ -228,6 +228,7 @@ def _compare(study: Study, folders: Folders, sites: dict[str, Site], finished: F
     write_results(found, folders.root)
     _keep_model(Path(finished.release), folders.model)
     say("\nSYNTHETIC hospitals: these results say nothing about real patients.")
+    say(MINUS_EXPLAINED)
     for label in reversed(LABELS):
         say("\n" + markdown(found, label))
 

@@ -30,6 +30,11 @@ from pipeline.training.train import predict
 
 READER = "best possible reader"
 TOGETHER = "all together"
+MINUS = f"{FEDERATED} minus it"
+MINUS_EXPLAINED = (
+    f'"{MINUS}" is the difference of two AUROCs on the same patients, those of all hospitals together. '
+    "An interval without 0 tells the two models apart."
+)
 ALL: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -142,7 +147,7 @@ def markdown(found: Comparison, label: str) -> str:
     """Format the table of one label in Markdown."""
     models, sites = found.names()
     first, *others = sites
-    head = [f"AUROC of `{label}` (95 % interval)", first, "federated minus it", *others]
+    head = [f"AUROC of `{label}` (95 % interval)", first, MINUS, *others]
     lines = [head, ["---"] * len(head)]
     for model in models:
         at = [str(found.auroc(model, site, label)) for site in sites]
@@ -154,6 +159,7 @@ def write_results(found: Comparison, out: Path) -> None:
     """Write results.json, results.md and results.png to `out`."""
     (out / "results.json").write_text(json.dumps(asdict(found), indent=1))
     text = "Synthetic hospitals: these results say nothing about real patients.\n\n"
+    text += MINUS_EXPLAINED + "\n\n"
     text += "\n\n".join(markdown(found, label) for label in reversed(LABELS))
     (out / "results.md").write_text(text + "\n", encoding="utf-8")
     draw(found, out / "results.png")

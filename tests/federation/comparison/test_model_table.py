@@ -52,4 +52,5 @@ def test_results_are_written_as_table_figure_and_numbers(found: Comparison, tmp_
     text = (tmp_path / "results.md").read_text()
     assert text.index("`severe`") < text.index("`pcr_positive`")
     assert "say nothing about real patients" in text
+    assert text.index('"federated minus it" is the difference') < text.index("| AUROC"), "a column is explained first"
     assert (tmp_path / "results.png").stat().st_size > 10_000
