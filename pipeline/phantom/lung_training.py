@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from models.lung_segmenter import LungSegmenter, Region, Tissue
+from pipeline.phantom.body.abdomen import DIFFICULT, USUAL
 from pipeline.phantom.body.sample import Sample, draw_sample
 
 log = logging.getLogger(__name__)
@@ -32,17 +33,21 @@ TISSUE_WEIGHTS = (1.0, 1.5, 1.5, 2.0, 2.0)  # of Tissue, because vessels and air
 
 
 class Bodies(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
-    """Cropped samples without end; the same ones for the same seed and number of workers."""
+    """Cropped samples without end; the same ones for the same seed and number of workers.
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    `difficult`: share of the bodies in which gas often lies where it is easily taken for lung.
+    """
+
+    def __init__(self, seed: int, difficult: float = 0.0) -> None:
+        self.seed, self.difficult = seed, difficult
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         worker = get_worker_info()
         number, step = (worker.id, worker.num_workers) if worker else (0, 1)
         while True:
             rng = np.random.default_rng((self.seed, number))
-            sample = draw_sample(rng)
+            is_difficult = self.difficult > 0 and rng.random() < self.difficult
+            sample = draw_sample(rng, gas=DIFFICULT if is_difficult else USUAL)
             for _ in range(CROPS):
                 yield cropped(sample, rng)
             number += step
@@ -89,7 +94,14 @@ def _dice(share: Tensor, truth: Tensor) -> Tensor:
 
 
 def train(
-    out: Path, *, steps: int, seed: int, workers: int, rate: float = LEARNING_RATE, start: Path | None = None
+    out: Path,
+    *,
+    steps: int,
+    seed: int,
+    workers: int,
+    rate: float = LEARNING_RATE,
+    start: Path | None = None,
+    difficult: float = 0.0,
 ) -> None:
     """Train for `steps` steps, report every 50, and write the averaged weights to `out` as 16-bit floats."""
     torch.manual_seed(seed)
@@ -106,7 +118,7 @@ def train(
     optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
     began, losses = time.monotonic(), []
-    for step, batch in enumerate(DataLoader(Bodies(seed), batch_size=1, num_workers=workers), start=1):
+    for step, batch in enumerate(DataLoader(Bodies(seed, difficult), batch_size=1, num_workers=workers), start=1):
         hu, wanted, wanted_tissue = batch
         with torch.autocast("cpu", torch.bfloat16):
             regions, tissues = network(hu)
@@ -151,6 +163,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=LEARNING_RATE, help="the highest learning rate")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--start", type=Path, help="weights to begin with")
+    parser.add_argument("--difficult", type=float, default=0.0, help="share of bodies with gas in difficult places")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train(
@@ -160,6 +173,7 @@ def main() -> None:
         workers=arguments.workers,
         rate=arguments.rate,
         start=arguments.start,
+        difficult=arguments.difficult,
     )
 
 

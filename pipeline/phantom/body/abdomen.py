@@ -1,5 +1,7 @@
 """The upper abdomen: liver, spleen, kidneys, and stomach and colon with the gas that thresholds take for lung."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.random import Generator
 
@@ -8,7 +10,21 @@ from pipeline.phantom.body.frame import SIDES, Field, Frame, Mask
 from pipeline.phantom.body.trunk import Tissues, Trunk
 
 
-def add_abdomen(frame: Frame, trunk: Trunk, chest: Chest, tissues: Tissues, rng: Generator) -> Mask:
+@dataclass(frozen=True)
+class Gas:
+    """How often gas lies where it is easily taken for lung, and how far a flexure of the colon may be below a dome."""
+
+    free_air: float = 0.02  # below the diaphragm
+    before_liver: float = 0.08  # of each loop of the bowel
+    flexure_mm: float = 60.0
+
+
+USUAL = Gas()
+# Rare in patients, but a network that seldom sees such gas does not learn to tell it from lung.
+DIFFICULT = Gas(free_air=0.35, before_liver=0.5, flexure_mm=25.0)
+
+
+def add_abdomen(frame: Frame, trunk: Trunk, chest: Chest, tissues: Tissues, rng: Generator, often: Gas = USUAL) -> Mask:
     """Write the organs below the diaphragm into `trunk.hu`; return the gas in stomach and bowel."""
     below = np.zeros(frame.shape, bool)
     for side in SIDES:
@@ -29,9 +45,9 @@ def add_abdomen(frame: Frame, trunk: Trunk, chest: Chest, tissues: Tissues, rng:
     gas = np.zeros(frame.shape, bool)
     if rng.random() < 0.85:
         gas |= _stomach(frame, hu, below & ~liver, tops[1], rng)
-    for path, radius in _bowel(tops, rng):
-        gas |= _loop(frame, hu, below & (~liver | (rng.random() < 0.08)), path, radius, rng)
-    if rng.random() < 0.02:  # free air below the diaphragm
+    for path, radius in _bowel(tops, rng, often.flexure_mm):
+        gas |= _loop(frame, hu, below & (~liver | (rng.random() < often.before_liver)), path, radius, rng)
+    if rng.random() < often.free_air:
         free = below & (frame.z > chest.floor[-1] - rng.uniform(8, 20)) & (frame.x < 0) & (frame.y < -10)
         hu[free] = -1000
         gas |= free
@@ -61,13 +77,13 @@ def _stomach(frame: Frame, hu: Field, where: Mask, top_mm: float, rng: Generator
     return np.asarray(gas)
 
 
-def _bowel(tops: dict[int, float], rng: Generator) -> list[tuple[np.ndarray, float]]:
+def _bowel(tops: dict[int, float], rng: Generator, flexure_mm: float) -> list[tuple[np.ndarray, float]]:
     """Return paths of loops and their radii: both flexures, the transverse colon, and some smaller loops."""
     loops = []
     walk = np.linspace(0, 1, 26)[:, None]
     for side, chance in ((1, 0.8), (-1, 0.35)):
         if rng.random() < chance:
-            top = tops[side] - rng.uniform(6, 60)
+            top = tops[side] - rng.uniform(6, flexure_mm)
             peak = np.array([top, rng.uniform(-30, 45), side * rng.uniform(60, 105)])
             start = peak + np.array([-110, rng.uniform(0, 40), side * rng.uniform(0, 20)])
             end = peak - np.array([rng.uniform(50, 110), rng.uniform(20, 60), side * rng.uniform(20, 60)])

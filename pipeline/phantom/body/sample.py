@@ -7,7 +7,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from models.lung_segmenter import Region, Tissue
-from pipeline.phantom.body.abdomen import add_abdomen
+from pipeline.phantom.body.abdomen import USUAL, Gas, add_abdomen
 from pipeline.phantom.body.acquisition import LOWEST_HU, acquire, circle
 from pipeline.phantom.body.chest import Chest, make_chest
 from pipeline.phantom.body.disease import Lung, add_disease, healthy
@@ -35,12 +35,12 @@ class Sample:
     step_mm: float
 
 
-def draw_sample(rng: Generator, step_mm: float = STEP_MM) -> Sample:
+def draw_sample(rng: Generator, step_mm: float = STEP_MM, gas: Gas = USUAL) -> Sample:
     """Draw one scan: body, disease and scanner, all at random."""
     extent = rng.uniform((230, 230, 310), (360, 320, 420))  # millimetres
     shape = tuple(int(np.ceil(side / step_mm / 8)) * 8 for side in extent)
     centre = (rng.uniform(-60, 0), rng.uniform(-5, 20), rng.uniform(-12, 12))
-    body = compose(draw_frame((shape[0], shape[1], shape[2]), step_mm, centre, rng), rng)
+    body = compose(draw_frame((shape[0], shape[1], shape[2]), step_mm, centre, rng), rng, gas=gas)
     seen = acquire(body.hu, step_mm, rng)
     outside = circle(seen.shape, rng)
     if outside is not None:
@@ -48,18 +48,18 @@ def draw_sample(rng: Generator, step_mm: float = STEP_MM) -> Sample:
     return replace(body, hu=seen)
 
 
-def compose(frame: Frame, rng: Generator, dense: Dense | None = None) -> Sample:
+def compose(frame: Frame, rng: Generator, dense: Dense | None = None, gas: Gas = USUAL) -> Sample:
     """Draw a body with its disease into a frame, without a scanner. `dense`: drawn too if None."""
     person = Person.draw(rng)
     tissues = Tissues.draw(person, rng)
     trunk = make_trunk(frame, tissues, person, rng)
     chest = make_chest(frame, trunk, tissues, person, rng)
-    gas = add_abdomen(frame, trunk, chest, tissues, rng)
+    bowel_gas = add_abdomen(frame, trunk, chest, tissues, rng, gas)
     lung = healthy(frame, chest, rng)
     add_disease(lung, frame, person, rng)
     hu, inner = lungs_into(trunk.hu, lung, chest, tissues, frame, rng, dense)
     devices(frame, hu, trunk.body, lung.both, rng)
-    return Sample(hu, _regions(chest, lung, gas), inner, frame.step_mm)
+    return Sample(hu, _regions(chest, lung, bowel_gas), inner, frame.step_mm)
 
 
 def lungs_into(

@@ -5,6 +5,7 @@ import pytest
 from scipy import ndimage
 
 from models.lung_segmenter import Region, Tissue
+from pipeline.phantom.body.abdomen import DIFFICULT
 from pipeline.phantom.body.sample import Sample, draw_sample
 
 SEEDS = range(40, 52)
@@ -74,3 +75,15 @@ def test_every_label_occurs(samples: list[Sample]) -> None:
     tissues = set().union(*(np.unique(sample.tissues).tolist() for sample in samples))
     assert regions == set(Region)
     assert tissues == set(Tissue)
+
+
+@pytest.mark.slow
+def test_difficult_bodies_have_gas_close_to_the_right_lung() -> None:
+    difficult = [draw_sample(np.random.default_rng(seed), step_mm=8.0, gas=DIFFICULT) for seed in SEEDS]
+    usual = [draw_sample(np.random.default_rng(seed), step_mm=8.0) for seed in SEEDS]
+
+    def beside(sample: Sample) -> int:
+        near = ndimage.binary_dilation(sample.regions == Region.RIGHT_LUNG, iterations=2)
+        return int(np.count_nonzero(near & (sample.regions == Region.BOWEL_GAS)))
+
+    assert sum(map(beside, difficult)) > 4 * sum(map(beside, usual))
