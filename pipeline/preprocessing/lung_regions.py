@@ -17,6 +17,8 @@ AIR_HU = -1024.0
 BODY_ABOVE_HU, BODY_MARGIN_MM = -300.0, 12.0
 LEAST_AIR = 0.02  # share of the lungs that is air
 SIDES_AROUND = 3  # of front, back, right and left, on which the body lies around air inside it
+MAY_BE_LUNG, SURE_LUNG = 0.05, 0.25  # probability of one side; where both sides have 0.25, the voxel is lung
+PART_OF_LARGEST, BOX_MARGIN = 0.1, 2  # pieces that are at least so large are looked at, and coarse voxels around them
 SIDES = (Region.RIGHT_LUNG, Region.LEFT_LUNG)
 
 
@@ -95,15 +97,34 @@ def find_regions(hu: NDArray[np.float32], spacing_mm: float, network: LungSegmen
 def _find_in_body(
     hu: NDArray[np.float32], body: NDArray[np.bool_], spacing_mm: float, network: LungSegmenter
 ) -> LungRegions:
-    region_logits, tissue_logits = _logits(torch.from_numpy(hu), spacing_mm, network)
-    found = _highest(region_logits.numpy())
+    coarse, coarse_tissues = _logits(torch.from_numpy(hu), spacing_mm, network)
+    regions = _nearest(_highest(coarse.numpy()), hu.shape)
+    regions[np.isin(regions, SIDES)] = Region.BACKGROUND
+    tissues = np.full(hu.shape, Tissue.PARENCHYMA, np.uint8)
+    own = np.zeros((len(SIDES), *hu.shape), np.float32)
+    box = _around_lungs(coarse, hu.shape)
+    if box is not None:  # only there are the answers interpolated to the grid of `hu`
+        region_logits = _within(coarse, hu.shape, box)
+        chances = region_logits.softmax(0)
+        regions[box] = _lungs_in(hu[box], _air_outside(hu, body)[box], _highest(region_logits.numpy()), chances)
+        inside = np.isin(regions[box], SIDES)
+        tissues[box][inside] = _highest(_within(coarse_tissues, hu.shape, box).numpy())[inside]
+        for place, side in enumerate(SIDES):
+            own[place][box] = chances[side].numpy() * ndimage.binary_dilation(regions[box] == side)
+    return LungRegions(regions, tissues, own)
+
+
+def _lungs_in(
+    hu: NDArray[np.float32], outside: NDArray[np.bool_], found: NDArray[np.uint8], chances: Tensor
+) -> NDArray[np.uint8]:
+    """Return the regions of a box around the lungs: without lungs, if these hold no air.
+
+    `outside`: the air outside the body. `found`: the most probable region of each voxel. `chances`: of all regions.
+    """
     # A lung is found as a whole first, so that a voxel between right and left is not lost to a third class.
-    chances = region_logits.softmax(0)
     lung = (chances[Region.RIGHT_LUNG] + chances[Region.LEFT_LUNG] > 0.5).numpy()
     right = (chances[Region.RIGHT_LUNG] >= chances[Region.LEFT_LUNG]).numpy()
-    others = (np.uint8(Region.BACKGROUND), found)
-    regions = np.where(np.isin(found, SIDES), *others).astype(np.uint8)
-    outside = _air_outside(hu, body)
+    regions = np.where(np.isin(found, SIDES), np.uint8(Region.BACKGROUND), found)
     for side, mine in ((Region.RIGHT_LUNG, lung & right), (Region.LEFT_LUNG, lung & ~right)):
         inside = mine & ~outside
         if not inside.any():
@@ -113,15 +134,7 @@ def _find_in_body(
         regions[box][whole & (regions[box] != Region.AIRWAY)] = side
     if not _hold_air(hu, np.isin(regions, SIDES)):
         regions[np.isin(regions, SIDES)] = Region.BACKGROUND
-    tissues = _highest(tissue_logits.numpy())
-    tissues[~np.isin(regions, SIDES)] = Tissue.PARENCHYMA
-    own = np.zeros((len(SIDES), *hu.shape), np.float32)
-    for place, side in enumerate(SIDES):
-        mine = regions == side
-        if mine.any():
-            box = bounding_box(mine, 1)
-            own[place][box] = chances[side].numpy()[box] * ndimage.binary_dilation(mine[box])
-    return LungRegions(regions, tissues, own)
+    return regions
 
 
 def _hold_air(hu: NDArray[np.float32], lungs: NDArray[np.bool_]) -> bool:
@@ -153,7 +166,7 @@ def _sides_with(body: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 @torch.inference_mode()
 def _logits(hu: Tensor, spacing_mm: float, network: LungSegmenter) -> tuple[Tensor, Tensor]:
-    """Return the logits on the grid of `hu`; the network reads voxels of SPACING_MM, padded to a multiple."""
+    """Return the logits of regions and tissues on voxels of SPACING_MM, which the network reads."""
     shape = tuple(hu.shape)
     step = spacing_mm / SPACING_MM
     size = shape if step == 1 else tuple(max(1, round(n * step)) for n in shape)
@@ -161,11 +174,53 @@ def _logits(hu: Tensor, spacing_mm: float, network: LungSegmenter) -> tuple[Tens
     padding = [(-n % MULTIPLE) for n in size]
     sides = [half for n in reversed(padding) for half in (n // 2, n - n // 2)]
     inner = tuple(slice(n // 2, n // 2 + length) for n, length in zip(padding, size, strict=True))
-    answers = []
-    for logits in network(_padded(image, sides)):
-        cut = logits[(slice(None), slice(None), *inner)]
-        answers.append(cut[0] if size == shape else F.interpolate(cut, size=shape, mode="trilinear")[0])
-    return answers[0], answers[1]
+    regions, tissues = (logits[0][(slice(None), *inner)] for logits in network(_padded(image, sides)))
+    return regions, tissues
+
+
+def _around_lungs(coarse: Tensor, shape: tuple[int, ...]) -> tuple[slice, ...] | None:
+    """Return a box on the grid of `shape` with all of each lung; None if no voxel can be lung.
+
+    Small pieces elsewhere, which are not part of a lung in the end, do not enlarge it.
+    """
+    if coarse.shape[1:] == shape:
+        return tuple(slice(0, size) for size in shape)
+    chances = coarse.softmax(0).numpy()
+    kept = np.zeros(coarse.shape[1:], bool)
+    for side in SIDES:
+        labels, count = ndimage.label(chances[side] > MAY_BE_LUNG)
+        sizes = np.bincount(labels[chances[side] > SURE_LUNG], minlength=count + 1)
+        kept |= np.isin(labels, np.flatnonzero((sizes > 0) & (sizes >= PART_OF_LARGEST * sizes[1:].max(initial=0))))
+    if not kept.any():
+        return None
+    return tuple(
+        slice(part.start * wanted // size, -(-part.stop * wanted // size))
+        for part, size, wanted in zip(bounding_box(kept, BOX_MARGIN), kept.shape, shape, strict=True)
+    )
+
+
+def _within(coarse: Tensor, shape: tuple[int, ...], box: tuple[slice, ...]) -> Tensor:
+    """Interpolate linearly to the grid of `shape`, in a box of it: (classes, slices, rows, columns)."""
+    if coarse.shape[1:] == shape:
+        return coarse[(slice(None), *box)]
+    depth, rows, columns = (_linear(*each) for each in zip(coarse.shape[1:], shape, box, strict=True))
+    answer = rows @ (coarse @ columns.T)
+    return (depth @ answer.flatten(2)).unflatten(2, answer.shape[2:])
+
+
+def _linear(size: int, wanted: int, part: slice) -> Tensor:
+    """Return what each voxel of a part of `wanted` takes from each of `size` voxels."""
+    shares = torch.zeros(wanted, size)
+    for place, (low, share) in enumerate(_places(size, wanted)):
+        shares[place, low] += 1 - share
+        shares[place, min(low + 1, size - 1)] += share
+    return shares[part]
+
+
+def _nearest(classes: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return classes on another grid with the same outer faces."""
+    places = [(2 * np.arange(n) + 1) * size // (2 * n) for size, n in zip(classes.shape, shape, strict=True)]
+    return classes[np.ix_(*places)]
 
 
 def _highest(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
