@@ -11,7 +11,7 @@ import sys
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -174,7 +174,7 @@ app.command()(verify_release)
 def main() -> None:
     """Run a command. A refusal or a system error is shown as a code and a remedy, not as a stack trace."""
     os.environ.update(QUIET)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that child processes are ended
+    signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except Refusal as refusal:
@@ -193,6 +193,12 @@ def main() -> None:
             raise
         print_refusal(library, as_json="--json" in sys.argv)
         sys.exit(1)
+
+
+def _end(*_: object) -> NoReturn:
+    """End in order at the first SIGTERM, so that child processes are ended; a second one must not disturb this."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _library_problem(error: OSError | ImportError) -> Refusal | None:
