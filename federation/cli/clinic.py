@@ -13,6 +13,7 @@ from federation.cli.clinic_deliveries import send_again, status
 from federation.cli.console import print_json, print_table, say
 from federation.cli.options import Json
 from federation.cli.serve import BY, SignedBy
+from federation.cli.support import report_clinic
 from federation.cli.upgrade import check_clinic, undo_clinic
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def promote(
 
 for name, command in (
     *(("status", status), ("send-again", send_again), ("backup", backup_clinic), ("restore", restore_clinic)),
-    *(("upgrade-check", check_clinic), ("upgrade-undo", undo_clinic)),
+    *(("upgrade-check", check_clinic), ("upgrade-undo", undo_clinic), ("support-report", report_clinic)),
 ):
     app.command(name)(command)
 

@@ -15,7 +15,7 @@ from federation.cli.node_peers import approve_peers, peers, revoke_peers
 from federation.cli.node_releases import approve_release, releases, revoke_release
 from federation.cli.node_studies import approve_study, revoke_study, studies
 from federation.cli.options import Json
-from federation.cli.support import support_report
+from federation.cli.support import report_site
 from federation.cli.upgrade import check_site, undo_site
 from federation.cli.withdraw import decommission, withdraw
 from models.refusal import Refusal
@@ -338,10 +338,10 @@ for command in (
     accept_restore,
     withdraw,
     decommission,
-    support_report,
 ):
     app.command()(command)
 app.command("backup")(backup_site)
 app.command("restore")(restore_site)
+app.command("support-report")(report_site)
 app.command("upgrade-check")(check_site)
 app.command("upgrade-undo")(undo_site)

@@ -10,6 +10,7 @@ import typer
 from federation.cli.backup import backup_server, restore_server
 from federation.cli.console import print_json, print_table, progress_bar, say
 from federation.cli.options import Json
+from federation.cli.support import report_server
 from federation.cli.upgrade import check_server, undo_server
 from federation.migration.reasons import PASSPHRASE
 from models.refusal import Refusal
@@ -152,6 +153,7 @@ def sites(folder: ServerDir, as_json: Json = False) -> None:
 
 app.command("backup")(backup_server)
 app.command("restore")(restore_server)
+app.command("support-report")(report_server)
 app.command("upgrade-check")(check_server)
 app.command("upgrade-undo")(undo_server)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import uvicorn
 
 LOCK = "service.lock"
-WORKER_LOG = "worker.log"
+SERVICE_LOG, WORKER_LOG = "service.log", "worker.log"
 TIDY_SECONDS = 3600.0
 _LOOK_SECONDS = 0.1
 
@@ -52,7 +52,7 @@ def run_service(
     E_PACS_FILE if the receiver's certificates cannot be used, and what `Clinic.open` raises.
     """
     clinic = Clinic.open(clinic_folder, host=host, port=port)
-    with alone(clinic.folder / LOCK, CLINIC_BUSY), log_to(clinic.logs / "service.log"), _ending():
+    with alone(clinic.folder / LOCK, CLINIC_BUSY), log_to(clinic.logs / SERVICE_LOG), _ending():
         stamp_folder(clinic.folder, "clinic")
         with clinic.store() as store:
             store.jobs.recover()

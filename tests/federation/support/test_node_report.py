@@ -31,7 +31,7 @@ def site(small_ingest: tuple[Site, Assessment], tmp_path: Path) -> Site:
     mark_restored(ledger_file(site), NAME)
     accept(ledger_file(site), f"{NAME} decided")
     site.logs.mkdir(exist_ok=True)
-    for log in ("client.log", "failures.log", "gateway.log", "gateway.log.1"):
+    for log in ("client.log", "failures.log", "gateway.log", "gateway.log.1", f"{NAME}.log"):
         (site.logs / log).write_text(f"2026 ERROR E_DISK {NAME}\nE_BERGQVIST_SYLVI and E_DISK\n")
     state = NodeState(pid=1, started=now(), doing=f"the app says: {NAME}", refused="E_DISK", refused_at=now())
     state.save(site.logs)
@@ -57,13 +57,26 @@ def test_report_counts_codes_of_logs_ledger_and_ingest(site: Site, tmp_path: Pat
     file = tmp_path / "report.json"
     assert CliRunner().invoke(app, ["node", "support-report", str(site.folder), str(file)]).exit_code == 0
     report = json.loads(file.read_text())
-    assert report["codes_in_logs"]["client.log"] == report["codes_in_logs"]["gateway.log.1"] == {"E_DISK": 2}
+    assert report["logs"]["gateway.log"]["codes"] == report["logs"]["gateway.log.1"]["codes"] == {"E_DISK": 2}
+    assert report["logs"]["client.log"] == {"codes": ["E_DISK"]}  # the study's code can write it
     assert report["ledger"] == {
         **{"lines": 4, "passed": {"here": 3}, "refused": {"E_REPLY_UPDATE": 1}, "restored": False}
     }
     assert report["node"]["last_refusal"] == "E_DISK"
     assert sum(report["refusals_at_ingest"].values()) > 0
+    assert report["settings"]["gateway"]["max_batch_size"] == 64
+    assert report["settings"]["site"]["name"] == "(set)"
+    assert report["databases"]["cohort.sqlite"]["intact"]
     assert any("torch" in line for line in report["environment"])
     assert (
         CliRunner().invoke(app, ["node", "support-report", str(site.folder), str(file)]).exit_code == 1
     )  # no overwrite
+
+
+def test_report_on_wrong_settings_says_only_their_code(site: Site, tmp_path: Path) -> None:
+    (site.folder / "site.toml").write_text(f"'{NAME}' = 1")
+    file = tmp_path / "report.json"
+    assert CliRunner().invoke(app, ["node", "support-report", str(site.folder), str(file)]).exit_code == 0
+    report = json.loads(file.read_text())
+    assert report["settings"] == {"problem": "E_SETTINGS_KEY"} and report["logs"]["client.log"]["codes"]
+    assert NAME not in file.read_text()
