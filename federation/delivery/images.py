@@ -90,6 +90,7 @@ class ImageParts:
 
     @property
     def name(self) -> str:
+        """The name that the archive gives to the image where it is loaded."""
         return f"fedthorax-{self.role}:{self.version}"
 
 
@@ -102,14 +103,16 @@ def build_image(parts: ImageParts, out: Path) -> Path:
         if shutil.which(program) is None:
             raise Refusal(reasons.BUILD_FAILED, step=f"looking for the program {program}")
     archive = out / f"fedthorax-{parts.version}-{parts.role}-image-linux-x86_64.oci.tar"
-    base = f"fedthorax-base-{parts.role}"
+    # Names of this program only: the machine may have loaded, and may run, an image named `parts.name`. They are the
+    # same in each build, because an image records the name of its base.
+    base, whole = f"fedthorax-base-{parts.role}", f"fedthorax-build-{parts.role}"
     try:
         packages = _build_base(parts, base)
-        _build_program(parts, base)
+        _build_program(parts, base, whole)
         archive.unlink(missing_ok=True)
-        _buildah("push", "--quiet", "--format=oci", parts.name, f"oci-archive:{archive}:{parts.name}")
-    finally:
-        subprocess.run(["buildah", "rmi", "--force", parts.name, base], capture_output=True, check=False)
+        _buildah("push", "--quiet", "--format=oci", whole, f"oci-archive:{archive}:{parts.name}")
+    finally:  # without --force, which would remove containers: an equal image under another name keeps its layers
+        subprocess.run(["buildah", "rmi", whole, base], capture_output=True, check=False)
     wheels = [path for path in sorted((parts.bundle / WHEELS).glob("*.whl")) if not path.name.startswith("pip-")]
     inventory = out / f"{archive.name.removesuffix('.oci.tar')}.cdx.json"
     name = inventory.name.removesuffix(".cdx.json")
@@ -129,7 +132,7 @@ def _build_base(parts: ImageParts, name: str) -> list[DebianPackage]:
     return sorted(packages.values(), key=lambda package: package.name)
 
 
-def _build_program(parts: ImageParts, base: str) -> None:
+def _build_program(parts: ImageParts, base: str, image: str) -> None:
     """Add the layer with the program, and the image's settings."""
     with _container(base) as container:
         bundle = f"--volume={parts.bundle.resolve()}:/bundle:ro"
@@ -152,7 +155,7 @@ def _build_program(parts: ImageParts, base: str) -> None:
             (root / name).chmod(mode)
         _try(container)
         _buildah("config", *_settings(parts), container)
-        _commit(container, parts.name, parts.epoch)
+        _commit(container, image, parts.epoch)
 
 
 def _try(container: str) -> None:

@@ -1,7 +1,9 @@
 """What an image is built from. The images themselves: tests/e2e/test_images.py, on request."""
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,32 @@ def test_missing_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(Refusal, match="E_BUILD_FAILED: looking for the program buildah"):
         build_image(parts(tmp_path, "3.11"), tmp_path)
+
+
+@pytest.fixture
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let buildah keep its images in a folder of the test."""
+    if os.geteuid() or not all(map(shutil.which, ("buildah", "mmdebstrap"))):
+        pytest.skip("needs root, buildah and mmdebstrap")
+    folders = {name: tmp_path / name for name in ("runroot", "graphroot")}
+    lines = [f'{name} = "{folder}"' for name, folder in folders.items()]
+    (tmp_path / "storage.conf").write_text("\n".join(["[storage]", 'driver = "vfs"', *lines]))
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(tmp_path / "storage.conf"))
+
+
+def buildah(*arguments: str) -> str:
+    return subprocess.run(["buildah", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def test_image_that_the_machine_has_loaded_stays(storage: None, tmp_path: Path) -> None:
+    container = buildah("from", "scratch").strip()
+    buildah("commit", "--quiet", container, "fedthorax-node:0.1.0")
+    buildah("rm", container)
+    of_node = ImageParts(ROOT, parts(tmp_path, "3.11").bundle, commit="", epoch=0, mirror="no mirror")
+    with pytest.raises(Refusal, match="E_BUILD_FAILED"):
+        build_image(of_node, tmp_path)
+    names = [name for image in json.loads(buildah("images", "--json")) for name in image["names"]]
+    assert names == ["localhost/fedthorax-node:0.1.0"]
 
 
 def test_bill_of_materials_names_the_packages_of_debian(tmp_path: Path) -> None:
