@@ -72,8 +72,8 @@ release: .venv/installed viewer  ## every form of the release into dist/; needs 
 images: .venv/installed  ## container images from the bundles of a release; IMAGES="dist/fedthorax-VERSION --trust KEY.pub"; needs root
 	$(BIN)/python -m federation.delivery.images $(IMAGES)
 
-deb: .venv/installed  ## a package for Debian and Ubuntu into dist/; BUNDLE=DIR: an unpacked, verified bundle for one Python
-	$(BIN)/python -m federation.delivery.debian_package $(BUNDLE)
+deb:  ## a package for Debian and Ubuntu into dist/; BUNDLE=DIR: an unpacked, verified bundle for one Python; needs no library
+	$(PYTHON) -m federation.delivery.debian_package $(BUNDLE)
 
 bench: .venv/installed peers  ## speed and memory as ratios, how well federations learn; written to benchmarks/results/
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

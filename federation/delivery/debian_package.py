@@ -2,7 +2,8 @@
 
 The package holds the installed tree: the program with each library of the bundle, in /opt/fedthorax, for the one Python
 of the bundle. Nothing is fetched, neither now nor when the package is installed. It also holds the systemd units, the
-manual page, and scripts that create the service's user. Needs dpkg-deb and that Python.
+manual page, and scripts that create the service's user. Needs dpkg-deb and that Python, and itself no library beside
+Python's own: a hospital that has only the source and a bundle runs it without a network.
 
 It is not made with debhelper, because a release is made on other distributions too: the scripts in debian/ do what it
 would do, and are short.

@@ -1,8 +1,10 @@
 """The control files of the Debian package. `make deb` builds the package; docs/delivery.md says what was tried."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from federation.delivery.debian_package import control_files, overrides, read_description
 from models.refusal import Refusal
 
+ROOT = Path(__file__).resolve().parents[3]
 ROLES = ("node", "server", "clinic")
 
 
@@ -69,3 +72,18 @@ def test_unfit_bundle_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "BUNDLE").write_text(text)
     with pytest.raises(Refusal, match="E_BUNDLE_UNFIT"):
         read_description(tmp_path)
+
+
+def test_package_is_built_without_any_library(tmp_path: Path) -> None:
+    """`-S`: Python finds its own modules and those of the source, and nothing that was installed."""
+    command = [sys.executable, "-S", "-m", "federation.delivery.debian_package", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env={}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("E_BUNDLE_UNFIT")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_deb_installs_nothing() -> None:
+    command = ["make", "--dry-run", "--always-make", "deb", "BUNDLE=some-bundle"]
+    environment = {"PATH": os.environ["PATH"]}  # not what `make test` tells the programs that it starts
+    planned = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert planned.split() == ["python3", "-m", "federation.delivery.debian_package", "some-bundle"]
