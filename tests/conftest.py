@@ -1,6 +1,7 @@
 """Shared fixtures of all tests."""
 
 import gc
+import signal
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,9 @@ torch.set_num_threads(1)  # several threads sum in varying order, which changes 
 # An example may take any time: a busy machine stands still for seconds.
 hypothesis.settings.register_profile("any time", deadline=None)
 hypothesis.settings.load_profile("any time")
+# A shell starts a background job with Ctrl-C (SIGINT) ignored, and so would be all that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

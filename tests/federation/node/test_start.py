@@ -240,7 +240,6 @@ def run(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., l
         return [line[21:] for line in said]
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
     yield run
     for number, handler in before.items():
         signal.signal(number, handler)
