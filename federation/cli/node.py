@@ -309,9 +309,11 @@ def start(
 ) -> None:
     """Run this hospital's node until Ctrl-C. It connects to the study's server and accepts no connections itself."""
     from federation.node.start import run_node
+    from federation.system.stop_limit import STOP_SECONDS, ending_within
     from pipeline.site.folder import Site
 
-    run_node(Site.open(site_dir), typer.echo if json_lines else say, json_lines=json_lines)
+    with ending_within(STOP_SECONDS):
+        run_node(Site.open(site_dir), typer.echo if json_lines else say, json_lines=json_lines)
 
 
 for command in (

@@ -61,8 +61,9 @@ def start(folder: ServerDir) -> None:
     from federation.server.start import start_server
     from federation.superlink.control import read_server_config
     from federation.system.monitoring import monitored
+    from federation.system.stop_limit import STOP_SECONDS, ending_within
 
-    with start_server(folder) as server:
+    with ending_within(STOP_SECONDS), start_server(folder) as server:
         metrics = ServerMetrics(folder, lambda: server.each_running)
         with monitored(read_server_config(folder).monitoring_port, metrics.collect, metrics.ready):
             say("The server is up. Ctrl-C ends it.")

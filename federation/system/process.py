@@ -5,30 +5,37 @@ process ends for any reason, the child and all its descendants end too.
 """
 
 import errno
+import logging
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 from federation.system import reasons
+from federation.system.reaper import KILL_SECONDS, descendants, read_parents, send
 from models.refusal import Refusal
 
 LOOPBACK = "127.0.0.1"
 GUARD = Path(__file__).with_name("reaper.py")
 # Flower allows itself 5 s to end (FORCE_EXIT_TIMEOUT_SECONDS), and its children a little more.
 GRACE_SECONDS = 10.0
+# The guard asks, waits and kills. The rest is for a busy machine.
+STOP_SECONDS = GRACE_SECONDS + KILL_SECONDS + 5.0
 POLL_SECONDS = 0.2
 PORTS = range(10_240, 30_000)
 _given: set[int] = set()  # ports of `free_port`: a second caller may ask before the first one listens
 
 T = TypeVar("T")
 
+_log = logging.getLogger("fedthorax")
 
 # For all our processes: no library sends telemetry, and MLflow loads no pickles.
 QUIET = {
@@ -52,6 +59,7 @@ class Process:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch(mode=0o600)
         self._log_start = log.stat().st_size
+        self._stop_by: float | None = None
         with log.open("ab") as output:
             self._guard = subprocess.Popen(
                 [sys.executable, "-I", str(GUARD), str(GRACE_SECONDS), *command],
@@ -84,22 +92,26 @@ class Process:
     def wait_until(self, ready: Callable[[], T | None], *, seconds: float) -> T:
         """Call `ready` repeatedly for up to `seconds`, and return its first true answer.
 
-        Raises Refusal E_NOT_STARTED, after stopping the command, if the command ends first or the time is over.
+        The command is stopped before any exception leaves, also that of a signal: who waits does not hold it yet.
+        Raises Refusal E_NOT_STARTED if the command ends first or the time is over.
         """
         deadline = time.monotonic() + seconds
-        while True:
-            running = self.running
-            if answer := ready():
-                return answer
-            if not running or time.monotonic() > deadline:
-                self.stop()
-                raise Refusal(
-                    reasons.NOT_STARTED,
-                    private=f"{self.log}:\n" + "\n".join(self.output().splitlines()[-10:]),
-                    process=self.name,
-                    log=self.log.name,
-                )
-            time.sleep(POLL_SECONDS)
+        try:
+            while True:
+                running = self.running
+                if answer := ready():
+                    return answer
+                if not running or time.monotonic() > deadline:
+                    raise Refusal(
+                        reasons.NOT_STARTED,
+                        private=f"{self.log}:\n" + "\n".join(self.output().splitlines()[-10:]),
+                        process=self.name,
+                        log=self.log.name,
+                    )
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            self.stop()
+            raise
 
     def wait(self) -> int:
         """Wait until the command ends by itself, and return its exit code."""
@@ -107,13 +119,32 @@ class Process:
 
     def let_go(self) -> None:
         """Ask the command and its descendants to end, without waiting, so that several can end at the same time."""
-        if self._guard.stdin and not self._guard.stdin.closed:
-            self._guard.stdin.close()
+        if self._stop_by is None:
+            self._stop_by = time.monotonic() + STOP_SECONDS
+            if self._guard.stdin:
+                self._guard.stdin.close()
+            self._guard.terminate()  # a fork of this process may still hold the pipe open
 
     def stop(self) -> None:
-        """End the command and its descendants: ask first, kill after a grace period. Returns when all have ended."""
+        """End the command and its descendants: ask first, kill after a grace period. Returns when all have ended.
+
+        It takes at most STOP_SECONDS from `let_go` on, and KILL_SECONDS if the guard itself has to be killed.
+        """
         self.let_go()
-        self._guard.wait()
+        assert self._stop_by is not None
+        try:
+            self._guard.wait(max(0.0, self._stop_by - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._kill()
+
+    def _kill(self) -> None:
+        """Kill the guard, and before it all its descendants, which nothing would find without it."""
+        members = [*descendants(self.pid, read_parents()), self.pid]
+        _log.warning("%s has not ended within %.0f s; killed: processes %s", self.name, STOP_SECONDS, members)
+        for pid in members:
+            send(signal.SIGKILL, {pid})
+        with suppress(subprocess.TimeoutExpired):
+            self._guard.wait(KILL_SECONDS)
 
     def __enter__(self) -> Self:
         return self

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -75,6 +76,10 @@ class Family:
             send(signal.SIGTERM, targets - asked)
             asked |= targets
             time.sleep(POLL_SECONDS / 4)
+        if members:
+            with suppress(OSError):  # a full disk
+                sys.stderr.write(f"not ended {grace_seconds:g} s after SIGTERM, killed: processes {members}\n")
+                sys.stderr.flush()
         deadline = time.monotonic() + KILL_SECONDS
         while (members := self.alive()) and time.monotonic() < deadline:
             send(signal.SIGKILL, set(members))

@@ -1,14 +1,19 @@
-"""Tests of the environment of our processes and of finding their descendants. Real processes: tests/e2e."""
+"""Tests of our processes: their environment, their ports, and that they end."""
 
+import os
 import random
+import signal
 import socket
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from federation.system import process
-from federation.system.process import flower_environment, free_port, port_is_taken
-from federation.system.reaper import descendants
+from federation.system.process import Process, flower_environment, free_port, port_is_taken
+from federation.system.reaper import descendants, read_parents
+from tests.helpers.waiting import eventually
 
 
 def test_descendants_include_all_levels() -> None:
@@ -84,3 +89,80 @@ def test_port_is_taken_while_a_socket_listens() -> None:
         listener.listen()
         assert port_is_taken("127.0.0.1", port)
     assert not port_is_taken("127.0.0.1", port)
+
+
+# --- the end of a process ---------------------------------------------------------------------------------
+
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Process]:
+    """Return a function that starts a program with a short grace period, and waits until it prints "ready"."""
+    monkeypatch.setattr(process, "GRACE_SECONDS", 0.5)
+
+    def begin(code: str) -> Process:
+        command = [sys.executable, "-I", "-c", code]
+        started = Process("the program", command, log=tmp_path / "program.log", environment=os.environ)
+        started.wait_until(lambda: "ready" in started.output(), seconds=60)
+        return started
+
+    return begin
+
+
+def has_ended(pids: list[int]) -> bool:
+    return not set(pids) & set(read_parents())
+
+
+def test_child_that_ignores_the_signal_is_killed_and_its_log_says_so(start: Callable[[str], Process]) -> None:
+    program = start(STUBBORN)
+    members = descendants(program.pid, read_parents())
+    assert len(members) == 1
+    program.stop()
+    assert has_ended(members)
+    assert f"not ended 0.5 s after SIGTERM, killed: processes {members}" in program.output()
+
+
+def test_process_ends_while_a_fork_holds_its_pipe_open(start: Callable[[str], Process]) -> None:
+    """A fork of this process, such as a worker, has a copy of each pipe: closing this end tells the guard nothing."""
+    program = start("import time; print('ready', flush=True); time.sleep(600)")
+    if not (fork := os.fork()):
+        signal.pause()
+        os._exit(0)
+    try:
+        program.stop()
+        assert not program.running
+    finally:
+        os.kill(fork, signal.SIGKILL)
+        os.waitpid(fork, 0)
+
+
+def test_stuck_guard_is_killed_with_all_below_it(
+    start: Callable[[str], Process], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = start(STUBBORN)
+    members = [*descendants(program.pid, read_parents()), program.pid]
+    os.kill(program.pid, signal.SIGSTOP)
+    monkeypatch.setattr(process, "STOP_SECONDS", 1.0)
+    program.stop()
+    assert not program.running
+    assert eventually(lambda: has_ended(members))
+    assert f"the program has not ended within 1 s; killed: processes {members}" in caplog.text
+
+
+def test_signal_during_the_start_ends_what_was_started(start: Callable[[str], Process]) -> None:
+    """Whoever waits for a process does not hold it yet, and could not end it."""
+    program = start(STUBBORN)
+    members = descendants(program.pid, read_parents())
+
+    def interrupted() -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        program.wait_until(interrupted, seconds=60)
+    assert has_ended(members)
