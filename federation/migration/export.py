@@ -24,6 +24,7 @@ from federation.superlink.control import MOVED, ca_certificate, read_server_conf
 from federation.system.process import LOOPBACK, port_is_taken
 from models.refusal import Refusal
 from pipeline.system.atomic_files import sync_folder
+from pipeline.system.sqlite_format import copy_all
 
 _MARK = """\
 This server was exported on {date} to {archive}. Its study continues on another server, so this one does not start.
@@ -118,7 +119,7 @@ def _sources(folder: Path, work: Path) -> dict[str, Path]:
     """Return the archive's files by their paths in it. A consistent copy of the roster is written to `work`."""
     sources = {f"certificates/{name}": ca_certificate(folder).with_name(name) for name in _AUTHORITY}
     with roster_of(folder / ROSTER) as old, closing(sqlite3.connect(work / ROSTER)) as new:
-        old.backup(new)
+        copy_all(old, new)
     sources[ROSTER] = work / ROSTER
     if (folder / SUMMED_OVER).exists():
         sources[SUMMED_OVER] = folder / SUMMED_OVER

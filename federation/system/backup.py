@@ -24,6 +24,7 @@ from typing import IO, Literal
 from federation.system import reasons
 from models.refusal import Refusal
 from pipeline.system.atomic_files import move_durably, sync_folder
+from pipeline.system.sqlite_format import copy_all
 
 Kind = Literal["site", "server", "clinic"]
 
@@ -89,7 +90,7 @@ def copy_database(path: Path, work: Path) -> Path:
     copy.unlink(missing_ok=True)
     uri = f"{path.resolve().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True)) as old, closing(sqlite3.connect(copy)) as new:
-        old.backup(new)
+        copy_all(old, new)
     return copy
 
 

@@ -129,7 +129,7 @@ def _write_copy(path: Path, target: Path) -> None:
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     # A connection of its own: SQLite copies nothing over a connection that is about to write.
     with closing(_read_only(path)) as database, closing(sqlite3.connect(temporary)) as copy:
-        database.backup(copy)
+        copy_all(database, copy)
         copy.execute("PRAGMA journal_mode = DELETE")  # one file: the copy of a database in WAL mode is in WAL mode
     handle = os.open(temporary, os.O_RDONLY)
     try:
@@ -138,6 +138,12 @@ def _write_copy(path: Path, target: Path) -> None:
         os.close(handle)
     temporary.replace(target)
     sync_folder(target.parent)
+
+
+def copy_all(database: sqlite3.Connection, copy: sqlite3.Connection) -> None:
+    """Copy a whole database; wait while another process locks it, until it is free or a signal ends the wait."""
+    # Without a function to call, sqlite3 tries again within C, and Python never runs a signal's handler.
+    database.backup(copy, progress=lambda status, left, pages: None)
 
 
 def _read_only(path: Path) -> sqlite3.Connection:

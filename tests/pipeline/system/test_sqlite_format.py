@@ -1,6 +1,10 @@
 """Migrations of SQLite files: a copy first, one transaction a step, a way back, and kill -9 at every moment."""
 
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -155,3 +159,33 @@ def test_way_back_that_is_killed_at_any_moment_loses_nothing(old: Path, tmp_path
     assert (formats[0], formats[-1]) == (3, 1) and set(formats) == {3, 1}
     for file in files:
         assert content(file) == MIGRATED
+
+
+COPY_A_LOCKED_FILE = """
+import signal, sqlite3, sys, threading
+from pipeline.system.sqlite_format import copy_all
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+database = sqlite3.connect(sys.argv[1], timeout=0)
+threading.Timer(0.5, print, ["waits"], {"flush": True}).start()
+copy_all(database, sqlite3.connect(":memory:"))
+"""
+
+
+def test_signal_ends_a_copy_that_waits_for_a_locked_file(tmp_path: Path) -> None:
+    """Such as a backup, or the copy before a migration, while another program holds the file."""
+    path = tmp_path / "locked.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("CREATE TABLE note (text TEXT)")
+        database.execute("BEGIN EXCLUSIVE")
+        with subprocess.Popen(
+            [sys.executable, "-c", COPY_A_LOCKED_FILE, str(path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        ) as process:
+            assert process.stdout and process.stdout.readline() == "waits\n"
+            process.send_signal(signal.SIGTERM)
+            try:
+                assert process.wait(timeout=60) == 3
+            finally:
+                process.kill()
