@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.middleware import Middleware
 from starlette.types import Message, Receive, Scope, Send
 
@@ -65,7 +66,7 @@ def test_flower_builds_its_application_with_our_middleware(monkeypatch: pytest.M
     from flwr.superlink import extensions, main
 
     found: list[Middleware] = []
-    for module, name in ((extensions, "get_middleware"), (main, "_get_middleware")):
+    for module, name in ((extensions, "get_middleware"), (main, "_get_middleware"), (uvicorn, "run")):
         monkeypatch.setattr(module, name, getattr(module, name))  # so that monkeypatch restores it
     monkeypatch.setattr(superlink_program, "flower_superlink", lambda: found.extend(main._get_middleware()))
     monkeypatch.setattr("sys.argv", ["superlink", *([ENROLLED] if enrolled else [])])
