@@ -23,7 +23,7 @@ from federation.gateway.spool import Spool
 from federation.gateway.task_exchange import Exchange
 from federation.gateway.upstream import Upstream
 from federation.ledger.chain import Ledger, ledger_file
-from federation.system.process import LOOPBACK
+from federation.system.process import GRACE_SECONDS, LOOPBACK
 from models.refusal import Refusal
 from pipeline.site.folder import Site
 from pipeline.site.study_server import server_proxy
@@ -52,6 +52,7 @@ def main(site: Site, port: int) -> None:
         ssl_context=loopback_tls(site),
         access_log=None,
         print=None,
+        shutdown_timeout=GRACE_SECONDS / 2,  # otherwise a request delays the end until the node kills the gateway
     )
 
 

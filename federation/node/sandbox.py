@@ -16,6 +16,7 @@ checks what it can reach (`check_walls`), and starts nothing if that is too much
     python -I -m federation.node.sandbox SITE_DIR     the program inside
 """
 
+import math
 import os
 import shutil
 import signal
@@ -52,6 +53,7 @@ TMP, TMP_BYTES = "/tmp", 2**30  # noqa: S108 - the sandbox's own
 NETWORK = Path("/proc/net")
 TRY_SECONDS = 20.0
 LOOK_SECONDS = 1.0
+STOP_SECONDS = 10.0  # in a second container; SuperExec allows itself 5 s to end
 APP_USER = "fedthorax-app"  # files of the service
 # The only inherited variables; others may contain proxies and passwords.
 PASSED_ON = ("OMP_NUM_THREADS", "TZ")
@@ -328,6 +330,8 @@ def _devices_with_a_route() -> set[str]:
 
 def main(folder: Path) -> int:
     """Check the sandbox, then execute the relay, which starts SuperExec."""
+    # The first process of a container ignores a signal that it has no handler for.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         site = Site.open(folder)
         if site.settings.sandbox.kind == "container":
@@ -346,6 +350,8 @@ def main(folder: Path) -> int:
 def run_until_replaced(command: list[str], file: Path, environment: dict[str, str]) -> int:
     """Run a command until it ends, SIGTERM arrives or a file is replaced; return its exit code.
 
+    It is asked to end, and killed STOP_SECONDS later.
+
     The node writes a new secret at each start, and Flower's SuperExec reads it once. systemd restarts the sandbox with
     the node. A second container ends here instead, and its restart policy starts it again.
     """
@@ -356,12 +362,20 @@ def run_until_replaced(command: list[str], file: Path, environment: dict[str, st
             return about.st_ino, about.st_mtime_ns
         return None
 
-    before = stamp()
+    before, is_asked, kill_at = stamp(), False, math.inf
+
+    def ask(*_: object) -> None:
+        nonlocal is_asked
+        is_asked = True
+
+    signal.signal(signal.SIGTERM, ask)
     process = subprocess.Popen(command, env=environment)
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     while process.poll() is None:
-        if stamp() != before:
+        if kill_at == math.inf and (is_asked or stamp() != before):
             process.terminate()
+            kill_at = time.monotonic() + STOP_SECONDS
+        if time.monotonic() > kill_at:
+            process.kill()  # what it leaves behind ends with this process, the first one of the container
         time.sleep(LOOK_SECONDS)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 

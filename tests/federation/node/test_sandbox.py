@@ -7,8 +7,9 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -218,19 +219,48 @@ def test_program_in_a_second_container_without_walls_starts_nothing(make: Callab
     assert "Seccomp" not in done.stderr and "AF_VSOCK" not in done.stderr
 
 
+@pytest.fixture
+def own_handler() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("own_handler")
 def test_program_in_a_second_container_ends_when_the_node_has_a_new_secret(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("of the first start")
     (tmp_path / "new").write_text("of the second")
     code = "import os, sys, time; os.replace(*sys.argv[1:]); time.sleep(600)"
     wait = [sys.executable, "-I", "-c", code, str(tmp_path / "new"), str(secret)]
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        assert sandbox.run_until_replaced(wait, secret, {}) == 128 + signal.SIGTERM
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert sandbox.run_until_replaced(wait, secret, {}) == 128 + signal.SIGTERM
     assert sandbox.run_until_replaced([sys.executable, "-I", "-c", "raise SystemExit(3)"], secret, {}) == 3
-    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("own_handler")
+def test_program_in_a_second_container_ends_although_its_command_ignores_the_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "STOP_SECONDS", 0.5)
+    code = "import os, signal, time; signal.signal(15, signal.SIG_IGN); os.kill(os.getppid(), 15); time.sleep(600)"
+    stubborn = [sys.executable, "-I", "-c", code]
+    assert sandbox.run_until_replaced(stubborn, tmp_path / "secret", {}) == 128 + signal.SIGKILL
+
+
+@pytest.mark.usefixtures("own_handler")
+def test_signal_that_arrives_before_the_command_starts_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process of a container ignores a signal that it has no handler for."""
+    popen = subprocess.Popen
+
+    def start(*arguments: Any, **keywords: Any) -> subprocess.Popen[bytes]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return popen(*arguments, **keywords)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    sleeping = [sys.executable, "-I", "-c", "import time; time.sleep(600)"]
+    assert sandbox.run_until_replaced(sleeping, tmp_path / "secret", {}) == 128 + signal.SIGTERM
 
 
 # --- self-check inside the sandbox ------------------------------------------------------------------------
