@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,8 +29,10 @@ FEDTHORAX = str(Path(sys.executable).parent / "fedthorax")
 class Command:
     """One running `fedthorax ...` command with its output in a file."""
 
+    is_node, _is_asked = False, False
+
     def __init__(self, log: Path, *arguments: str | Path, program: str = FEDTHORAX) -> None:
-        self.log = log
+        self.log, self.is_node = log, arguments[:2] == ("node", "start")
         with log.open("w") as output:
             self.process = subprocess.Popen(
                 [program, *map(str, arguments)], stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -65,15 +67,36 @@ class Command:
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
-    def interrupt(self) -> None:
-        """Send Ctrl-C (SIGINT). The command must then end by itself."""
-        if self.process.poll() is None:
+    def let_go(self) -> None:
+        """Send Ctrl-C (SIGINT), once: a second one would end the command before its children."""
+        if self.process.poll() is None and not self._is_asked:
+            self._is_asked = True
             self.process.send_signal(signal.SIGINT)
-            try:
-                self.process.wait(timeout=180)
-            except subprocess.TimeoutExpired:
-                self.kill()
-                raise
+
+    def interrupt(self) -> None:
+        """Send Ctrl-C. The command must then end by itself."""
+        self.let_go()
+        try:
+            self.process.wait(timeout=180)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+
+def end_all(commands: Sequence[Command]) -> None:
+    """End each command even if another fails: nodes first and at the same time, the others from the last one on."""
+    nodes = [command for command in commands if command.is_node]
+    with contextlib.ExitStack() as ends:
+        for command in [*(each for each in commands if not each.is_node), *nodes]:
+            ends.callback(command.interrupt)
+        for node in nodes:
+            node.let_go()
+
+
+def wait_online(nodes: Iterable[Command]) -> None:
+    """Wait for nodes that were started together: each spends most of the time with imports, on a core of its own."""
+    for node in nodes:
+        node.wait_for("is online", seconds=300)
 
 
 def run_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -177,6 +200,4 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Co
         return command
 
     yield begin
-    with contextlib.ExitStack() as ends:  # end each of them even if another fails
-        for command in started:
-            ends.callback(command.interrupt)
+    end_all(started)

@@ -1,4 +1,4 @@
-"""A server and three nodes as real processes, each of version N or N-1.
+"""A server and nodes as real processes, each of version N or N-1.
 
 Version N is the source of the tests, which takes itself for the next series. Version N-1 is a revision of this
 repository's history, unpacked as it was: the last tag, or before the first tag the revision below. Nothing of it is
@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from federation.protocol.versions import series
 from federation.runs.listing import last_versions
 from federation.strategy.checkpoint import State, load_latest
 from federation.system.process import free_port
-from tests.e2e.conftest import Command, for_few_patients
+from tests.e2e.conftest import Command, end_all, for_few_patients, wait_online
 from tests.helpers.other_version import ROOT, has_revision, last_tag, make_environment, of_revision
 
 # Before the first tag. Its nodes do not tell the server their version when they connect, and its folders are not
@@ -35,8 +35,8 @@ STUDY = """
 name = "upgrade"
 rounds = {rounds}
 local_epochs = 1
-sites = 3
-quorum = 3
+sites = {sites}
+quorum = {sites}
 wait_s = 300
 round_timeout_s = 300
 synthetic = true
@@ -68,14 +68,14 @@ class Version:
 
 @dataclass
 class Rehearsal:
-    """A server of version N, and three nodes that can be of either version."""
+    """A server of version N, and nodes that can be of either version."""
 
     folder: Path
     older: Version
     newer: Version
-    ends: ExitStack
+    names: Sequence[str]
     nodes: dict[str, Command] = field(default_factory=dict)
-    started: int = 0
+    commands: list[Command] = field(default_factory=list)
 
     @property
     def server(self) -> Path:
@@ -85,9 +85,8 @@ class Rehearsal:
         return self.folder / "sites" / name
 
     def start(self, version: Version, *arguments: str | Path) -> Command:
-        self.started += 1
-        command = Command(self.folder / f"{self.started}.log", *arguments, program=version.command()[0])
-        self.ends.callback(command.interrupt)
+        command = Command(self.folder / f"{len(self.commands)}.log", *arguments, program=version.command()[0])
+        self.commands.append(command)
         return command
 
     def start_node(self, name: str, version: Version) -> None:
@@ -95,16 +94,16 @@ class Rehearsal:
         if name in self.nodes:
             self.nodes[name].interrupt()
         self.nodes[name] = self.start(version, "node", "start", self.site(name))
-        self.nodes[name].wait_for("is online", seconds=300)
+        wait_online([self.nodes[name]])
 
     def run(self, rounds: int, swaps: dict[int, dict[str, Version]]) -> tuple[State, list[dict[str, str]]]:
         """Run a study; after the rounds named in `swaps`, stop it, exchange nodes and resume it.
 
         Returns the last checkpoint, and the versions that took part each time, by site.
         """
-        study = self.folder / f"study-{self.started}.toml"
-        study.write_text(STUDY.format(rounds=rounds))
-        for name in NAMES:
+        study = self.folder / f"study-{len(self.commands)}.toml"
+        study.write_text(STUDY.format(rounds=rounds, sites=len(self.names)))
+        for name in self.names:
             self.older.ok("node", "approve-study", self.site(name), study, "--yes")
         command, told = self.start(self.newer, "study", "run", study, "--server", self.server), []
         run = command.wait_for(r"upgrade-[0-9a-f]{8}", seconds=300)
@@ -120,7 +119,7 @@ class Rehearsal:
         told.append(last_versions(self.server))
         history = json.loads((self.server / "runs" / run / "history.json").read_text())
         rounds_of = [entry for entry in history if "round" in entry and "sites" in entry]
-        assert [entry["sites"] for entry in rounds_of] == [list(NAMES)] * rounds
+        assert [entry["sites"] for entry in rounds_of] == [list(self.names)] * rounds
         return load_latest(self.server / "runs" / run / "checkpoints").state, told
 
 
@@ -134,10 +133,13 @@ def leave_out_new_studies(settings: Path, source: Path) -> None:
 
 
 @contextmanager
-def rehearsal_in(folder: Path, hospitals: Path) -> Iterator[Rehearsal]:
-    """Run a server of version N and three nodes of version N-1, from the same source as the tests and from history.
+def rehearsal_in(
+    folder: Path, hospitals: Path, *, names: Sequence[str] = NAMES, upgraded: Sequence[str] = ()
+) -> Iterator[Rehearsal]:
+    """Run a server of version N and a node of version N-1 for each name, from the tests' source and from history.
 
-    `hospitals`: holds the files of a synthetic hospital for each of NAMES. Each node's own version ingests them.
+    `hospitals`: holds the files of a synthetic hospital for each of `names`. `upgraded`: the names of nodes that
+    version N starts with the site's folder that version N-1 made.
     """
     before = last_tag() or BEFORE
     if not has_revision(before):
@@ -148,24 +150,27 @@ def rehearsal_in(folder: Path, hospitals: Path) -> Iterator[Rehearsal]:
     next_series = f"{of.major}.{of.minor + 1}.0"
     older = Version(number, make_environment(folder / f"fedthorax-{number}", source, number))
     newer = Version(next_series, make_environment(folder / f"fedthorax-{next_series}", ROOT, next_series))
+    here = Rehearsal(folder, older, newer, names)
     with ExitStack() as ends:
         # Each version imports its own source, whatever this process was told to import.
         ends.enter_context(pytest.MonkeyPatch.context()).delenv("PYTHONPATH", raising=False)
-        here = Rehearsal(folder, older, newer, ends)
+        ends.callback(end_all, here.commands)
         here.older.ok("server", "init", here.server, "--port", str(free_port()))
-        here.start(newer, "server", "start", here.server).wait_for("The server is up", seconds=300)
-        for name in NAMES:
+        server = here.start(newer, "server", "start", here.server)
+        for name in names:
             site = here.site(name)
             hospital = shutil.copytree(hospitals / name, folder / "hospitals-before" / name)
             leave_out_new_studies(hospital / "site.toml", source)
             older.ok("node", "init", site, "--from", hospital)
             for_few_patients(site)
             older.ok("node", "ingest", site)
+            server.wait_for("The server is up", seconds=300)
             code = json.loads(newer.ok("server", "enrol", here.server, name, "--json"))["code"]
             older.ok("node", "join", site, code, "--as", name)
             with (site / "site.toml").open("a") as settings:  # the sandbox does not show two sources to a node
                 settings.write('\n[sandbox]\nkind = "none"\naccepted_by = "a test with synthetic patients"\n')
-            here.start_node(name, older)
+            here.nodes[name] = here.start(newer if name in upgraded else older, "node", "start", site)
+        wait_online(here.nodes.values())
         yield here
 
 
