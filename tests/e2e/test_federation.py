@@ -17,7 +17,7 @@ import pytest
 from federation.ledger.chain import read_lines
 from federation.system.process import free_port
 from models.release import load_release
-from tests.e2e.conftest import Command, allow, enter, ok, run_command
+from tests.e2e.conftest import Command, allow, enter, ok, run_command, wait_online
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 NAMES = ("north", "south", "west")
@@ -86,7 +86,8 @@ def federation(
         site = folder / "sites" / name
         enter(site, folder / "server", name)
         allow(site, folder / "study.toml")
-        federation.start_node(name)
+        federation.nodes[name] = start("node", "start", site)
+    wait_online(federation.nodes.values())
     yield federation
 
 

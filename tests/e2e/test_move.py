@@ -21,7 +21,7 @@ from federation.superlink.control import MOVED
 from federation.system.process import free_port
 from pipeline.site.folder import Site
 from tests.chaos.network import Link
-from tests.e2e.conftest import Command, allow, enter, ok, run_command
+from tests.e2e.conftest import Command, allow, enter, ok, run_command, wait_online
 from tests.e2e.test_federation import STUDY, run_name
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -82,8 +82,7 @@ def moved(two_sites: Path, tmp_path_factory: pytest.TempPathFactory, start: Call
             settings.read_text().replace(f"localhost:{ports[0]}", f"localhost:{name_of_the_server.port}")
         )
         north, south = (start("node", "start", sites / name) for name in ("north", "south"))
-        for node in (north, south):
-            node.wait_for("is online", seconds=300)
+        wait_online([north, south])
 
         run = start("study", "run", folder / "study.toml", "--server", old)
         run.wait_for(f"round 1 of {ROUNDS}", seconds=300)

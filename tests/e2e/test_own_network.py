@@ -13,7 +13,7 @@ from federation.system.process import free_port
 from models.network_settings import TABULAR
 from models.own_packages import Kind
 from models.release import load_release
-from tests.e2e.conftest import Command, allow, enter, ok, run_command
+from tests.e2e.conftest import Command, allow, enter, ok, run_command, wait_online
 from tests.e2e.test_federation import STUDY
 from tests.helpers.own_package import write_package
 
@@ -64,8 +64,7 @@ def test_tutorial_trains_a_network_of_a_package_at_hospitals_that_approved_it(
     listed = ok("node", "networks", sites / "north")
     for part in ("my-networks", "network wide", "loss focal", "transform dimmed"):
         assert part in listed
-    for name in ("north", "south"):
-        start("node", "start", sites / name).wait_for("is online", seconds=300)
+    wait_online([start("node", "start", sites / name) for name in ("north", "south")])
 
     def run(code: int = 0) -> str:
         """Run the study; only the server's side has the package on its path."""

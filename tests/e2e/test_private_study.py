@@ -11,7 +11,7 @@ import pytest
 from federation.system.process import free_port
 from models.release import CARD, load_release
 from pipeline.training.privacy_budget import PrivateRound, epsilon_of, step_costs
-from tests.e2e.conftest import Command, allow, enter, ok, run_command
+from tests.e2e.conftest import Command, allow, enter, ok, run_command, wait_online
 from tests.e2e.test_federation import STUDY
 
 pytestmark = pytest.mark.e2e
@@ -52,7 +52,7 @@ def test_private_study_ends_at_each_site_when_its_budget_is_spent(
             settings.write(f"\n[privacy]\nrequired = true\nmax_epsilon = {budget}\n")
         enter(sites / name, server, name)
         allow(sites / name, study)
-        start("node", "start", sites / name).wait_for("is online", seconds=300)
+    wait_online([start("node", "start", sites / name) for name in ("north", "south")])
     done = run_command("study", "run", study, "--server", server, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "south: E_PRIVACY_BUDGET" in done.stderr
