@@ -280,7 +280,10 @@ class Watched:
             node.interrupt()
 
     def study(self, rounds: int, *, app: Path | None = None, audit: bool = True) -> Running:
-        """Start a study. `app`: the app to run instead of the released one. `audit`: with the shortcut audit."""
+        """Start a study. `app`: the app to run instead of the released one.
+
+        `audit`: with the shortcut audit. It follows the rounds, so a site that is refused or gone has no part in it.
+        """
         path = self.folder / "study.toml"
         self._studies += 1  # a sum of updates of one model is revealed once, so each study begins with another one
         sites, quorum = (3, 3) if self._masked else (2, 1)
@@ -320,7 +323,7 @@ class Watched:
     def refused(self) -> Trial:
         """Trial: an app that leaks data and that the site has not approved."""
         with self.watch("refused run") as trial, self.node():
-            self.finish(self.study(1, app=self.app), trial, 1)
+            self.finish(self.study(1, app=self.app, audit=False), trial, 1)
         return trial
 
     def crash(self) -> Trial:
@@ -331,7 +334,7 @@ class Watched:
             tensor.write_bytes(content[: len(content) // 2])
         with self.watch("crashed run") as trial:
             with self.node() as node:
-                run = self.study(2)
+                run = self.study(2, audit=False)
                 run.wait_for("round 1 of 2", seconds=_SECONDS_A_RUN)
                 time.sleep(2)
                 node.kill()
