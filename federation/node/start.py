@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from federation.approval import peer_checks
 from federation.approval import reasons as approval_reasons
@@ -225,7 +225,7 @@ def run_node(site: Site, say: Callable[[str], None], *, json_lines: bool = False
     site.logs.mkdir(exist_ok=True)  # a site that was restored from a backup has no such folder
     with alone(site.logs / LOCK, reasons.NODE_RUNNING):  # two nodes with the same key would take each other's tasks
         stamp_folder(site.folder, "site")
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemd stops with SIGTERM: same as Ctrl-C
+        signal.signal(signal.SIGTERM, _end)
         state, running = NodeState.begin(site.logs), list[Node]()
         metrics = NodeMetrics(site, state, lambda: running[0].each_running if running else {})
         try:
@@ -236,6 +236,12 @@ def run_node(site: Site, say: Callable[[str], None], *, json_lines: bool = False
         finally:
             state.connection, state.doing = "ended", ""
             state.save(site.logs)
+
+
+def _end(*_: object) -> NoReturn:
+    """End as at Ctrl-C; a second SIGTERM, as `make` and `timeout` send it, must not disturb this."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _as_json(site: Site, text: str) -> str:

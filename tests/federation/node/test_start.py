@@ -208,6 +208,9 @@ class ScriptedNode:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for step in self.script:
+            assert isinstance(step, int)
+            os.kill(os.getpid(), step)  # while the processes end
         self.stopped = True
 
 
@@ -245,11 +248,11 @@ def run(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., l
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
 def test_node_that_receives_a_stop_signal_ends_without_error(
-    run: Callable[..., list[str]], site: Site, number: int
+    run: Callable[..., list[str]], site: Site, signals: list[int]
 ) -> None:
-    assert run(ONLINE, number) == [
+    assert run(ONLINE, *signals) == [
         "the study's code runs without network, in a sandbox (bubblewrap)",
         "the node of north connects to study.example.org:8443; Ctrl-C stops it",
         "the node is online: the study's server has accepted it",
