@@ -52,7 +52,8 @@ def test_tutorial_trains_a_network_of_a_package_at_hospitals_that_approved_it(
     for old, new in (("sites = 3", "sites = 2"), ("quorum = 2", "quorum = 1"), ("rounds = 4", "rounds = 2")):
         table = table.replace(old, new)
     table = table.replace("round_timeout_s = 120", "round_timeout_s = 400")
-    study.write_text(table[: table.index("[network]")] + lines_of(packages))
+    without_audit = "[evaluation]\nshortcut_audit = false\n"  # the simulation below has one
+    study.write_text(table[: table.index("[network]")] + lines_of(packages) + without_audit)
     ok("server", "init", server, "--port", str(free_port()))
     start("server", "start", server).wait_for("The server is up", seconds=300)
     for name in ("north", "south"):
