@@ -39,7 +39,7 @@ class Authority:
         certificate = (
             builder.issuer_name(name)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_key_usage(signs_certificates=True), critical=True)
+            .add_extension(key_usage(signs_certificates=True), critical=True)
             .sign(key, hashes.SHA384())
         )
         return cls(certificate, key)
@@ -111,7 +111,7 @@ class Authority:
             .issuer_name(self.certificate.subject)
             .add_extension(self._identifier(), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(signs_certificates=False), critical=True)
+            .add_extension(key_usage(signs_certificates=False), critical=True)
         )
 
     def _identifier(self) -> x509.AuthorityKeyIdentifier:
@@ -130,7 +130,7 @@ def self_signed(key: ec.EllipticCurvePrivateKey, names: Sequence[x509.GeneralNam
         _builder(subject, key.public_key(), now - CLOCK_SKEW, now + timedelta(days=AUTHORITY_DAYS))
         .issuer_name(subject)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(signs_certificates=False), critical=True)
+        .add_extension(key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .sign(key, hashes.SHA384())
@@ -164,7 +164,8 @@ def _builder(
     )
 
 
-def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+def key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    """Return the key usage of an authority, which signs certificates, or of a peer (RFC 5280, 4.2.1.3)."""
     return x509.KeyUsage(
         digital_signature=not signs_certificates,
         key_cert_sign=signs_certificates,

@@ -11,6 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from federation.enrolment.authority import key_usage
+
 
 @dataclass(frozen=True)
 class Authority:
@@ -83,20 +85,6 @@ def _certificate(
         # Python 3.13 refuses certificates without these, as RFC 5280 (4.2.1) has it.
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
-        .add_extension(_usage(is_authority=is_authority), critical=True)
+        .add_extension(key_usage(signs_certificates=is_authority), critical=True)
         .sign(signer, hashes.SHA256())
-    )
-
-
-def _usage(*, is_authority: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not is_authority,
-        key_cert_sign=is_authority,
-        crl_sign=is_authority,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
     )
