@@ -44,6 +44,7 @@ STUDY = Path(__file__).parents[1] / "configs" / "study.toml"
 SITES, UNSEEN = 3, 3  # hospitals that train, and the number of the one that judges
 SMALL = Preprocessing(method=1, shape=(16, 16, 16), working_spacing_mm=8.0)
 COARSE = Grid((30, 48, 48), (9.6, 7.8, 7.8))
+STORE = RESULTS / "pretraining.json"
 FIRST = {"from the seed": "labels", "after measures": "auxiliary", "after hidden blocks": "hidden_blocks"}
 
 
@@ -111,11 +112,9 @@ def rows_of(seed: int, asked: argparse.Namespace, root: Path) -> dict[str, dict[
     return rows
 
 
-def kept(asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the seeds of the same size that are stored already."""
-    path = RESULTS / "pretraining.json"
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    return [each for each in stored if each["size"] == size_of(asked)]
+def stored() -> list[dict[str, Any]]:
+    """Return the seeds of all sizes."""
+    return json.loads(STORE.read_text(encoding="utf-8")) if STORE.is_file() else []
 
 
 def size_of(asked: argparse.Namespace) -> dict[str, int]:
@@ -159,7 +158,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.INFO)
-    rows = [] if asked.small else kept(asked)
+    rows = [] if asked.small else [each for each in stored() if each["size"] == size_of(asked)]
     for seed in () if asked.tables else asked.seeds:
         if seed in [each["seed"] for each in rows]:
             continue
@@ -167,7 +166,7 @@ def main() -> None:
             areas = rows_of(seed, asked, Path(folder))
         rows.append({"seed": seed, "size": size_of(asked), "areas": areas, "about": circumstances()})
         if not asked.small:
-            (RESULTS / "pretraining.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            STORE.write_text(json.dumps([*stored(), rows[-1]], indent=1) + "\n", encoding="utf-8")
     text = page(rows)
     if not asked.small:
         (RESULTS / "pretraining.md").write_text(text, encoding="utf-8")
