@@ -15,6 +15,10 @@ class FrameError(Exception):
     """The bytes are not a frame of MLLP; where the next one begins is unknown."""
 
 
+class MessageCut(Exception):
+    """The connection ended or broke off within a frame; what had arrived of it is of no use."""
+
+
 @dataclass(frozen=True)
 class Block:
     """The content of a frame; only its beginning if it is longer than the reader's limit."""
@@ -27,7 +31,8 @@ async def read_block(reader: asyncio.StreamReader, *, idle_seconds: float, messa
     """Read one frame. The reader's own limit bounds its length and the memory.
 
     Raises FrameError; TimeoutError if no frame begins for `idle_seconds`, or if it does not end within
-    `message_seconds`; asyncio.IncompleteReadError if the connection ends.
+    `message_seconds`; asyncio.IncompleteReadError or OSError if the connection ends before a frame begins; MessageCut
+    if it ends within one.
     """
     async with asyncio.timeout(idle_seconds):
         first = await reader.readexactly(1)
@@ -37,13 +42,21 @@ async def read_block(reader: asyncio.StreamReader, *, idle_seconds: float, messa
         raise FrameError
     async with asyncio.timeout(message_seconds):
         try:
-            block = Block((await reader.readuntil(END)).removesuffix(END))
-        except asyncio.LimitOverrunError as error:
-            block = Block(await reader.readexactly(error.consumed), is_whole=False)
-            await _discard(reader)
+            block = await _read_content(reader)
+        except (asyncio.IncompleteReadError, OSError) as error:  # OSError: reset, or the network is gone
+            raise MessageCut from error
     if START in block.content:
         raise FrameError
     return block
+
+
+async def _read_content(reader: asyncio.StreamReader) -> Block:
+    try:
+        return Block((await reader.readuntil(END)).removesuffix(END))
+    except asyncio.LimitOverrunError as error:
+        block = Block(await reader.readexactly(error.consumed), is_whole=False)
+        await _discard(reader)
+        return block
 
 
 async def _discard(reader: asyncio.StreamReader) -> None:

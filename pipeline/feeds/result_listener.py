@@ -20,7 +20,7 @@ from ipaddress import ip_address
 from models.refusal import Refusal
 from pipeline.feeds import reasons
 from pipeline.feeds.acknowledgement import INTERNAL, Fault, acknowledge, find_fault, read_header
-from pipeline.feeds.mllp import Block, FrameError, frame, read_block
+from pipeline.feeds.mllp import Block, FrameError, MessageCut, frame, read_block
 from pipeline.feeds.result_queue import LOCK, ResultQueue, listener_of
 from pipeline.records.laboratory.hl7_messages import Header
 from pipeline.records.laboratory.listener_settings import ListenerTable
@@ -148,9 +148,10 @@ class _Listener:
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         try:
             await self._messages(reader, writer)
-        except asyncio.IncompleteReadError as error:
-            if error.partial:
-                log.warning("a connection ended within a message: %s", reasons.MESSAGE_CUT.code)
+        except asyncio.IncompleteReadError:
+            pass  # between two messages
+        except MessageCut:
+            log.warning("a connection ended within a message: %s", reasons.MESSAGE_CUT.code)
         except TimeoutError:
             log.info("a connection was closed: no whole message came in time")
         except FrameError:
