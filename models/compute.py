@@ -9,7 +9,7 @@ agree, and a score is computed on the CPU unless somebody chooses otherwise.
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Self
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from models.checkpointing import checkpointed, has_batch_norm
 from models.compute_settings import ComputeSettings, Precision
-from models.gpu_devices import cuda_index, gpu_numbers
+from models.gpu_devices import cuda_indices, gpu_numbers
 from models.precision import gradients_repeat, use_bf16
 from models.reasons import COMPUTE_DEVICE, COMPUTE_FAILED, COMPUTE_MEMORY, COMPUTE_MICRO_BATCH, COMPUTE_PRECISION
 from models.refusal import Refusal
+from models.replicas import Replicas
 
 CPU = torch.device("cpu")
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,8 +35,8 @@ _TOLERANCE = 1e-3  # of the matrix product that a device must agree on with the 
 class Compute:
     """A processor, and how to compute on it. Without arguments: the CPU, as if there were no [compute].
 
-    `precision`: "auto" is bf16 on a CPU with fast and correct matrix units for it (`use_bf16`), else fp32. For the
-    other fields see `ComputeSettings`.
+    `precision`: "auto" is bf16 on a CPU with fast and correct matrix units for it (`use_bf16`), else fp32. `others`:
+    GPUs that compute parts of the batches of training, beside `device`. For the other fields see `ComputeSettings`.
     """
 
     device: torch.device = CPU
@@ -43,6 +44,7 @@ class Compute:
     micro_batch: int = 0
     checkpointing: bool = False
     prefetch: int = 0
+    others: tuple[torch.device, ...] = ()
 
     @classmethod
     def open(cls, settings: ComputeSettings, *, threads: int = 0) -> Self:
@@ -52,11 +54,18 @@ class Compute:
         """
         if threads:
             torch.set_num_threads(threads)
-        device = _find(settings.device)
+        device, *others = _find(settings.device)
         dtype = _DTYPES.get(settings.precision)
-        if dtype and not is_reliable(device, dtype):
+        if dtype and not all(is_reliable(each, dtype) for each in (device, *others)):
             raise Refusal(COMPUTE_PRECISION, device=device.type, precision=settings.precision)
-        return cls(device, settings.precision, settings.micro_batch, settings.checkpointing, settings.prefetch)
+        return cls(
+            device,
+            settings.precision,
+            settings.micro_batch,
+            settings.checkpointing,
+            settings.prefetch,
+            tuple(others),
+        )
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -66,8 +75,9 @@ class Compute:
         return _DTYPES[self.precision]
 
     def memory_gb(self) -> float:
-        """The memory of a GPU, in GB."""
-        return torch.cuda.get_device_properties(self.device).total_memory / 1e9
+        """The memory of the smallest GPU, in GB."""
+        devices = (self.device, *self.others)
+        return float(min(torch.cuda.get_device_properties(each).total_memory for each in devices) / 1e9)
 
     def exact(self) -> Self:
         """The same processor in float32."""
@@ -114,10 +124,13 @@ class Compute:
                 self._carry(network, CPU)
 
     @contextmanager
-    def train(self, network: nn.Module) -> Iterator[None]:
-        """As `use`, for training: with checkpoints if the settings say so."""
-        with self.use(network), checkpointed(network) if self.checkpointing else nullcontext():
-            yield
+    def train(self, network: nn.Module) -> Iterator[Replicas]:
+        """As `use`, for training: with checkpoints if the settings say so, and with copies on `others`."""
+        with self.use(network), ExitStack() as checkpoints:
+            replicas = Replicas.of(network, self.device, self.others)
+            for each, _ in replicas.places if self.checkpointing else ():
+                checkpoints.enter_context(checkpointed(each))
+            yield replicas
 
     def _carry(self, network: nn.Module, device: torch.device) -> None:
         if self.device.type != "cpu":
@@ -144,9 +157,9 @@ _ACCELERATOR_ERRORS = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorEr
 
 @cache
 def why_no_gpu(setting: str = "cuda") -> str:
-    """Return why the GPU of a setting ("cuda", "cuda:1") cannot be used, for the site's own screen; "" if it can.
+    """Return why the GPUs of a setting ("cuda", "cuda:1", "cuda:0,1") cannot be used; "" if they can.
 
-    The first call loads the driver; do not call it before a fork.
+    The reason is for the site's own screen. The first call loads the driver; do not call it before a fork.
     """
     # As `nvidia-smi` and the device files count; CUDA's own order puts the fastest GPU first.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
@@ -154,12 +167,12 @@ def why_no_gpu(setting: str = "cuda") -> str:
         return "this PyTorch is built without CUDA"
     if not torch.cuda.is_available():
         return "PyTorch finds no GPU with a driver"
-    index = cuda_index(setting, gpu_numbers())
-    if not 0 <= index < torch.cuda.device_count():
+    indices = cuda_indices(setting, gpu_numbers())
+    if not all(0 <= index < torch.cuda.device_count() for index in indices):
         return "this GPU cannot be reached"
     _make_repeatable()
     try:
-        agrees = agrees_with_cpu(torch.device("cuda", index))
+        agrees = all(agrees_with_cpu(torch.device("cuda", index)) for index in indices)
     except RuntimeError as error:
         return str(error)
     return "" if agrees else "a product of matrices is wrong"
@@ -176,9 +189,11 @@ def is_reliable(device: torch.device, dtype: torch.dtype) -> bool:
         return False
 
 
-def device_of(setting: str) -> torch.device:
-    """Return the device that a setting names, without checking it."""
-    return CPU if setting == "cpu" else torch.device("cuda", max(0, cuda_index(setting, gpu_numbers())))
+def devices_of(setting: str) -> list[torch.device]:
+    """Return the devices that a setting names, without checking them."""
+    if setting == "cpu":
+        return [CPU]
+    return [torch.device("cuda", max(0, index)) for index in cuda_indices(setting, gpu_numbers())]
 
 
 def agrees_with_cpu(device: torch.device) -> bool:
@@ -189,12 +204,12 @@ def agrees_with_cpu(device: torch.device) -> bool:
     return torch.allclose(product, left @ right, rtol=_TOLERANCE, atol=_TOLERANCE)
 
 
-def _find(setting: str) -> torch.device:
+def _find(setting: str) -> list[torch.device]:
     if setting == "cpu" or (setting == "auto" and why_no_gpu(setting)):
-        return CPU
+        return [CPU]
     if problem := why_no_gpu(setting):
         raise Refusal(COMPUTE_DEVICE, device=setting, private=problem)
-    return device_of(setting)
+    return devices_of(setting)
 
 
 def _make_repeatable() -> None:

@@ -34,34 +34,36 @@ def may_have_gpu(device: str) -> bool:
 def device_files(device: str, files: Path | None = None) -> list[Path]:
     """Return the existing device files that a process needs for the setting `device`; none for "cpu".
 
-    "auto" and "cuda" mean the first GPU.
+    "auto" and "cuda" mean the first GPU. None either if one of the GPUs is not there.
     """
     folder, numbers = files or FILES, gpu_numbers(files)
-    wanted = wanted_gpu(device, numbers)
-    if wanted is None or wanted not in numbers:
+    wanted = wanted_gpus(device, numbers)
+    if not wanted or not set(wanted) <= set(numbers):
         return []
-    return [path for path in (folder / name for name in (*_COMMON, f"nvidia{wanted}")) if path.exists()]
+    names = (*_COMMON, *(f"nvidia{number}" for number in wanted))
+    return [path for path in (folder / name for name in names) if path.exists()]
 
 
-def wanted_gpu(device: str, numbers: Sequence[int]) -> int | None:
-    """Return the number of the GPU that the setting `device` means; None for "cpu", or without any GPU."""
+def wanted_gpus(device: str, numbers: Sequence[int]) -> list[int]:
+    """Return the numbers of the GPUs that the setting `device` means; none for "cpu", or without any GPU."""
     if device == "cpu" or not numbers:
-        return None
-    _, colon, number = device.partition(":")
-    return int(number) if colon else numbers[0]
+        return []
+    _, colon, wanted = device.partition(":")
+    return [int(number) for number in wanted.split(",")] if colon else [numbers[0]]
 
 
-def cuda_index(device: str, numbers: Sequence[int]) -> int:
-    """Return CUDA's index of the GPU that the setting `device` means, among the GPUs with these `numbers`.
+def cuda_indices(device: str, numbers: Sequence[int]) -> list[int]:
+    """Return CUDA's indices of the GPUs that the setting `device` means, among the GPUs with these `numbers`.
 
-    Without device files (as in WSL), CUDA's index is the number itself. -1 if this GPU is not among them.
+    Without device files (as in WSL), CUDA's index is the number itself. -1 for a GPU that is not among them.
     """
-    _, colon, number = device.partition(":")
+    _, colon, wanted = device.partition(":")
     if not colon:
-        return 0
+        return [0]
+    named = [int(number) for number in wanted.split(",")]
     if not numbers:
-        return int(number)
-    return list(numbers).index(int(number)) if int(number) in numbers else -1
+        return named
+    return [list(numbers).index(number) if number in numbers else -1 for number in named]
 
 
 def driver_version(driver: Path | None = None) -> str:

@@ -22,10 +22,10 @@ SECONDS = 120.0  # importing torch from a slow disk for the first time takes lon
 class ProcessorReport(BaseModel):
     """What a site computes with.
 
-    `device`: "cpu", or "cuda:0" as CUDA counts; "" if the settings are refused, then `refused` is the code. `name`: the
-    GPU's. `precision`: "fp32", "bf16" or "fp16". `free_gb`, `total_gb`: a GPU's memory. `driver`: NVIDIA's version.
-    `repeats`: whether a small training step gives the same bits each time. `problem`: why a GPU is not used; only for
-    the site's own screen.
+    `device`: "cpu", or "cuda:0" as CUDA counts, or "cuda:0, cuda:1"; "" if the settings are refused, then `refused` is
+    the code. `name`: the GPU's, or those of several. `precision`: "fp32", "bf16" or "fp16". `free_gb`, `total_gb`:
+    memory of the GPU with the least free. `driver`: NVIDIA's version. `repeats`: whether a small training step gives
+    the same bits each time. `problem`: why a GPU is not used; only for the site's own screen.
     """
 
     device: str = ""
@@ -89,18 +89,19 @@ def examine(settings: ComputeSettings) -> ProcessorReport:
 
     try:
         compute = Compute.open(settings)
-        repeats = gradients_repeat(compute.device, compute.dtype)
+        devices = (compute.device, *compute.others)
+        repeats = all(gradients_repeat(device, compute.dtype) for device in devices)
     except Refusal as refusal:
         return ProcessorReport(refused=refusal.code, problem=refusal.private or refusal.says)
     except RuntimeError as error:
         return ProcessorReport(refused=COMPUTE_DEVICE.code, problem=str(error))
-    names = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    found = ProcessorReport(device=str(compute.device), precision=names[compute.dtype], repeats=repeats)
+    precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[compute.dtype]
+    found = ProcessorReport(device=", ".join(map(str, devices)), precision=precision, repeats=repeats)
     if compute.device.type == "cpu":
         wanted = settings.device == "auto" and may_have_gpu(settings.device)
         return found.model_copy(update={"problem": why_no_gpu(settings.device) if wanted else ""})
-    free, total = torch.cuda.mem_get_info(compute.device)
-    more = {"name": torch.cuda.get_device_name(compute.device), "driver": driver_version()}
+    free, total = min(torch.cuda.mem_get_info(device) for device in devices)
+    more = {"name": " and ".join(map(torch.cuda.get_device_name, devices)), "driver": driver_version()}
     return found.model_copy(update={**more, "free_gb": free / 1e9, "total_gb": total / 1e9})
 
 

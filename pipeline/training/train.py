@@ -17,6 +17,7 @@ from models.loss import masked_bce
 from models.network import SeverityNetwork
 from models.reasons import COMPUTE_SCALE
 from models.refusal import Refusal
+from models.replicas import Replicas
 from pipeline.cohort.dataset import Batch, Examples
 from pipeline.cohort.prefetch import ahead
 from pipeline.training.appearance import appearance_changes
@@ -128,7 +129,7 @@ def train(
     at_once = compute.parts(network, settings.batch_size)
     network.train()
     mean_loss = math.nan
-    with compute.train(network):
+    with compute.train(network) as replicas:
         anchor = [weight.detach().clone() for weight in network.parameters()] if proximal_mu else []
         optimiser = torch.optim.SGD(
             network.parameters(),
@@ -159,6 +160,7 @@ def train(
                     compute=compute,
                     scaler=scaler,
                     at_once=at_once,
+                    replicas=replicas,
                 )
                 losses.append(stepped)
             mean_loss = float(np.mean(losses))
@@ -178,17 +180,20 @@ def step(
     compute: Compute = PROCESSOR,
     scaler: torch.amp.GradScaler | None = None,
     at_once: int = 0,
+    replicas: Replicas | None = None,
 ) -> float:
     """Do one optimiser step; return the batch's loss without the proximal term towards the `anchor`.
 
     The network and the `anchor` must be on the device (`Compute.train`). `scaler`: that of the whole training.
-    `at_once`: number of scans whose gradients are computed together and then added up; 0: all. However the batch is
-    computed, this is one step, and batch norm counts the batch once.
+    `at_once`: number of scans whose gradients are computed together and then added up; 0: all. `replicas`: those of
+    `Compute.train`, which share the batch. However it is computed, this is one step, and batch norm counts the batch
+    once.
 
     Raises Refusal E_COMPUTE_SCALE if fp16 cannot hold the gradients.
     """
     scaler = scaler or compute.scaler()
-    mean = _finite_gradients(network, optimiser, (scans, tabular, targets), loss, compute, scaler, at_once)
+    replicas = replicas or Replicas(network, compute.device)
+    mean = _finite_gradients(replicas, optimiser, (scans, tabular, targets), loss, compute, scaler, at_once)
     for weight, came_in in zip(network.parameters(), anchor, strict=False):
         if weight.grad is not None:  # gradient of mu / 2 times the squared distance
             weight.grad.add_(weight.detach() - came_in, alpha=proximal_mu)
@@ -200,7 +205,7 @@ def step(
 
 
 def _finite_gradients(
-    network: SeverityNetwork,
+    replicas: Replicas,
     optimiser: torch.optim.Optimizer,
     batch: Batch,
     loss_function: BatchLoss,
@@ -212,22 +217,23 @@ def _finite_gradients(
 
     torch's scaler would skip the step instead, and a round would have fewer steps than the gateway expects.
     """
-    loss = _gradients(network, optimiser, batch, loss_function, compute, scaler, at_once)
+    loss = _gradients(replicas, optimiser, batch, loss_function, compute, scaler, at_once)
     scaler.unscale_(optimiser)
     if not scaler.is_enabled():
         return loss
+    weights = list(replicas.network.parameters())
     for _ in range(_SCALES):
-        if all(bool(torch.isfinite(weight.grad).all()) for weight in network.parameters() if weight.grad is not None):
+        if all(bool(torch.isfinite(weight.grad).all()) for weight in weights if weight.grad is not None):
             return loss
         scaler.update()  # halves the scale
-        with uncounted(network):
-            loss = _gradients(network, optimiser, batch, loss_function, compute, scaler, at_once)
+        with uncounted(replicas.network):
+            loss = _gradients(replicas, optimiser, batch, loss_function, compute, scaler, at_once)
         scaler.unscale_(optimiser)
     raise Refusal(COMPUTE_SCALE)
 
 
 def _gradients(
-    network: SeverityNetwork,
+    replicas: Replicas,
     optimiser: torch.optim.Optimizer,
     batch: Batch,
     loss_function: BatchLoss,
@@ -237,16 +243,22 @@ def _gradients(
 ) -> Tensor:
     """Compute the gradients of a batch's loss, multiplied by the scaler's scale; return the loss."""
     optimiser.zero_grad(set_to_none=True)
+    replicas.refresh()
     scans, tabular, targets = batch
-    targets = compute.move(targets)
-    losses = []
-    for start in range(0, len(scans), at_once or len(scans)):
-        part = slice(start, start + (at_once or len(scans)))
-        with compute.autocast():
-            logits = network(compute.move(scans[part]), compute.move(tabular[part]))
-        loss = loss_function(logits, targets[part], targets)
-        scaler.scale(loss).backward()
-        losses.append(loss.detach())
+    share = math.ceil(len(scans) / len(replicas.places))
+    size = min(at_once or share, share)
+    losses: list[Tensor] = []
+    parts = (slice(start, start + size) for start in range(0, len(scans), size))
+    while some := list(zip(replicas.places, parts, strict=False)):  # as many parts as there are devices
+        together = []
+        for (network, device), part in some:
+            known = targets.to(device)
+            with compute.autocast():
+                logits = network(scans[part].to(device), tabular[part].to(device))
+            together.append(loss_function(logits, known[part], known))
+        torch.autograd.backward([scaler.scale(loss) for loss in together])
+        losses.extend(loss.detach().to(compute.device) for loss in together)
+    replicas.collect()
     return torch.stack(losses).sum()
 
 

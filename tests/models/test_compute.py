@@ -1,6 +1,7 @@
 """The processor of [compute]: found, checked or refused with a code. GPUs are imitated."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -60,7 +61,8 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 def test_settings_name_a_device() -> None:
     assert ComputeSettings().device == "auto"
-    for wrong in ("gpu", "cuda:", "cuda:-1", "cuda0", "mps", ""):
+    assert ComputeSettings(device="cuda:0,1").device == "cuda:0,1"
+    for wrong in ("gpu", "cuda:", "cuda:-1", "cuda0", "mps", "", "cuda:0,", "cuda:0, 1", "cuda:0,0", "cuda:1,01"):
         with pytest.raises(ValueError, match="device"):
             ComputeSettings(device=wrong)
 
@@ -82,6 +84,21 @@ def test_auto_is_the_gpu_if_it_works(one_gpu: pytest.MonkeyPatch) -> None:
     assert opened(device="cpu").device.type == "cpu"
     assert opened().dtype is None, "float32, until somebody asks for less"
     assert refused(device="cuda:1").code == "E_COMPUTE_DEVICE"
+
+
+def test_several_gpus_are_all_checked(one_gpu: pytest.MonkeyPatch) -> None:
+    assert refused(device="cuda:0,1").code == "E_COMPUTE_DEVICE", "there is one"
+    one_gpu.setattr(torch.cuda, "device_count", lambda: 3)
+    one_gpu.setattr(module, "gpu_numbers", lambda: [0, 2, 5])
+    found = opened(device="cuda:5,0")
+    assert (found.device, found.others) == (torch.device("cuda", 2), (torch.device("cuda", 0),))
+    sizes = {2: 24e9, 0: 12e9}
+    one_gpu.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=sizes[device.index])
+    )
+    assert found.memory_gb() == 12
+    one_gpu.setattr(module, "agrees_with_cpu", lambda device: device.index == 2)
+    assert refused(device="cuda:5,0").code == "E_COMPUTE_DEVICE", "the second computes wrongly"
 
 
 def test_a_gpu_computes_the_same_bits_each_time(one_gpu: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from models.gpu_devices import cuda_index, device_files, driver_version, gpu_names, gpu_numbers
+from models.gpu_devices import cuda_indices, device_files, driver_version, gpu_names, gpu_numbers
 
 
 @pytest.fixture
@@ -20,14 +20,22 @@ def test_gpus_are_numbered_as_their_files(dev: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "gpu"), [("auto", "nvidia0"), ("cuda", "nvidia0"), ("cuda:1", "nvidia1"), ("cuda:10", "nvidia10")]
+    ("device", "gpus"),
+    [
+        ("auto", ["nvidia0"]),
+        ("cuda", ["nvidia0"]),
+        ("cuda:1", ["nvidia1"]),
+        ("cuda:10", ["nvidia10"]),
+        ("cuda:10,0", ["nvidia10", "nvidia0"]),
+    ],
 )
-def test_a_setting_needs_one_gpu_and_the_common_files(dev: Path, device: str, gpu: str) -> None:
-    assert [path.name for path in device_files(device, dev)] == ["nvidiactl", "nvidia-uvm", gpu]
+def test_a_setting_needs_its_gpus_and_the_common_files(dev: Path, device: str, gpus: list[str]) -> None:
+    assert [path.name for path in device_files(device, dev)] == ["nvidiactl", "nvidia-uvm", *gpus]
 
 
 def test_no_file_is_needed_without_a_gpu(dev: Path, tmp_path: Path) -> None:
     assert device_files("cpu", dev) == device_files("cuda:2", dev) == device_files("auto", tmp_path / "nothing") == []
+    assert device_files("cuda:0,2", dev) == [], "all or none"
 
 
 def test_first_gpu_is_the_first_that_is_there(tmp_path: Path) -> None:
@@ -36,18 +44,23 @@ def test_first_gpu_is_the_first_that_is_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "numbers", "index"),
+    ("device", "numbers", "indices"),
     [
-        ("auto", [0, 1], 0),
-        ("cuda", [], 0),
-        ("cuda:1", [0, 1], 1),
-        ("cuda:1", [1], 0),  # in a sandbox that shows only this GPU
-        ("cuda:1", [], 1),  # no device files
-        ("cuda:2", [0, 1], -1),
+        ("auto", [0, 1], [0]),
+        ("cuda", [], [0]),
+        ("cuda:1", [0, 1], [1]),
+        ("cuda:1", [1], [0]),  # in a sandbox that shows only this GPU
+        ("cuda:1", [], [1]),  # no device files
+        ("cuda:2", [0, 1], [-1]),
+        ("cuda:3,1", [1, 3], [1, 0]),
+        ("cuda:1,2", [], [1, 2]),
+        ("cuda:0,2", [0, 1], [0, -1]),
     ],
 )
-def test_cuda_counts_only_the_gpus_that_a_process_can_reach(device: str, numbers: list[int], index: int) -> None:
-    assert cuda_index(device, numbers) == index
+def test_cuda_counts_only_the_gpus_that_a_process_can_reach(
+    device: str, numbers: list[int], indices: list[int]
+) -> None:
+    assert cuda_indices(device, numbers) == indices
 
 
 @pytest.mark.parametrize(

@@ -100,3 +100,15 @@ def test_memory_name_and_driver_of_a_gpu_are_reported(two_gpus: pytest.MonkeyPat
     assert found.says == "networks are computed on the GPU NVIDIA L4, in bf16"
     assert found.detail == "20.5 of 24.0 GB free, driver 535.104.05"
     assert not found.repeats
+
+
+def test_several_gpus_are_reported_with_the_least_memory(two_gpus: pytest.MonkeyPatch) -> None:
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    two_gpus.setattr(Compute, "open", lambda _: Compute(first, precision="fp32", others=(second,)))
+    two_gpus.setattr("models.precision.gradients_repeat", lambda device, dtype: device == first)
+    free = {first: 20_000_000_000, second: 8_000_000_000}
+    two_gpus.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 24_000_000_000))
+    two_gpus.setattr(torch.cuda, "get_device_name", lambda device: f"NVIDIA L{device.index}")
+    found = examine(ComputeSettings(device="cuda:0,1"))
+    assert found.says == "networks are computed on the GPU NVIDIA L0 and NVIDIA L1, in fp32"
+    assert (found.device, found.free_gb, found.repeats) == ("cuda:0, cuda:1", 8.0, False)

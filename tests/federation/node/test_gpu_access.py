@@ -47,11 +47,13 @@ def shown(command: list[str], option: str = "--dev-bind") -> list[str]:
         ("auto", [*COMMON, "nvidia0"]),
         ("cuda", [*COMMON, "nvidia0"]),
         ("cuda:1", [*COMMON, "nvidia1"]),
+        ("cuda:1,0", [*COMMON, "nvidia1", "nvidia0"]),
         ("cuda:2", []),
+        ("cuda:0,2", []),
         ("cpu", []),
     ],
 )
-def test_sandbox_shows_the_device_files_of_one_gpu(
+def test_sandbox_shows_the_device_files_of_the_gpus_alone(
     dev: Path, make: Callable[[str], Site], device: str, files: list[str]
 ) -> None:
     assert shown(sandbox.confined(make(device), "true")) == files

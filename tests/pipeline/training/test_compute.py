@@ -167,6 +167,60 @@ def test_batch_norm_counts_the_steps_that_the_gateway_expects(examples: Examples
     assert counts(trained(examples, compute)) == {4}
 
 
+# --- several GPUs -----------------------------------------------------------------------------------------
+
+THREE = replace(FP32, others=(torch.device("cpu"),) * 2)  # copies on the CPU stand for those on GPUs
+
+
+@pytest.mark.parametrize("at_once", [0, 1])
+@pytest.mark.parametrize("mu", [0.0, 0.1])
+def test_several_gpus_take_one_step_together(examples: Examples, at_once: int, mu: float) -> None:
+    """Five patients on three devices, one label missing: the same step as on one device, up to rounding."""
+    settings = TrainSettings(batch_size=5, augment=False)
+
+    def change(compute: Compute) -> Tensor:
+        made = network("group")
+        before = flat(made)
+        train(
+            made, Examples(examples.examples[:5]), settings, Schedule(0, 1, 1), seed=3, proximal_mu=mu, compute=compute
+        )
+        return flat(made) - before
+
+    found, expected = change(replace(THREE, micro_batch=at_once)), change(FP32)
+    assert 0 < (found - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_several_gpus_learn_over_many_steps_and_repeat_to_the_bit(examples: Examples) -> None:
+    found = trained(examples, THREE, norm="group")
+    assert same(found, trained(examples, THREE, norm="group"))
+    assert same(found, trained(examples, replace(THREE, checkpointing=True, prefetch=2), norm="group"))
+    assert same(found, trained(examples, replace(FP32, micro_batch=2), norm="group")), "the same parts on one device"
+
+
+def test_a_batch_smaller_than_the_number_of_gpus_is_computed(examples: Examples) -> None:
+    two = Examples(examples.examples[:2])
+    made = network("group")
+    assert np.isfinite(
+        train(made, two, SETTINGS, EPOCHS, seed=3, compute=replace(FP32, others=(torch.device("cpu"),) * 4))
+    )
+
+
+def test_batch_norm_stays_on_the_first_gpu(examples: Examples) -> None:
+    found = trained(examples, THREE)
+    assert same(found, trained(examples, FP32)) and counts(found) == {4}
+
+
+def test_fp16_on_several_gpus_finds_a_scale_that_fits_all(examples: Examples) -> None:
+    made, compute = network("group").train(), replace(THREE, precision="fp16")
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**36)
+    before = flat(made)
+    with compute.train(made) as replicas:
+        optimiser = torch.optim.SGD(made.parameters(), lr=0.1)
+        step(made, optimiser, *first_batch(examples), compute=compute, scaler=scaler, replicas=replicas)
+    assert scaler.get_scale() < 2.0**36
+    assert torch.isfinite(flat(made)).all() and not torch.equal(flat(made), before)
+
+
 # --- a GPU ------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +240,7 @@ def run_on_gpu(work: Callable[[SeverityNetwork], object], norm: str = "batch") -
         ("batch", GPU),
         ("batch", replace(GPU, checkpointing=True, prefetch=2)),
         ("group", replace(GPU, micro_batch=2)),
+        ("group", replace(GPU, others=(GPU.device,), checkpointing=True)),
     ],
 )
 def test_training_runs_on_a_gpu(examples: Examples, norm: str, compute: Compute) -> None:
