@@ -4,7 +4,7 @@ Some of them can be divided into stages: the layers before the first, four stage
 Importing this module does not import torch.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -32,16 +32,24 @@ _BOTTLENECK_FROM, _EXPANSION = 50, 4
 _LAST_PLANES = 512  # of the last stage, before the expansion of a bottleneck
 
 
+Size = Annotated[int, Field(ge=1, le=15)]
+Step = Literal[1, 2]
+
+
 class ResNetLayers(BaseModel):
-    """MONAI's 3D ResNet (`monai.networks.nets.ResNet`) with its published options."""
+    """MONAI's 3D ResNet (`monai.networks.nets.ResNet`) with its published options.
+
+    `conv1_t_size`, `conv1_t_stride`: of the first convolution, for all axes or for each. A ResNet of images that was
+    inflated to 3D (I3ResNet: Carreira & Zisserman, CVPR 2017) has (3, 7, 7) and (1, 2, 2).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     depth: Literal[10, 18, 34, 50, 101, 152, 200]
     shortcut_type: Literal["A", "B"] = "B"
     bias_downsample: bool = True
-    conv1_t_size: int = Field(default=7, ge=1, le=15)
-    conv1_t_stride: Literal[1, 2] = 1
+    conv1_t_size: Size | tuple[Size, Size, Size] = 7
+    conv1_t_stride: Step | tuple[Step, Step, Step] = 1
     no_max_pool: bool = False
     widen_factor: float = Field(default=1.0, ge=1 / 16, le=2)
 
@@ -75,8 +83,8 @@ def _resnet(asked: ResNetLayers, channels: int) -> "tuple[nn.Module, int]":
         block_inplanes=get_inplanes(),
         spatial_dims=3,
         n_input_channels=channels,
-        conv1_t_size=asked.conv1_t_size,
-        conv1_t_stride=asked.conv1_t_stride,
+        conv1_t_size=asked.conv1_t_size,  # type: ignore[arg-type]  # MONAI's hint means tuples of any length
+        conv1_t_stride=asked.conv1_t_stride,  # type: ignore[arg-type]
         no_max_pool=asked.no_max_pool,
         shortcut_type=asked.shortcut_type,
         widen_factor=asked.widen_factor,

@@ -21,6 +21,7 @@ from models.release import load_release
 BUNDLE_WEIGHTS = Path("models") / "model.pt"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "network")
 _PREFIXES = ("module.", "backbone.", "encoder.", "network.")
+_COLOURS = 3
 _UNKNOWN = "0" * 64  # until the weights are written
 
 
@@ -49,12 +50,14 @@ def of_release(release: Path, folder: Path, *, name: str, licence: str) -> Encod
 def of_weights(source: Path, folder: Path, card: EncoderCard) -> Encoder:
     """Make an encoder of foreign weights, and write it to `folder`. `card`: its hash of the weights is filled in.
 
-    Tensors of a classifier after the backbone are left out. Raises Refusal E_ENCODER_WEIGHTS if the file holds
+    Tensors of a classifier after the backbone are left out. A network of colour images that was trained with the scan
+    in all three colours becomes one that reads the scan once. Raises Refusal E_ENCODER_WEIGHTS if the file holds
     something else than tensors, or not those of the layers; OSError.
     """
     layers = build_layers(card)
     given = _plain(_tensors(source / BUNDLE_WEIGHTS if source.is_dir() else source), layers)
     wanted = layers.state_dict()
+    given |= _of_one_colour(given, wanted)
     missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
     unlike = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
     if missing or unlike:
@@ -92,3 +95,12 @@ def _plain(tensors: Mapping[str, Tensor], layers: nn.Module) -> dict[str, Tensor
         if not wanted & set(plain):
             plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items() if name.startswith(prefix)}
     return plain
+
+
+def _of_one_colour(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the first convolution for one channel, if the file has it for three; the same input in each adds up."""
+    first = next(iter(wanted))
+    found = given.get(first)
+    if found is None or found.ndim != wanted[first].ndim or (found.shape[1], wanted[first].shape[1]) != (_COLOURS, 1):
+        return {}
+    return {first: found.float().sum(dim=1, keepdim=True)}

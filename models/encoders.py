@@ -22,7 +22,16 @@ from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -35,6 +44,8 @@ from models.refusal import Refusal
 
 CARD, WEIGHTS = "encoder.json", "encoder.safetensors"
 MAX_FEATURES = 4096
+AXES = "SPL"  # slices to the head, rows to the back, columns to the left: the axes of a cohort's tensors
+_OPPOSITE = {"I": "S", "A": "P", "R": "L"}
 _MAX_CARD_BYTES = 2**16
 
 
@@ -43,8 +54,10 @@ class EncoderCard(BaseModel):
 
     `layers`: those of MONAI's ResNet, or the backbone of one of our own networks. `channels`: 1 for the scan alone, 2
     for the scan and its lung mask. `scale`, `offset`: the scan's values, -1 to 1, are multiplied and shifted before the
-    first layer. `preprocessing`: that of the studies that may use it (`pipeline.preprocessing.preprocess`). `source`,
-    `licence`: where the weights come from, and the terms under which they may be used.
+    first layer. `axes`: where each axis of the network's input points to (superior, inferior, anterior, posterior,
+    left, right): "SPL" is as the cohort has them, "RAS" is MONAI's usual order. `preprocessing`: that of the studies
+    that may use it (`pipeline.preprocessing.preprocess`). `source`, `licence`: where the weights come from, and the
+    terms under which they may be used.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,6 +69,7 @@ class EncoderCard(BaseModel):
     channels: Literal[1, 2] = 2
     scale: float = Field(default=1.0, ge=-1e4, le=1e4)
     offset: float = Field(default=0.0, ge=-1e4, le=1e4)
+    axes: str = Field(default=AXES, pattern=r"^[SIAPLR]{3}$")
     preprocessing: dict[str, Any]
     source: str = Field(min_length=1, max_length=500)
     licence: str = Field(min_length=1, max_length=100)
@@ -69,6 +83,21 @@ class EncoderCard(BaseModel):
             if self.channels != CHANNELS:
                 raise ValueError(f"a backbone of this release reads {CHANNELS} channels")
         return self
+
+    @field_validator("axes")
+    @classmethod
+    def axes_are_three(cls, axes: str) -> str:
+        if {_OPPOSITE.get(letter, letter) for letter in axes} != set(AXES):
+            raise ValueError("must name each axis once, such as RAS")
+        return axes
+
+    @model_serializer(mode="wrap")
+    def usual_axes_are_left_out(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the usual `axes`, so that encoders made before keep their names."""
+        content: dict[str, Any] = write(self)
+        if self.axes == AXES:
+            del content["axes"]
+        return content
 
     @cached_property
     def content(self) -> bytes:
@@ -103,8 +132,17 @@ class Encoder:
 
     def _given(self, scans: Tensor) -> Tensor:
         image = scans[:, :1].float() * self.card.scale + self.card.offset
-        given = torch.cat([image, scans[:, 1:].float()], dim=1)[:, : self.card.channels]
+        given = _turned(torch.cat([image, scans[:, 1:].float()], dim=1)[:, : self.card.channels], self.card.axes)
         return given.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _turned(scans: Tensor, axes: str) -> Tensor:
+    """Return scans (batch, channels, slices, rows, columns) with other axes, see `EncoderCard`."""
+    if axes == AXES:
+        return scans
+    order = [2 + AXES.index(_OPPOSITE.get(letter, letter)) for letter in axes]
+    opposite = [2 + place for place, letter in enumerate(axes) if letter in _OPPOSITE]
+    return scans.permute(0, 1, *order).flip(opposite)
 
 
 class FrozenEncoder(nn.Module):

@@ -193,7 +193,9 @@ for name, command in (
 @app.command("export-labels")
 def export_labels(
     folder: ClinicDir,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The new file, for [labels] of the node's site.toml.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The new file, for the table labels of the node's site.toml.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Write PCR results, later outcomes and decisions as labels for the node's next study. Nothing is sent."""

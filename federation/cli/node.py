@@ -233,7 +233,7 @@ def ingest(site_dir: SiteDir, study: StudyFile = None, as_json: Json = False) ->
 
 @app.command()
 def listen(site_dir: SiteDir) -> None:
-    """Receive laboratory results (HL7 v2 over MLLP) until Ctrl-C, as [laboratory.listener] of site.toml says."""
+    """Receive laboratory results (HL7 v2 over MLLP) until Ctrl-C, as laboratory.listener in site.toml says."""
     import logging
 
     from pipeline.feeds.result_listener import listen as run

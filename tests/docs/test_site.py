@@ -61,7 +61,7 @@ def exists(words: list[str]) -> bool:
     command = typer.main.get_command(app)
     while isinstance(command, Group) and words and words[0] in command.commands:
         command, words = command.commands[words[0]], words[1:]
-    options = {option for parameter in command.params for option in parameter.opts}
+    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     used = {word.split("=")[0] for word in words if word.startswith("--")}
     return not isinstance(command, Group) and used <= options
 

@@ -33,11 +33,13 @@ ROLES = ("node", "server", "clinic")
 WALLS = ("--read-only", "--cap-drop=ALL", f"--user={USER}:{GROUP}", "--security-opt=no-new-privileges")
 HOME = "/var/lib/fedthorax"
 PYTHON = "/opt/fedthorax/bin/python"
+# Podman else adds a line of its own to what a command prints, on machines with the old cgroups.
+ENVIRONMENT = os.environ | {"PODMAN_IGNORE_CGROUPSV1_WARNING": "1"}
 
 
 def podman(*arguments: str | Path, check: bool = True, seconds: float = 900) -> subprocess.CompletedProcess[str]:
     command = ["podman", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, env=ENVIRONMENT)
     assert not check or done.returncode == 0, (command, done.stdout, done.stderr)
     return done
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.networks.nets.resnet import ResNet
 from pydantic import ValidationError
 from safetensors.torch import save_file
+from torch import nn
 
 from models.encoder_layers import ResNetLayers, features_of
 from models.encoder_sources import of_release, of_weights
@@ -176,6 +178,33 @@ def test_weights_of_another_project_become_an_encoder(tmp_path: Path, form: str)
             torch.save(tensors, source / "models" / "model.pt")
     of_weights(source, tmp_path / "made", card)
     torch.testing.assert_close(load_encoder(tmp_path / "made").encode(SCANS), layers.eval()(SCANS[:, :1] * 0.5 + 0.5))
+
+
+def test_network_that_saw_a_scan_in_three_colours_reads_it_once(tmp_path: Path) -> None:
+    card, of_colours = foreign(), ResNet("basic", [1] * 4, [4, 8, 16, 32], n_input_channels=3, feed_forward=False)
+    torch.save(of_colours.state_dict(), tmp_path / "weights.pt")
+    of_weights(tmp_path / "weights.pt", tmp_path / "made", card)
+    expected = of_colours.eval()(SCANS[:, :1].repeat(1, 3, 1, 1, 1))
+    torch.testing.assert_close(load_encoder(tmp_path / "made").encode(SCANS), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("axes", ["SPL", "RAS", "SRA", "LPS", "IAR"])
+def test_scan_is_turned_to_the_axes_of_the_network(axes: str) -> None:
+    """A bright mark at the head, the back and the left is at the end of each axis that points there."""
+    scan = torch.zeros(1, 2, 6, 7, 8)
+    scan[0, 0, 5, 6, 7] = 1.0
+    seen = []
+    layers = nn.Module()
+    layers.forward = lambda given: seen.append(given) or given  # type: ignore[method-assign]
+    Encoder(foreign(axes=axes), layers).encode(scan)
+    lengths = {"S": 6, "I": 6, "P": 7, "A": 7, "L": 8, "R": 8}
+    assert list(seen[0].shape[2:]) == [lengths[letter] for letter in axes]
+    assert seen[0].nonzero()[0].tolist()[2:] == [lengths[a] - 1 if a in "SPL" else 0 for a in axes]
+
+
+def test_encoders_with_the_usual_axes_keep_their_names() -> None:
+    assert "axes" not in json.loads(foreign().content)
+    assert EncoderCard.model_validate_json(foreign(axes="RAS").content).axes == "RAS"
 
 
 class Opens:

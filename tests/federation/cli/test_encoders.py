@@ -74,7 +74,7 @@ def test_encoder_of_a_release_is_named_in_a_study(tmp_path: Path) -> None:
 def test_weights_of_another_project(tmp_path: Path) -> None:
     layers = ResNetLayers(depth=10, conv1_t_stride=2, no_max_pool=True, shortcut_type="A", bias_downsample=False)
     torch.save(build_layers(foreign(layers)).state_dict(), tmp_path / "weights.pt")
-    options = ["--name", "theirs", "--licence", "MIT", "--resnet", "10", "--stem", "7", "2", "--no-pool"]
+    options = ["--name", "theirs", "--licence", "MIT", "--resnet", "10", "--stem-stride", "2", "--no-pool"]
     options += ["--shortcut", "A", "--no-bias", "--scale", "0.5"]
     without = run(study, "make-encoder", tmp_path / "weights.pt", tmp_path / "encoder", *options)
     assert without.exit_code == 2 and not (tmp_path / "encoder").exists()
@@ -82,3 +82,46 @@ def test_weights_of_another_project(tmp_path: Path) -> None:
     assert made.exit_code == 0, made.output
     card = load_encoder(tmp_path / "encoder").card
     assert (card.layers, card.channels, card.scale, card.source) == (layers, 1, 0.5, "elsewhere")
+
+
+INFLATED = ResNetLayers(depth=10, conv1_t_size=(3, 7, 7), conv1_t_stride=(1, 2, 2), bias_downsample=False)
+THEIRS = ("--name", "theirs", "--licence", "MIT", "--origin", "elsewhere", "--resnet", "10", "--no-bias")
+
+
+def test_inflated_network_of_colour_images(tmp_path: Path) -> None:
+    """Its study can tune it, too: the lines that are printed name its first convolution by axis."""
+    tensors = build_layers(foreign(INFLATED)).state_dict()
+    tensors["conv1.weight"] = tensors["conv1.weight"].repeat(1, 3, 1, 1, 1)
+    torch.save(tensors, tmp_path / "weights.pt")
+    options = [*THEIRS, "--stem", "3,7,7", "--stem-stride", "1,2,2", "--axes", "RAS"]
+    made = run(study, "make-encoder", tmp_path / "weights.pt", tmp_path / "encoder", *options)
+    assert made.exit_code == 0, made.output
+    card = load_encoder(tmp_path / "encoder").card
+    assert (card.layers, card.axes) == (INFLATED, "RAS")
+    tables = tomllib.loads(run(study, "encoder", tmp_path / "encoder", "--tuned-stages", "1").stdout)
+    asked = Study.model_validate({"study": {"name": "heads", "rounds": 5, "sites": 3, "quorum": 3}, **tables})
+    assert asked.network.encoder_layers == INFLATED
+    assert Study.model_validate(asked.model_dump(mode="json")) == asked
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--stem", "7x7"),
+        ("--stem", "3,7"),
+        ("--stem", "99"),
+        ("--stem-stride", "3"),
+        ("--axes", "RAX"),
+        ("--axes", "RLS"),
+        ("--resnet", "19"),
+        ("--shortcut", "C"),
+        ("--name", "/"),
+        ("--scale", "1e9"),
+    ],
+)
+def test_options_that_make_no_encoder_are_explained(tmp_path: Path, wrong: tuple[str, str]) -> None:
+    torch.save(build_layers(foreign(ResNetLayers(depth=10))).state_dict(), tmp_path / "weights.pt")
+    made = run(study, "make-encoder", tmp_path / "weights.pt", tmp_path / "encoder", *THEIRS, *wrong)
+    assert made.exit_code == 2 and isinstance(made.exception, SystemExit), made.output
+    assert wrong[0] in made.output
+    assert not (tmp_path / "encoder").exists()

@@ -1,6 +1,7 @@
 """The help of every command, and completion in a shell."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,14 @@ def test_every_argument_and_option_has_a_description() -> None:
         if not description(parameter, command)
     ]
     assert missing == []
+
+
+def test_no_word_of_the_help_is_taken_for_a_style() -> None:
+    """The terminal's colours are written as words in brackets, and would be left out."""
+    found = dict(commands(typer.main.get_command(app)))
+    texts = [(words, command.help or "") for words, command in found.items()]
+    texts += [(words, getattr(each, "help", "") or "") for words, command in found.items() for each in command.params]
+    assert [(words, text) for words, text in texts if re.search(r"(?<!\\)\[[a-z/]", text)] == []
 
 
 @pytest.mark.slow
