@@ -106,6 +106,7 @@ def build_package(bundle: Path, out: Path, *, epoch: int) -> Path:
 
     `epoch`: seconds since 1970; the time of every file in the package.
     """
+    bundle, out = bundle.resolve(), out.resolve()  # programs name the whole path of the folder that they are built in
     about = read_description(bundle)
     out.mkdir(parents=True, exist_ok=True)
     package = out / f"fedthorax-{about['role']}_{about['version']}_amd64.deb"
@@ -220,7 +221,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         epoch = source_epoch(Path(__file__).resolve().parents[2])
-        package = build_package(options.bundle.resolve(), options.out.resolve(), epoch=epoch)
+        package = build_package(options.bundle, options.out, epoch=epoch)
     except Refusal as refusal:
         sys.stderr.write(f"{refusal}\n{refusal.private}\n  {refusal.remedy}\n")
         return 1

@@ -147,7 +147,7 @@ class Containers:
         podman("run", "--detach", f"--name={name}", *self._options(), *health, *options, self.images[role], *command)
         self.started.append(name)
 
-    def start_app(self, site: str, name: str, *, options: tuple[str, ...] = ()) -> None:
+    def start_app(self, site: str, name: str, *, network: str = "none", restart: str = "always") -> None:
         """Start the second container of a node, as the compose file does."""
         service = compose_file("node")["services"]["app"]
         mounts = [each.replace("${NODE_DATA:?}/site", f"{self.data}/{site}") for each in service["volumes"]]
@@ -156,7 +156,7 @@ class Containers:
         walls = [*WALLS[:3], *(f"--security-opt={each}" for each in service["security_opt"])]
         walls += [f"--tmpfs={each}" for each in service["tmpfs"]]
         podman(
-            *("run", "--detach", f"--name={name}", "--network=none", "--restart=always", *walls, *volumes, *options),
+            *("run", "--detach", f"--name={name}", f"--network={network}", f"--restart={restart}", *walls, *volumes),
             *(f"--entrypoint={program}", self.images["node"], *arguments),
         )
         self.started.append(name)
@@ -245,7 +245,7 @@ def test_second_container_with_a_network_starts_nothing(containers: Containers) 
     """The attack: an operator, or a changed compose file, gives the container a network."""
     if not (containers.data / "south" / "sandbox").exists():
         pytest.skip("the study before did not begin")
-    containers.start_app("south", "trial-open", options=("--network=host", "--restart=no"))
+    containers.start_app("south", "trial-open", network="host", restart="no")
     assert podman("wait", "trial-open").stdout.strip() == "1"
     assert "E_SANDBOX_OPEN" in podman("logs", "trial-open").stderr
 

@@ -63,9 +63,11 @@ def on_a_copy(tmp_path: Path, script: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_package_is_installed_upgraded_removed_and_purged_both_ways(
-    role: str, tmp_path: Path, make_bundle: MakeBundle
+    role: str, tmp_path: Path, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build_package(make_bundle(role=role), tmp_path / "debs", epoch=1_700_000_000)
+    bundle = make_bundle(role=role)
+    monkeypatch.chdir(tmp_path)
+    build_package(bundle, Path("debs"), epoch=1_700_000_000)  # a release gives a relative folder
     script = f"""
     package=fedthorax-{role} site=/var/lib/fedthorax/one
     install /packages/$package*
