@@ -97,6 +97,7 @@ def show_encoder(card: "EncoderCard") -> None:
         "encoder": card.sha256,
         "name": card.name,
         "network": form,
+        "reads": f"{'scan and lung mask' if card.channels == 2 else 'scan'}, axes {card.axes}",
         "features": str(card.features),
         "source": card.source,
         "licence": card.licence,

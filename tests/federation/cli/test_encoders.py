@@ -45,7 +45,7 @@ def test_encoder_is_shown_approved_listed_and_revoked(site: Site, tmp_path: Path
     assert run(node, "encoders", site.folder, "--json").stdout.strip() == "[]"
     shown = run(node, "approve-encoder", site.folder, tmp_path / "encoder", answer="y\n")
     assert shown.exit_code == 0, shown.output
-    for part in (name, "random weights", "Apache-2.0", "resnet10"):
+    for part in (name, "random weights", "Apache-2.0", "resnet10", "scan and lung mask, axes SPL"):
         assert part in shown.stdout
     assert name[:12] in run(node, "encoders", site.folder).stdout
     (listed,) = json.loads(run(node, "encoders", site.folder, "--json").stdout)
