@@ -2,10 +2,10 @@
 
     python benchmarks/familiarity.py [DEMO] [--scans 60] [--federations 250]
 
-DEMO: the folder of a finished `fedthorax demo`, whose model a real federation trained on synthetic hospitals. The
-requests after the last round are repeated in this process with the study's own app. The model then gets new phantoms
-of its hospitals, of a hospital that did not train, and inputs that are out of place. The bands are those of simulated
-federations with known truth. Writes benchmarks/results/familiarity.json and familiarity.md.
+DEMO: the folder of a finished `fedthorax demo`, whose model and limit a real federation learnt from synthetic
+hospitals. The model gets new phantoms of its hospitals, of a hospital that did not train, and inputs that are out of
+place. The bands are those of simulated federations with known truth. Writes benchmarks/results/familiarity.json and
+familiarity.md.
 """
 
 import argparse
@@ -26,11 +26,6 @@ from scipy.special import expit
 from scipy.stats import beta
 
 from federation.cli.demo import ANATOMY, TRAINING, UNSEEN
-from federation.coordinator.final_evaluation import Examination
-from federation.coordinator.inprocess import sites_here
-from federation.coordinator.rounds import Model
-from federation.protocol.flat_weights import pack
-from federation.protocol.study_config import Study
 from models.calibration import fit_platt, middle, pool
 from models.familiarity import Appearance, Familiarity, appearance_features
 from models.refusal import Refusal
@@ -56,20 +51,14 @@ DIFFERENCES = {
 }  # standard deviations of slope and intercept
 
 
-# --- a model with statistics of familiar scans ------------------------------------------------------------
+# --- a model with a limit of familiar scans ------------------------------------------------------------
 
 
 def learn(demo: Path) -> tuple[Familiarity, Preprocessing]:
-    """Compute the familiarity statistics of the demo's model from its hospitals."""
-    release = load_release(demo / "model")
-    (settled,) = (demo / "server" / "runs").glob("*/study.json")
-    study = Study.model_validate_json(settled.read_bytes())
-    sites = sites_here(study, [demo / "sites" / name for name in TRAINING])
-    examination = Examination(study, sites, demo, "familiarity", robust=False, say=print, history=[])
-    model = Model(*pack(release.network))
-    found = examination.calibrate(model, examination.embed(model, release.network.features)).familiarity
-    assert found is not None
-    return found, study.preprocessing
+    """Return the limit of the demo's model, and how it prepares scans."""
+    description = load_release(demo / "model").description
+    assert description.familiarity is not None
+    return description.familiarity, Preprocessing.model_validate(description.preprocessing)
 
 
 # --- the scans --------------------------------------------------------------------------------------------

@@ -43,7 +43,8 @@ _HEAD_OF_SCAN, _HEAD_OF_AGE_AND_SEX, _HEAD_BIAS = Bound(3, 0, 0, 0.6), Bound(3, 
 # as long as it is drawn (torch's Linear draws 1 / sqrt(3 inputs)), whatever the first model is (docs/pretraining.md).
 _HEAD_OF_PLACES = 4
 _OTHER = Bound(0.7, 0.05, 6, 0.6)
-_PLAIN_ATTENTION = Bound(0.9, 0, 2, 0)  # without gates, the weights of its hidden units move further than norms do
+# The weights of attention's hidden units move further than norms do, without gates or on EfficientNet's few features.
+_PLAIN_ATTENTION, _EFFICIENT_ATTENTION = Bound(0.9, 0, 2, 0), Bound(0.4, 0, 2, 0)
 _UNBOUNDED = 1e30  # the length of running means and variances has no meaning
 _RUNNING_MEAN, _RUNNING_VARIANCE = Bound(4, 6, 0, _UNBOUNDED), Bound(16, 16, 0, _UNBOUNDED)
 _FIXED = Bound(0, 0, 1, 0)
@@ -72,6 +73,7 @@ _MEASURED = {
     ("densenet121", "mean", "batch"),
     ("densenet121", "mean", "group"),
     ("seresnet50", "mean", "batch"),
+    ("efficientnet_b0_slices", "gated", "batch"),
 }
 
 
@@ -183,15 +185,17 @@ def _first_convolution(network: "SeverityNetwork") -> str:
     return next((name for name, tensor in network.state_dict().items() if tensor.ndim > 2), "")
 
 
-def _plain_attention(network: "SeverityNetwork") -> set[str]:
-    """Return the name of the weights of hidden units, if our pooling is attention without gates."""
+def _attention(network: "SeverityNetwork") -> dict[str, Bound]:
+    """Return the bound of the weights of our attention's hidden units by name, if it is not that of norms."""
     from models.pooling import Attention
 
-    return {
-        f"{name}.importance"
+    gated = {"efficientnet_b0_slices": _EFFICIENT_ATTENTION}.get(network.architecture)
+    found = {
+        f"{name}.importance": _PLAIN_ATTENTION if layer.gate is None else gated
         for name, layer in network.named_modules()
-        if isinstance(layer, Attention) and layer.gate is None and not f"{name}.".startswith(_OWN)
+        if isinstance(layer, Attention) and not f"{name}.".startswith(_OWN)
     }
+    return {name: bound for name, bound in found.items() if bound}
 
 
 def parts_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int) -> dict[str, list[Part]]:
@@ -199,14 +203,14 @@ def parts_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int) -
     from federation.protocol.flat_weights import group_of
 
     faster = _faster(learning_rate, epochs)
-    first, plain = _first_convolution(network), _plain_attention(network)
+    first, attention = _first_convolution(network), _attention(network)
     learnt = {name for name, weight in network.named_parameters() if weight.requires_grad}
     parts: dict[str, list[Part]] = {}
     ends: dict[str, int] = {}
     for name, tensor in network.state_dict().items():
         group = group_of(name)
-        if name in plain:
-            pieces: Iterable[tuple[Tensor, Bound]] = [(tensor, _PLAIN_ATTENTION)]
+        if name in attention:
+            pieces: Iterable[tuple[Tensor, Bound]] = [(tensor, attention[name])]
         elif name == "head.weight":
             pieces = _rows(tensor, network)
         else:

@@ -114,7 +114,8 @@ def test_only_first_filters_pooling_and_head_may_be_any_distance_from_the_seeds(
 )
 def test_weights_of_attention_may_move_further_without_gates(architecture: str, pool: str) -> None:
     assert share_of(made(architecture, "attention"), f"{pool}.importance") == 0.9
-    assert share_of(made(architecture, "gated"), f"{pool}.importance") == 0.12
+    gated = 0.4 if architecture == "efficientnet_b0_slices" else 0.12
+    assert share_of(made(architecture, "gated"), f"{pool}.importance") == gated
 
 
 def head_of_scan(outputs: str, widen_factor: float) -> tuple[float, float]:
