@@ -28,7 +28,7 @@ from models.refusal import Refusal
 from models.release import Release, load_release
 from pipeline.imaging.discovery import Series
 from pipeline.imaging.series_reader import finish
-from pipeline.imaging.volume import Volume
+from pipeline.imaging.volume import Volume, whole_hu
 from pipeline.phantom.anatomy import Field, Grid
 from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.scoring.score import score, score_scan
@@ -45,7 +45,7 @@ def read(seen: Field, grid: Grid, c: Chest) -> OneScan:
     x0, y0, z0 = grid.origin_mm
     up, back, left = grid.spacing_mm
     affine = np.array([[0, 0, -left, -x0], [0, -back, 0, -y0], [up, 0, 0, z0], [0, 0, 0, 1.0]])
-    volume: Volume = finish(np.rint(seen).astype(np.int16), affine, set())
+    volume: Volume = finish(whole_hu(seen), affine, set())
     series = Series(
         files=(Path("synthetic.nii.gz"),),
         patient_id=c.patient.patient_id,
