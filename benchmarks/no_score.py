@@ -93,9 +93,8 @@ def unlearnt() -> Release:
     described = Description(
         network=settings,
         preprocessing=Preprocessing().model_dump(mode="json"),
-        calibration=dict.fromkeys(
-            LABELS, Platt(slope=1.0, intercept=1e-12)
-        ),  # the identity would mean "not calibrated"
+        # As good as the identity, which would mean that a label was not calibrated.
+        calibration=dict.fromkeys(LABELS, Platt(slope=1.0, intercept=1e-12)),
         metrics={f"mean_auroc_{label}": 0.5 for label in LABELS},
         study="none",
         run="none",
