@@ -27,12 +27,14 @@ def gradients_repeat(device: torch.device, dtype: torch.dtype | None) -> bool:
     Checks a network's first layer and its last layers, which have two slices; only there torch 2.13 was wrong. Raises
     RuntimeError if the device cannot compute at all.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        first = torch.nn.Conv3d(2, 16, 7, stride=2, padding=3, bias=False), torch.randn(4, 2, 32, 32, 32)
-        last = torch.nn.Conv3d(128, 128, 3, padding=1, bias=False), torch.randn(2, 128, 2, 2, 2)
-    layers = ((convolution.to(device), scan.to(device)) for convolution, scan in (first, last))
-    return all(_is_repeatable(convolution, scan, dtype) for convolution, scan in layers)
+    # The first to ask may be a prediction, which computes without gradients.
+    with torch.inference_mode(False), torch.enable_grad():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            first = torch.nn.Conv3d(2, 16, 7, stride=2, padding=3, bias=False), torch.randn(4, 2, 32, 32, 32)
+            last = torch.nn.Conv3d(128, 128, 3, padding=1, bias=False), torch.randn(2, 128, 2, 2, 2)
+        layers = ((convolution.to(device), scan.to(device)) for convolution, scan in (first, last))
+        return all(_is_repeatable(convolution, scan, dtype) for convolution, scan in layers)
 
 
 def _is_repeatable(convolution: torch.nn.Conv3d, scan: torch.Tensor, dtype: torch.dtype | None) -> bool:

@@ -1,6 +1,7 @@
 """bfloat16 is used only where it is fast and numerically correct. The check itself never fails."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -19,6 +20,16 @@ def test_use_bf16_returns_bool_and_keeps_the_random_state() -> None:
     before = torch.random.get_rng_state()
     assert precision.use_bf16() in (True, False)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_bf16_is_used_if_the_first_to_ask_needs_no_gradients(
+    mode: type[torch.no_grad], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(torch, "autocast", lambda *_: nullcontext())  # float32, which is correct everywhere
+    with mode():
+        assert precision.use_bf16()
 
 
 def test_bf16_is_not_used_without_matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
