@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.refusal import Refusal
-from pipeline.imaging.ct_slice import AIR_HU
 from pipeline.imaging.discovery import Series, tags, text
 from pipeline.imaging.multiframe import read_first_header
 from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.imaging.vendor_tags import Sharpness, known_kernel, known_manufacturer
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing import reasons
+from pipeline.preprocessing.air import air_around
 from pipeline.preprocessing.lungs import are_flat, lungs_size_mm
 from pipeline.preprocessing.preprocess import Prepared
 from pipeline.preprocessing.preprocess_settings import Preprocessing
@@ -25,9 +25,6 @@ from pipeline.preprocessing.preprocess_settings import Preprocessing
 # An accredited scanner measures air between -1005 and -970 HU (American College of Radiology, CT phantom). Air around a
 # patient contains scatter, and the range of values begins at -1024.
 AIR_BETWEEN_HU = (-1050.0, -940.0)
-_AIR_BELOW_HU = -700
-_LEAST_AIR = 0.1  # share of a border of the image; a smaller share is not a sample of air
-_AIR_SLICES = 16  # about a hundred thousand voxels of air; more slices give the same median
 _BONE_ABOVE_HU = 150.0
 _TRACHEA_BELOW_HU = -600.0
 _TRACHEA_HALF_MM = 16.0
@@ -134,18 +131,6 @@ def _header(series: Series) -> tuple[str, float | None]:
     except (Refusal, ValueError):
         return "", None
     return position if position in _POSITIONS else "", round(thickness, 2) if 0 < thickness < 100 else None
-
-
-def air_around(hu: NDArray[np.int16]) -> float | None:
-    """Return the lowest median HU of air at the borders of the image; None if patient or padding fill all borders."""
-    rows, columns = (max(1, size // 32) for size in hu.shape[1:])
-    some = hu[:: max(1, len(hu) // _AIR_SLICES)]
-    medians = []
-    for border in (some[:, :rows], some[:, -rows:], some[:, :, :columns], some[:, :, -columns:]):
-        air = border[(border > AIR_HU) & (border < _AIR_BELOW_HU)]  # padding is exactly AIR_HU
-        if air.size >= _LEAST_AIR * border.size:
-            medians.append(float(np.median(air)))
-    return round(min(medians), 1) if medians else None
 
 
 def body_pose(prepared: Prepared) -> tuple[float | None, float, float]:

@@ -13,9 +13,10 @@ from scipy import ndimage
 from models.refusal import Refusal
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing import reasons
+from pipeline.preprocessing.air import air_around, gas_share
 from pipeline.preprocessing.lesion_burden import middle_of_body
 from pipeline.preprocessing.lungs import TISSUE_ABOVE_HU, at_sides, bounding_box
-from pipeline.preprocessing.measures import air_around, body_pose, is_turned
+from pipeline.preprocessing.measures import body_pose, is_turned
 from pipeline.preprocessing.preprocess import Prepared
 
 # Air is -1000 HU by definition. W_AIR_HU is flagged at a difference of 50 HU; no calibration has twice this error.
@@ -49,10 +50,11 @@ class Anatomy:
     """Measured anatomy of one scan. None where a value cannot be measured.
 
     `air_hu`: around the patient. `soft_tissue`, `muscle`: shares of the body at the height of the lungs, without the
-    lungs. `noise_hu`: standard deviation in soft tissue on the working grid. `lung_hu`: median. `metal_ml`: in and
-    beside the chest. `cut_low`, `cut_high`: area of the lungs in the first and last slice, as a share of their largest
-    area. `spine_behind_mm`, `windpipe_above_mm2`, `heart_left`: see `measures.Measures`. `stomach_left`: -1 to 1, the
-    side of the gas below the lungs. `smaller_lung`: share of the smaller lung in the volume of both.
+    lungs. `noise_hu`: standard deviation in soft tissue on the working grid. `lung_hu`: median. `gas`: see
+    `air.gas_share`. `metal_ml`: in and beside the chest. `cut_low`, `cut_high`: area of the lungs in the first and last
+    slice, as a share of their largest area. `spine_behind_mm`, `windpipe_above_mm2`, `heart_left`: see
+    `measures.Measures`. `stomach_left`: -1 to 1, the side of the gas below the lungs. `smaller_lung`: share of the
+    smaller lung in the volume of both.
     """
 
     air_hu: float | None
@@ -60,6 +62,7 @@ class Anatomy:
     muscle: float
     noise_hu: float | None
     lung_hu: float
+    gas: float
     metal_ml: float
     cut_low: float
     cut_high: float
@@ -76,13 +79,15 @@ def look_at(volume: Volume, prepared: Prepared) -> Anatomy:
     section = lungs.sum(axis=(1, 2)) / lungs.sum(axis=(1, 2)).max()
     tissue = _tissue(prepared)
     spine, trachea, heart = body_pose(prepared)
+    air_hu = air_around(volume.hu)
     right = float(lungs[:, :, : round(middle_of_body(prepared)) + 1].sum() / lungs.sum())
     return Anatomy(
-        air_hu=air_around(volume.hu),
+        air_hu=air_hu,
         soft_tissue=_share(hu[tissue], SOFT_TISSUE_HU),
         muscle=_share(hu[tissue], MUSCLE_HU),
         noise_hu=_noise(hu, tissue),
         lung_hu=float(np.median(hu[lungs])),
+        gas=gas_share(hu, lungs, air_hu),
         metal_ml=_metal_ml(volume, prepared),
         cut_low=float(section[0]),
         cut_high=float(section[-1]),
@@ -106,7 +111,7 @@ def require_chest(found: Anatomy) -> None:
     if found.noise_hu is not None and found.noise_hu > MOST_NOISE_HU:
         raise Refusal(reasons.NOISE, noise_hu=round(found.noise_hu))
     if not LUNG_HU[0] <= found.lung_hu <= LUNG_HU[1]:
-        raise Refusal(reasons.NOT_LUNG, lung_hu=round(found.lung_hu))
+        raise Refusal(reasons.NOT_LUNG, lung_hu=round(found.lung_hu), gas=round(100 * found.gas))
     if found.metal_ml > MOST_METAL_ML:
         raise Refusal(reasons.METAL_REFUSED, metal_ml=round(found.metal_ml))
     if (cut := max(found.cut_low, found.cut_high)) > MOST_CUT:

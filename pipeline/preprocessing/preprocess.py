@@ -13,6 +13,7 @@ from models.refusal import Refusal
 from pipeline.imaging.lung_mask import LungMask
 from pipeline.imaging.reasons import POSITIONS_FLAGGED
 from pipeline.imaging.volume import Volume
+from pipeline.preprocessing.air import air_around, require_lung
 from pipeline.preprocessing.area_resample import area_means
 from pipeline.preprocessing.external_lungs import sides_on_grid
 from pipeline.preprocessing.lung_regions import LungRegions, find_regions
@@ -131,8 +132,8 @@ def prepare(volume: Volume, settings: Preprocessing, mask: LungMask | None = Non
     Raises
     ------
     Refusal
-        E_FIELD_OF_VIEW, E_NO_AIR, E_NO_LUNGS, E_NOT_A_WHOLE_CHEST or E_PROPORTIONS for what is not a chest. With method
-        3 also E_MASK_MISSING, E_MASK_GRID and E_MASK_SIDES.
+        E_FIELD_OF_VIEW, E_NO_AIR, E_NO_LUNGS, E_NOT_A_WHOLE_CHEST, E_NOT_LUNG or E_PROPORTIONS for what is not a chest.
+        With method 3 also E_MASK_MISSING, E_MASK_GRID and E_MASK_SIDES.
     """
     upright = orient(volume)
     width_mm = max(upright.extent_mm[1:])
@@ -146,6 +147,7 @@ def prepare(volume: Volume, settings: Preprocessing, mask: LungMask | None = Non
         raise Refusal(NO_AIR)
     affine = resampled_affine(upright.affine, upright.hu.shape, size)
     lungs, found = _lungs(hu, affine, settings, mask)
+    require_lung(hu, lungs, air_around(upright.hu))
     require_proportions(lungs, step, is_doubtful=POSITIONS_FLAGGED.code in volume.flags)
     shift = float(settings.aerated_lung_hu - np.percentile(hu[lungs], 10))
     shift = float(np.clip(shift, -settings.largest_shift_hu, settings.largest_shift_hu))

@@ -50,7 +50,8 @@ NOISE = Reason(
 )
 NOT_LUNG = Reason(
     "E_NOT_LUNG",
-    "the region found as lungs has a median of {lung_hu} HU, which is impossible for lungs",
+    "the region found as lungs is no lung: its median is {lung_hu} HU, and {gas} % of the air in it is as thin as the "
+    "air around the patient",
     "Choose the chest CT series of the examination. Gas in the bowel was taken for lung, or the values are wrong.",
 )
 METAL_REFUSED = Reason(
