@@ -132,6 +132,8 @@ def judge(hu: NDArray[np.float32], truth: LungRegions) -> Row:
         "solid": float((truth.tissues == Tissue.CONSOLIDATION).sum() / max(1, inside.sum())),
         "glass_error": error(seen, wanted, "ground_glass"),
         "solid_error": error(seen, wanted, "consolidation"),
+        "glass_in_range": is_within(seen, wanted, "ground_glass"),
+        "solid_in_range": is_within(seen, wanted, "consolidation"),
         "is_flagged": unsure_share(hu, found) > MOST_UNSURE,
     }
 
@@ -139,6 +141,12 @@ def judge(hu: NDArray[np.float32], truth: LungRegions) -> Row:
 def error(seen: Burden, wanted: Burden, what: str) -> float:
     found, true = (getattr(each.regions["both"]["whole"], what) for each in (seen, wanted))
     return abs((found or 0.0) - (true or 0.0))
+
+
+def is_within(seen: Burden, wanted: Burden, what: str) -> bool:
+    """Whether the true share lies in the range that is told."""
+    low, high = seen.ranges[what]
+    return low <= (getattr(wanted.regions["both"]["whole"], what) or 0.0) <= high
 
 
 def summary(rows: list[Row]) -> list[list[str]]:
@@ -165,6 +173,8 @@ def line(name: str, rows: list[Row]) -> list[str]:
         part([row["solid_error"] <= POINTS for row in rows]),
         part([row["is_flagged"] for row in rows]),
         part([row["solid_error"] <= POINTS for row in sure]),
+        part([row["glass_in_range"] for row in rows]),
+        part([row["solid_in_range"] for row in rows]),
     ]
 
 
@@ -272,6 +282,7 @@ def text(result: dict[str, Any]) -> str:
     head = ["scans", "Dice", "Dice by threshold", f"over {BOWEL_ML:g} mL of bowel gas as lung", "the same by threshold"]
     head += ["ground glass within 2 points", "consolidation within 2 points", "flagged W_BORDER_UNSURE"]
     head += ["consolidation within 2 points, without the flag"]
+    head += ["ground glass within its range", "consolidation within its range"]
     lines = [
         "# Where the lungs are",
         "",

@@ -108,9 +108,16 @@ def _print(result: Score) -> None:
             for part in PARTS
         ],
     )
+    if within := result.burden.ranges:
+        glass, solid = (_range(within[share]) for share in ("ground_glass", "consolidation"))
+        say(f"Both lungs: ground glass {glass}, solid {solid}. The true shares of 95 % of synthetic scans are within.")
     print_table(
         ["check", "value", "verdict"], [[c.name, f"{c.value} {c.unit}".strip(), c.verdict] for c in result.checks]
     )
+
+
+def _range(limits: tuple[float, float]) -> str:
+    return " to ".join(_percent(limit) for limit in limits)
 
 
 def _write_lungs(scan: OneScan, refusal: Refusal, out: Path) -> None:

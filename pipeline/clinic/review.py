@@ -145,8 +145,10 @@ def reviewed_lungs(answer: Answer) -> dict[str, Any] | None:
     if not correction.lungs_usable:
         return None
     if correction.mask:
-        return {**lungs, "regions": correction.mask["regions"], "lungs_from": FROM_READER}
-    return {**lungs, "regions": corrected_regions(lungs["regions"], correction.shares)}
+        return {**lungs, "regions": correction.mask["regions"], "ranges": {}, "lungs_from": FROM_READER}
+    if not correction.shares:
+        return lungs
+    return {**lungs, "regions": corrected_regions(lungs["regions"], correction.shares), "ranges": {}}
 
 
 def corrected_regions(regions: dict[str, Any], shares: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ count. The bands do not distinguish causes: scars, lung at the back that is dens
 after an incomplete breath count too.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from pipeline.preprocessing.lung_regions import LungRegions
 from pipeline.preprocessing.lungs import middle_column
 from pipeline.preprocessing.opacity import CONSOLIDATION_HU, GROUND_GLASS_HU
 from pipeline.preprocessing.preprocess import Prepared
+from pipeline.preprocessing.share_ranges import Ranges, ranges
 
 __all__ = ["PARTS", "SIDES", "Burden", "Region", "burden", "labels_of", "middle_of_body", "unsure_share"]
 SEGMENTER, EXTERNAL_MASK = "segmenter", "external mask"  # where the lungs come from
@@ -30,7 +31,8 @@ class Burden:
 
     `found`: the lungs that were measured. `opacities`: uint8, values of `Opacity`, on the working grid.
     `labels`: uint8, from which both follow (`lung_labels`). `voxel_ml`: volume of a voxel.
-    `lungs_from`: SEGMENTER or EXTERNAL_MASK.
+    `lungs_from`: SEGMENTER or EXTERNAL_MASK. `ranges`: where the true shares of both lungs lie, see `share_ranges`;
+    empty for an external mask, which is taken as certain.
     """
 
     regions: dict[str, dict[str, Region]]
@@ -39,6 +41,7 @@ class Burden:
     labels: NDArray[np.uint8]
     voxel_ml: float
     lungs_from: str = SEGMENTER
+    ranges: Ranges = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -46,6 +49,7 @@ class Burden:
             "regions": {
                 side: {part: asdict(region) for part, region in parts.items()} for side, parts in self.regions.items()
             },
+            "ranges": {share: list(limits) for share, limits in self.ranges.items()},
             "are_marked": True,
             "voxel_ml": self.voxel_ml,
             "lungs_from": self.lungs_from,
@@ -64,7 +68,10 @@ def burden(
     opacities, measured = count(labels)
     voxel_ml = spacing_mm**3 / 1000
     regions = measure(labels, opacities, measured, voxel_ml)
-    return Burden(regions, found, opacities, labels, voxel_ml, SEGMENTER if mask is None else EXTERNAL_MASK)
+    if mask is not None:
+        return Burden(regions, found, opacities, labels, voxel_ml, EXTERNAL_MASK)
+    within = ranges(hu, found, opacities, measured, regions["both"]["whole"])
+    return Burden(regions, found, opacities, labels, voxel_ml, SEGMENTER, within)
 
 
 def labels_of(hu: NDArray[np.float32], found: LungRegions) -> NDArray[np.uint8]:

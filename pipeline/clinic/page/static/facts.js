@@ -6,6 +6,11 @@ import { checkName, SEXES } from "./words.js";
 
 const PARTS = { whole: "Whole", upper: "Upper", middle: "Middle", lower: "Lower" };
 
+/** A share of both lungs, and where the true one lies; answers of earlier versions, masks and corrections have no range. */
+function withRange(share, range) {
+  return range ? `${roughly(share)} (${roughly(range[0])} to ${roughly(range[1])})` : roughly(share);
+}
+
 /** Shows the measures of the lungs in `box`. */
 export function showMeasures(box, lungs, whyNot = "Not measured.") {
   if (!lungs) {
@@ -20,11 +25,14 @@ export function showMeasures(box, lungs, whyNot = "Not measured.") {
   const headings = ["", "Right: ground glass", "Right: consolidation", "Left: ground glass", "Left: consolidation"];
   const millilitres = ({ whole }) => `${Math.round(whole.ml)} mL`;
   const [glass, dense] = [lungs.bands_hu.ground_glass, lungs.bands_hu.consolidation];
+  const ranges = lungs.ranges ?? {};
+  const says = `${withRange(both.whole.ground_glass, ranges.ground_glass)} ground glass, ${withRange(both.whole.consolidation, ranges.consolidation)} consolidation`;
+  const about = ranges.consolidation ? " In brackets: contains the true share in 95 % of synthetic scans; not measured in patients." : "";
   box.replaceChildren(
     element(
       "p",
       {},
-      `Both lungs, ${millilitres(both)}: ${roughly(both.whole.ground_glass)} ground glass, ${roughly(both.whole.consolidation)} consolidation. Right ${millilitres(right)}, left ${millilitres(left)}.`,
+      `Both lungs, ${millilitres(both)}: ${says}. Right ${millilitres(right)}, left ${millilitres(left)}.${about}`,
     ),
     table("Share of each part of the lungs by density", headings, rows),
     element(

@@ -70,6 +70,7 @@ def test_table_is_computed_from_the_corrected_mask_and_the_models_is_unchanged(
     after = without_the_left_lung(before)
     content = post(reader, answer, {"mask": mask_of(before, after)}).json()
     model, regions = answer.score["lungs"]["regions"], content["reviewed"]["lungs"]["regions"]
+    assert answer.score["lungs"]["ranges"] and not content["reviewed"]["lungs"]["ranges"], "of the model's shares"
     assert content["score"]["lungs"] == answer.score["lungs"]
     assert regions["left"]["whole"] == {"ml": 0.0, "ground_glass": None, "consolidation": None}
     assert regions["both"]["whole"] == regions["right"]["whole"] == model["right"]["whole"]

@@ -63,6 +63,7 @@ def test_corrections_replace_levels_and_shares_and_the_model_is_kept(reader: Tes
     assert content["score"]["level"]["severe"] == "intermediate"  # what the model said
     assert content["reviewed"]["level"]["severe"] == "high"
     regions, before = content["reviewed"]["lungs"]["regions"], answer.score["lungs"]["regions"]
+    assert answer.score["lungs"]["ranges"] and not content["reviewed"]["lungs"]["ranges"], "of the model's shares"
     assert regions["left"] == before["left"]
     assert regions["right"]["lower"]["ground_glass"] == 0.5
     thirds = [regions["right"][part] for part in ("upper", "middle", "lower")]
