@@ -7,7 +7,6 @@ augmentation (normal deviates, interpolation) is a cost of any augmentation and 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -58,8 +57,7 @@ def _notes() -> list[str]:
         f"{STEPS} steps, augmented. First epoch: the first of a process, including its imports.",
         "Augmented in memory: the same transforms on tensors in memory, so that only the data path remains. "
         "MONAI as it comes: the same transforms, with MONAI's record of the operations on each scan.",
-        "bfloat16 and the order of channels: only speed. Training uses bfloat16 if the processor has AMX and its "
-        "gradients are repeatable, and always channels last.",
+        "The order of channels: only speed. Training always uses channels last.",
         "Two threads: wall time, two cores. Preparing the next batch in a third thread during a step took 1.2 times as "
         "long, and was removed.",
     ]
@@ -121,19 +119,8 @@ def _ways_to_compute(batch: Batch) -> list[Figure]:
     plain.joined = lambda scan, known: torch.cat([plain.backbone(scan), plain.tabular(known)], dim=1)  # type: ignore[method-assign]
     contiguous = _stepper(plain)
 
-    def in_bf16() -> None:
-        with patch("models.compute.use_bf16", lambda: True):
-            usual(*batch)
-
-    def in_float32() -> None:
-        with patch("models.compute.use_bf16", lambda: False):
-            usual(*batch)
-
-    bf16, float32, channels_first = processor_seconds(REPEATS, in_bf16, in_float32, lambda: contiguous(*batch))
-    return [
-        Figure("step in bfloat16", "in float32", "processor s", bf16, float32),
-        Figure("step with channels last", "channels first", "processor s", float32, channels_first),
-    ]
+    ours, channels_first = processor_seconds(REPEATS, lambda: usual(*batch), lambda: contiguous(*batch))
+    return [Figure("step with channels last", "channels first", "processor s", ours, channels_first)]
 
 
 def _two_cores(examples: Examples) -> list[Figure]:

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from models.checkpointing import checkpointed, has_batch_norm
 from models.compute_settings import ComputeSettings, Precision
 from models.gpu_devices import cuda_indices, gpu_numbers
-from models.precision import gradients_repeat, use_bf16
+from models.precision import gradients_repeat
 from models.reasons import COMPUTE_DEVICE, COMPUTE_FAILED, COMPUTE_MEMORY, COMPUTE_MICRO_BATCH, COMPUTE_PRECISION
 from models.refusal import Refusal
 from models.replicas import Replicas
 
 CPU = torch.device("cpu")
-_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"auto": None, "fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FIRST_SCALE = 2.0**16  # of the loss in fp16; torch's default
 _TOLERANCE = 1e-3  # of the matrix product that a device must agree on with the CPU
 
@@ -35,8 +35,8 @@ _TOLERANCE = 1e-3  # of the matrix product that a device must agree on with the 
 class Compute:
     """A processor, and how to compute on it. Without arguments: the CPU, as if there were no [compute].
 
-    `precision`: "auto" is bf16 on a CPU with fast and correct matrix units for it (`use_bf16`), else fp32. `others`:
-    GPUs that compute parts of the batches of training, beside `device`. For the other fields see `ComputeSettings`.
+    `precision`: "auto" is fp32. `others`: GPUs that compute parts of the batches of training, beside `device`. For the
+    other fields see `ComputeSettings`.
     """
 
     device: torch.device = CPU
@@ -55,7 +55,7 @@ class Compute:
         if threads:
             torch.set_num_threads(threads)
         device, *others = _find(settings.device)
-        dtype = _DTYPES.get(settings.precision)
+        dtype = _DTYPES[settings.precision]
         if dtype and not all(is_reliable(each, dtype) for each in (device, *others)):
             raise Refusal(COMPUTE_PRECISION, device=device.type, precision=settings.precision)
         return cls(
@@ -70,8 +70,6 @@ class Compute:
     @property
     def dtype(self) -> torch.dtype | None:
         """The 16-bit type of matrix products and convolutions; None for float32."""
-        if self.precision == "auto":
-            return torch.bfloat16 if self.device.type == "cpu" and use_bf16() else None
         return _DTYPES[self.precision]
 
     def memory_gb(self) -> float:
@@ -180,7 +178,12 @@ def why_no_gpu(setting: str = "cuda") -> str:
 
 @cache
 def is_reliable(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the device computes in hardware, and repeatably, with a 16-bit type."""
+    """Whether the device computes in hardware, and repeatably, with a 16-bit type.
+
+    A CPU does not in bfloat16: torch 2.13 was wrong there, with AMX in ways that `gradients_repeat` does not find.
+    """
+    if device.type == "cpu" and dtype is torch.bfloat16:
+        return False
     if device.type == "cuda" and dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported(False):
         return False
     try:

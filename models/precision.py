@@ -1,24 +1,10 @@
-"""Decides whether a processor computes correctly with 16-bit numbers, and whether bfloat16 is worth it."""
+"""Checks whether a processor computes the same correct gradients each time."""
 
 from contextlib import nullcontext
-from functools import cache
 
 import torch
 
-_CPU = torch.device("cpu")
 _REPEATS = 8  # wrong gradients came in one to four of them
-
-
-@cache
-def use_bf16() -> bool:
-    """Whether bfloat16 autocast is fast and correct on this machine's CPU.
-
-    It needs AMX tiles, and must give the same finite gradients each time. With torch 2.13 on AVX-512 BF16 a step would
-    take 0.7 of the time, but the backward pass of 3D convolutions on two slices returned values from uninitialised
-    memory: different each time and sometimes not finite.
-    """
-    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private in torch: it may be removed
-    return has_tiles is not None and bool(has_tiles()) and gradients_repeat(_CPU, torch.bfloat16)
 
 
 def gradients_repeat(device: torch.device, dtype: torch.dtype | None) -> bool:
@@ -27,7 +13,7 @@ def gradients_repeat(device: torch.device, dtype: torch.dtype | None) -> bool:
     Checks a network's first layer and its last layers, which have two slices; only there torch 2.13 was wrong. Raises
     RuntimeError if the device cannot compute at all.
     """
-    # The first to ask may be a prediction, which computes without gradients.
+    # Whoever asks may compute without gradients.
     with torch.inference_mode(False), torch.enable_grad():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -63,11 +63,11 @@ def report(
 ) -> ProcessorReport:
     """Examine the processor in a separate process, unless the settings can only mean the CPU.
 
-    In that case the precision is left out: torch decides it, and is not imported. `inside`: the words before the
+    In that case torch is not imported. `inside`: the words before the
     process's command, such as those of a sandbox; `environment`: all of its variables.
     """
     if not may_have_gpu(settings.device) and settings.precision == "auto":
-        return ProcessorReport(device="cpu")
+        return ProcessorReport(device="cpu", precision="fp32")
     command = [*inside, sys.executable, "-P", "-m", "models.processor_report", settings.model_dump_json()]
     try:
         done = subprocess.run(

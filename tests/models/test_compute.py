@@ -134,13 +134,18 @@ def test_threads_are_those_of_the_settings() -> None:
 # --- precision --------------------------------------------------------------------------------------------
 
 
-def test_auto_precision_is_that_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    for is_fast, dtype in ((True, torch.bfloat16), (False, None)):
-        monkeypatch.setattr(module, "use_bf16", lambda is_fast=is_fast: is_fast)
-        assert PROCESSOR.dtype is dtype
-        with PROCESSOR.autocast():
-            assert torch.is_autocast_enabled("cpu") is is_fast
-        assert PROCESSOR.exact().dtype is None
+def test_auto_precision_is_float32() -> None:
+    assert PROCESSOR.dtype is None and Compute(torch.device("cuda")).dtype is None
+    with PROCESSOR.autocast():
+        assert not torch.is_autocast_enabled("cpu")
+    assert Compute(precision="fp16").exact().dtype is None
+
+
+def test_bf16_is_refused_on_a_cpu_even_if_a_check_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor with AMX passed the check, and trained a 2.5D network to values that were not finite."""
+    monkeypatch.setattr(module, "gradients_repeat", lambda device, dtype: True)
+    assert refused(device="cpu", precision="bf16").code == "E_COMPUTE_PRECISION"
+    assert opened(device="cpu", precision="fp16").dtype is torch.float16
 
 
 @pytest.mark.parametrize("wanted", ["bf16", "fp16"])

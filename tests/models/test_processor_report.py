@@ -41,7 +41,8 @@ def test_torch_is_not_needed_to_say_that_there_is_no_gpu(tmp_path: Path, monkeyp
     monkeypatch.setattr(gpu_devices, "FILES", tmp_path)
     monkeypatch.setattr(processor_report.subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
     assert not may_have_gpu("auto")
-    assert report(ComputeSettings()) == report(ComputeSettings(device="cpu")) == ProcessorReport(device="cpu")
+    expected = ProcessorReport(device="cpu", precision="fp32")
+    assert report(ComputeSettings()) == report(ComputeSettings(device="cpu")) == expected
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda:1"])
