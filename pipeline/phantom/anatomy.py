@@ -18,6 +18,7 @@ Mask = NDArray[np.bool_]
 AIR_HU, FAT_HU, MUSCLE_HU, BLOOD_HU, LIVER_HU, BONE_HU, AERATED_LUNG_HU = -1000, -100, 45, 40, 60, 300, -900
 
 RIB_CAGE_INNER = 0.95  # normalised radius of the inner side of the ribs
+VESSELS_OF_A_SIDE, VESSEL_STEPS = 34, 26
 
 
 @dataclass(frozen=True)
@@ -143,22 +144,28 @@ def _soft_tissue(axes: tuple[Field, Field, Field], build: Build) -> tuple[Field,
 
 def _vessels(grid: Grid, build: Build, rng: Generator) -> Field:
     """Return the share of lung vessels in each voxel: random walks from both hila, tapering outwards."""
-    points, areas = [], []
+    sides, radii_mm, headings, turns = [], [], [], []
     for side in (-1, 1):
-        for _ in range(34):
-            position = np.array([0.0, 12.0, side * 28.0])
-            heading = rng.normal(0, 1, 3) * (1.0, 0.7, 0.6) + (0, 0.1, side * 0.6)
-            for radius_mm in np.linspace(4.2, 1.2, 26) * rng.uniform(0.7, 1.1):
-                heading = heading / np.linalg.norm(heading) + rng.normal(0, 0.22, 3)
-                position = position + 5.0 * heading / np.linalg.norm(heading)
-                points.append(position)
-                areas.append(np.pi * radius_mm**2 * 5.0)
+        for _ in range(VESSELS_OF_A_SIDE):
+            sides.append(side)
+            headings.append(rng.normal(0, 1, 3) * (1.0, 0.7, 0.6) + (0, 0.1, side * 0.6))
+            radii_mm.append(np.linspace(4.2, 1.2, VESSEL_STEPS) * rng.uniform(0.7, 1.1))
+            turns.append(rng.normal(0, 0.22, (VESSEL_STEPS, 3)))
+    # All vessels grow together, step by step: one by one would take half of the time that a simple body takes.
+    position = np.array([(0.0, 12.0, side * 28.0) for side in sides])
+    heading, path = np.array(headings), []
+    for turn in np.array(turns).swapaxes(0, 1):
+        heading = heading / np.linalg.norm(heading, axis=1, keepdims=True) + turn
+        position = position + 5.0 * heading / np.linalg.norm(heading, axis=1, keepdims=True)
+        path.append(position)
+    points = np.stack(path, axis=1).reshape(-1, 3)
+    volumes = np.pi * np.array(radii_mm).ravel() ** 2 * 5.0
     x0, y0, z0 = grid.origin_mm
     spacing = np.array(grid.spacing_mm)
-    index = np.rint((np.array(points) - (z0, y0, x0)) / spacing).astype(int)
+    index = np.rint((points - (z0, y0, x0)) / spacing).astype(int)
     inside = np.all((index >= 0) & (index < grid.shape), axis=1)
     share = np.zeros(grid.shape, dtype=np.float32)
-    np.add.at(share, tuple(index[inside].T), np.array(areas)[inside] / spacing.prod())
+    np.add.at(share, tuple(index[inside].T), volumes[inside] / spacing.prod())
     return np.minimum(ndimage.gaussian_filter(share, 2.2 / spacing, truncate=2.5), 1.0)
 
 
