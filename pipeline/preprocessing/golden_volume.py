@@ -11,6 +11,7 @@ file for it.
 
 import hashlib
 import json
+from functools import cache
 
 import numpy as np
 import torch
@@ -57,7 +58,12 @@ def block_means(settings: Preprocessing) -> NDArray[np.float64]:
 
 
 def golden_volume() -> Volume:
-    """Make the scan with the axes of DICOM: rows to the back, columns to the left, slices to the head."""
+    """Return the scan with the axes of DICOM: rows to the back, columns to the left, slices to the head."""
+    return Volume(hu=_hu().copy(), affine=_affine())
+
+
+@cache  # a simulation asks for it at each of its sites, and computing it takes longer than preparing it
+def _hu() -> NDArray[np.int16]:
     z, y, x = _axes_mm()
     waves = 1 + 0.1 * np.sin(z / 17) + 0.1 * np.cos(y / 13) + 0.1 * np.sin(x / 19)
     hu = np.where((x / 165) ** 2 + (y / 112) ** 2 < 1, 43.0 * waves, -997.0)  # the body
@@ -66,7 +72,7 @@ def golden_volume() -> Volume:
     for side, height_mm in _LUNGS:
         hu = np.where(_lung(side, height_mm), np.where(lesion, -340.0 * waves, -873.0 + 0.6 * y + 31 * (waves - 1)), hu)
     hu = np.where(((z + 125) / 15) ** 2 + ((y + 40) / 22) ** 2 + ((x - 62) / 25) ** 2 < 1, -997.0, hu)  # the stomach
-    return Volume(hu=whole_hu(hu), affine=_affine())
+    return whole_hu(hu)
 
 
 def golden_mask() -> LungMask:
