@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -39,6 +40,15 @@ def imported() -> Callable[[], None]:
     import_lean("sklearn.metrics")
     import_module("federation.client.client_app")
     return flwr_clientapp
+
+
+@cache
+def ready_to_train() -> None:
+    """Import what torch imports for the first optimiser of a process: its compiler, a second of processor time."""
+    import torch
+
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    gc.freeze()  # as in `main`
 
 
 def write_program(folder: Path) -> Path:
@@ -71,6 +81,8 @@ def serve(command: list[str], folder: Path) -> int | list[str]:
                     os.close(tasks)
                     return line.split()
                 forks.add(fork)
+            # Only now: a run's first task, the handshake, trains nothing. A node without a run does not need it.
+            ready_to_train()
         forks -= {fork for fork in forks if os.waitpid(fork, os.WNOHANG)[0]}
     return superexec.returncode
 

@@ -12,7 +12,7 @@ from federation.node.clientapp_forks import PROGRAM
 
 pytestmark = pytest.mark.e2e
 
-# Replaces Flower's program: it records its arguments, draws random numbers and modifies its memory.
+# Replaces Flower's program: it records its arguments, draws random numbers, modifies its memory, makes an optimiser.
 SERVE = """
 import os, random, sys
 from pathlib import Path
@@ -26,6 +26,9 @@ def program():
     memory.append(sys.argv[2])
     drawn = torch.rand(1).item(), numpy.random.rand(), random.random()
     text = f"{os.getpid()} {os.getppid()} {sys.argv} {memory} {drawn}"
+    known = set(sys.modules)
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    (folder / f"{sys.argv[2]}.imports").write_text(str(len(set(sys.modules) - known)))
     (folder / "part").write_text(text)
     (folder / "part").rename(folder / sys.argv[2])
 
@@ -54,6 +57,8 @@ def test_each_task_runs_in_a_new_process_without_state_of_the_previous_one(tmp_p
     drawn = [set(text[2].rpartition("(")[2].rstrip(")").split(", ")) for text in (first, second)]
     assert len(drawn[0]) == 3
     assert not drawn[0] & drawn[1]
+    imports = [int((tmp_path / f"{name}.imports").read_text()) for name in ("first", "second")]
+    assert imports[1] == 0 < imports[0], "from the second task on, an optimiser needs no import of its own"
 
 
 def test_sigterm_ends_the_command_before_the_server(tmp_path: Path) -> None:
