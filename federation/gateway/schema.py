@@ -210,7 +210,7 @@ class Schema:
 
 
 def schema_of(study: str, folder: Path, releases: Path) -> Schema:
-    """Return the schema of a study, given as JSON. It is computed once and kept in `folder`.
+    """Return the schema of a study, given as JSON. It is computed once and kept in `folder`, with the first model.
 
     `releases`: holds the release that the study starts from, if any. The caller has checked its approval.
 
@@ -219,8 +219,14 @@ def schema_of(study: str, folder: Path, releases: Path) -> Schema:
     kept = folder / f"{_key(study)}.json"
     if kept.is_file():
         return Schema.from_json(kept.read_bytes())
-    schema = in_a_process(study, str(releases))
-    folder.mkdir(parents=True, exist_ok=True)
+    chunks = _chunks(study, folder)
+    # The first round needs the model. To compute it again, then, would take another two seconds of processor time.
+    chunks.mkdir(parents=True, exist_ok=True)
+    try:
+        schema = in_a_process(study, str(releases), str(chunks))
+    except Refusal:
+        shutil.rmtree(chunks, ignore_errors=True)
+        raise
     write_durably(kept, schema.to_json().encode())
     _forget_old(folder)
     return schema
@@ -239,7 +245,7 @@ def _forget_old(folder: Path) -> None:
 
 def first_model_of(study: str, folder: Path, releases: Path) -> Arrays:
     """Return the model that a study starts from; its chunks are kept in `folder`. Raises as `schema_of` does."""
-    chunks = folder / f"{_key(study)}.first"
+    chunks = _chunks(study, folder)
     schema = schema_of(study, folder, releases)
     heads = first_model.heads_of(schema.first)
     wanted = [chunk for group in heads.values() for head in group.values() for chunk in head.chunks]
@@ -247,6 +253,10 @@ def first_model_of(study: str, folder: Path, releases: Path) -> Arrays:
         chunks.mkdir(parents=True, exist_ok=True)
         in_a_process(study, str(releases), str(chunks))
     return Arrays(heads, lambda chunk: (chunks / chunk).read_bytes())
+
+
+def _chunks(study: str, folder: Path) -> Path:
+    return folder / f"{_key(study)}.first"
 
 
 def _key(study: str) -> str:

@@ -19,9 +19,9 @@ from flwr.supercore.inflatable.inflatable_object import get_object_tree
 
 from federation.approval import fab
 from federation.gateway import schema, task_checks
-from federation.gateway.flower_objects import read_content
+from federation.gateway.flower_objects import object_id, read_content
 from federation.gateway.reasons import TASK_DAMAGED
-from federation.gateway.schema import ArraySpec, Schema, schema_of, work_out
+from federation.gateway.schema import ArraySpec, Schema, first_model_of, schema_of, work_out
 from federation.gateway.spool import Spool
 from federation.ledger.chain import EMPTY, Head
 from federation.protocol.flat_weights import WEIGHTS, pack
@@ -182,12 +182,16 @@ def test_size_and_header_of_an_array_match_numpy(dtype: str) -> None:
 
 
 @pytest.mark.slow
-def test_schema_of_a_study_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schema_and_first_model_of_a_study_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = STUDY.model_dump_json()
     found = schema_of(text, tmp_path, tmp_path)
     assert found == work_out(text.encode())
     monkeypatch.setattr(schema.subprocess, "run", lambda *_, **__: pytest.fail("it was asked again"))
     assert schema_of(text, tmp_path, tmp_path) == found
+    first = first_model_of(text, tmp_path, tmp_path)
+    assert all(
+        object_id(first.read(chunk)) == chunk for head in first.heads["arrays"].values() for chunk in head.chunks
+    )
     assert code_of(schema_of, "x" * 70_000, tmp_path, tmp_path) == "E_RUN_CONFIG"
 
 
