@@ -53,9 +53,15 @@ def study_of(sites: int, *, secure: bool, strategy: str = "FedAvg", groups: int 
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Five sites with cohorts of different sizes. Tests must not change them."""
-    return sites_in(tmp_path_factory.mktemp("sites"), 5)
+def nine(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Nine sites with cohorts of different sizes. Tests must not change them."""
+    return sites_in(tmp_path_factory.mktemp("sites"), 9)
+
+
+@pytest.fixture(scope="module")
+def folders(nine: list[Path]) -> list[Path]:
+    """Five of the sites."""
+    return nine[:5]
 
 
 def sites_in(root: Path, count: int, patients: int = 12) -> list[Path]:
@@ -104,16 +110,16 @@ def test_each_masked_round_gives_the_model_of_plain_averaging(folders: list[Path
 
 
 @pytest.mark.slow
-def test_masked_round_in_groups_gives_the_median_of_the_groups_plain_averages(tmp_path: Path) -> None:
-    what, folders = study_of(9, secure=True, groups=3), sites_in(tmp_path, 9)
-    sites = sites_here(what, folders)
+def test_masked_round_in_groups_gives_the_median_of_the_groups_plain_averages(nine: list[Path], tmp_path: Path) -> None:
+    what = study_of(9, secure=True, groups=3)
+    sites = sites_here(what, nine)
     before = Model(*pack(build_network(what.network, seed=1)))
     assert sites.masked is not None
     training = Training(what.model_copy(update={"study": what.study.model_copy(update={"rounds": 1})}), tmp_path, "run")
     training.execute(sites)
     moved = []
     for group in groups_of(sites.masked.roster, 3):
-        of_group = [folder for folder in folders if Site.open(folder).name in group.by_name]
+        of_group = [folder for folder in nine if Site.open(folder).name in group.by_name]
         average = average_of_a_round(what, of_group, 1, before.arrays, before.buffers)
         moved.append(average.arrays[WEIGHTS] - before.arrays[WEIGHTS])
     expected = before.arrays[WEIGHTS] + np.median(moved, axis=0)
