@@ -27,6 +27,7 @@ from federation.cli.verify_release import verify_release
 from federation.system.process import QUIET
 from models.reasons import SYSTEM
 from models.refusal import Refusal
+from pipeline.system.garbage import uncollected
 
 show_argument_help()
 app = typer.Typer(
@@ -147,9 +148,10 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score one scan: probability of severe Covid-19, with quality checks. Research use, not a medical device."""
-    from federation.cli.scoring import score_series
-    from federation.cli.trust import trusted_keys
-    from models.compute_settings import DEVICE
+    with uncollected():
+        from federation.cli.scoring import score_series
+        from federation.cli.trust import trusted_keys
+        from models.compute_settings import DEVICE
 
     if not re.fullmatch(DEVICE, device):
         raise typer.BadParameter(f"{device} is not cpu, auto, cuda or cuda:N", param_hint="--device")

@@ -17,6 +17,8 @@ from pipeline.scoring.lungs_alone import measure_lungs
 from pipeline.scoring.score import Score, score_scan
 from pipeline.scoring.single_scan import OneScan, read_one
 from pipeline.scoring.verdict import SYNTHETIC
+from pipeline.system.garbage import uncollected
+from pipeline.system.malloc import keep_memory
 
 
 def score_series(
@@ -44,7 +46,9 @@ def score_series(
     """
     # One thread, as in the clinic: the network is small, and more threads only wait for each other.
     compute = Compute.open(ComputeSettings(device=device), threads=1)
-    release = load_release(model, trusted, runs_package=runs_package)
+    keep_memory()
+    with uncollected():  # it imports MONAI
+        release = load_release(model, trusted, runs_package=runs_package)
     scan = read_one(series[0] if len(series) == 1 else series, lungs=lungs)
     try:
         result = score_scan(scan, release, compute=compute)
