@@ -16,10 +16,10 @@ from types import ModuleType
 OPTIONAL = {
     "monai": frozenset(
         {
-            *("IPython", "PIL", "gdown", "huggingface_hub", "ignite", "itk", "jsonschema", "matplotlib", "mlflow"),
-            *("nibabel", "onnx", "onnxruntime", "pandas", "psutil", "pydicom", "requests", "scipy", "scipy.ndimage"),
-            *("scipy.optimize", "scipy.signal", "scipy.sparse", "scipy.spatial", "skimage", "sklearn", "tensorboard"),
-            *("tensorboardX", "torchvision", "transformers", "yaml"),
+            *("IPython", "PIL", "bs4", "filelock", "gdown", "huggingface_hub", "ignite", "itk", "jsonschema"),
+            *("matplotlib", "mlflow", "nibabel", "onnx", "onnxruntime", "pandas", "psutil", "pydicom", "requests"),
+            *("scipy", "scipy.ndimage", "scipy.optimize", "scipy.signal", "scipy.sparse", "scipy.spatial", "skimage"),
+            *("sklearn", "tensorboard", "tensorboardX", "torchvision", "transformers", "yaml"),
         }
     ),
     "sklearn": frozenset({"pandas"}),
