@@ -62,8 +62,10 @@ from pipeline.site.folder import Site
 
 HOLD_SECONDS = 15.0  # how long a pull waits while a task is checked; Flower's node gives up after 30 s
 # The next task often follows soon after an answer. If there is none, Flower's node asks again only after 3 s.
-# Therefore the gateway itself asks the server repeatedly for this long.
+# Therefore the gateway itself asks the server repeatedly for this long: often in the first second, in which the server
+# combines the replies of a round with a usual model.
 SOON_SECONDS, ASK_SECONDS = 4.0, 1.0
+OFTEN_SECONDS, ASK_OFTEN_SECONDS = 1.0, 0.25
 MAX_DELIVERIES = 3
 Direction = Literal["in", "out", "here"]
 
@@ -151,9 +153,10 @@ class Exchange:
         request, clock = PullMessagesRequest(node=Node(node_id=self.node_id)), asyncio.get_running_loop().time
         while True:
             response = await self._upstream.ask("pull-messages", request, PullMessagesResponse)
-            if response.messages_list or clock() > answered + SOON_SECONDS - ASK_SECONDS:
+            since = clock() - answered
+            if response.messages_list or since > SOON_SECONDS - ASK_SECONDS:
                 return response
-            await asyncio.sleep(ASK_SECONDS)
+            await asyncio.sleep(ASK_OFTEN_SECONDS if since < OFTEN_SECONDS else ASK_SECONDS)
 
     async def _hold(self, checking: Checking) -> PullMessagesResponse:
         """Wait for the checks, but not for longer than the node does; offer the task if it passed."""
