@@ -1,14 +1,16 @@
 """Rounds of a federation with real processes on loopback but without training: duration and bytes.
 
-All connections use TLS: SuperLink, two SuperNodes, and the gateway in front of one of them. Each node runs the study's
-own app, with a multiplication instead of training, and the server runs the study's own strategy. Between each site and
-the server is a relay that counts bytes.
+All connections use TLS. One site runs a whole node, as `fedthorax node start` does; the other only its SuperNode and
+its sandbox, without a gateway. In both sandboxes each task is a fork of a process that has imported its libraries. Each
+node runs the study's own app, with a multiplication instead of training, and the server runs the study's own strategy.
+Between each site and the server is a relay that counts bytes.
 """
 
 import contextlib
 import json
 import os
 import re
+import secrets
 import socket
 import threading
 import time
@@ -25,9 +27,10 @@ from federation.approval.approvals import Approvals
 from federation.approval.studies import StudyApprovals
 from federation.enrolment.certificates import create_node_key, load_node_key, public_pem
 from federation.enrolment.join import node_certificate, with_server_address
-from federation.gateway.loopback import loopback_certificate, self_signed
-from federation.gateway.process import start_gateway
+from federation.gateway.loopback import self_signed
 from federation.gateway.schema import schema_of
+from federation.node import sandbox
+from federation.node.start import start_node
 from federation.protocol.study_config import Study
 from federation.server.start import init_server, start_server
 from federation.superlink.control import loopback_certificate as server_certificate
@@ -40,7 +43,7 @@ from pipeline.site.folder import Site, init_site, site_settings
 
 MEMORY_MB = 150.0
 THROUGH, DIRECT = "through", "direct"
-_AT_SERVER, _AT_SITE = "rounds.json", "stages.json"
+_AT_SERVER, _AT_SITE = "rounds.json", "client.log"  # the one file of the site that its sandbox may write to
 _PIECE = 2**16
 _APP = Path(__file__).with_name("round_app")
 
@@ -74,7 +77,7 @@ def make_site(folder: Path) -> Site:
     rows = [
         PatientRow(f"{split}{number}", split, f"{split}{number}.npy", None, None, number % 2 == 0, number % 3 == 0)
         for split in ("train", "validation", "test")
-        for number in range(30)
+        for number in range(60)  # so that ten of them have each value of each label
     ]
     with Cohort(site) as cohort:
         cohort.replace(rows, [], [])  # type: ignore[arg-type]
@@ -131,8 +134,7 @@ class Rig:
         port = read_server_config(self._server).control_port
         self._lines = {name: Line(port) for name in self._sites}
         self._stack.enter_context(self._with_gateway(self._sites[THROUGH], self._lines[THROUGH].port))
-        direct = self._sites[DIRECT]
-        self._stack.enter_context(supernode_process(direct, self._lines[DIRECT].port, server_certificate(self._server)))
+        self._stack.enter_context(self._without_gateway(self._sites[DIRECT], self._lines[DIRECT].port))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -148,10 +150,21 @@ class Rig:
         site.ca_certificate.write_bytes(server_certificate(self._server).read_bytes())
         settings = site.folder / "site.toml"
         settings.write_text(with_server_address(settings.read_text(), f"{LOOPBACK}:{server_port}"))
-        port = free_port()
+        with start_node(Site.open(site.folder)):
+            yield
+
+    @contextlib.contextmanager
+    def _without_gateway(self, site: Site, server_port: int) -> Iterator[None]:
+        """Start what a node starts, but for the gateway."""
+        port, secret = free_port(), site.folder / "keys" / "superexec.secret"
+        secret.write_text(secrets.token_hex(32))
+        certificate = server_certificate(self._server)
+        command = supernode(site, superlink_port=server_port, certificate=certificate, port=port)
+        command += ["--isolation=process", f"--superexec-auth-secret-file={secret}"]
+        environment = flower_environment(site.folder / "flower_home")
         with (
-            start_gateway(Site.open(site.folder), port=port, log=site.logs / "gateway.log"),
-            supernode_process(site, port, loopback_certificate(site)[0]),
+            Process("the node", command, log=site.logs / "node.log", environment=environment),
+            sandbox.start_superexec(site, runtime_port=port, secret_file=secret, log=site.logs / "sandbox.log"),
         ):
             yield
 
@@ -165,7 +178,7 @@ class Rig:
         config = {"study": study.model_dump_json(), "run": "both" if both else "one"}
         wait(self._server, start(self._server, self._app, config))
         found: dict[str, list[Round]] = {}
-        stages = {name: _taken(site.folder / _AT_SITE) for name, site in self._sites.items()}
+        stages = {name: _taken(site.logs / _AT_SITE) for name, site in self._sites.items()}
         for each in json.loads((self._server / _AT_SERVER).read_text()):
             found.setdefault(each["site"], []).append(self._round(each, next(stages[each["site"]])))
         return found
@@ -179,10 +192,10 @@ class Rig:
 
 
 def _taken(file: Path) -> Iterator[dict[str, float]]:
-    """Read the app's record of each message, once."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    file.unlink(missing_ok=True)
-    return map(json.loads, lines)
+    """Read the app's record of each message, once; the other lines are log lines."""
+    lines = file.read_text().splitlines()
+    os.truncate(file, 0)  # the sandbox sees this file alone, so it must stay
+    return map(json.loads, (line for line in lines if line.startswith("{")))
 
 
 def supernode_process(site: Site, port: int, certificate: Path) -> Process:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from chest import SYNTAXES, write_chest
 from common import Figure, Part
-from flower_app import packed, start, supernode, wait
+from flower_app import packed, start, supernode, wait, with_sandbox
 from scoring import random_release
 
 from federation.enrolment.certificates import create_node_key, load_node_key, public_pem
@@ -25,8 +25,6 @@ from federation.server.start import init_server, start_server
 from federation.superlink.control import loopback_certificate, read_server_config
 from federation.superlink.nodes import enrol
 from federation.system.process import LOOPBACK, Process, flower_command, flower_environment, free_port, port_is_taken
-from models.refusal import Refusal
-from models.settings import with_value
 from pipeline.site.folder import Site, init_site, site_settings
 
 COMMAND_REPEATS, PROCESS_REPEATS, MESSAGES = 3, 2, 3
@@ -214,12 +212,6 @@ def _enrol(site: Site, server: Path, name: str) -> None:
 
 def _site(folder: Path) -> Site:
     """Make a site with a key and no patients; with a sandbox if this machine supports one."""
-    settings = site_settings(None, name=folder.name)
-    site = init_site(folder, settings)
+    site = init_site(folder, site_settings(None, name=folder.name))
     create_node_key(site.node_key)
-    try:
-        sandbox.available(site)
-    except Refusal:
-        text = with_value(settings, "sandbox", "kind", '"none"')
-        (folder / "site.toml").write_text(with_value(text, "sandbox", "accepted_by", '"the benchmark"'))
-    return Site.open(folder)
+    return with_sandbox(site)

@@ -36,7 +36,7 @@ class Timed(ClientApp):
         entered = time.time()
         reply = client_app.app(message, context)
         stages = {"process": process_began(), "entered": entered, "left": time.time()}
-        with (client_app.site_folder(context) / "stages.json").open("a") as file:
+        with (client_app.site_folder(context) / "logs" / "client.log").open("a") as file:
             file.write(json.dumps(stages) + "\n")
         return reply
 

@@ -27,7 +27,8 @@ def main(grid, context):
     folder, study = Path(os.environ["FEDTHORAX_SERVER_DIR"]), Study.model_validate_json(context.run_config["study"])
     arrays, buffers = pack(build_network(study.network, seed=1))
     nodes = {site.name: site.node_id for site in sites(folder)}
-    asked = nodes if context.run_config["run"] == "both" else ["through"]
+    # The gateway expects the study's first model in round 1, so its site is asked before the other changes the model.
+    asked = ["through", "direct"] if context.run_config["run"] == "both" else ["through"]
     grid, heads, rounds = EagerGrid(grid), {}, []
     while len(grid.get_node_ids()) < len(nodes):
         time.sleep(0.5)
