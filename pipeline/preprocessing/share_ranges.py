@@ -41,7 +41,7 @@ def ranges(
     """
     if both.ground_glass is None or both.consolidation is None:
         return {}
-    doubtful = _doubtful(hu, found, opacities) / max(1, np.count_nonzero(measured))
+    doubtful = _doubtful(hu, found, opacities) / max(1, int(np.count_nonzero(measured)))
     return {
         "ground_glass": _around(both.ground_glass, GROUND_GLASS_TIMES * (both.ground_glass + LEAST_GROUND_GLASS)),
         "consolidation": _around(both.consolidation, CONSOLIDATION_TIMES * (doubtful + LEAST_CONSOLIDATION)),
