@@ -64,7 +64,6 @@ class SeverityNetwork(nn.Module):
 
         super().__init__()
         self.backbone, self.features = build_backbone(settings)
-        self.architecture = settings.architecture
         self.is_own, self.has_encoder, self.hides_blocks = (
             settings.is_own,
             bool(settings.encoder),

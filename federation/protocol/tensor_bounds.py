@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from models.network import SeverityNetwork
     from models.network_settings import NetworkSettings
+    from models.pooling import Attention
 
 
 class Bound(NamedTuple):
@@ -37,14 +38,17 @@ _CONVOLUTION = Bound(0.7, 0, 3, 0)
 _FIRST_CONVOLUTION = Bound(2.5, 0, 6, 0)
 _NORM_SCALE = Bound(0.12, 0, 2, 0)
 _NORM_SHIFT = Bound(0, 0.1, 0, 0.6)  # zero at the seed
-_HEAD_OF_SCAN, _HEAD_OF_AGE_AND_SEX, _HEAD_BIAS = Bound(3, 0, 0, 0.6), Bound(3, 0, 0, 0.6), Bound(0, 0.25, 0, 1.2)
+_HEAD_OF_SCAN, _HEAD_BIAS = Bound(3, 0, 0, 0.6), Bound(0, 0.25, 0, 1.2)
+# How long these few weights are drawn is chance, and shorter beside more features of the scan. How far they move does
+# not depend on it: their inputs are about 1, as that of a bias, so they may move as far as one.
+_HEAD_OF_AGE_AND_SEX = Bound(3, 0.25, 0, 0.6)
 # Of a pretraining on hidden blocks, whose head is applied at each place. A long head drives most estimates to the end
 # of their range, where they teach nothing, and its update then follows the few others. So it may become this many times
 # as long as it is drawn (torch's Linear draws 1 / sqrt(3 inputs)), whatever the first model is (docs/pretraining.md).
 _HEAD_OF_PLACES = 4
 _OTHER = Bound(0.7, 0.05, 6, 0.6)
-# The weights of attention's hidden units move further than norms do, without gates or on EfficientNet's few features.
-_PLAIN_ATTENTION, _EFFICIENT_ATTENTION = Bound(0.9, 0, 2, 0), Bound(0.4, 0, 2, 0)
+# The weights of attention's hidden units move further than norms do, most without gates.
+_PLAIN_ATTENTION, _GATED_ATTENTION = Bound(0.9, 0, 2, 0), Bound(0.4, 0, 2, 0)
 _UNBOUNDED = 1e30  # the length of running means and variances has no meaning
 _RUNNING_MEAN, _RUNNING_VARIANCE = Bound(4, 6, 0, _UNBOUNDED), Bound(16, 16, 0, _UNBOUNDED)
 _FIXED = Bound(0, 0, 1, 0)
@@ -67,13 +71,11 @@ _USUAL_ROUNDS = 40
 # (docs/one-reply.md): architecture, pooling, norm.
 _MEASURED_WIDTH = 0.25
 _MEASURED = {
-    ("resnet18", "gated", "batch"),
-    ("resnet18", "attention", "batch"),
-    ("resnet18_slices", "attention", "batch"),
     ("densenet121", "mean", "batch"),
     ("densenet121", "mean", "group"),
     ("seresnet50", "mean", "batch"),
     ("efficientnet_b0_slices", "gated", "batch"),
+    ("convnext", "mean", "batch"),
 }
 
 
@@ -123,7 +125,7 @@ def reaches_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int,
     longer = _faster(learning_rate, epochs) * max(1.0, rounds / _USUAL_ROUNDS)
     reaches: dict[str, list[Reach]] = {}
     ends: dict[str, int] = {}
-    stages = _stages(network)
+    stages = _stages(network) | dict.fromkeys(_hidden_units(network), _HELD_STAGES[0])
     for name, tensor in network.state_dict().items():
         if is_buffer(name):
             continue
@@ -138,8 +140,8 @@ def reaches_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int,
 def _held(name: str, tensor: "Tensor", stage: int | None) -> "Iterator[tuple[Tensor, float]]":
     """Yield the filters or channels of a tensor, each with its largest distance from the seed's.
 
-    A replaced filter, or a large shift, can create a unit that responds to a single patient. `stage`: of the backbone;
-    None: the tensor is in none.
+    A replaced filter, or a large shift, can create a unit that responds to a single patient. `stage`: of the backbone,
+    a later one for the hidden units of attention; None: the tensor is in none.
     """
     if stage is None:
         yield tensor, _UNBOUNDED
@@ -185,17 +187,39 @@ def _first_convolution(network: "SeverityNetwork") -> str:
     return next((name for name, tensor in network.state_dict().items() if tensor.ndim > 2), "")
 
 
-def _attention(network: "SeverityNetwork") -> dict[str, Bound]:
-    """Return the bound of the weights of our attention's hidden units by name, if it is not that of norms."""
+def _poolings(network: "SeverityNetwork") -> "dict[str, Attention]":
+    """Return our attention by name; a package's own is the package's layer like any other."""
     from models.pooling import Attention
 
-    gated = {"efficientnet_b0_slices": _EFFICIENT_ATTENTION}.get(network.architecture)
-    found = {
-        f"{name}.importance": _PLAIN_ATTENTION if layer.gate is None else gated
+    return {
+        name: layer
         for name, layer in network.named_modules()
         if isinstance(layer, Attention) and not f"{name}.".startswith(_OWN)
     }
-    return {name: bound for name, bound in found.items() if bound}
+
+
+def _attention(network: "SeverityNetwork") -> dict[str, Bound]:
+    """Return the bound of the weights of our attention's hidden units by name."""
+    return {
+        f"{name}.importance": _PLAIN_ATTENTION if layer.gate is None else _GATED_ATTENTION
+        for name, layer in _poolings(network).items()
+    }
+
+
+def _hidden_units(network: "SeverityNetwork") -> list[str]:
+    """Return the names of the weights and biases that make our attention's hidden units of features.
+
+    Each unit is a linear layer before a tanh or sigmoid, which no norm centres. With other weights it could open for
+    one slice of one patient, and its update would be this slice's features.
+    """
+    layers = ("content", "gate")
+    return [
+        f"{name}.{layer}.{weight}"
+        for name, pooling in _poolings(network).items()
+        for layer in layers
+        if getattr(pooling, layer) is not None
+        for weight in ("weight", "bias")
+    ]
 
 
 def parts_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int) -> dict[str, list[Part]]:

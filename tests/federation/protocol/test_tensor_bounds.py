@@ -92,13 +92,13 @@ def unheld(network: SeverityNetwork) -> set[str]:
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_only_first_filters_pooling_and_head_may_be_any_distance_from_the_seeds(architecture: str, norm: str) -> None:
-    """Every shift, and every filter of later stages, is held: none can become a threshold for one patient."""
+def test_only_first_filters_and_the_ends_may_be_any_distance_from_the_seeds(architecture: str, norm: str) -> None:
+    """Every shift, filter of later stages and hidden unit of attention is held: none can become a threshold."""
     network = made(architecture, "gated", norm)
     first = next(name for name, weight in network.named_parameters() if weight.ndim > 2)
     for name in unheld(network) - {first}:
         is_early = re.search(r"\.(layer|denseblock|transition)1\.", name) and network.get_parameter(name).ndim > 1
-        assert is_early or re.search(r"^(head|tabular)\.|\.(content|gate)\.|\.importance$", name), name
+        assert is_early or re.search(r"^(head|tabular)\.|\.importance$", name), name
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,19 @@ def test_only_first_filters_pooling_and_head_may_be_any_distance_from_the_seeds(
 )
 def test_weights_of_attention_may_move_further_without_gates(architecture: str, pool: str) -> None:
     assert share_of(made(architecture, "attention"), f"{pool}.importance") == 0.9
-    gated = 0.4 if architecture == "efficientnet_b0_slices" else 0.12
-    assert share_of(made(architecture, "gated"), f"{pool}.importance") == gated
+    assert share_of(made(architecture, "gated"), f"{pool}.importance") == 0.4
+
+
+@pytest.mark.parametrize("widen_factor", [0.25, 1])
+def test_weights_on_age_and_sex_may_move_as_far_in_a_wide_network(widen_factor: float) -> None:
+    """An honest hospital alone moved them by up to 0.15; in a wide network they are drawn much shorter."""
+    content = {"architecture": "convnext", "widen_factor": widen_factor}
+    network = build_network(StudyNetwork.model_validate(content), seed=1)
+    start = sum(weight.numel() for name, weight in network.named_parameters() if not name.startswith("head."))
+    parts = {part.start: part for part in parts_of(network, learning_rate=0.05, epochs=2)[WEIGHTS]}
+    part = parts[start + network.features]
+    assert max(part.share * part.rms, part.floor) >= 1.5 * 0.15
+    assert part.longest == 0.6
 
 
 def head_of_scan(outputs: str, widen_factor: float) -> tuple[float, float]:
@@ -149,7 +160,8 @@ def test_names_in_a_package_do_not_change_its_bounds(tmp_path: Path, name: str) 
     assert held(renamed) == held(usual)
     first = usual.get_parameter("backbone.maps.blocks.0.0.weight").numel()
     filters = [start for start, _ in held(usual) if start >= first]
-    assert len(filters) == 8 + 8 + 16 + 16 + 16 + 32 + 32 + 32, "channels of three norms, filters after the first layer"
+    of_package = 8 + 8 + 16 + 16 + 16 + 32 + 32 + 32  # channels of three norms, filters after the first layer
+    assert len(filters) == of_package + 16 + 16, "and the hidden units of our attention, each with its bias"
 
 
 def test_only_measured_forms_count_as_measured() -> None:
