@@ -18,9 +18,8 @@ LEAST_SAMPLE = 0.1  # share of a border of the image; a smaller share is not a s
 SLICES = 16  # about a hundred thousand voxels of air; more slices give the same median
 USUAL_AIR_HU = -1000.0  # where no air around the patient is visible
 AS_THIN_HU = 20.0
-# Share of the air in the lungs: 0.005 in a real thorax, at most 0.19 in 251 of 252 synthetic chests with emphysema and
-# bullae (0.37 in one, whose median is refused too), 0.42 and more in abdomens full of gas. Bullae are called giant from a
-# third of one lung on.
+# Share of the air in the lungs: 0.005 in a real thorax, at most 0.19 in 251 of 252 synthetic chests (0.37 in one, whose
+# median is refused too), 0.42 and more in abdomens full of gas. Bullae are called giant from a third of one lung on.
 MOST_GAS = 0.4
 
 
