@@ -8,7 +8,7 @@ const PARTS = { whole: "Whole", upper: "Upper", middle: "Middle", lower: "Lower"
 
 /** A share of both lungs, and where the true one lies; answers of earlier versions, masks and corrections have no range. */
 function withRange(share, range) {
-  return range ? `${roughly(share)} (${roughly(range[0])} to ${roughly(range[1])})` : roughly(share);
+  return range ? `${roughly(share)} (${Number((100 * range[0]).toFixed(1))} to ${roughly(range[1])})` : roughly(share);
 }
 
 /** Shows the measures of the lungs in `box`. */
@@ -27,18 +27,18 @@ export function showMeasures(box, lungs, whyNot = "Not measured.") {
   const [glass, dense] = [lungs.bands_hu.ground_glass, lungs.bands_hu.consolidation];
   const ranges = lungs.ranges ?? {};
   const says = `${withRange(both.whole.ground_glass, ranges.ground_glass)} ground glass, ${withRange(both.whole.consolidation, ranges.consolidation)} consolidation`;
-  const about = ranges.consolidation ? " In brackets: contains the true share in 95 % of synthetic scans; not measured in patients." : "";
+  const about = ranges.consolidation ? " In brackets: holds the true share in 95 % of synthetic scans, not known for patients." : "";
   box.replaceChildren(
     element(
       "p",
       {},
-      `Both lungs, ${millilitres(both)}: ${says}. Right ${millilitres(right)}, left ${millilitres(left)}.${about}`,
+      `Both lungs, ${millilitres(both)}: ${says}. Right ${millilitres(right)}, left ${millilitres(left)}.`,
     ),
     table("Share of each part of the lungs by density", headings, rows),
     element(
       "p",
       { className: "soft" },
-      `Thirds of each lung's height; shares of volume at ${glass[0]} to ${glass[1]} HU and ${dense[0]} to ${dense[1]} HU. ${lungs.are_marked ? "Vessels, bronchi and hila do not count, other diseases do. Healthy: 4.3 % (2.7 to 17.8 %) at -600 to -250 HU, with vessels (Respirology 2020; 25:855)." : "Vessels, and densities caused by other diseases, are included."}`,
+      `Thirds of each lung's height; shares of volume at ${glass[0]} to ${glass[1]} HU and ${dense[0]} to ${dense[1]} HU.${about} ${lungs.are_marked ? "Vessels, bronchi and hila do not count, other diseases do. Healthy: 4.3 % (2.7 to 17.8 %) at -600 to -250 HU, with vessels (Respirology 2020; 25:855)." : "Vessels, and densities caused by other diseases, are included."}`,
     ),
   );
 }
