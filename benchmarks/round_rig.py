@@ -97,6 +97,8 @@ class Line:
         with contextlib.suppress(OSError):  # closed
             while True:
                 near, far = self._listener.accept()[0], socket.create_connection((LOOPBACK, self._port))
+                for end in (near, far):  # otherwise a short request waits for the acknowledgement of its beginning
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 for source, sink, direction in ((near, far, "up"), (far, near, "down")):
                     threading.Thread(target=self._pump, args=(source, sink, direction), daemon=True).start()
 
@@ -168,20 +170,18 @@ class Rig:
         ):
             yield
 
-    def run(self, study: Study, *, both: bool) -> dict[str, list[Round]]:
-        """Run the study's rounds; return them by site. Each asks both sites in turn, or only that with the gateway."""
+    def run(self, study: Study, site: str) -> list[Round]:
+        """Run the study's rounds at one site; return them."""
+        folder = self._sites[site].folder
         StudyApprovals(self._sites[THROUGH]).approve(study.model_dump_json(), by="the benchmark")
         # The gateway's first check of a study takes as long as an import of torch, and does not belong to a round.
-        schema_of(
-            study.model_dump_json(), self._sites[THROUGH].folder / "gateway" / "schemas", self._sites[THROUGH].folder
-        )
-        config = {"study": study.model_dump_json(), "run": "both" if both else "one"}
+        through = self._sites[THROUGH].folder
+        schema_of(study.model_dump_json(), through / "gateway" / "schemas", through)
+        # The run's name begins with the site to ask. A site refuses a second study in the same run, so it ends anew.
+        config = {"study": study.model_dump_json(), "run": f"{site}-{secrets.token_hex(4)}"}
         wait(self._server, start(self._server, self._app, config))
-        found: dict[str, list[Round]] = {}
-        stages = {name: _taken(site.logs / _AT_SITE) for name, site in self._sites.items()}
-        for each in json.loads((self._server / _AT_SERVER).read_text()):
-            found.setdefault(each["site"], []).append(self._round(each, next(stages[each["site"]])))
-        return found
+        stages = _taken(folder / "logs" / _AT_SITE)
+        return [self._round(each, next(stages)) for each in json.loads((self._server / _AT_SERVER).read_text())]
 
     def _round(self, server: dict[str, Any], site: dict[str, float]) -> Round:
         moments = [server["began"], *site.values(), server["arrived"], server["done"]]

@@ -45,10 +45,12 @@ def measure(folder: Path) -> Part:
     figures: list[Figure] = []
     rows: list[list[str]] = []
     with Rig(folder, sites) as rig:
-        rig.run(study(MODELS[SMALL], rounds=1), both=True)  # warm-up: the app's libraries are not in memory yet
+        for way in (THROUGH, DIRECT):
+            rig.run(study(MODELS[SMALL], rounds=1), way)  # warm-up: the app's libraries are not in memory yet
         for name, network in MODELS.items():
             for precision in AT_MOST:
-                found = rig.run(study(network, precision), both=precision == "float32")
+                ways = (THROUGH, DIRECT) if precision == "float32" else (THROUGH,)
+                found = {way: rig.run(study(network, precision), way) for way in ways}
                 figures += _bytes(name, network, precision, found[THROUGH])
                 rows += [_row(name, precision, way, rounds) for way, rounds in found.items()]
                 if precision == "float32":

@@ -60,12 +60,11 @@ from federation.secure_aggregation.messages import Header
 from models.refusal import Reason, Refusal
 from pipeline.site.folder import Site
 
-HOLD_SECONDS = 15.0  # how long a pull waits while a task is checked; Flower's node gives up after 30 s
-# The next task often follows soon after an answer. If there is none, Flower's node asks again only after 3 s.
-# Therefore the gateway itself asks the server repeatedly for this long: often in the first second, in which the server
-# combines the replies of a round with a usual model.
-SOON_SECONDS, ASK_SECONDS = 4.0, 1.0
-OFTEN_SECONDS, ASK_OFTEN_SECONDS = 1.0, 0.25
+# How long a pull waits for a task, and then how long for its checks; Flower's node gives up after 30 s.
+HOLD_SECONDS = 12.0
+# The next task often follows soon after an answer. If there is none, Flower's node asks again only after 3 s. Therefore
+# the gateway itself asks the server repeatedly, and less often as time passes: a task waits at most an eighth longer.
+SOON_SECONDS, ASK_SECONDS, ASK_PART = 24.0, 0.25, 1 / 8
 MAX_DELIVERIES = 3
 Direction = Literal["in", "out", "here"]
 
@@ -123,11 +122,12 @@ class Exchange:
     async def pull(self) -> PullMessagesResponse:
         """Return the next task for the node, if there is one. Raises Unreachable, Declined."""
         async with self._pulling:
+            until = asyncio.get_running_loop().time() + min(HOLD_SECONDS, SOON_SECONDS)
             if isinstance(state := self.current.state, Answering):
-                await asyncio.wait({state.delivery}, timeout=SOON_SECONDS)
+                await asyncio.wait({state.delivery}, timeout=min(HOLD_SECONDS, SOON_SECONDS))
             match self.current.state:
                 case Idle(answered):
-                    checking = await self._begin(answered)
+                    checking = await self._begin(answered, until)
                     return await self._hold(checking) if checking else PullMessagesResponse()
                 case Checking() as checking:
                     return await self._hold(checking)
@@ -136,9 +136,9 @@ class Exchange:
                 case Answering():
                     return PullMessagesResponse()
 
-    async def _begin(self, answered: float) -> Checking | None:
+    async def _begin(self, answered: float, until: float) -> Checking | None:
         """Ask the server for a task, and begin to check it."""
-        response = await self._next(answered)
+        response = await self._next(answered, until)
         if not response.messages_list:
             return None
         try:
@@ -148,15 +148,16 @@ class Exchange:
             return None
         return self.current.check(task, self._take_in(task))
 
-    async def _next(self, answered: float) -> PullMessagesResponse:
-        """Ask the server for the node's next message; soon after an answer, ask repeatedly."""
+    async def _next(self, answered: float, until: float) -> PullMessagesResponse:
+        """Ask the server for the node's next message; soon after an answer, ask repeatedly until `until`."""
         request, clock = PullMessagesRequest(node=Node(node_id=self.node_id)), asyncio.get_running_loop().time
         while True:
             response = await self._upstream.ask("pull-messages", request, PullMessagesResponse)
             since = clock() - answered
-            if response.messages_list or since > SOON_SECONDS - ASK_SECONDS:
+            pause = max(ASK_SECONDS, ASK_PART * since)
+            if response.messages_list or since > SOON_SECONDS or clock() + pause > until:
                 return response
-            await asyncio.sleep(ASK_OFTEN_SECONDS if since < OFTEN_SECONDS else ASK_SECONDS)
+            await asyncio.sleep(pause)
 
     async def _hold(self, checking: Checking) -> PullMessagesResponse:
         """Wait for the checks, but not for longer than the node does; offer the task if it passed."""

@@ -31,6 +31,7 @@ from federation.flower.messages import (
     PullObjectResponse,
 )
 from federation.flower.messages import ProtoRecordDict as RecordDict
+from federation.flower.pauses import FIRST_PAUSE_S, LONGEST_PAUSE_S
 from federation.gateway import reasons, task_checks
 from federation.gateway.admission import Admission, Asked
 from federation.gateway.flower_objects import MAX_HEAD_BYTES, Content, chunk_body, object_id, read_content
@@ -273,9 +274,11 @@ class Arrivals:
 
         async def fetch(id: str) -> bytes:
             async with limit:
+                wait_s = FIRST_PAUSE_S
                 while (content := await self._object(task, id, MAX_SMALL_BYTES, patient=True)) is None:
                     _check_patience(task, "the server has not received all of its message yet")
-                    await asyncio.sleep(RETRY_SECONDS)
+                    await asyncio.sleep(wait_s)
+                    wait_s = min(2 * wait_s, LONGEST_PAUSE_S)
             if len(content) > MAX_HEAD_BYTES:
                 raise Refusal(reasons.TASK_DAMAGED, private="a record is too large")
             return content

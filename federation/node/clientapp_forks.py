@@ -34,12 +34,12 @@ _PIPE_BYTES = 2**20  # default capacity of a pipe on Linux (pipe(7))
 
 def imported() -> Callable[[], None]:
     """Import what every ClientApp needs; return Flower's program that runs one. No Python thread may remain."""
-    from federation.flower.clientapp import flwr_clientapp
+    from federation.flower.clientapp import run_clientapp
 
     import_lean("monai")
     import_lean("sklearn.metrics")
     import_module("federation.client.client_app")
-    return flwr_clientapp
+    return run_clientapp
 
 
 @cache

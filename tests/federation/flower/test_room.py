@@ -49,6 +49,7 @@ PLAYED = {
     "flwr.proto.run_pb2": "answers of the Control API, to play the SuperLink",
     "flwr.server.superlink.linkstate": "a database that our server refuses",
     "flwr.supercore": "to see that no process asks for updates",
+    "flwr.supercore.inflatable": "to see how often a missing part is fetched",
     "flwr.supercore.inflatable.inflatable_object": "to play both ends of the transfer of objects",
     "flwr.supercore.inflatable.inflatable_utils": "to play both ends of the transfer of objects",
     "flwr.supercore.primitives.asymmetric": "to compare our keys with Flower's",

@@ -1,0 +1,48 @@
+import threading
+from types import SimpleNamespace
+
+import pytest
+from flwr.supercore.inflatable import inflatable_utils
+from flwr.superlink.grid import http_grid
+
+from federation.flower.grid import fetch_missing_parts_soon
+from federation.flower.pauses import LONGEST_PAUSE_S
+
+
+@pytest.fixture
+def pauses_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the pauses that Flower makes between its attempts; they take no time here."""
+    pauses: list[float] = []
+
+    class Event(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.append(timeout or 0.0)
+            return self.is_set()
+
+    monkeypatch.setattr(http_grid, "pull_objects", http_grid.pull_objects)  # restored after the test
+    monkeypatch.setattr(inflatable_utils, "threading", SimpleNamespace(Event=Event, Lock=threading.Lock))
+    fetch_missing_parts_soon()
+    return pauses
+
+
+def fetch(after_attempts: int) -> dict[str, bytes]:
+    missing = ["part"] * after_attempts
+
+    def pull(_: str) -> bytes:
+        if missing:
+            raise inflatable_utils.ObjectUnavailableError(missing.pop())
+        return b"content"
+
+    return http_grid.pull_objects(["part"], pull)
+
+
+def test_part_that_arrives_soon_is_fetched_within_a_second(pauses_s: list[float]) -> None:
+    assert fetch(after_attempts=3) == {"part": b"content"}
+    assert len(pauses_s) == 3
+    assert sum(pauses_s) < 1.0
+
+
+def test_pauses_for_a_slow_node_become_longer_but_not_without_limit(pauses_s: list[float]) -> None:
+    assert fetch(after_attempts=30) == {"part": b"content"}
+    assert pauses_s[9] > 5 * pauses_s[0]
+    assert max(pauses_s) <= 1.2 * LONGEST_PAUSE_S  # Flower varies each by up to a fifth
