@@ -1,9 +1,10 @@
 """Evaluate the lung segmenter against the method by threshold. Not part of `make bench`.
 
-    python benchmarks/lungs.py [--real ../shared/data/real-thorax-64] [--scans 120] [--timing]
+    python benchmarks/lungs.py [--real ../shared/data/real-thorax-64] [--scans 120] [--timing] [--gas 600]
 
 - Synthetic bodies that no step of training saw, of the generator that it learnt from: those on which each version was
   judged, and others on which nothing was ever chosen.
+- Bodies with gas in stomach and colon but no free air, and bodies with free air below the diaphragm.
 - Bodies in settings that training never drew (`lung_settings`).
 - Phantoms of the synthetic hospitals: another generator, which it never saw.
 - One real thorax with a label map, if its folder is there: whole, by thirds of each lung, and disturbed (turned, thick
@@ -18,6 +19,7 @@ import json
 import resource
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from scipy.stats import binomtest
 from models.lung_segmenter import WEIGHTS_SHA256, Region, Tissue
 from models.refusal import Refusal
 from pipeline.phantom.anatomy import Build, Grid, make_thorax
+from pipeline.phantom.body.abdomen import USUAL
 from pipeline.phantom.body.sample import STEP_MM, Sample, draw_sample
 from pipeline.phantom.lesions import add_lesions
 from pipeline.preprocessing.area_resample import area_means
@@ -105,6 +108,29 @@ def phantoms(count: int) -> Iterator[Scan]:
 
 
 # --- one scan ---------------------------------------------------------------------------------------------
+
+
+def gas(count: int) -> list[list[str]]:
+    """Return a line for stomach and colon, and one for free air, which is rare in patients and lies below no wall."""
+    kinds = {
+        "gas in stomach and colon": (count, replace(USUAL, free_air=0.0)),
+        "free air too": (max(1, count // 10), replace(USUAL, free_air=1.0)),
+    }
+    lines = []
+    for name, (scans, often) in kinds.items():
+        found = [gas_ml(draw_sample(np.random.default_rng(FRESH_SEED + n), gas=often)) for n in range(scans)]
+        answered = [threshold for _, threshold in found if threshold is not None]
+        over = part([own > BOWEL_ML for own, _ in found])
+        lines.append([f"{name} ({scans})", over, part([each > BOWEL_ML for each in answered])])
+    return lines
+
+
+def gas_ml(sample: Sample) -> tuple[float, float | None]:
+    """Return the gas that counts as lung, with the segmenter and by threshold (None if that refuses the scan)."""
+    truth, voxel_ml = sample.regions == int(Region.BOWEL_GAS), STEP_MM**3 / 1000
+    threshold = by_threshold(sample.hu)
+    own = float((find_regions(sample.hu, STEP_MM).lungs & truth).sum() * voxel_ml)
+    return own, None if threshold is None else float((threshold & truth).sum() * voxel_ml)
 
 
 def by_threshold(hu: NDArray[np.float32]) -> Mask | None:
@@ -292,6 +318,9 @@ def text(result: dict[str, Any]) -> str:
     ]
     for name, rows in result["synthetic"].items():
         lines += [f"## {name}", "", *markdown(head, rows)]
+    if rows := result.get("gas"):
+        lines += ["## Gas below the diaphragm, in bodies on which nothing was chosen", ""]
+        lines += markdown(["scans", *head[3:5]], rows)
     if found := result.get("real"):
         lines += ["## One real thorax, healthy", ""]
         lines += markdown(
@@ -326,7 +355,11 @@ def main() -> None:
     parser.add_argument("--real", type=Path, default=Path("../shared/data/real-thorax-64"))
     parser.add_argument("--scans", type=int, default=120)
     parser.add_argument("--timing", action="store_true", help="measure only the time again, on an idle machine")
+    parser.add_argument("--gas", type=int, default=0, metavar="SCANS", help="measure only gas again, in so many scans")
     arguments = parser.parse_args()
+    if arguments.gas:
+        write({**json.loads((RESULTS / "lungs.json").read_text()), "gas": gas(arguments.gas)})
+        return
     if arguments.timing:
         write({**json.loads((RESULTS / "lungs.json").read_text()), "timing": timing()})
         return
@@ -341,6 +374,7 @@ def main() -> None:
         line(name, [judge(*with_truth(sample)) for sample in held_out(name, min(arguments.scans, SETTING_SCANS))])
         for name in SETTINGS
     ]
+    result["gas"] = gas(5 * arguments.scans)
     if arguments.real.is_dir():
         result["real"] = real(arguments.real)
     write(result)
