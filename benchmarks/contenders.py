@@ -9,28 +9,69 @@ from collections.abc import Callable
 from functools import cache
 from math import ceil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from pipeline.preprocessing.preprocess_settings import Preprocessing
+
+LARGE = "large-gpu"
 Work = Callable[[Path], None]
 
 
 def ours() -> Work:
     """Our ingestion of a series: find, check, HU, digest, lungs, crop, window, tensor on disk."""
+    return _ours("")
+
+
+def ours_large() -> Work:
+    """The same for the largest preset, `large-gpu`: 160 x 224 x 224 voxels, from a grid of 1.5 mm."""
+    return _ours(LARGE)
+
+
+def _ours(size: str) -> Work:
     import nibabel  # noqa: F401  # this and the next ones are otherwise imported on first use
 
+    from models.lung_segmenter import load_segmenter
     from pipeline.cohort.workers import examine
     from pipeline.imaging import readers  # noqa: F401
     from pipeline.imaging.discovery import find_series
-    from pipeline.preprocessing.preprocess_settings import Preprocessing
     from pipeline.system.malloc import keep_memory
 
     keep_memory()
+    load_segmenter()
+    settings = _preprocessing(size)
 
     def work(folder: Path) -> None:
         (series,), _ = find_series(folder)
         with tempfile.TemporaryDirectory() as tensors:
-            assert examine(series, Preprocessing(), Path(tensors)).code is None
+            assert examine(series, settings, Path(tensors)).code is None
 
     return work
+
+
+def preparing_large() -> Work:
+    """Prepare a series that is read once, as `large-gpu` does."""
+    from pipeline.imaging.volume import Volume
+    from pipeline.preprocessing.preprocess import prepare
+    from pipeline.scoring.single_scan import read_one
+    from pipeline.system.malloc import keep_memory
+
+    keep_memory()
+    settings = _preprocessing(LARGE)
+
+    @cache
+    def volume(folder: Path) -> Volume:
+        return read_one(folder).volume
+
+    return lambda folder: prepare(volume(folder), settings) and None
+
+
+def _preprocessing(size: str) -> "Preprocessing":
+    """Return the preprocessing of a preset; of the default study if `size` is empty."""
+    from federation.approval.presets import presets
+    from pipeline.preprocessing.preprocess_settings import Preprocessing
+
+    return presets()[size].preprocessing if size else Preprocessing()
 
 
 def ours_all() -> Work:

@@ -7,7 +7,7 @@ from models.lung_segmenter import Region, Tissue
 from models.refusal import Refusal
 from pipeline.imaging.lung_mask import BOTH, LEFT, RIGHT, LungMask
 from pipeline.preprocessing import reasons
-from pipeline.preprocessing.lung_regions import SIDES, LungRegions, dice
+from pipeline.preprocessing.lung_regions import LungRegions, are_lungs, dice
 from pipeline.preprocessing.lungs import find_lungs, middle_column, require_aerated, require_lungs
 
 LEAST_INSIDE = 0.95  # share of the mask's volume; sampling on the working grid changes it by less than 1 %
@@ -44,7 +44,7 @@ def regions_from(sides: NDArray[np.uint8], found: LungRegions) -> LungRegions:
     vessels, unless the segmenter found an airway there.
     """
     lungs = sides > 0
-    regions = np.where(np.isin(found.regions, SIDES), np.uint8(Region.BACKGROUND), found.regions)
+    regions = np.where(are_lungs(found.regions), np.uint8(Region.BACKGROUND), found.regions)
     tissues = np.where(lungs, found.tissues, np.uint8(Tissue.PARENCHYMA))
     tissues[lungs & (found.regions == Region.AIRWAY)] = Tissue.AIRWAY
     for side, region in ((RIGHT, Region.RIGHT_LUNG), (LEFT, Region.LEFT_LUNG)):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from models.lung_segmenter import MULTIPLE, SPACING_MM, LungSegmenter, Region, Tissue, load_segmenter
+from models.lung_segmenter import MULTIPLE, SPACING_MM, LungSegmenter, Region, load_segmenter
 from pipeline.preprocessing.lungs import AIR_BELOW_HU, at_sides, bounding_box, largest_piece
 
 AIR_HU = -1024.0
@@ -38,7 +38,7 @@ class LungRegions:
     @property
     def lungs(self) -> NDArray[np.bool_]:
         """Both lungs, aerated or diseased, with their vessels."""
-        return np.isin(self.regions, SIDES)
+        return are_lungs(self.regions)
 
     @classmethod
     def of_mask(cls, lungs: NDArray[np.bool_], middle: float) -> "LungRegions":
@@ -65,6 +65,12 @@ class LungRegions:
         return answer
 
 
+def are_lungs(regions: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Tell which voxels are lung; `numpy.isin` takes fifteen times as long."""
+    right, left = map(int, SIDES)  # numpy compares a member of an enum in int64
+    return np.asarray((regions == right) | (regions == left))
+
+
 def find_regions(hu: NDArray[np.float32], spacing_mm: float, network: LungSegmenter | None = None) -> LungRegions:
     """Segment a chest CT.
 
@@ -82,36 +88,48 @@ def find_regions(hu: NDArray[np.float32], spacing_mm: float, network: LungSegmen
     LungRegions
         On the grid of `hu`. A scan without lungs has none.
     """
-    whole = np.zeros(hu.shape, np.uint8), np.zeros(hu.shape, np.uint8), np.zeros((len(SIDES), *hu.shape), np.float32)
+    regions, tissues = np.zeros(hu.shape, np.uint8), np.zeros(hu.shape, np.uint8)  # background, parenchyma
+    found = LungRegions(regions, tissues, np.zeros((len(SIDES), *hu.shape), np.float32))
     body = largest_piece(hu > BODY_ABOVE_HU)
-    if not body.any():
-        return LungRegions(*whole)
-    # The air around a patient takes a third of many scans, and noise in it can look like lung.
-    _, *in_plane = bounding_box(body, round(BODY_MARGIN_MM / spacing_mm))
-    box = slice(0, hu.shape[0]), *in_plane
-    inner = _find_in_body(np.ascontiguousarray(hu[box]), body[box], spacing_mm, network or load_segmenter())
-    whole[0][box], whole[1][box], whole[2][(slice(None), *box)] = inner.regions, inner.tissues, inner.chances
-    return LungRegions(*whole)
+    if body.any():
+        # The air around a patient takes a third of many scans, and noise in it can look like lung.
+        _, *in_plane = bounding_box(body, round(BODY_MARGIN_MM / spacing_mm))
+        box = slice(0, hu.shape[0]), *in_plane
+        inner = LungRegions(regions[box], tissues[box], found.chances[(slice(None), *box)])
+        _write_regions(inner, np.ascontiguousarray(hu[box]), body[box], spacing_mm, network or load_segmenter())
+    return found
 
 
-def _find_in_body(
-    hu: NDArray[np.float32], body: NDArray[np.bool_], spacing_mm: float, network: LungSegmenter
-) -> LungRegions:
+def _write_regions(
+    into: LungRegions, hu: NDArray[np.float32], body: NDArray[np.bool_], spacing_mm: float, network: LungSegmenter
+) -> None:
+    """Segment a box around the body into views of the answer, which is background so far."""
     coarse, coarse_tissues = _logits(torch.from_numpy(hu), spacing_mm, network)
     regions = _nearest(_highest(coarse.numpy()), hu.shape)
-    regions[np.isin(regions, SIDES)] = Region.BACKGROUND
-    tissues = np.full(hu.shape, Tissue.PARENCHYMA, np.uint8)
-    own = np.zeros((len(SIDES), *hu.shape), np.float32)
+    regions[are_lungs(regions)] = Region.BACKGROUND
+    into.regions[:] = regions
     box = _around_lungs(coarse, hu.shape)
-    if box is not None:  # only there are the answers interpolated to the grid of `hu`
-        region_logits = _within(coarse, hu.shape, box)
-        chances = region_logits.softmax(0)
-        regions[box] = _lungs_in(hu[box], _air_outside(hu, body)[box], _highest(region_logits.numpy()), chances)
-        inside = np.isin(regions[box], SIDES)
-        tissues[box][inside] = _highest(_within(coarse_tissues, hu.shape, box).numpy())[inside]
-        for place, side in enumerate(SIDES):
-            own[place][box] = chances[side].numpy() * ndimage.binary_dilation(regions[box] == side)
-    return LungRegions(regions, tissues, own)
+    if box is None:
+        return
+    # Only there are the answers interpolated to the grid of `hu`.
+    region_logits = _within(coarse, hu.shape, box)
+    chances = region_logits.softmax(0)
+    near = _lungs_in(hu[box], _air_outside(hu, body, box), _highest(region_logits.numpy()), chances)
+    into.regions[box] = near
+    inside = are_lungs(near)
+    into.tissues[box][inside] = _highest(_within(coarse_tissues, hu.shape, box).numpy())[inside]
+    for own, side in zip(into.chances, SIDES, strict=True):
+        np.multiply(chances[side].numpy(), _with_neighbours(near == int(side)), out=own[box])
+
+
+def _with_neighbours(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the mask with the six neighbours of each voxel; `ndimage.binary_dilation` takes three times as long."""
+    wider = mask.copy()
+    for axis in range(mask.ndim):
+        to, of = np.moveaxis(wider, axis, 0), np.moveaxis(mask, axis, 0)
+        to[1:] |= of[:-1]
+        to[:-1] |= of[1:]
+    return wider
 
 
 def _lungs_in(
@@ -124,7 +142,7 @@ def _lungs_in(
     # A lung is found as a whole first, so that a voxel between right and left is not lost to a third class.
     lung = (chances[Region.RIGHT_LUNG] + chances[Region.LEFT_LUNG] > 0.5).numpy()
     right = (chances[Region.RIGHT_LUNG] >= chances[Region.LEFT_LUNG]).numpy()
-    regions = np.where(np.isin(found, SIDES), np.uint8(Region.BACKGROUND), found)
+    regions = np.where(are_lungs(found), np.uint8(Region.BACKGROUND), found)
     for side, mine in ((Region.RIGHT_LUNG, lung & right), (Region.LEFT_LUNG, lung & ~right)):
         inside = mine & ~outside
         if not inside.any():
@@ -132,8 +150,8 @@ def _lungs_in(
         box = bounding_box(inside, 0)  # beyond it there is no piece of the lung, and no hole in one
         whole = ndimage.binary_fill_holes(largest_piece(inside[box]))
         regions[box][whole & (regions[box] != Region.AIRWAY)] = side
-    if not _hold_air(hu, np.isin(regions, SIDES)):
-        regions[np.isin(regions, SIDES)] = Region.BACKGROUND
+    if not _hold_air(hu, are_lungs(regions)):
+        regions[are_lungs(regions)] = Region.BACKGROUND
     return regions
 
 
@@ -142,8 +160,8 @@ def _hold_air(hu: NDArray[np.float32], lungs: NDArray[np.bool_]) -> bool:
     return bool(np.count_nonzero(lungs & (hu < AIR_BELOW_HU)) > LEAST_AIR * np.count_nonzero(lungs))
 
 
-def _air_outside(hu: NDArray[np.float32], body: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the air outside the body; noise in it looks like lung at times.
+def _air_outside(hu: NDArray[np.float32], body: NDArray[np.bool_], box: tuple[slice, ...]) -> NDArray[np.bool_]:
+    """Return the air outside the body, in a box of the scan; noise in it looks like lung at times.
 
     It touches the sides of the image, and the body lies on at most two sides of it. Where a small field of view cuts
     through a lung, the air in that lung touches a side too, but the body lies on the three others.
@@ -152,15 +170,21 @@ def _air_outside(hu: NDArray[np.float32], body: NDArray[np.bool_]) -> NDArray[np
     is_outside = np.zeros(int(labels.max()) + 1, bool)
     is_outside[at_sides(labels)] = True
     is_outside[0] = False
-    return np.asarray(is_outside[labels]) & (_sides_with(body) < SIDES_AROUND)
+    slices, *in_plane = box
+    sides = _sides_with(body[slices])[(slice(None), *in_plane)]
+    return np.asarray(is_outside[labels[box]]) & (sides < SIDES_AROUND)
 
 
 def _sides_with(body: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Return on how many of the four sides of each voxel, within its slice, the body lies."""
     count = np.zeros(body.shape, np.uint8)
     for axis in (1, 2):
-        count += np.logical_or.accumulate(body, axis)
-        count += np.flip(np.logical_or.accumulate(np.flip(body, axis), axis), axis)
+        places = np.expand_dims(np.arange(body.shape[axis]), tuple({0, 1, 2} - {axis}))
+        first = body.argmax(axis, keepdims=True)
+        last = body.shape[axis] - 1 - np.flip(body, axis).argmax(axis, keepdims=True)
+        is_hit = np.take_along_axis(body, first, axis)  # a line without body has no first voxel of it
+        count += is_hit & (places >= first)
+        count += is_hit & (places <= last)
     return count
 
 

@@ -8,6 +8,7 @@ mask can replace this one.
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -61,7 +62,7 @@ def largest_piece(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     pieces, count = ndimage.label(mask)
     if count < 2:
         return mask
-    sizes = np.bincount(pieces.ravel())
+    sizes = torch.bincount(torch.from_numpy(pieces).ravel()).numpy()  # numpy's takes twice as long
     sizes[0] = 0
     return np.asarray(pieces == sizes.argmax())
 
@@ -130,8 +131,9 @@ def require_aerated(hu: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
     Raises Refusal E_NO_LUNGS. The method by threshold finds nothing else than enclosed air.
     """
     labels, _ = ndimage.label(hu < AIR_BELOW_HU)
-    is_enclosed = (labels[mask] > 0) & ~np.isin(labels[mask], at_sides(labels))
-    if np.count_nonzero(is_enclosed) < LEAST_AERATED * np.count_nonzero(mask):
+    is_enclosed = np.ones(int(labels.max()) + 1, bool)
+    is_enclosed[0] = is_enclosed[at_sides(labels)] = False
+    if np.count_nonzero(is_enclosed[labels[mask]]) < LEAST_AERATED * np.count_nonzero(mask):
         raise Refusal(NO_LUNGS)
 
 

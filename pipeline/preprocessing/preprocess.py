@@ -182,9 +182,10 @@ def _lungs(
     if settings.method == THRESHOLD:
         return find_lungs(hu, (step, step, step)), None
     found = find_regions(hu, step)
-    require_aerated(hu, found.lungs)
-    require_lungs(found.lungs, (step, step, step))
-    return found.lungs, found
+    lungs = found.lungs
+    require_aerated(hu, lungs)
+    require_lungs(lungs, (step, step, step))
+    return lungs, found
 
 
 def regions_of(prepared: Prepared) -> LungRegions:
