@@ -38,20 +38,36 @@ def print_json(content: Any) -> None:
     sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
+_BORDER_CHARACTERS = 3  # of each column of a table: a line, and a space on both sides
+
+
 def print_table(
     columns: Sequence[str], lines: Sequence[Sequence[str]], *, title: str | None = None, whole: int = 0
 ) -> None:
-    """Print the result as a table on standard output. The first `whole` columns are never shortened or wrapped."""
+    """Print the result as a table on standard output. The first `whole` columns are never shortened or wrapped.
+
+    A column of single words is wrapped only if the table would be too wide although all others are as narrow as words.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
-    for place, column in enumerate(columns):
-        table.add_column(column, no_wrap=place < whole, overflow="fold")
-    for line in lines:
-        table.add_row(*(escape(printable(cell, keep="\n")) for cell in line))  # a remedy may name [join] of site.toml
-    Console(highlight=False).print(table)
+    console, table = Console(highlight=False), Table(title=title, title_justify="left")
+    shown = [[printable(cell, keep="\n") for cell in line] for line in lines]
+    of_column = [[name, *(line[place] for line in shown)] for place, name in enumerate(columns)]
+    least = sum(_widest_word(cells) + _BORDER_CHARACTERS for cells in of_column)
+    for place, cells in enumerate(of_column):
+        is_word = least < console.width and all(len(cell.split()) <= 1 for cell in cells)
+        table.add_column(cells[0], no_wrap=place < whole or is_word, overflow="fold")
+    for line in shown:
+        table.add_row(*map(escape, line))  # a remedy may name [join] of site.toml
+    console.print(table)
+
+
+def _widest_word(cells: Sequence[str]) -> int:
+    from rich.cells import cell_len
+
+    return max(map(cell_len, " ".join(cells).split()), default=0)
 
 
 def print_refusal(refusal: Refusal, *, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,23 @@ from models.refusal import Refusal
 def test_table_shows_brackets_unchanged(capsys):
     print_table(["what to do"], [["see [join] of site.toml"]])
     assert "[join]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_word_of_a_narrow_table_is_broken(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    head = ["", "probability", "95 % band", "level", "rule out below", "rule in from"]
+    print_table(head, [["pcr_positive", "43.1 %", "40.2 % to 46.5 %", "intermediate", "2.0 %", "50.0 %"]], whole=2)
+    shown = capsys.readouterr().out
+    assert {"pcr_positive", "43.1", "intermediate", "probability", "below"} <= set(re.split(r"[\s│┃]+", shown))
+    assert max(map(len, shown.splitlines())) <= width
+
+
+def test_too_narrow_table_loses_no_character(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "24")
+    print_table(["level", "reason"], [["intermediate", "uncertain-because-of-its-band"]])
+    letters = re.sub(r"[^a-z]", "", capsys.readouterr().out)
+    assert len(letters) == len("levelreasonintermediateuncertainbecauseofitsband")
 
 
 def test_json_refusal_contains_no_private_data(capsys):
