@@ -11,7 +11,6 @@ shares no state with earlier ones. It has the same rights in the same sandbox.
 When COMMAND ends, this process ends with its exit code. SIGTERM ends both.
 """
 
-import gc
 import os
 import select
 import shlex
@@ -25,6 +24,7 @@ from importlib import import_module
 from pathlib import Path
 
 from models.import_lean import import_lean
+from pipeline.system.garbage import uncollected
 
 PROGRAM = "flwr-clientapp"
 NAME = "ClientApp"  # name of a fork in `ps`
@@ -47,8 +47,8 @@ def ready_to_train() -> None:
     """Import what torch imports for the first optimiser of a process: its compiler, a second of processor time."""
     import torch
 
-    torch.optim.SGD([torch.zeros(1, requires_grad=True)])
-    gc.freeze()  # as in `main`
+    with uncollected():  # as in `main`
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)])
 
 
 def write_program(folder: Path) -> Path:
@@ -102,8 +102,8 @@ def run(program: Callable[[], None], arguments: list[str]) -> None:
 
 
 def main(command: list[str]) -> int:
-    program = imported()
-    gc.freeze()  # otherwise each fork's garbage collection would touch, and so copy, all of this memory
+    with uncollected():  # otherwise each fork's garbage collection would touch, and so copy, all of this memory
+        program = imported()
     match serve(command, Path(os.environ["FLWR_HOME"]) / "programs"):
         case int(code):
             return code if code >= 0 else 128 - code
