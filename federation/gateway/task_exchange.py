@@ -8,6 +8,7 @@ new task until the answer to the current one was delivered.
 
 import asyncio
 import functools
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -65,6 +66,7 @@ HOLD_SECONDS = 12.0
 # The next task often follows soon after an answer. If there is none, Flower's node asks again only after 3 s. Therefore
 # the gateway itself asks the server repeatedly, and less often as time passes: a task waits at most an eighth longer.
 SOON_SECONDS, ASK_SECONDS, ASK_PART = 24.0, 0.25, 1 / 8
+ASKS_A_SECOND = 100  # of all sites of a study together; the server needs some milliseconds for each
 MAX_DELIVERIES = 3
 Direction = Literal["in", "out", "here"]
 
@@ -90,6 +92,7 @@ class Exchange:
         self._masked = MaskedRounds(site, upstream, spool, self._note)
         self._votes = ModelVotes(spool.folder / "votes")
         self._pulling = asyncio.Lock()
+        self._sites = 1  # of the last study
         self.current = CurrentTask()
         self.node_id = 0
 
@@ -154,7 +157,7 @@ class Exchange:
         while True:
             response = await self._upstream.ask("pull-messages", request, PullMessagesResponse)
             since = clock() - answered
-            pause = max(ASK_SECONDS, ASK_PART * since)
+            pause = max(ASK_SECONDS, self._sites / ASKS_A_SECOND, ASK_PART * since)
             if response.messages_list or since > SOON_SECONDS or clock() + pause > until:
                 return response
             await asyncio.sleep(pause)
@@ -170,6 +173,7 @@ class Exchange:
         try:
             await asyncio.to_thread(self._spool.remember, task.message.SerializeToString())
             await self._arrivals.examine(task)
+            self._sites = _sites_of(task)
             await self._record_memory(task)
             await self._record(task, "in", task.kind, task.size, task.id, PASSED)
             log.info("accepted for the node: %s, round %s", task.kind, task.round)
@@ -502,6 +506,14 @@ class Exchange:
         entry = Entry("", None, "out", "request", 0, object_id(path.encode()), "", self._policy, reason.code)
         with suppress(Refusal):
             await asyncio.to_thread(self._ledger.append, entry)
+
+
+def _sites_of(task: Task) -> int:
+    """Return how many sites the task's study expects."""
+    match json.loads(task.run.study) if task.run else None:
+        case {"study": {"sites": int(sites)}}:
+            return sites
+    return 1
 
 
 def _unanswerable(error: Refusal | OSError) -> Refusal:

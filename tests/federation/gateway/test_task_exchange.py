@@ -592,6 +592,22 @@ def test_gateway_waits_for_the_next_task_no_longer_than_the_node(bench: Bench, m
         assert asked < bench.server.paths.count("pull-messages") <= asked + 4
 
 
+def test_gateway_of_a_study_with_many_sites_asks_less_often(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_exchange, "SOON_SECONDS", 60.0)
+    monkeypatch.setattr(task_exchange, "ASK_SECONDS", 0.0)
+    monkeypatch.setattr(task_exchange, "ASK_PART", 0.0)
+    monkeypatch.setattr(task_exchange, "HOLD_SECONDS", 0.5)
+    monkeypatch.setattr(task_exchange, "ASKS_A_SECOND", 500)
+    bench.server.study = '{"study": {"sites": 100}}'
+    came_in = model(SCHEMA, RNG)
+    with bench.node() as node:
+        bench.server.give(task_content(came_in))
+        work(node, lambda task: Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))
+        asked = bench.server.paths.count("pull-messages")
+        assert node.receive() is None
+        assert bench.server.paths.count("pull-messages") <= asked + 3
+
+
 @pytest.mark.parametrize("app", [fab.build(fab.APP), b"PK another app"], ids=["accepted", "refused"])
 def test_node_is_not_blocked_by_long_checks(bench: Bench, monkeypatch: pytest.MonkeyPatch, app: bytes) -> None:
     """The first request returns no task. The next request returns the task if it passed, otherwise the next task."""
