@@ -131,6 +131,10 @@ class Proxy:
             self._connections.add(transport)
         return transport in self._connections
 
+    def end(self) -> None:
+        """Hold no request of the node any longer."""
+        self._exchange.end()
+
     # --- the node itself ----------------------------------------------------------------------------------
 
     async def _activate(self, request: ActivateNodeRequest) -> ActivateNodeResponse:
@@ -236,6 +240,10 @@ def make_app(
             log.info("the node's request cannot be read")
             return web.Response(status=400)
 
+    async def end(app: web.Application) -> None:
+        app[_PROXY].end()
+
     app.cleanup_ctx.append(run)
+    app.on_shutdown.append(end)  # before the requests that are still open are waited for
     app.router.add_route("*", "/{path:.*}", handle)
     return app

@@ -91,7 +91,7 @@ class Exchange:
         self._admission = Admission(spool.folder, site.settings.gateway, min_patients=site.settings.site.min_patients)
         self._masked = MaskedRounds(site, upstream, spool, self._note)
         self._votes = ModelVotes(spool.folder / "votes")
-        self._pulling = asyncio.Lock()
+        self._pulling, self._ending = asyncio.Lock(), asyncio.Event()
         self._sites = 1  # of the last study
         self.current = CurrentTask()
         self.node_id = 0
@@ -119,6 +119,10 @@ class Exchange:
         """Handle a restart of the node: discard its partial reply; it will receive its task again."""
         if self.current.discard_reply():
             self._spool.going_out.clear()
+
+    def end(self) -> None:
+        """Let the node wait for its next task no longer: the gateway ends."""
+        self._ending.set()
 
     # --- the incoming task --------------------------------------------------------------------------------
 
@@ -160,7 +164,9 @@ class Exchange:
             pause = max(ASK_SECONDS, self._sites / ASKS_A_SECOND, ASK_PART * since)
             if response.messages_list or since > SOON_SECONDS or clock() + pause > until:
                 return response
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), pause)
+                return response
 
     async def _hold(self, checking: Checking) -> PullMessagesResponse:
         """Wait for the checks, but not for longer than the node does; offer the task if it passed."""

@@ -5,6 +5,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.run import RunNotRunningException
@@ -590,6 +592,24 @@ def test_gateway_waits_for_the_next_task_no_longer_than_the_node(bench: Bench, m
         asked = bench.server.paths.count("pull-messages")
         assert node.receive() is None
         assert asked < bench.server.paths.count("pull-messages") <= asked + 4
+
+
+def test_gateway_that_ends_answers_a_node_that_waits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_exchange, "SOON_SECONDS", 600.0)
+    monkeypatch.setattr(task_exchange, "HOLD_SECONDS", 600.0)
+    monkeypatch.setattr(task_exchange, "ASK_SECONDS", 300.0)
+    came_in = model(SCHEMA, RNG)
+    with ThreadPoolExecutor(1) as pool, bench.node() as node:
+        bench.server.give(task_content(came_in))
+        work(node, lambda task: Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))
+        asked = bench.server.paths.count("pull-messages")
+        url = f"https://127.0.0.1:{bench.port}/v1/fleet/pull-messages"
+        body = PullMessagesRequest(node=Node(node_id=node.node_id)).SerializeToString()
+        headers = NodeKey(bench.site).headers()
+        waiting = pool.submit(httpx.post, url, content=body, headers=headers, verify=tls(bench), timeout=60)
+        assert eventually(lambda: bench.server.paths.count("pull-messages") > asked)
+        bench.stop_gateway()
+    assert waiting.result().status_code == 200  # an answer, not a broken connection
 
 
 def test_gateway_of_a_study_with_many_sites_asks_less_often(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
