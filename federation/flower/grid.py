@@ -5,7 +5,7 @@ from functools import partial
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.superlink.grid import http_grid
 
-from federation.flower.pauses import FIRST_PAUSE_S, LONGEST_PAUSE_S
+from federation.flower.pauses import SHORT_PAUSES
 
 __all__ = ["fetch_missing_parts_soon"]
 
@@ -15,5 +15,5 @@ def fetch_missing_parts_soon() -> None:
 
     These would delay almost every round.
     """
-    soon = partial(pull_objects, initial_backoff=FIRST_PAUSE_S, backoff_cap=LONGEST_PAUSE_S)
+    soon = partial(pull_objects, **SHORT_PAUSES)
     http_grid.pull_objects = soon  # type: ignore[attr-defined]

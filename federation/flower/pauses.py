@@ -4,6 +4,23 @@ Whoever sends a message with Flower first announces it and then sends its parts.
 finds most of them in between.
 """
 
+from typing import TypedDict
+
 __all__ = ["FIRST_PAUSE_S", "LONGEST_PAUSE_S"]
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
+
+
+class _Pauses(TypedDict):
+    initial_backoff: float
+    backoff_cap: float
+    max_tries_per_object: None
+
+
+# For Flower's own functions. Its limit of 500 attempts is meant for pauses of 10 s, which a slow line may need. Without
+# it the limit is two hours; the SuperLink forgets a message whose sender has stopped after three minutes.
+SHORT_PAUSES: _Pauses = {
+    "initial_backoff": FIRST_PAUSE_S,
+    "backoff_cap": LONGEST_PAUSE_S,
+    "max_tries_per_object": None,
+}

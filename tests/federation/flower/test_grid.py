@@ -46,3 +46,8 @@ def test_pauses_for_a_slow_node_become_longer_but_not_without_limit(pauses_s: li
     assert fetch(after_attempts=30) == {"part": b"content"}
     assert pauses_s[9] > 5 * pauses_s[0]
     assert max(pauses_s) <= 1.2 * LONGEST_PAUSE_S  # Flower varies each by up to a fifth
+
+
+def test_node_with_a_slow_line_may_take_as_long_as_with_flower_alone(pauses_s: list[float]) -> None:
+    assert fetch(after_attempts=2500) == {"part": b"content"}
+    assert sum(pauses_s) > 500 * 0.9 * 10 - 100  # Flower's attempts and longest pause, which it varies
