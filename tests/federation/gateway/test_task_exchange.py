@@ -582,14 +582,19 @@ def test_gateway_waits_for_the_next_task_only_after_a_reply(bench: Bench, monkey
         later.join()
 
 
+def requests_until_an_answer(bench: Bench, node: NodeSide) -> int:
+    """Let the node answer one task; return how often the gateway asked the server for tasks."""
+    came_in = model(SCHEMA, RNG)
+    bench.server.give(task_content(came_in))
+    work(node, lambda task: Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))
+    return bench.server.paths.count("pull-messages")
+
+
 def test_gateway_waits_for_the_next_task_no_longer_than_the_node(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_exchange, "SOON_SECONDS", 60.0)
     monkeypatch.setattr(task_exchange, "HOLD_SECONDS", 0.3)
-    came_in = model(SCHEMA, RNG)
     with bench.node() as node:
-        bench.server.give(task_content(came_in))
-        work(node, lambda task: Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))
-        asked = bench.server.paths.count("pull-messages")
+        asked = requests_until_an_answer(bench, node)
         assert node.receive() is None
         assert asked < bench.server.paths.count("pull-messages") <= asked + 4
 
@@ -598,11 +603,8 @@ def test_gateway_that_ends_answers_a_node_that_waits(bench: Bench, monkeypatch: 
     monkeypatch.setattr(task_exchange, "SOON_SECONDS", 600.0)
     monkeypatch.setattr(task_exchange, "HOLD_SECONDS", 600.0)
     monkeypatch.setattr(task_exchange, "ASK_SECONDS", 300.0)
-    came_in = model(SCHEMA, RNG)
     with ThreadPoolExecutor(1) as pool, bench.node() as node:
-        bench.server.give(task_content(came_in))
-        work(node, lambda task: Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))
-        asked = bench.server.paths.count("pull-messages")
+        asked = requests_until_an_answer(bench, node)
         url = f"https://127.0.0.1:{bench.port}/v1/fleet/pull-messages"
         body = PullMessagesRequest(node=Node(node_id=node.node_id)).SerializeToString()
         headers = NodeKey(bench.site).headers()
@@ -619,11 +621,8 @@ def test_gateway_of_a_study_with_many_sites_asks_less_often(bench: Bench, monkey
     monkeypatch.setattr(task_exchange, "HOLD_SECONDS", 0.5)
     monkeypatch.setattr(task_exchange, "ASKS_A_SECOND", 500)
     bench.server.study = '{"study": {"sites": 100}}'
-    came_in = model(SCHEMA, RNG)
     with bench.node() as node:
-        bench.server.give(task_content(came_in))
-        work(node, lambda task: Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))
-        asked = bench.server.paths.count("pull-messages")
+        asked = requests_until_an_answer(bench, node)
         assert node.receive() is None
         assert bench.server.paths.count("pull-messages") <= asked + 3
 
