@@ -111,7 +111,7 @@ def phantoms(count: int) -> Iterator[Scan]:
 
 
 def gas(count: int) -> list[list[str]]:
-    """Return a line for stomach and colon, and one for free air, which is rare in patients and lies below no wall."""
+    """Return a line for bodies without free air, and one for bodies that all have it; it is rare in patients."""
     kinds = {
         "gas in stomach and colon": (count, replace(USUAL, free_air=0.0)),
         "free air too": (max(1, count // 10), replace(USUAL, free_air=1.0)),

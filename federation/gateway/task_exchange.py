@@ -129,9 +129,10 @@ class Exchange:
     async def pull(self) -> PullMessagesResponse:
         """Return the next task for the node, if there is one. Raises Unreachable, Declined."""
         async with self._pulling:
-            until = asyncio.get_running_loop().time() + min(HOLD_SECONDS, SOON_SECONDS)
+            hold_s = min(HOLD_SECONDS, SOON_SECONDS)
+            until = asyncio.get_running_loop().time() + hold_s
             if isinstance(state := self.current.state, Answering):
-                await asyncio.wait({state.delivery}, timeout=min(HOLD_SECONDS, SOON_SECONDS))
+                await asyncio.wait({state.delivery}, timeout=hold_s)
             match self.current.state:
                 case Idle(answered):
                     checking = await self._begin(answered, until)
