@@ -10,7 +10,6 @@ from flwr.serverapp import ServerApp
 
 from federation.coordinator.eager_grid import EagerGrid, PartOfGrid
 from federation.coordinator.wire_grid import Wire
-from federation.flower.grid import fetch_missing_parts_soon
 from federation.protocol.flat_weights import pack
 from federation.protocol.metric_allowlist import FIGURES
 from federation.protocol.reply_validation import encode
@@ -25,7 +24,6 @@ app = ServerApp()
 
 @app.main()
 def main(grid, context):
-    fetch_missing_parts_soon()  # as the study's own app does
     folder, study = Path(os.environ["FEDTHORAX_SERVER_DIR"]), Study.model_validate_json(context.run_config["study"])
     arrays, buffers = pack(build_network(study.network, seed=1))
     nodes = {site.name: site.node_id for site in sites(folder)}

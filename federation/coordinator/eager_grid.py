@@ -11,6 +11,8 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from federation.flower.grid import missing_parts
+
 POLL_S = 0.25
 AT_ONCE = 2  # maximum number of replies fetched at a time
 LOOKS_PER_S = 10.0  # requests at a time, each for AT_ONCE replies; the server looks up a message in some milliseconds
@@ -29,25 +31,32 @@ class EagerGrid:
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Send messages and yield the replies as they arrive, until all are there or `timeout` seconds have passed.
 
-        The time that the receiver needs for each reply does not count: replies that arrived in time are yielded.
+        The time that the receiver needs for each reply does not count: replies that arrived in time are yielded. Then,
+        in place of a reply of which parts are still missing, an error of the grid is yielded.
         """
         waiting = [each for message in messages for each in self._grid.push_messages([message])]
         return self._replies(waiting, None if timeout is None else time.monotonic() + timeout)
 
     def _replies(self, waiting: list[str], deadline: float | None) -> Iterator[Message]:
         while waiting:
-            left_s = float("inf") if deadline is None else deadline - time.monotonic()
+            left_s = _left_s(deadline)
             for start in range(0, len(looked_for := list(waiting)), AT_ONCE):
-                replies = list(self._grid.pull_messages(looked_for[start : start + AT_ONCE]))
+                with missing_parts(wait_s=_left_s(deadline)):
+                    replies = list(self._grid.pull_messages(looked_for[start : start + AT_ONCE]))
                 answered = {reply.metadata.reply_to_message_id for reply in replies}
                 waiting = [each for each in waiting if each not in answered]
                 while replies:
                     yield replies.pop(0)  # not in a variable, which would keep it while the next one arrives
-            if left_s <= 0:
+            if left_s is not None and left_s <= 0:
                 return
             if waiting:
                 pause_s = max(POLL_S, len(waiting) / AT_ONCE / LOOKS_PER_S)
-                time.sleep(min(pause_s, left_s))
+                time.sleep(pause_s if left_s is None else min(pause_s, left_s))
+
+
+def _left_s(deadline: float | None) -> float | None:
+    """Return the seconds until a time of the monotonic clock; None if there is no deadline."""
+    return None if deadline is None else deadline - time.monotonic()
 
 
 class AllBut(Container[int]):

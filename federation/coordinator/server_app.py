@@ -37,7 +37,6 @@ from federation.coordinator.site_agreement import shake_hands
 from federation.coordinator.summed_evaluation import SummedExamination
 from federation.coordinator.summed_questions import PlainSums, Sums
 from federation.enrolment.peers import roster_of
-from federation.flower.grid import fetch_missing_parts_soon
 from federation.protocol.first_weights import begun_sites, use_encoder
 from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.handshake import SiteAbout, most_patients
@@ -79,7 +78,6 @@ def say(text: str) -> None:
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run or resume the study in the run's configuration."""
-    fetch_missing_parts_soon()
     study = Study.model_validate_json(str(context.run_config["study"]))
     run = ServerRun(Path(os.environ["FEDTHORAX_SERVER_DIR"]), study, str(context.run_config["run"]), EagerGrid(grid))
     try:

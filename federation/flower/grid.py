@@ -1,19 +1,30 @@
 """How Flower's grid fetches a reply of which the SuperLink does not have all parts yet."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
+from flwr.supercore.constant import PULL_MAX_TIME
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.superlink.grid import http_grid
 
 from federation.flower.pauses import SHORT_PAUSES
 
-__all__ = ["fetch_missing_parts_soon"]
+__all__ = ["missing_parts"]
 
 
-def fetch_missing_parts_soon() -> None:
-    """Let the grid of this process ask for missing parts again after shorter pauses than Flower's own of 1 s to 10 s.
+@contextmanager
+def missing_parts(wait_s: float | None) -> Iterator[None]:
+    """Let the grid of this process ask for missing parts again soon, and for at most `wait_s` seconds.
 
-    These would delay almost every round.
+    Flower's own pauses of 1 s to 10 s would delay almost every round. It also waits for two hours while it fetches no
+    other reply: a site that sends its parts very slowly would stop the study. After `wait_s`, the grid returns an error
+    in place of the reply. None: as long as Flower does.
     """
-    soon = partial(pull_objects, **SHORT_PAUSES)
-    http_grid.pull_objects = soon  # type: ignore[attr-defined]
+    before = http_grid.pull_objects  # type: ignore[attr-defined]
+    limit_s = PULL_MAX_TIME if wait_s is None else max(wait_s, 0.0)
+    http_grid.pull_objects = partial(pull_objects, **SHORT_PAUSES, max_time=limit_s)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        http_grid.pull_objects = before  # type: ignore[attr-defined]

@@ -18,7 +18,8 @@ class _Pauses(TypedDict):
 
 
 # For Flower's own functions. Its limit of 500 attempts is meant for pauses of 10 s, which a slow line may need. Without
-# it the limit is two hours; the SuperLink forgets a message whose sender has stopped after three minutes.
+# it the limit is two hours, or the end of the round. The SuperLink forgets a message three minutes after its sender
+# stopped.
 SHORT_PAUSES: _Pauses = {
     "initial_backoff": FIRST_PAUSE_S,
     "backoff_cap": LONGEST_PAUSE_S,

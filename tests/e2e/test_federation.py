@@ -132,7 +132,7 @@ def test_killed_server_costs_at_most_one_round(broken: Command, resumed: Command
     assert "E_" in broken.text().rpartition("round 3 of 4")[2].partition("\n")[2], "the run must report why it ended"
     text = resumed.text()
     assert "going on after round 3 of 4" in text or "going on after round 2 of 4" in text
-    assert "round 4 of 4 · 3 of 3 sites" in text, "the killed node takes part again"
+    assert "round 4 of 4 · 3 of 3 sites" in text, f"the killed node takes part again:\n{text}"
     assert "round 1 of 4" not in text
     assert "is complete" in text
 

@@ -1,11 +1,15 @@
 """`EagerGrid` polls for replies frequently and yields each one. Tested on an in-memory grid."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
+from flwr.supercore.inflatable import inflatable_utils
+from flwr.superlink.grid import http_grid
 
 from federation.coordinator import eager_grid as grids
 from federation.coordinator.eager_grid import AT_ONCE, EagerGrid, PartOfGrid
+from federation.flower.pauses import LONGEST_PAUSE_S
 
 
 class Clock:
@@ -41,6 +45,30 @@ class Lists:
         there = [each for each in ids if self.at[each.removeprefix("id of ")] <= self.clock.now_s]
         self.log += [f"pull {each}" for each in there]
         return [SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=each)) for each in there]
+
+
+class Halves(Lists):
+    """Grid on which the parts of the reply to "half" never arrive; Flower's pauses advance the clock."""
+
+    def __init__(self, clock: Clock, at: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(clock, at)
+
+        class Event(threading.Event):
+            def wait(self, timeout: float | None = None) -> bool:
+                clock.sleep(timeout or 0.0)
+                return self.is_set()
+
+        monkeypatch.setattr(inflatable_utils, "threading", SimpleNamespace(Event=Event, Lock=threading.Lock))
+
+    def pull_messages(self, ids):
+        if "id of half" in ids:
+            with pytest.raises(inflatable_utils.ObjectPullError):
+                http_grid.pull_objects(["part"], self.lacks)
+        return super().pull_messages(ids)
+
+    @staticmethod
+    def lacks(part: str) -> bytes:
+        raise inflatable_utils.ObjectUnavailableError(part)
 
 
 @pytest.fixture
@@ -106,6 +134,16 @@ def test_replies_received_in_time_are_yielded_despite_slow_processing(clock):
         clock.now_s += 30
         taken += 1
     assert taken == 20
+
+
+@pytest.mark.parametrize("timeout_s", [2, 3600])
+def test_site_that_sends_half_a_reply_cannot_hold_up_the_round(clock, monkeypatch, timeout_s):
+    """Attack: a site announces a reply, and never sends a part of it."""
+    others = {f"m{number}": 1.0 for number in range(3)}
+    grid = Halves(clock, {"half": 0.0} | others, monkeypatch)
+    replies = EagerGrid(grid).send_and_receive(["half", *others], timeout=timeout_s)
+    assert sorted(ids(replies)) == sorted(f"id of {each}" for each in ["half", *others])
+    assert clock.now_s < timeout_s + 2 * LONGEST_PAUSE_S
 
 
 def test_polling_rate_is_bounded_for_many_sites(clock):

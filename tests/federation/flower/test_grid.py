@@ -5,7 +5,7 @@ import pytest
 from flwr.supercore.inflatable import inflatable_utils
 from flwr.superlink.grid import http_grid
 
-from federation.flower.grid import fetch_missing_parts_soon
+from federation.flower.grid import missing_parts
 from federation.flower.pauses import LONGEST_PAUSE_S
 
 
@@ -19,13 +19,11 @@ def pauses_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             pauses.append(timeout or 0.0)
             return self.is_set()
 
-    monkeypatch.setattr(http_grid, "pull_objects", http_grid.pull_objects)  # restored after the test
     monkeypatch.setattr(inflatable_utils, "threading", SimpleNamespace(Event=Event, Lock=threading.Lock))
-    fetch_missing_parts_soon()
     return pauses
 
 
-def fetch(after_attempts: int) -> dict[str, bytes]:
+def fetch(after_attempts: int, wait_s: float | None = None) -> dict[str, bytes]:
     missing = ["part"] * after_attempts
 
     def pull(_: str) -> bytes:
@@ -33,7 +31,8 @@ def fetch(after_attempts: int) -> dict[str, bytes]:
             raise inflatable_utils.ObjectUnavailableError(missing.pop())
         return b"content"
 
-    return http_grid.pull_objects(["part"], pull)
+    with missing_parts(wait_s):
+        return http_grid.pull_objects(["part"], pull)
 
 
 def test_part_that_arrives_soon_is_fetched_within_a_second(pauses_s: list[float]) -> None:
@@ -51,3 +50,18 @@ def test_pauses_for_a_slow_node_become_longer_but_not_without_limit(pauses_s: li
 def test_node_with_a_slow_line_may_take_as_long_as_with_flower_alone(pauses_s: list[float]) -> None:
     assert fetch(after_attempts=2500) == {"part": b"content"}
     assert sum(pauses_s) > 500 * 0.9 * 10 - 100  # Flower's attempts and longest pause, which it varies
+
+
+@pytest.mark.parametrize("wait_s", [0.0, -1.0])
+def test_reply_with_a_missing_part_is_given_up_after_the_wait(pauses_s: list[float], wait_s: float) -> None:
+    with pytest.raises(inflatable_utils.ObjectPullError):
+        fetch(after_attempts=1, wait_s=wait_s)
+    assert pauses_s == []
+    assert fetch(after_attempts=0, wait_s=wait_s) == {"part": b"content"}
+
+
+def test_other_code_of_the_process_waits_as_flower_does() -> None:
+    flowers = http_grid.pull_objects
+    with missing_parts(1.0):
+        assert http_grid.pull_objects is not flowers
+    assert http_grid.pull_objects is flowers
