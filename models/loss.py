@@ -21,6 +21,17 @@ def masked_bce(logits: Tensor, targets: Tensor, *, batch: Tensor | None = None) 
     return per_label.sum() / counted.any(dim=0).sum().clamp(min=1)
 
 
+def patient_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return each patient's mean cross-entropy over their known labels, shape (batch,); 0 if none is known.
+
+    `logits`, `targets`: as in `masked_bce`, which it equals for a single patient. In a larger batch, that loss weights
+    a patient by the others.
+    """
+    known = ~torch.isnan(targets)
+    losses = F.binary_cross_entropy_with_logits(logits, torch.nan_to_num(targets), reduction="none")
+    return (losses * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)
+
+
 def bounded_regression(outputs: Tensor, targets: Tensor, batch: Tensor) -> Tensor:
     """Return the mean loss of estimated measures of scans: smooth L1 of estimates that cannot be far from 0.
 

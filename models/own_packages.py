@@ -46,7 +46,7 @@ _LIBRARIES = {"flwr", "monai", "numpy", "opacus", "pydantic", "safetensors", "sc
 _AT_START = {"sitecustomize", "usercustomize"}
 # The release's own parts, without "_", in lower case. A reviewer would take a package's part of this name for ours.
 BUILT_IN: dict[Kind, frozenset[str]] = {
-    "loss": frozenset({"crossentropy", "maskedbce"}),
+    "loss": frozenset({"crossentropy", "crossentropybypatient", "maskedbce"}),
     "transform": frozenset({"augment", "augmentation", "varyappearance"}),
     "strategy": frozenset(
         {

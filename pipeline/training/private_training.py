@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
@@ -23,6 +22,7 @@ from scipy.special import ndtri
 from torch import Tensor, nn
 
 from models.compute import PROCESSOR, Compute
+from models.loss import patient_losses
 from models.network import SeverityNetwork
 from pipeline.cohort.dataset import Examples
 from pipeline.training.own_parts import OwnLoss
@@ -157,16 +157,6 @@ def step(
         optimiser.signal_skip_step(do_skip=number < len(parts))  # if skipped, it only clips and adds up
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-
-
-def patient_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return each patient's mean cross-entropy over their known labels, shape (batch,); 0 if none is known.
-
-    It equals `models.loss.masked_bce` of a single patient; over a batch, that loss weights a patient by the others.
-    """
-    known = ~torch.isnan(targets)
-    losses = F.binary_cross_entropy_with_logits(logits, torch.nan_to_num(targets), reduction="none")
-    return (losses * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)
 
 
 def patient_losses_of(settings: TrainSettings) -> PatientLosses:

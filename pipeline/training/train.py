@@ -13,7 +13,7 @@ from torch import Tensor
 from models.checkpointing import uncounted
 from models.compute import PROCESSOR, Compute
 from models.import_lean import import_lean
-from models.loss import masked_bce
+from models.loss import masked_bce, patient_losses
 from models.network import SeverityNetwork
 from models.reasons import COMPUTE_SCALE
 from models.refusal import Refusal
@@ -77,13 +77,21 @@ def augmentation_of(settings: TrainSettings, rng: np.random.Generator) -> Callab
 def loss_of(settings: TrainSettings) -> BatchLoss:
     """Return the loss of a batch, or of a part of it, for these settings. Raises Refusal: those of `OwnPart.open`."""
     if settings.own_loss is None:
-        return cross_entropy
+        return cross_entropy if settings.loss == "cross_entropy" else cross_entropy_by_patient
     return OwnLoss.open(settings.own_loss, settings.loss_settings).batch
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, batch: Tensor) -> Tensor:
     """Return the usual loss of a part of a batch, see `masked_bce`."""
     return masked_bce(logits, targets, batch=batch)
+
+
+def cross_entropy_by_patient(logits: Tensor, targets: Tensor, batch: Tensor) -> Tensor:
+    """Return the part of a batch's mean of `patient_losses`.
+
+    Each patient counts the same, so the hospitals' means, weighted by their patients, are the mean over all patients.
+    """
+    return patient_losses(logits, targets).sum() / len(batch)
 
 
 def batches(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:

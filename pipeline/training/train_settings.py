@@ -21,6 +21,8 @@ Settings = Annotated[
     Field(max_length=20),
 ]
 
+_Losses = Literal["cross_entropy", "cross_entropy_by_patient"]
+
 
 class TrainSettings(BaseModel):
     """Settings of training; baselines and federation use the same values.
@@ -38,7 +40,7 @@ class TrainSettings(BaseModel):
     augment: bool = True
     vary_appearance: bool = False  # augmentation also varies densities, sharpness and noise, as between scanners
 
-    loss: Literal["cross_entropy"] | Annotated[str, StringConstraints(pattern=NAME)] = "cross_entropy"
+    loss: _Losses | Annotated[str, StringConstraints(pattern=NAME)] = "cross_entropy"
     loss_code: str = Field(default="", pattern=CODE)
     loss_settings: Settings = {}
     transform: Literal[""] | Annotated[str, StringConstraints(pattern=NAME)] = ""

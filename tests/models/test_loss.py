@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models.loss import masked_bce
+from models.loss import masked_bce, patient_losses
 
 NAN = math.nan
 
@@ -56,3 +56,11 @@ def test_extreme_logits_stay_finite() -> None:
     loss.backward()
     assert loss.item() == pytest.approx(1e4)
     assert logits.grad is not None and torch.isfinite(logits.grad).all()
+
+
+def test_loss_of_a_patient_is_that_of_a_batch_of_one() -> None:
+    logits = torch.tensor([[0.5, 1.0], [2.0, -1.0], [3.0, 0.0]])
+    targets = torch.tensor([[1.0, NAN], [0.0, 1.0], [NAN, NAN]])
+    single = torch.stack([masked_bce(logits[[row]], targets[[row]]) for row in range(3)])
+    torch.testing.assert_close(patient_losses(logits, targets), single)
+    assert single[2] == 0

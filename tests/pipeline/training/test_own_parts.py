@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from models import own_code
-from models.loss import masked_bce
+from models.loss import masked_bce, patient_losses
 from models.network import build_network
 from models.network_settings import NetworkSettings
 from models.own_packages import Kind, Named, Package, installed
@@ -18,7 +18,7 @@ from models.refusal import Refusal
 from pipeline.cohort.dataset import Example, Examples
 from pipeline.training.own_parts import OwnLoss, try_loss, try_transform
 from pipeline.training.privacy_budget import PrivacySettings
-from pipeline.training.private_training import patient_losses, patient_losses_of, train_privately
+from pipeline.training.private_training import patient_losses_of, train_privately
 from pipeline.training.train import augmentation_of, loss_of, predict, train
 from pipeline.training.train_settings import Schedule, TrainSettings
 from tests.helpers.own_package import PARTS_CODE, write_package

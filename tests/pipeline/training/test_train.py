@@ -1,5 +1,7 @@
 """Tests of training: it is reproducible from its seed, it learns, and missing labels have no effect."""
 
+import copy
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +10,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from models.loss import patient_losses
 from models.network import SeverityNetwork, build_network
 from models.network_settings import NetworkSettings
 from pipeline.cohort.dataset import Example, Examples
-from pipeline.training.train import augmentation, batches, epoch_batches, predict, train
+from pipeline.training.train import augmentation, batches, cross_entropy_by_patient, epoch_batches, predict, train
 from pipeline.training.train_settings import Schedule, TrainSettings
 
 SHAPE = (2, 16, 16, 16)
@@ -225,3 +228,57 @@ def test_fedprox_keeps_weights_near_the_received_ones(examples: Examples) -> Non
 
     free, held, tight = (distance(mu) for mu in (0.0, 1.0, 5.0))
     assert tight < 0.7 * held < 0.7 * free
+
+
+@pytest.fixture(scope="module")
+def hospitals(tmp_path_factory: pytest.TempPathFactory) -> list[Examples]:
+    """Two hospitals with the features of an encoder: 12 patients with most severities, 36 with few."""
+    folder = tmp_path_factory.mktemp("features")
+    rng = np.random.default_rng(0)
+    made: list[list[Example]] = [[], []]
+    for number in range(48):
+        place = 0 if number < 12 else 1
+        np.save(folder / f"{number}.npy", rng.normal(0, 1, 4).astype(np.float32))
+        severe = bool(rng.random() < 0.5) if rng.random() < (0.9, 0.2)[place] else None
+        made[place].append(Example(folder / f"{number}.npy", 60.0, "F", bool(rng.random() < 0.5), severe))
+    return [Examples(each) for each in made]
+
+
+def one_step_heads(hospitals: list[Examples], loss: str) -> tuple[SeverityNetwork, SeverityNetwork]:
+    """Return a head that two hospitals trained in one step a round, and one of all their patients."""
+    head = NetworkSettings(encoder="a" * 64, encoder_features=4, norm="group", tabular_features=8)
+    settings = TrainSettings.model_validate({"augment": False, "batch_size": 1000, "loss": loss})
+    pooled, ours = build_network(head, seed=1), build_network(head, seed=1)
+    everybody = Examples([example for each in hospitals for example in each.examples])
+    for number in range(10):
+        train(pooled, everybody, settings, Schedule(number, 1, 10), seed=1)
+        found = []
+        for place, each in enumerate(hospitals):
+            network = copy.deepcopy(ours)
+            train(network, each, settings, Schedule(number, 1, 10), seed=place)
+            found.append(network.state_dict())
+        share = len(hospitals[0]) / len(everybody)
+        ours.load_state_dict({key: share * found[0][key] + (1 - share) * found[1][key] for key in found[0]})
+    return pooled, ours
+
+
+def test_heads_in_one_step_a_round_are_one_if_each_patient_counts_the_same(hospitals: list[Examples]) -> None:
+    pooled, ours = one_step_heads(hospitals, "cross_entropy_by_patient")
+    torch.testing.assert_close(ours.head.weight, pooled.head.weight, rtol=0, atol=1e-5)
+
+
+def test_heads_differ_if_each_label_counts_the_same(hospitals: list[Examples]) -> None:
+    pooled, ours = one_step_heads(hospitals, "cross_entropy")
+    of_pcr, of_severe = (ours.head.weight - pooled.head.weight).abs().amax(dim=1)
+    assert of_pcr < 1e-3
+    assert of_severe > 1e-2
+
+
+def test_loss_by_patient_is_the_same_in_parts_of_a_batch() -> None:
+    rng = torch.Generator().manual_seed(1)
+    logits, targets = torch.randn(6, 2, generator=rng), torch.randint(0, 2, (6, 2), generator=rng).float()
+    targets[0, 1] = targets[3, 0] = math.nan
+    whole = cross_entropy_by_patient(logits, targets, targets)
+    parts = [cross_entropy_by_patient(logits[part], targets[part], targets) for part in (slice(0, 2), slice(2, 6))]
+    assert sum(parts) == pytest.approx(whole)
+    assert whole == pytest.approx(patient_losses(logits, targets).mean())
