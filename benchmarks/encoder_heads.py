@@ -189,8 +189,8 @@ def page(rows: Sequence[dict[str, Any]], private: Study, about: dict[str, Any]) 
         "",
         *markdown(["AUROC at the unseen hospital", *LABELS], table),
         f"{one['weights']} weights are trained. A round sends {sent_kb:.1f} kB from each hospital. Privacy: "
-        f"ε = {epsilon(private):.2f} at δ = {delta:g}, noise {private.privacy.noise_multiplier:g}. In one step a round, "
-        f"the two heads' AUROC differ by at most {apart:.5f} in any seed.",
+        f"ε = {epsilon(private):.2f} at δ = {delta:g}, noise {private.privacy.noise_multiplier:g}. In one step a "
+        f"round, the two heads' AUROC differ by at most {apart:.5f} in any seed.",
         "",
     ]
     return "\n".join(lines)
