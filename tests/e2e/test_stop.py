@@ -1,9 +1,11 @@
 """A server that is asked to end does so, and leaves no process behind: during its start, and with an open request."""
 
 import signal
-import socket
 import ssl
+import time
 from collections.abc import Callable
+from contextlib import closing
+from http.client import HTTPSConnection
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from federation.system.process import LOOPBACK, free_port
 from federation.system.reaper import read_parents
 from tests.e2e.conftest import Command, ok
 from tests.helpers.waiting import eventually
+
+IDLE_S = 17  # longer than any client of ours keeps an idle connection
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -40,16 +44,41 @@ def test_server_that_is_stopped_during_its_start_leaves_no_process(
     assert not members & set(read_parents())
 
 
-def test_server_closes_a_request_that_does_not_end(folder: Path, start: Callable[..., Command]) -> None:
-    """Otherwise its SuperLink, with the database, would be killed."""
+@pytest.fixture(scope="module")
+def server(folder: Path, start: Callable[..., Command]) -> Command:
     server = start("server", "start", folder)
     server.wait_for("The server is up", seconds=120)
-    members = set(server.family())
+    return server
+
+
+def superlink(folder: Path) -> HTTPSConnection:
+    """Return a connection to the server's SuperLink."""
     tls = ssl.create_default_context(cafile=str(loopback_certificate(folder)))
     tls.check_hostname = False
-    connection = socket.create_connection((LOOPBACK, read_server_config(folder).control_port))
-    with tls.wrap_socket(connection) as request:
-        request.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nan unfinished request")
+    return HTTPSConnection(LOOPBACK, read_server_config(folder).control_port, context=tls, timeout=60)
+
+
+def test_client_closes_an_idle_connection_before_the_superlink_does(folder: Path, server: Command) -> None:
+    """A SuperLink that closes first can do so just when the client sends its next request, which then fails."""
+    with closing(superlink(folder)) as connection:
+        connection.connect()
+        same = connection.sock
+        for pause_s in (0, IDLE_S):
+            time.sleep(pause_s)
+            connection.request("GET", "/nothing")
+            answer = connection.getresponse()
+            assert answer.read() and answer.status == 404
+            assert connection.sock is same
+
+
+def test_server_closes_a_request_that_does_not_end(folder: Path, server: Command) -> None:
+    """Otherwise its SuperLink, with the database, would be killed."""
+    members = set(server.family())
+    with closing(superlink(folder)) as connection:
+        connection.connect()
+        connection.sock.sendall(
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nan unfinished request"
+        )
         server.process.send_signal(signal.SIGTERM)
         assert server.wait(seconds=120) == 128 + signal.SIGTERM
     log = (folder / "logs" / "superlink.log").read_text()
