@@ -8,20 +8,25 @@ labelled ones three times: from its seed, and from the start of each kind of pre
 judged on all patients of a fourth hospital, which no training saw. The differences to the study from its seed are
 paired by seed. Each seed is added to results/pretraining.json, from which results/pretraining.md is written; with
 `--small` nothing is stored. With `--tables` only the tables are written.
+
+With `--keep DIR` the hospitals and the starts are made once, in DIR, and serve all seeds. A seed then draws which of
+three times as many patients have their labels, and the first weights. So the intervals hold for these starts alone.
+Several processes may share the seeds, each with its own copy of DIR (`cp -al`).
 """
 
 import argparse
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from encoder_heads import interval
+from learning_sites import FORMS, coarser
 from run import RESULTS, circumstances, markdown
 
 from federation.client.site_tasks import load_examples
@@ -31,7 +36,7 @@ from federation.protocol.study_config import PRETRAINING_RATE, Study
 from models.network_settings import LABELS
 from models.release import load_release
 from models.settings import load_settings
-from pipeline.cohort.store import Cohort, UnlabelledRow
+from pipeline.cohort.store import Cohort, PatientRow, UnlabelledRow
 from pipeline.evaluation.discrimination import auroc
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
@@ -41,9 +46,11 @@ from pipeline.site.folder import Site
 from pipeline.training.train import predict
 
 STUDY = Path(__file__).parents[1] / "configs" / "study.toml"
+CANDIDATES = 3  # for each patient with labels, with `--keep`
 SITES, UNSEEN = 3, 3  # hospitals that train, and the number of the one that judges
 SMALL = Preprocessing(method=1, shape=(16, 16, 16), working_spacing_mm=8.0)
 COARSE = Grid((30, 48, 48), (9.6, 7.8, 7.8))
+QUICK = FORMS["quick"]
 STORE = RESULTS / "pretraining.json"
 FIRST = {"from the seed": "labels", "after measures": "auxiliary", "after hidden blocks": "hidden_blocks"}
 
@@ -60,6 +67,9 @@ def study_of(seed: int, asked: argparse.Namespace, *, outputs: str = "labels", b
     }
     tables["study"] |= {"begin_from": begin_from} | ({"rounds": rounds} if rounds else {})
     tables["network"] |= {"outputs": outputs}
+    tables["evaluation"] |= {"shortcut_audit": False}  # which changes no weight
+    if asked.quick:
+        tables = {name: table | QUICK.study.get(name, {}) for name, table in tables.items()}
     if asked.small:
         tables["network"] |= {"architecture": "resnet10", "widen_factor": 0.0625}
         tables["preprocessing"] = SMALL.model_dump()
@@ -68,21 +78,31 @@ def study_of(seed: int, asked: argparse.Namespace, *, outputs: str = "labels", b
     return Study.model_validate(tables)
 
 
-def site_of(folder: Path, number: int, seed: int, asked: argparse.Namespace, *, labelled: int, unlabelled: int) -> Site:
-    """Make a hospital whose last patients have lost their labels."""
+def site_of(folder: Path, number: int, seed: int, asked: argparse.Namespace, *, patients: int) -> Site:
+    """Make a hospital, all of whose patients have labels at first."""
     at, settings = hospital(number), study_of(seed, asked).preprocessing
+    if asked.quick:
+        at = coarser(at, QUICK.pixel)
     if asked.small:
         at = replace(at, scanner=replace(at.scanner, grid=COARSE))
     site = synthetic_site(folder, at.name, seed=seed, min_patients=2, tables="[training]\nthreads = 1")
     text = (folder / "site.toml").read_text(encoding="utf-8")
     (folder / "site.toml").write_text(text.replace("[site]", "[site]\nunlabelled_patients = true"), encoding="utf-8")
-    write_cohort(site, at, patients=labelled + unlabelled, seed=seed, settings=settings, anatomy="template")
-    with Cohort(site) as cohort:
-        rows = cohort.patients()
-        kept, without = rows[:labelled], rows[labelled:]
-        scans = [UnlabelledRow(row.pseudonym, row.tensor) for row in without]
-        cohort.replace(kept, [], cohort.fingerprints(without=()), scans)
+    write_cohort(site, at, patients=patients, seed=seed, settings=settings, anatomy="template", workers=asked.workers)
     return Site.open(folder)
+
+
+def rows_of_site(folder: Path) -> list[PatientRow]:
+    with Cohort.read(Site.open(folder)) as cohort:
+        return cohort.patients()
+
+
+def unlabel(folder: Path, rows: Sequence[PatientRow], labelled: Sequence[PatientRow]) -> None:
+    """Leave labels to some of a hospital's patients only. The patients in `rows` are all that it has then."""
+    kept = {row.pseudonym for row in labelled}
+    scans = [UnlabelledRow(row.pseudonym, row.tensor) for row in rows if row.pseudonym not in kept]
+    with Cohort(Site.open(folder)) as cohort:
+        cohort.replace(list(labelled), [], cohort.fingerprints(without=()), scans)
 
 
 def judged(release: Path, study: Study, unseen: Site) -> dict[str, float]:
@@ -92,24 +112,89 @@ def judged(release: Path, study: Study, unseen: Site) -> dict[str, float]:
     return {label: auroc(logits[:, place], examples.targets[:, place]).value for place, label in enumerate(LABELS)}
 
 
-def rows_of(seed: int, asked: argparse.Namespace, root: Path) -> dict[str, dict[str, float]]:
-    """Train and judge the three models of a seed."""
-    folders = [
-        site_of(root / str(number), number, seed, asked, labelled=asked.labelled, unlabelled=asked.unlabelled).folder
-        for number in range(SITES)
-    ]
-    unseen = site_of(root / "unseen", UNSEEN, seed, asked, labelled=asked.judging, unlabelled=0)
-    rows, server = {}, root / "server"
+def made(root: Path, seed: int, asked: argparse.Namespace, *, patients: int) -> tuple[list[Path], Site]:
+    """Make the hospitals that train, and the one that judges."""
+    folders = [site_of(root / str(number), number, seed, asked, patients=patients).folder for number in range(SITES)]
+    return folders, site_of(root / "unseen", UNSEEN, seed, asked, patients=asked.judging)
+
+
+def start_of(outputs: str, seed: int, asked: argparse.Namespace, server: Path, folders: Sequence[Path]) -> str:
+    """Pretrain on all patients of the hospitals; return the SHA-256 of the start."""
+    run = rehearse(study_of(seed, asked, outputs=outputs), server, folders)
+    release_run(run.name, server, lambda _: None)
+    return load_release(run / "release", pretrained=True).sha256
+
+
+def areas_of(
+    seed: int,
+    asked: argparse.Namespace,
+    server: Path,
+    folders: Sequence[Path],
+    unseen: Site,
+    start: Callable[[str], str],
+) -> dict[str, dict[str, float]]:
+    """Train and judge the three models of a seed. `start`: the SHA-256 of the start of a kind of pretraining."""
+    found = {}
     for name, outputs in FIRST.items():
-        start = ""
-        if outputs != "labels":
-            run = rehearse(study_of(seed, asked, outputs=outputs), server, folders)
-            release_run(run.name, server, lambda _: None)
-            start = load_release(run / "release", pretrained=True).sha256
-        study = study_of(seed, asked, begin_from=start)
-        rows[name] = judged(rehearse(study, server, folders) / "release", study, unseen)
-        print(seed, name, {label: round(value, 3) for label, value in rows[name].items()}, flush=True)
-    return rows
+        if outputs not in ("labels", *asked.kinds):
+            continue
+        study = study_of(seed, asked, begin_from="" if outputs == "labels" else start(outputs))
+        found[name] = judged(rehearse(study, server, folders) / "release", study, unseen)
+        print(seed, name, {label: round(value, 3) for label, value in found[name].items()}, flush=True)
+    return found
+
+
+def alone(seed: int, asked: argparse.Namespace, root: Path) -> dict[str, dict[str, float]]:
+    """Make hospitals and starts of this seed's own, and train."""
+    folders, unseen = made(root, seed, asked, patients=asked.labelled + asked.unlabelled)
+    for folder in folders:
+        rows = rows_of_site(folder)
+        unlabel(folder, rows, rows[: asked.labelled])
+    server = root / "server"
+    return areas_of(seed, asked, server, folders, unseen, lambda kind: start_of(kind, seed, asked, server, folders))
+
+
+class Kept:
+    """Hospitals and starts that serve all seeds, in a folder. What is not there yet is made."""
+
+    def __init__(self, root: Path, asked: argparse.Namespace) -> None:
+        self.asked, self.server, self._file = asked, root / "server", root / "kept.json"
+        self.folders, unseen = [root / str(number) for number in range(SITES)], root / "unseen"
+        if not self._file.is_file():
+            made(root, asked.seeds[0], asked, patients=CANDIDATES * asked.labelled + asked.unlabelled)
+            rows = [[asdict(row) for row in rows_of_site(folder)] for folder in self.folders]
+            self._file.write_text(json.dumps({"seed": asked.seeds[0], "rows": rows, "starts": {}}), encoding="utf-8")
+        self._content = json.loads(self._file.read_text(encoding="utf-8"))
+        self._rows = [[PatientRow(**row) for row in rows] for rows in self._content["rows"]]
+        self._unseen = Site.open(unseen)
+        for kind in asked.kinds:
+            self._start(kind)
+
+    def _name(self, kind: str) -> str:
+        return f"{kind}, {self.asked.pretraining_rounds} rounds"
+
+    def _start(self, kind: str) -> None:
+        """Make the start of a kind, with the labels of the folder's first seed, if it is not there."""
+        starts, seed = self._content["starts"], self._content["seed"]
+        if self._name(kind) not in starts:
+            self._label(seed)
+            starts[self._name(kind)] = start_of(kind, seed, self.asked, self.server, self.folders)
+            self._file.write_text(json.dumps(self._content), encoding="utf-8")
+
+    def _label(self, seed: int) -> None:
+        """Draw the patients who have labels. All others of the candidates are left out."""
+        for place, (folder, rows) in enumerate(zip(self.folders, self._rows, strict=True)):
+            candidates, others = rows[: -self.asked.unlabelled], rows[-self.asked.unlabelled :]
+            drawn = np.random.default_rng((seed, place)).permutation(len(candidates))[: self.asked.labelled]
+            labelled = [candidates[index] for index in sorted(drawn)]
+            unlabel(folder, [*labelled, *others], labelled)
+
+    def areas(self, seed: int) -> dict[str, dict[str, float]]:
+        self._label(seed)
+        starts = self._content["starts"]
+        return areas_of(
+            seed, self.asked, self.server, self.folders, self._unseen, lambda kind: str(starts[self._name(kind)])
+        )
 
 
 def stored() -> list[dict[str, Any]]:
@@ -118,31 +203,58 @@ def stored() -> list[dict[str, Any]]:
 
 
 def size_of(asked: argparse.Namespace) -> dict[str, int]:
-    return {
-        name: getattr(asked, name) for name in ("labelled", "unlabelled", "judging", "rounds", "pretraining_rounds")
+    sizes = ("labelled", "unlabelled", "judging", "rounds", "pretraining_rounds")
+    return {name: getattr(asked, name) for name in sizes} | {
+        "kept": int(asked.keep is not None),
+        "quick": int(asked.quick),
     }
 
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the tables as Markdown."""
-    usual, *others = FIRST
-    of = {(name, label): [each["areas"][name][label] for each in rows] for name in FIRST for label in LABELS}
-    table = [[name, *(interval(of[name, label]) for label in LABELS)] for name in FIRST]
+    """Return the tables of all sizes as Markdown."""
+    sizes = [json.loads(size) for size in dict.fromkeys(json.dumps(each["size"]) for each in rows)]
+    lines = ["# First weights from a pretraining without labels", ""]
+    for size in sizes:
+        lines += _section(size, [each for each in rows if each["size"] == size])
+    lines += _half(rows)
+    lines += ["`benchmarks/pretraining.py` explains the rows.", ""]
+    return "\n".join(lines)
+
+
+def _section(size: dict[str, int], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the table of one size."""
+    usual, *others = [name for name in FIRST if name in rows[0]["areas"]]
+    of = {(name, label): [each["areas"][name][label] for each in rows] for name in (usual, *others) for label in LABELS}
+    table = [[name, *(interval(of[name, label]) for label in LABELS)] for name in (usual, *others)]
     for name in others:
         gains = (np.subtract(of[name, label], of[usual, label]) for label in LABELS)
         table.append([f"{name} less {usual}", *(interval(gain) for gain in gains)])
-    size, about = rows[0]["size"], rows[-1]["about"]
-    lines = [
-        "# First weights from a pretraining without labels",
-        "",
+    about = rows[-1]["about"]
+    form = "in the quick form of learning.py (24 x 32 x 32 voxels, ResNet-10), " if size["quick"] else ""
+    kept = "one pretraining of each kind for all seeds, " if size["kept"] else ""
+    return [
         f"{about['date']}; {about['machine']}. {SITES} synthetic hospitals, each with {size['labelled']} patients with "
-        f"labels and {size['unlabelled']} without; {size['pretraining_rounds']} rounds of "
-        f"pretraining; {len(rows)} seeds; 95 % intervals over the seeds, differences paired by seed. "
-        "`benchmarks/pretraining.py` explains the rows.",
+        f"labels and {size['unlabelled']} without, {form}{size['pretraining_rounds']} rounds of "
+        f"pretraining, {kept}{len(rows)} seeds; 95 % intervals over the seeds, differences paired by seed.",
         "",
         *markdown(["AUROC at the unseen hospital", *LABELS], table),
     ]
-    return "\n".join(lines)
+
+
+def _half(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return how half of the labels after a pretraining compare with all of them from the seed, by seed."""
+    usual, table = next(iter(FIRST)), []
+    whole = {(json.dumps(each["size"]), each["seed"]): each["areas"][usual] for each in rows}
+    for name in [*FIRST][1:]:
+        of: dict[str, list[list[float]]] = {}
+        for each in rows:
+            twice = json.dumps(each["size"] | {"labelled": 2 * each["size"]["labelled"]})
+            if name in each["areas"] and (all_labels := whole.get((twice, each["seed"]))):
+                less = [each["areas"][name][label] - all_labels[label] for label in LABELS]
+                what = f"{each['size']['labelled']} labels {name} ({each['size']['pretraining_rounds']} rounds) less "
+                of.setdefault(f"{what}{2 * each['size']['labelled']} {usual}", []).append(less)
+        table += [[what, *map(interval, zip(*less, strict=True))] for what, less in of.items()]
+    return markdown(["half of the labels", *LABELS], table) if table else []
 
 
 def main() -> None:
@@ -153,21 +265,31 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=0, help="of each study of labels; 0: those of configs/study.toml")
     parser.add_argument("--pretraining-rounds", type=int, default=5, help="of each pretraining; 0: as above")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(101, 109)))
+    kinds = [kind for kind in FIRST.values() if kind != "labels"]
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="of pretraining")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="hospitals and starts for all seeds")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make the scans")
     parser.add_argument("--small", action="store_true", help="scans of 16 voxels a side and the smallest network")
+    parser.add_argument("--quick", action="store_true", help="the quick form of learning.py: coarse scans, ResNet-10")
     parser.add_argument("--tables", action="store_true", help="train nothing")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.INFO)
-    rows = [] if asked.small else [each for each in stored() if each["size"] == size_of(asked)]
+    kept = Kept(asked.keep, asked) if asked.keep and not asked.tables else None
+    known = [] if asked.small else stored()
     for seed in () if asked.tables else asked.seeds:
-        if seed in [each["seed"] for each in rows]:
+        if any(each["seed"] == seed and each["size"] == size_of(asked) for each in known):
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            areas = rows_of(seed, asked, Path(folder))
-        rows.append({"seed": seed, "size": size_of(asked), "areas": areas, "about": circumstances()})
-        if not asked.small:
-            STORE.write_text(json.dumps([*stored(), rows[-1]], indent=1) + "\n", encoding="utf-8")
-    text = page(rows)
+        if kept:
+            areas = kept.areas(seed)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                areas = alone(seed, asked, Path(folder))
+        known = [*(known if asked.small else stored()), {"seed": seed, "size": size_of(asked), "areas": areas}]
+        known[-1]["about"] = circumstances()
+        if not asked.small:  # other processes add theirs meanwhile
+            STORE.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    text = page(known)
     if not asked.small:
         (RESULTS / "pretraining.md").write_text(text, encoding="utf-8")
     print(text)
