@@ -3,8 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # The tests of a file stay in one process, which makes their fixtures once. tests/conftest.py says which files come first;
-# pytest-xdist would begin with those of the most tests and end with the longest.
-UNIT := $(BIN)/pytest -m "not e2e and not chaos" -n $$(nproc) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# pytest-xdist would begin with those of the most tests and end with the longest. One process more than there are cores,
+# because some tests wait.
+UNIT := $(BIN)/pytest -m "not e2e and not chaos" -n $$(($$(nproc) + 1)) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test peers viewer check unit lint docs pictures format lock audit release images deb bench learning stoic lungs canary attack chaos soak fuzz flower-drill clean
 
