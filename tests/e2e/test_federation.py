@@ -35,6 +35,9 @@ synthetic = true
 [network]
 architecture = "resnet10"
 widen_factor = 0.125
+
+[training]
+loss = "cross_entropy_by_patient"
 """
 
 
