@@ -11,7 +11,7 @@ paired by seed. Each seed is added to results/pretraining.json, from which resul
 
 With `--keep DIR` the hospitals and the starts are made once, in DIR, and serve all seeds. A seed then draws which of
 three times as many patients have their labels, and the first weights. So the intervals hold for these starts alone.
-Several processes may share the seeds, each with its own copy of DIR (`cp -al`).
+Several processes may share the seeds, each with its own copy of DIR (`cp -a`).
 """
 
 import argparse
