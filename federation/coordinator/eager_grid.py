@@ -39,24 +39,19 @@ class EagerGrid:
 
     def _replies(self, waiting: list[str], deadline: float | None) -> Iterator[Message]:
         while waiting:
-            left_s = _left_s(deadline)
+            left_s = float("inf") if deadline is None else deadline - time.monotonic()
             for start in range(0, len(looked_for := list(waiting)), AT_ONCE):
-                with missing_parts(wait_s=_left_s(deadline)):
+                with missing_parts(until=deadline):
                     replies = list(self._grid.pull_messages(looked_for[start : start + AT_ONCE]))
                 answered = {reply.metadata.reply_to_message_id for reply in replies}
                 waiting = [each for each in waiting if each not in answered]
                 while replies:
                     yield replies.pop(0)  # not in a variable, which would keep it while the next one arrives
-            if left_s is not None and left_s <= 0:
+            if left_s <= 0:
                 return
             if waiting:
                 pause_s = max(POLL_S, len(waiting) / AT_ONCE / LOOKS_PER_S)
-                time.sleep(pause_s if left_s is None else min(pause_s, left_s))
-
-
-def _left_s(deadline: float | None) -> float | None:
-    """Return the seconds until a time of the monotonic clock; None if there is no deadline."""
-    return None if deadline is None else deadline - time.monotonic()
+                time.sleep(min(pause_s, left_s))
 
 
 class AllBut(Container[int]):

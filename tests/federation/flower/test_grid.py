@@ -1,4 +1,5 @@
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -31,7 +32,7 @@ def fetch(after_attempts: int, wait_s: float | None = None) -> dict[str, bytes]:
             raise inflatable_utils.ObjectUnavailableError(missing.pop())
         return b"content"
 
-    with missing_parts(wait_s):
+    with missing_parts(None if wait_s is None else time.monotonic() + wait_s):
         return http_grid.pull_objects(["part"], pull)
 
 
@@ -62,6 +63,6 @@ def test_reply_with_a_missing_part_is_given_up_after_the_wait(pauses_s: list[flo
 
 def test_other_code_of_the_process_waits_as_flower_does() -> None:
     flowers = http_grid.pull_objects
-    with missing_parts(1.0):
+    with missing_parts(time.monotonic() + 1.0):
         assert http_grid.pull_objects is not flowers
     assert http_grid.pull_objects is flowers
