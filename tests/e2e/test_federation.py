@@ -35,7 +35,8 @@ synthetic = true
 [network]
 architecture = "resnet10"
 widen_factor = 0.125
-
+"""
+BY_PATIENT = """
 [training]
 loss = "cross_entropy_by_patient"
 """
@@ -82,7 +83,7 @@ def federation(
     folder = tmp_path_factory.mktemp("federation")
     shutil.copytree(three_sites, folder / "sites")
     ok("server", "init", folder / "server", "--port", str(free_port()))
-    (folder / "study.toml").write_text(STUDY)
+    (folder / "study.toml").write_text(STUDY + BY_PATIENT)
     federation = Federation(folder, start("--help"), {}, start)
     federation.start_server()
     for name in NAMES:
