@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -84,6 +85,22 @@ def test_oriented_axes_point_up_back_and_left(chest: Volume) -> None:
     steps = upright.affine[:3, :3]
     assert steps[2, 0] > 0 and steps[1, 1] < 0 and steps[0, 2] < 0, "RAS: superior, posterior, left"
     assert upright.hu.flags.c_contiguous
+
+
+def test_axes_at_any_angle_are_oriented_as_by_nibabel() -> None:
+    """Turned and sheared grids (gantry tilt), some nearly upright: those are not given to nibabel."""
+    randomness, unchanged = np.random.default_rng(5), 0
+    upright = np.array([[0, 0, -1], [0, -1, 0], [1, 0, 0]])
+    hu = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    for most in np.repeat([0.1, 0.3, 0.6, 2.0], 100):
+        affine = np.eye(4)
+        affine[:3, :3] = (upright + randomness.uniform(-most, most, (3, 3))) * [5.0, 0.7, 0.7]
+        found = orient(Volume(hu=hu, affine=affine))
+        move = ornt_transform(io_orientation(affine), axcodes2ornt(AXES))
+        np.testing.assert_array_equal(found.hu, apply_orientation(hu, move))
+        np.testing.assert_allclose(found.affine, affine @ inv_ornt_aff(move, hu.shape), atol=1e-9)
+        unchanged += found.affine is affine
+    assert 100 <= unchanged < 400
 
 
 @pytest.mark.parametrize("offset_hu", [30.0, -25.0])
