@@ -11,9 +11,6 @@ from models.operating_points import POINTS
 from models.refusal import Refusal
 from models.release import load_release
 from pipeline.preprocessing.lesion_burden import EXTERNAL_MASK, PARTS, SIDES
-from pipeline.scoring.html_report import write_report, write_unscored_report
-from pipeline.scoring.label_maps import write_labels
-from pipeline.scoring.lungs_alone import measure_lungs
 from pipeline.scoring.score import Score, score_scan
 from pipeline.scoring.single_scan import OneScan, read_one
 from pipeline.scoring.verdict import SYNTHETIC
@@ -58,6 +55,9 @@ def score_series(
         raise
     content = result.to_json()
     if out is not None:
+        from pipeline.scoring.html_report import write_report
+        from pipeline.scoring.label_maps import write_labels
+
         out.mkdir(parents=True, exist_ok=True)
         (out / "score.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
         page = write_report(result, out)
@@ -126,6 +126,10 @@ def _range(limits: tuple[float, float]) -> str:
 
 def _write_lungs(scan: OneScan, refusal: Refusal, out: Path) -> None:
     """Write what can be measured without a model, if the scan shows a whole chest."""
+    from pipeline.scoring.html_report import write_unscored_report
+    from pipeline.scoring.label_maps import write_labels
+    from pipeline.scoring.lungs_alone import measure_lungs
+
     try:
         lungs = measure_lungs(scan.volume, scan.mask)
     except Refusal:

@@ -23,7 +23,6 @@ def start_gateway(site: Site, *, port: int, log: Path) -> Process:
             FEDTHORAX_SITE_DIR=str(site.folder),
             # By default, the C library reserves memory for every thread and rarely returns large blocks.
             MALLOC_ARENA_MAX="1",
-            OPENBLAS_NUM_THREADS="1",
             MALLOC_MMAP_THRESHOLD_="524288",
             MALLOC_TRIM_THRESHOLD_="262144",
         ),

@@ -37,8 +37,10 @@ T = TypeVar("T")
 
 _log = logging.getLogger("fedthorax")
 
-# For all our processes: no library sends telemetry, and MLflow loads no pickles.
+# For all our processes: no library sends telemetry, and MLflow loads no pickles. NumPy and SciPy multiply only small
+# matrices; by default each starts a thread of OpenBLAS for every core, which waits busily while other code needs it.
 QUIET = {
+    "OPENBLAS_NUM_THREADS": "1",
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
