@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,7 @@ from tests.federation.gateway.messages import (
     schema_for,
 )
 
+ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = schema_for(40, 4)
 STUDY = Study.model_validate({"study": {"name": "trial", "rounds": 3, "sites": 2, "quorum": 2}})
 
@@ -471,6 +473,22 @@ def test_round_with_too_few_patients_or_steps_is_refused(change: dict[str, Any],
     # In a private study the noise also protects few patients and steps.
     private = replace(schema, private_round=PrivateRound(1.0, 0.1, 10, 1e-5))
     assert code_of(task_checks.check_bounds, "train", private, site, patients) == ""
+
+
+@pytest.mark.parametrize("patients", [16, 60, 64, 65, 70, 5000])
+def test_study_of_a_head_that_equals_the_pooled_one_is_within_the_usual_limits(patients: int) -> None:
+    """The settings of docs/encoders.md; without augmentation, as every study with an encoder."""
+    section = (ROOT / "docs" / "encoders.md").read_text().split("### A head that equals the pooled one")[1]
+    found = tomllib.loads(section.split("```toml")[1].split("```")[0])
+    found["training"]["augment"] = False
+    wanted = Study.model_validate({**found, "study": found["study"] | {"name": "heads", "sites": 3, "quorum": 3}})
+    schema = replace(
+        schema_for(40, 4, epochs=wanted.study.local_epochs, steps=wanted.study.local_steps),
+        batch_size=wanted.training.batch_size,
+        augment=False,
+    )
+    site = SiteSettings.model_validate({**SITE.model_dump(), "gateway": {"require_augmentation": False}})
+    assert code_of(task_checks.check_bounds, "train", schema, site, patients) == ""
 
 
 def test_local_epochs_and_batch_size_are_limited() -> None:
