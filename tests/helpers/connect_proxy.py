@@ -10,11 +10,17 @@ from dataclasses import dataclass, field
 
 @dataclass
 class ConnectProxy:
-    """The running proxy. `asked`: the targets of its CONNECT requests, each as "host:port"."""
+    """The running proxy. `asked`: the targets of its CONNECT requests, each as "host:port".
+
+    `most_bytes`: a connection on which the client sends more is cut off: it stays open and is silent. `cut`: how many
+    were.
+    """
 
     port: int = 0
     login: str = ""  # "user:password"; empty if none is required
     asked: list[str] = field(default_factory=list)
+    most_bytes: int | None = None
+    cut: int = 0
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -28,21 +34,27 @@ class ConnectProxy:
         # Every name leads to this machine, as if the proxy alone could resolve it.
         from_server, to_server = await asyncio.open_connection("127.0.0.1", int(target.rpartition(":")[2]))
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        await asyncio.gather(_pass_on(reader, to_server), _pass_on(from_server, writer))
+        await asyncio.gather(self._pass_on(reader, to_server, self.most_bytes), self._pass_on(from_server, writer))
 
-
-async def _pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while received := await source.read(65536):
-            target.write(received)
-            await target.drain()
-    target.close()
+    async def _pass_on(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, most_bytes: int | None = None
+    ) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            while received := await source.read(65536):
+                passed += len(received)
+                if most_bytes and passed > most_bytes:
+                    self.cut += 1
+                    return
+                target.write(received)
+                await target.drain()
+        target.close()
 
 
 @contextlib.contextmanager
-def connect_proxy(*, login: str = "") -> Iterator[ConnectProxy]:
+def connect_proxy(*, login: str = "", most_bytes: int | None = None) -> Iterator[ConnectProxy]:
     """Run the proxy in a thread of its own, on a free port of loopback."""
-    proxy = ConnectProxy(login=login)
+    proxy = ConnectProxy(login=login, most_bytes=most_bytes)
     ready, loop = threading.Event(), asyncio.new_event_loop()
 
     async def start() -> asyncio.Server:
