@@ -13,16 +13,14 @@ from models.network_settings import NetworkSettings
 from models.release import load_release, save_release
 from tests.e2e.conftest import Command, allow, enter, ok, run_command, wait_online
 from tests.helpers.descriptions import description
+from tests.helpers.pages import settings_under
 
 pytestmark = pytest.mark.e2e
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def study_of_the_page(lines: str) -> str:
     """The study of docs/encoders.md whose head equals the pooled one, for two rounds, with the encoder's lines."""
-    section = (ROOT / "docs" / "encoders.md").read_text().split("### A head that equals the pooled one")[1]
-    text = section.split("```toml")[1].split("```")[0].replace("rounds = 60", "rounds = 2")
+    text = settings_under("A head that equals the pooled one", page="encoders.md").replace("rounds = 60", "rounds = 2")
     head = '[study]\nname = "head"\nsites = 2\nquorum = 2\nwait_s = 90\nround_timeout_s = 120\nsynthetic = true\n'
     network = lines.replace("[training]\naugment = false\n", "")
     return network + text.replace("[study]\n", head).replace("[training]\n", "[training]\naugment = false\n")

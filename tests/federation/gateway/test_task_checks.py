@@ -45,8 +45,8 @@ from tests.federation.gateway.messages import (
     record_of,
     schema_for,
 )
+from tests.helpers.pages import settings_under
 
-ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = schema_for(40, 4)
 STUDY = Study.model_validate({"study": {"name": "trial", "rounds": 3, "sites": 2, "quorum": 2}})
 
@@ -478,8 +478,7 @@ def test_round_with_too_few_patients_or_steps_is_refused(change: dict[str, Any],
 @pytest.mark.parametrize("patients", [16, 60, 64, 65, 70, 5000])
 def test_study_of_a_head_that_equals_the_pooled_one_is_within_the_usual_limits(patients: int) -> None:
     """The settings of docs/encoders.md; without augmentation, as every study with an encoder."""
-    section = (ROOT / "docs" / "encoders.md").read_text().split("### A head that equals the pooled one")[1]
-    found = tomllib.loads(section.split("```toml")[1].split("```")[0])
+    found = tomllib.loads(settings_under("A head that equals the pooled one", page="encoders.md"))
     found["training"]["augment"] = False
     wanted = Study.model_validate({**found, "study": found["study"] | {"name": "heads", "sites": 3, "quorum": 3}})
     schema = replace(
