@@ -1,0 +1,139 @@
+"""A worker that the system kills, at the moments at which Python's pool of processes loses its count of workers."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, forkserver
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.refusal import Refusal
+from pipeline.cohort.ingest import ingest
+from pipeline.cohort.store import Cohort
+from pipeline.cohort.workers import Examination
+from pipeline.imaging.discovery import Series
+from pipeline.preprocessing.preprocess_settings import Preprocessing
+from pipeline.site.folder import Site
+from pipeline.site.site_data import read_series_list
+from tests.helpers.own import quietly
+from tests.helpers.waiting import eventually
+
+SETTINGS = Preprocessing(shape=(16, 24, 24))
+
+
+class WatchedPool(ProcessPoolExecutor):
+    """Keeps what it returned. `forgets`: it returns a future that nobody completes, as while it breaks."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.futures: list[Future[Any]] = []
+        self.forgets = False
+
+    def submit(self, *arguments: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future() if self.forgets else super().submit(*arguments, **named)
+        self.futures.append(future)
+        return future
+
+    def has_broken(self) -> bool:
+        try:
+            super().submit(int)
+        except BrokenProcessPool:
+            return True
+        return False
+
+
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> list[WatchedPool]:
+    """The pools of workers that a test starts."""
+    made: list[WatchedPool] = []
+
+    def make(*arguments: Any, **named: Any) -> WatchedPool:
+        made.append(WatchedPool(*arguments, **named))
+        return made[-1]
+
+    monkeypatch.setattr("pipeline.cohort.workers.ProcessPoolExecutor", make)
+    return made
+
+
+@pytest.fixture
+def site(small_hospital: Path, make_site: Callable[[Path, Path], Site], tmp_path: Path) -> Site:
+    return make_site(tmp_path / "site", small_hospital)
+
+
+@pytest.fixture(autouse=True)
+def two_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the ingest start two workers on any machine. Afterwards no worker and none of its threads may be left."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    threads, children = set(threading.enumerate()), set(active_children())
+    yield
+    assert eventually(lambda: set(active_children()) <= children)
+    assert eventually(lambda: set(threading.enumerate()) <= threads), "the process would wait for it at its exit"
+
+
+def kill_workers() -> None:
+    for worker in active_children():
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+
+
+def series_of(site: Site) -> list[Series]:
+    series, _ = read_series_list(site)
+    return series
+
+
+def test_worker_killed_while_another_starts_ends_the_ingest(
+    site: Site, pools: list[WatchedPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, started = forkserver.connect_to_new_process, 0
+
+    def start(descriptors: list[int]) -> tuple[int, int]:
+        nonlocal started
+        started += 1
+        ends = connect(descriptors)
+        if started == 2:
+            kill_workers()
+            assert eventually(pools[0].futures[0].done), "the pool notices the death of the first"
+        return ends
+
+    monkeypatch.setattr(forkserver, "connect_to_new_process", start)
+    with pytest.raises(Refusal, match="E_WORKER_DIED"):
+        ingest(site, SETTINGS, quietly)
+    assert started == 2
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, EOFError, ConnectionResetError])
+def test_worker_killed_before_it_has_started_is_reported(
+    site: Site, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when it dies before it has read what it has to do, or together with the process that starts workers."""
+
+    def start(descriptors: list[int]) -> tuple[int, int]:
+        raise error
+
+    monkeypatch.setattr(forkserver, "connect_to_new_process", start)
+    with pytest.raises(Refusal, match="E_WORKER_DIED"):
+        ingest(site, SETTINGS, quietly)
+
+
+def test_series_that_the_pool_has_forgotten_is_not_waited_for(site: Site, pools: list[WatchedPool]) -> None:
+    """A pool that breaks while a series is submitted may return a future that nobody completes."""
+    first, last, *_ = series_of(site)
+    with (
+        Cohort(site) as cohort,
+        pytest.raises(Refusal, match="E_WORKER_DIED"),
+        Examination(cohort, SETTINGS, quietly) as examination,
+    ):
+        examination.add(first)
+        (pool,) = pools
+        assert eventually(pool.futures[0].done)
+        kill_workers()
+        assert eventually(pool.has_broken)
+        pool.forgets = True
+        examination.add(last)
+        pool.forgets = False
+        examination.finish(2)
