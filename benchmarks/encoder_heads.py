@@ -160,11 +160,11 @@ def made_ready(root: Path, form: Form, encoder: Encoder, seed: int) -> list[Orde
     return wanted
 
 
-def interval(values: Sequence[float]) -> str:
+def interval(values: Sequence[float], digits: int = 4) -> str:
     """Return mean and 95 % interval by Student's t."""
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
     margin = error * float(stats.t.ppf(0.975, len(values) - 1))
-    return f"{mean:.4f} ({mean - margin:.4f} to {mean + margin:.4f})"
+    return f"{mean:.{digits}f} ({mean - margin:.{digits}f} to {mean + margin:.{digits}f})"
 
 
 def page(rows: Sequence[dict[str, Any]], private: Study, about: dict[str, Any]) -> str:
