@@ -160,6 +160,12 @@ def _of_training(study: "Study") -> list[str]:
             "head then reveals their labels: somebody must know where the weights come from. The encoder needs its own "
             "approval (`fedthorax node approve-encoder`)."
         )
+        if not stages and study.privacy is None:
+            found.append(
+                "The features of a scan are the same in each round. A server that has a patient's scan can often tell "
+                "from the updates whether this hospital trained on it (AUROC 0.75 with synthetic patients, 0.71 if it "
+                "sees only sums of three hospitals). Differential privacy bounds that (0.58)."
+            )
     if study.network.pretrains or not is_measured(study.network):
         on_encoder = "stages of an encoder and a head" if study.network.tuned_stages else "a head on an encoder"
         network = on_encoder if study.network.encoder else study.network.architecture

@@ -54,3 +54,20 @@ def test_review_says_what_an_encoder_can_do(tmp_path: Path) -> None:
     found = weakenings(Study.model_validate({**tables, "training": {"augment": False}}))
     assert any("frozen encoder" in each and "approve-encoder" in each for each in found)
     assert not any("Augmentation is off" in each for each in found)
+
+
+@pytest.mark.parametrize(
+    ("network", "tables", "is_told"),
+    [
+        ({}, {}, True),
+        ({"norm": "group"}, {"privacy": {"noise_multiplier": 1.5, "sample_rate": 0.1}}, False),
+    ],
+)
+def test_review_says_that_the_updates_of_a_head_show_who_took_part(
+    network: dict[str, object], tables: dict[str, object], is_told: bool, tmp_path: Path
+) -> None:
+    encoder = small_encoder(tmp_path / "encoder", Preprocessing())
+    study = {"name": "heads", "rounds": 5, "sites": 3, "quorum": 3}
+    content = {"study": study, "network": {**head_on(encoder), **network}, "training": {"augment": False}, **tables}
+    found = weakenings(Study.model_validate(content))
+    assert any("whether this hospital trained on it" in each for each in found) == is_told
