@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from encoder_heads import OURS, OURS_ROUNDS, PRIVATE, PrivateForm, forms, interval, made_ready, taught
+from learning_methods import weighted_mean
 from learning_sites import UNSEEN, Form, area
 from numpy.typing import NDArray
 from run import RESULTS, circumstances, markdown
@@ -96,12 +97,7 @@ def rounds_at(study: Study, sites: Sequence[Site], *, again: bool) -> dict[str, 
                 name: array + JITTER * rng.normal(size=array.shape).astype(array.dtype) for name, array in first.items()
             }
         else:
-            arrays = {
-                name: np.tensordot(share, np.stack([reply.arrays[name] for reply in replies]), axes=1).astype(
-                    array.dtype
-                )
-                for name, array in arrays.items()
-            }
+            arrays = weighted_mean([reply.arrays for reply in replies], share)
     return seen
 
 

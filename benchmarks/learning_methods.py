@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def _naive(job: Job, what: Study, sites: list[Site]) -> tuple[SeverityNetwork, i
             network.load_state_dict(first)
             _plain_sgd(network, each, what, np.random.default_rng((what.study.seed, place, number)))
             found.append(pack(network))
-        arrays, buffers = (_mean([model[part] for model in found], share) for part in (0, 1))
+        arrays, buffers = (weighted_mean([model[part] for model in found], share) for part in (0, 1))
         unpack(network, arrays, buffers)
     size = sum(array.nbytes for part in pack(network) for array in part.values())
     return network, rounds, rounds * size, rounds * size
@@ -128,7 +128,8 @@ def _plain_sgd(network: SeverityNetwork, examples: Examples, what: Study, rng: n
             step(network, optimiser, *examples.batch(index, augment))
 
 
-def _mean(sites: Sequence[dict[str, np.ndarray]], share: np.ndarray) -> dict[str, np.ndarray]:
+def weighted_mean(sites: Sequence[Mapping[str, np.ndarray]], share: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the mean of the hospitals' arrays; `share`: each hospital's weight, of sum 1."""
     return {
         name: np.tensordot(share, np.stack([site[name] for site in sites]).astype(np.float64), axes=1).astype(
             sites[0][name].dtype
