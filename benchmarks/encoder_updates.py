@@ -14,27 +14,39 @@ Writes results/encoder_updates.{json,md}.
 import argparse
 import json
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the attack
 from encoder_heads import OURS, OURS_ROUNDS, PRIVATE, PrivateForm, forms, interval, made_ready, taught
 from learning_methods import weighted_mean
 from learning_sites import UNSEEN, Form, area
-from numpy.typing import NDArray
 from run import RESULTS, circumstances, markdown
 
 from federation.client.site_tasks import load_examples, load_network, train_site
 from federation.protocol.flat_weights import pack
 from federation.protocol.study_config import Study
 from models.membership import JOINT, patient_losses
-from models.network import SeverityNetwork, build_network
-from pipeline.cohort.dataset import Examples
+from models.network import build_network
 from pipeline.site.folder import Site
+from tests.attacks.head_updates import (
+    Patients,
+    Round,
+    Weights,
+    fits,
+    joined,
+    jointly,
+    patients_of,
+    weights_of,
+    whitened,
+)
 
 # Added to a covariance, as shares of its mean variance. The attacks use the one with which they do best.
 RIDGES = (0.001, 0.01, 0.1, 1.0)
@@ -45,35 +57,6 @@ ONE, EVERY = "took part; it has this scan", "took part; it has all scans of the 
 BY_LOSS = "took part; by the last model's loss"
 LABEL, BY_MODEL = "PCR of who took part; it has this scan", "PCR of who took part; by the last model"
 FIGURES = (ONE, EVERY, BY_LOSS, LABEL, BY_MODEL)
-Weights = NDArray[np.float64]  # of a head with its bias, shape (labels, inputs + 1)
-
-
-class Round(NamedTuple):
-    """What the server sees of one round: the weights that it sent, and by how much they changed."""
-
-    sent: Weights
-    change: Weights
-
-
-class Patients(NamedTuple):
-    """Inputs of the head with a 1 for its bias, shape (patients, inputs + 1), and labels, NaN if unknown."""
-
-    inputs: Weights
-    targets: Weights
-
-
-def weights_of(network: SeverityNetwork) -> Weights:
-    """Return weights and bias of the head."""
-    head = network.head
-    return torch.cat([head.weight, head.bias[:, None]], dim=1).detach().double().numpy()
-
-
-@torch.no_grad()
-def patients_of(network: SeverityNetwork, examples: Examples) -> Patients:
-    """Return what the server computes from scans, ages and sexes that it has."""
-    scans, tabular, targets = examples.batch(np.arange(len(examples)), None)
-    inputs = network.eval().joined(scans, tabular).double().numpy()
-    return Patients(np.column_stack([inputs, np.ones(len(inputs))]), targets.double().numpy())
 
 
 def rounds_at(study: Study, sites: Sequence[Site], *, again: bool) -> dict[str, list[Round]]:
@@ -101,41 +84,6 @@ def rounds_at(study: Study, sites: Sequence[Site], *, again: bool) -> dict[str, 
     return seen
 
 
-def whitened(candidates: Patients, known: Patients, ridge: float) -> Weights:
-    """Return what takes a change to how much it looks like each candidate, (candidates, inputs + 1).
-
-    The change of the bias tells how much of the change is due to what is common to all patients; this part is left out.
-    """
-    own, others = candidates.inputs[:, :-1], known.inputs[:, :-1]
-    middle = others.mean(axis=0)
-    white = np.linalg.solve(with_ridge(np.cov((others - middle).T), ridge), (own - middle).T).T
-    return np.column_stack([white, -white @ middle])
-
-
-def jointly(candidates: Patients, ridge: float) -> Weights:
-    """Return what takes a change to each candidate's part in it, by ridge regression on all of them together."""
-    inputs = candidates.inputs
-    return np.linalg.solve(with_ridge(inputs @ inputs.T, ridge), inputs)
-
-
-def with_ridge(spread: Weights, ridge: float) -> Weights:
-    return spread + ridge * np.trace(spread) / len(spread) * np.eye(len(spread))
-
-
-def fits(rounds: Sequence[Round], candidates: Patients, way: Weights) -> tuple[Weights, Weights]:
-    """Return how well the updates fit that each candidate took part, and that its PCR is positive, (candidates,) both.
-
-    `way`: what a change is multiplied with, shape (candidates, inputs + 1), see `whitened` and `jointly`.
-    """
-    member, positive = np.zeros(len(way)), np.zeros(len(way))
-    for sent, change in rounds:
-        probabilities = 1 / (1 + np.exp(-candidates.inputs @ sent.T))
-        part = way @ change.T
-        member += np.nansum((candidates.targets - probabilities) * part, axis=1)
-        positive += part[:, 0]
-    return member, positive
-
-
 def attacked(study: Study, sites: Sequence[Site], setting: str) -> Iterator[dict[str, Any]]:
     """Attack each hospital in each way; yield the AUROC of the server's answers."""
     network = build_network(study.network, seed=study.study.seed)
@@ -155,10 +103,6 @@ def attacked(study: Study, sites: Sequence[Site], setting: str) -> Iterator[dict
             if way == AGAIN:  # the server releases no model of this kind
                 del figures[BY_LOSS], figures[BY_MODEL]
             yield {"setting": setting, "way": way, "hospital": site.name, **figures}
-
-
-def joined(parts: Sequence[Patients]) -> Patients:
-    return Patients(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
 def answers(

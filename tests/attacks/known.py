@@ -11,6 +11,13 @@ KNOWN: Mapping[str, str] = {
         "the update of a head on thresholds of a measure of the scan depends on how many patients with which label are "
         "above each threshold. It reveals counts, and only inaccurate ones, because augmentation and batches blur them."
     ),
+    "updates of a head on a frozen encoder, default settings": (
+        "only without sums: the server computes the features that each scan has, and compares them with each update. "
+        "Sums of three hospitals reveal it too, but less; see docs/encoders.md."
+    ),
+    "updates of a head on a frozen encoder, scans of all patients": (
+        "the same, for a server that has the scans of all patients of a hospital and does not know who of them trained."
+    ),
     "losses of 25 rounds on validation patients": (
         "with heads on age and sex alone, a mean loss is a linear equation in the number of patients of each kind. In "
         "the studies that site.toml approves by default these figures leave only in sums; so do the answers below."

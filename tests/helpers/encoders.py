@@ -1,5 +1,6 @@
 """A small frozen encoder with random weights, for tests."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from models.encoders import Encoder, EncoderCard, build_layers, save_encoder
@@ -10,14 +11,27 @@ LAYERS = NetworkSettings(architecture="resnet10", widen_factor=1 / 16)
 FEATURES = 32
 
 
+class Silent:
+    """A progress bar that shows nothing."""
+
+    def __call__(self, title: str) -> "Silent":
+        return self
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        return lambda done, total: None
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 def small_encoder(
     folder: Path, preprocessing: Preprocessing, *, name: str = "small", layers: NetworkSettings = LAYERS
 ) -> Encoder:
-    """Write an encoder of 32 features into a folder. Its weights are random."""
+    """Write an encoder into a folder. Its weights are random. Without other layers it has FEATURES."""
     card = EncoderCard(
         name=name,
         layers=layers,
-        features=FEATURES,
+        features=round(512 * layers.widen_factor),
         preprocessing=preprocessing.model_dump(mode="json"),
         source="random weights",
         licence="Apache-2.0",

@@ -23,24 +23,10 @@ from models.network import build_network
 from tests.attacks.cohort import PREPROCESSING
 from tests.attacks.rig import rig
 from tests.federation.gateway.messages import record_of
-from tests.helpers.encoders import FEATURES, head_on, small_encoder, tuned_on
-from tests.pipeline.cohort.test_encoding import silent
+from tests.helpers.encoders import FEATURES, Silent, head_on, small_encoder, tuned_on
 
 pytestmark = pytest.mark.slow
 UNVARIED = {"require_augmentation = true": "require_augmentation = false"}  # features of an encoder cannot vary
-
-
-class Silent:
-    """A progress bar that shows nothing."""
-
-    def __call__(self, title: str) -> "Silent":
-        return self
-
-    def __enter__(self):
-        return silent
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def study(encoder: Encoder, /, **network: object) -> Study:
