@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from tests.attacks import (
+    attention_replies,
     begun,
     capacity,
     codes,
@@ -49,6 +50,7 @@ MODULES = (
     moments,
     near_features,
     head_updates,
+    attention_replies,
     picture,
     joined,
     questions,

@@ -182,13 +182,17 @@ def read(trap: Trap, seed: int, importance: Tensor | None = None) -> Found:
         with torch.no_grad():
             attention_of(trap.network).importance.copy_(importance)
     features = seen(trap.network, patients, seed=seed)
-    estimates = told(trap, features, patients)
-    with torch.no_grad():
-        amounts = of_patients(layers_of(trap.network), features)[:, trap.units]
-        usual, spread = features.mean(dim=(0, 1, 2)), features.std(dim=(0, 1, 2))
-        slices = ((features - usual) / spread).flatten(1, 2)[:, :, None]
-        alike = torch.cosine_similarity(slices, (estimates - usual) / spread, dim=-1).amax(dim=1)
-        likeness = alike.gather(0, amounts.argmax(dim=0)[None])[0]
+    return compared(trap, features, told(trap, features, patients))
+
+
+@torch.no_grad()
+def compared(trap: Trap, features: Tensor, estimates: Tensor) -> Found:
+    """Compare what a reply tells with the slices of patients; `features` as `seen` returns them."""
+    amounts = of_patients(layers_of(trap.network), features)[:, trap.units]
+    usual, spread = features.mean(dim=(0, 1, 2)), features.std(dim=(0, 1, 2))
+    slices = ((features - usual) / spread).flatten(1, 2)[:, :, None]
+    alike = torch.cosine_similarity(slices, (estimates - usual) / spread, dim=-1).amax(dim=1)
+    likeness = alike.gather(0, amounts.argmax(dim=0)[None])[0]
     is_patient = (alike.argmax(dim=0) == amounts.argmax(dim=0)).numpy()
     return Found(largest_share(amounts).double().numpy(), likeness.double().numpy(), is_patient)
 

@@ -10,6 +10,8 @@ from federation.protocol.flat_weights import WEIGHTS, pack
 from federation.protocol.tensor_bounds import parts_of
 from models.network import SeverityNetwork
 from tests.attacks.attention import Trap, attention_of, first_network, own_features, read, trap
+from tests.attacks.attention_replies import replied, study_of_attention
+from tests.attacks.rig import Refused, rig
 from tests.attacks.test_single_out import are_within_bounds, lengths
 
 HOSPITALS = (101, 102, 103)
@@ -64,6 +66,16 @@ def test_hidden_units_of_any_kind_tell_features_of_one_patient(seed: int) -> Non
     assert share > 0.9
     assert likeness > 0.8
     assert is_patient > 0.6
+
+
+@pytest.mark.slow
+def test_gateway_refuses_hidden_units_of_any_kind_on_the_way_there() -> None:
+    study = study_of_attention()
+    _, found = made("gated", study.study.seed, is_held=False)
+    with rig(seed=HOSPITALS[0], patients={"train": 16, "validation": 24, "test": 40}) as attacked:
+        attacked.talk_into(study)
+        with pytest.raises(Refused, match="E_MODEL_DRIFT"):
+            replied(attacked, study, found)
 
 
 @pytest.mark.slow
