@@ -109,10 +109,13 @@ class OneThread(ThreadPoolExecutor):
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__(max_workers=1)
 
+    def check(self) -> None:
+        """No worker dies."""
+
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Generate hospitals and examine scans in this process, sequentially."""
-    monkeypatch.setattr("pipeline.cohort.workers.ProcessPoolExecutor", OneThread)
+    monkeypatch.setattr("pipeline.cohort.workers.WorkerPool", OneThread)
     monkeypatch.setattr("pipeline.cohort.workers.forkserver.ensure_running", lambda: None)
-    monkeypatch.setattr("pipeline.phantom.generate.ProcessPoolExecutor", OneThread)
+    monkeypatch.setattr("pipeline.phantom.generate.WorkerPool", OneThread)

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -41,6 +41,7 @@ from models.release import ATTACKS, load_release
 from models.settings import load_settings
 from pipeline.site.folder import Site, init_site, site_settings
 from pipeline.system.atomic_files import write_atomically
+from pipeline.system.worker_pool import WorkerPool
 
 SEED = 4  # of the hospitals: each has three test and validation patients of each outcome, which a sum needs
 TRAINING = ("north", "south", "west")
@@ -149,7 +150,7 @@ def _baselines(study: Study, folders: Folders) -> Iterator[list[Future[str]]]:
     from federation.coordinator.baselines import train_in_background
 
     jobs = {"pooled": list(TRAINING)} | {f"{name} alone": [name] for name in TRAINING}  # longest first
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    with WorkerPool(os.cpu_count(), get_context("spawn")) as pool:
         try:
             yield [
                 pool.submit(

@@ -95,10 +95,11 @@ def add_in_a_child(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path] = 
     """Add like `add`, without importing torch in this process. A known model is not verified again."""
     if kept := _kept(clinic, folder, trusted_keys):
         return kept
-    from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as child:
+    from pipeline.system.worker_pool import WorkerPool
+
+    with WorkerPool(1, get_context("spawn")) as child:
         added = child.submit(_add_or_refusal, clinic.folder, folder, trusted_keys, by).result()
     if isinstance(added, Model):
         return added

@@ -37,11 +37,6 @@ EXAMINE_FAILED = Reason(
     "the examination of the series failed with an unexpected error",
     "Report it with the site's log, which contains the error. Other series are not affected.",
 )
-WORKER_DIED = Reason(
-    "E_WORKER_DIED",
-    "the system ended a process that examined series, most likely because memory ran out",
-    "Free memory and run the command again. Results so far are kept.",
-)
 COHORT_BUSY = Reason(
     "E_COHORT_BUSY",
     "another command is using this site's cohort",

@@ -6,13 +6,13 @@ import os
 import threading
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, forkserver, get_context
+from concurrent.futures import Future
+from multiprocessing import forkserver, get_context
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from queue import SimpleQueue
+from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from models.refusal import Refusal
@@ -24,6 +24,7 @@ from pipeline.preprocessing.reasons import LUNGS_FLAT
 from pipeline.scoring.reasons import LUNGS_UNSURE
 from pipeline.system.malloc import keep_memory
 from pipeline.system.threads import one_thread
+from pipeline.system.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from pipeline.imaging.lung_mask import LungMask
@@ -158,44 +159,26 @@ class Examination:
         self._given = self._done = 0
         self._found: int | None = None
         cores = len(os.sched_getaffinity(0))
-        self._others = frozenset(active_children())
-        # Workers start when needed.
-        self._pool = ProcessPoolExecutor(cores, mp_context=_workers(), initializer=begin_worker)
+        self._pool = WorkerPool(cores, _workers(), begin_worker)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._pool.shutdown(wait=error is None, cancel_futures=True)
-        if isinstance(error, BrokenProcessPool):
-            self._end_workers()
-            raise Refusal(reasons.WORKER_DIED) from error
-
-    def _end_workers(self) -> None:
-        """End the workers that are left when one has died.
-
-        Python 3.11's pool ends only those that it knew then. One that was just starting would wait for work forever,
-        and this process at its exit for that worker.
-        """
-        for worker in set(active_children()) - self._others:
-            worker.kill()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.__exit__(kind, error, trace)
 
     def add(self, series: Series) -> None:
         """Submit one series, while the search for others continues."""
         if series.fingerprint in self._known:
             return
         self._known.add(series.fingerprint)
-        job = self._submit(series)
+        job = self._pool.submit(examine, series, self.settings, self._cohort.tensors)
         self._given += 1
         job.add_done_callback(self._finished.put)
         while not self._finished.empty():
             self._remember(self._finished.get())
-
-    def _submit(self, series: Series) -> Future[Scan]:
-        try:
-            return self._pool.submit(examine, series, self.settings, self._cohort.tensors)
-        except (ConnectionError, EOFError) as error:  # a worker was killed while it started
-            raise BrokenProcessPool from error
 
     def is_new(self, series: Series) -> bool:
         """Whether a series was not known before. One with files in several folders is examined twice, and is one."""
@@ -209,9 +192,7 @@ class Examination:
         self._found = found
         self._report()
         if self._given:
-            # Raises BrokenProcessPool if a worker has died. A series that was submitted at that moment may have been
-            # forgotten: its result would never come.
-            self._pool.submit(int)
+            self._pool.check()
         while self._done < self._given:
             self._remember(self._finished.get())
 

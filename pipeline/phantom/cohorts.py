@@ -8,7 +8,6 @@ would empty the cohort.
 
 import hashlib
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -32,6 +31,7 @@ from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_d
 from pipeline.site.folder import SYNTHETIC_STUDIES, Site, init_site
 from pipeline.system.codes import BY_CODE
 from pipeline.system.threads import one_thread
+from pipeline.system.worker_pool import WorkerPool
 
 STORED_MAXIMUM = 4095  # 12 bits, as `write_series` stores
 
@@ -144,7 +144,7 @@ def write_cohort(
         if workers == 1:
             made = [make(number) for number in numbers]
         else:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin_worker) as pool:
+            with WorkerPool(workers, get_context("spawn"), begin_worker) as pool:
                 made = list(pool.map(make, numbers, chunksize=8))
         scans = [scan for _, scan, _ in made]
         for scan in scans:

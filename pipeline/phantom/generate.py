@@ -12,7 +12,6 @@ The same seed writes the same bytes.
 import json
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,6 +36,7 @@ from pipeline.phantom.records import (
 from pipeline.phantom.scans import acquire, write_series
 from pipeline.site.folder import SYNTHETIC_STUDIES
 from pipeline.system.threads import one_thread
+from pipeline.system.worker_pool import WorkerPool
 
 
 @dataclass(frozen=True)
@@ -153,14 +153,12 @@ def make_hospitals(
 
     `anatomy`: random bodies, or a simple template. `randomise`: each scan looks as from another scanner.
 
-    Returns the hospitals' folders. `progress(done, total)` counts the patients written.
+    Returns the hospitals' folders. `progress(done, total)` counts the patients written. Raises Refusal E_WORKER_DIED.
     """
     spoilt = list(DEFECTS) if defects else []
     folders: list[Path] = []
     done, total = 0, sum(patients) + len(patients) * len(spoilt)
-    with ProcessPoolExecutor(
-        os.cpu_count(), mp_context=get_context("spawn"), initializer=begin_worker, initargs=(anatomy,)
-    ) as pool:
+    with WorkerPool(os.cpu_count(), get_context("spawn"), begin_worker, (anatomy,)) as pool:
         for index, count in enumerate(patients):
             at = hospital(index)
             folder = out / at.name

@@ -20,3 +20,8 @@ COPY_DAMAGED = Reason(
     "the copy of {file} from before the upgrade is damaged",
     "Nothing was changed. Restore a backup that the older version made, or stay with this version.",
 )
+WORKER_DIED = Reason(
+    "E_WORKER_DIED",
+    "the system ended one of the processes that do this command's work, most likely because memory ran out",
+    "Free memory and run the command again. Series that were read so far are kept.",
+)

@@ -159,7 +159,7 @@ def test_stored_release_is_not_verified_again_in_a_child_process(
     def start(*_: Any, **__: Any) -> None:
         raise Started
 
-    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", start)
+    monkeypatch.setattr("pipeline.system.worker_pool.WorkerPool", start)
     folder, (_, public) = release("first"), keys
     with pytest.raises(Started):
         model_registry.add_in_a_child(clinic, folder, by="test")

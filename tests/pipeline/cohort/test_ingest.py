@@ -426,7 +426,7 @@ def test_next_ingest_repairs_an_interruption_at_any_step(own: Own, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         own.ingest()
     monkeypatch.undo()
-    monkeypatch.setattr("pipeline.cohort.workers.ProcessPoolExecutor", OneThread)
+    monkeypatch.setattr("pipeline.cohort.workers.WorkerPool", OneThread)
     own.ingest()
     resumed = {path.name: path.read_bytes() for path in own.site.cohort_folder.glob("*.csv")}
     left = tensors(own.site)

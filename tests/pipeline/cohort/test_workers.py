@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, forkserver
 from pathlib import Path
@@ -20,13 +20,14 @@ from pipeline.imaging.discovery import Series
 from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import Site
 from pipeline.site.site_data import read_series_list
+from pipeline.system.worker_pool import WorkerPool
 from tests.helpers.own import quietly
 from tests.helpers.waiting import eventually
 
 SETTINGS = Preprocessing(shape=(16, 24, 24))
 
 
-class WatchedPool(ProcessPoolExecutor):
+class WatchedPool(WorkerPool):
     """Keeps what it returned. `forgets`: it returns a future that nobody completes, as while it breaks."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -56,7 +57,7 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[WatchedPool]:
         made.append(WatchedPool(*arguments, **named))
         return made[-1]
 
-    monkeypatch.setattr("pipeline.cohort.workers.ProcessPoolExecutor", make)
+    monkeypatch.setattr("pipeline.cohort.workers.WorkerPool", make)
     return made
 
 

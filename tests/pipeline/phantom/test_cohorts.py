@@ -85,7 +85,7 @@ def test_second_cohort_replaces_the_first(tmp_path: Path) -> None:
 
 
 def test_number_of_workers_does_not_change_the_cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.phantom.cohorts.ProcessPoolExecutor", OneThread)
+    monkeypatch.setattr("pipeline.phantom.cohorts.WorkerPool", OneThread)
     for folder, workers in (("a", 1), ("b", 2)):
         write_cohort(site(tmp_path / folder), COARSE, patients=3, seed=1, workers=workers, anatomy="template")
     assert contents(Site.open(tmp_path / "a")) == contents(Site.open(tmp_path / "b"))
