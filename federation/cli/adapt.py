@@ -24,12 +24,13 @@ def adapt(
     as_json: Json = False,
 ) -> None:
     """Adapt a release to this hospital: new batch-norm statistics from scans without labels, the same weights."""
+    from pipeline.site.folder import Site
+
+    site = Site.open(site_dir)  # before the imports that take seconds
     from federation.cli.trust import trusted_keys
     from models.compute import Compute
     from pipeline.adaptation.adapt import adapt as derive
-    from pipeline.site.folder import Site
 
-    site = Site.open(site_dir)
     compute = Compute.open(site.settings.compute, threads=site.settings.training.threads)
     with progress_bar("layers") as progress:
         adapted = derive(site, release, trusted_keys(signed_by or []), out, key=key, compute=compute, progress=progress)

@@ -125,6 +125,9 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check this site: its problems and how to fix them. It fetches no scans and does not change the cohort."""
+    from pipeline.site.folder import Site
+
+    site = Site.open(site_dir)  # before the imports that take seconds
     from federation.approval import peer_checks
     from federation.cli.doctor_screen import show_checkup
     from federation.enrolment import standing
@@ -132,10 +135,8 @@ def check(
     from federation.protocol.study_config import preprocessing_of
     from pipeline.doctor import checkup as doctor
     from pipeline.doctor.page import write_page
-    from pipeline.site.folder import Site
     from pipeline.training import privacy_budget
 
-    site = Site.open(site_dir)
     with progress_bar("examining series") as progress:
         gpu = sandbox.gpu_line(site)
         of_sandbox = [sandbox.line(site), *([gpu] if gpu else [])]
@@ -208,13 +209,14 @@ def _pull(site: "Site") -> dict[str, Any] | None:
 @app.command()
 def ingest(site_dir: SiteDir, study: StudyFile = None, as_json: Json = False) -> None:
     """Update the cohort from PACS, databases and files. Files that were ingested before are not read again."""
+    from pipeline.site.folder import Site
+
+    site = Site.open(site_dir)  # before the imports that take seconds
     from federation.cli.doctor_screen import show_waterfall
     from federation.node.site_encoding import encode_site
     from federation.protocol.study_config import preprocessing_of
     from pipeline.cohort.ingest import ingest as run
-    from pipeline.site.folder import Site
 
-    site = Site.open(site_dir)
     pulled, fetched, of_omop = _pull(site), _fetch(site), _fetch_omop(site)
     with progress_bar("examining series") as progress:
         assessment = run(site, preprocessing_of(study), progress)

@@ -158,6 +158,7 @@ def make_hospitals(
     spoilt = list(DEFECTS) if defects else []
     folders: list[Path] = []
     done, total = 0, sum(patients) + len(patients) * len(spoilt)
+    progress(done, total)  # the first patients take long, because workers start
     with WorkerPool(os.cpu_count(), get_context("spawn"), begin_worker, (anatomy,)) as pool:
         for index, count in enumerate(patients):
             at = hospital(index)
