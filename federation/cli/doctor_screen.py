@@ -1,19 +1,22 @@
 """Output of `node check` and `node ingest` on the site's own terminal: exact counts and local names."""
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from federation.cli.console import print_table, say
 from pipeline.cohort.attrition import Count
 from pipeline.cohort.ingest import Assessment
-from pipeline.doctor.checkup import Checkup
-from pipeline.doctor.contract import Result
 from pipeline.doctor.reasons import CT_ONLY_USES
 from pipeline.system.check_line import Line
+
+if TYPE_CHECKING:  # they import torch, which `node ingest` does not need
+    from pipeline.doctor.checkup import Checkup
+    from pipeline.doctor.contract import Result
 
 _MARKS = {"ok": "ok", "warn": "WARN", "fail": "FAIL", "skip": "-"}
 
 
-def show_checkup(checkup: Checkup) -> None:
+def show_checkup(checkup: "Checkup") -> None:
     """Show the checks, the rules with findings, the attrition, and the verdict if the truth was given."""
     print_table(["", "check", "found", "what to do"], list(_checks(checkup.lines)), whole=2)
     for line in checkup.lines:
@@ -46,7 +49,7 @@ def _checks(lines: Iterable[Line]) -> Iterator[list[str]]:
         yield from ([_MARKS[line.status], f"  {line.name}", line.exactly, line.remedy] for line in of_area)
 
 
-def _row(result: Result) -> list[str]:
+def _row(result: "Result") -> list[str]:
     share = f"\n{100 * result.count / result.of:.1f} %" if result.of else ""
     return [f"{result.reason.code}\n{result.severity}", f"{result.count} {result.unit}{share}", result.reason.remedy]
 

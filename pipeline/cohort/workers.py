@@ -38,7 +38,8 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
     import torch
 
     from pipeline.imaging.readers import read_scan
-    from pipeline.preprocessing.measures import flags, is_flat, measure
+    from pipeline.preprocessing.measures import flags
+    from pipeline.preprocessing.measuring import is_flat, measure
     from pipeline.preprocessing.preprocess import prepare
     from pipeline.preprocessing.preprocess_settings import EXTERNAL
 
@@ -108,7 +109,7 @@ def _workers() -> ForkServerContext:
     """Return a context in which workers are forks of a process that has imported only their modules."""
     context = get_context("forkserver")
     context.set_forkserver_preload(
-        ["nibabel", "pipeline.cohort.workers", "pipeline.preprocessing.measures", "pipeline.imaging.readers"]
+        ["nibabel", "pipeline.cohort.workers", "pipeline.preprocessing.measuring", "pipeline.imaging.readers"]
     )
     return context
 

@@ -219,7 +219,8 @@ def _examine(
     pseudonym: str, patient: Patient, hu: Field, scanner: Scanner, settings: Preprocessing, tensors: Path
 ) -> Scan:
     """Prepare and measure a scan as `pipeline.cohort.workers` does after reading a series."""
-    from pipeline.preprocessing.measures import flags, measure
+    from pipeline.preprocessing.measures import flags
+    from pipeline.preprocessing.measuring import measure
     from pipeline.preprocessing.preprocess import prepare
 
     volume = volume_of(hu, scanner.grid)

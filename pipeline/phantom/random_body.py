@@ -30,7 +30,8 @@ from pipeline.phantom.body.trunk import Tissues, Trunk, make_trunk
 from pipeline.phantom.lesions import Lesions
 from pipeline.phantom.patients import Patient
 from pipeline.preprocessing.lungs import largest_piece
-from pipeline.preprocessing.measures import body_pose, is_turned
+from pipeline.preprocessing.measures import is_turned
+from pipeline.preprocessing.measuring import body_pose
 from pipeline.preprocessing.preprocess import Prepared
 
 HEIGHT_MM = 344.0  # of the drawn body; a scanner's range is placed within it

@@ -16,7 +16,8 @@ from pipeline.preprocessing import reasons
 from pipeline.preprocessing.air import air_around, gas_share
 from pipeline.preprocessing.lesion_burden import middle_of_body
 from pipeline.preprocessing.lungs import TISSUE_ABOVE_HU, at_sides, bounding_box
-from pipeline.preprocessing.measures import body_pose, is_turned
+from pipeline.preprocessing.measures import is_turned
+from pipeline.preprocessing.measuring import body_pose
 from pipeline.preprocessing.preprocess import Prepared
 
 # Air is -1000 HU by definition. W_AIR_HU is flagged at a difference of 50 HU; no calibration has twice this error.

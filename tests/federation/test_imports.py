@@ -25,6 +25,9 @@ def imported(code: str, *names: str) -> list[str]:
     [
         ("federation.cli.main", ("flwr", "torch", "pydantic", "numpy", "rich.table")),
         ("federation.node.start", ("flwr", "torch", "numpy", "pydicom", "aiohttp")),
+        ("federation.cli.doctor_screen", ("torch", "scipy")),  # of node ingest, with the next one
+        ("pipeline.cohort.ingest", ("torch", "scipy")),
+        ("pipeline.preprocessing.measures", ("torch", "scipy")),  # with which a cohort's scans are read
         ("pipeline.cohort.store", ("torch", "numpy", "pydicom")),  # which a node's start imports when it comes to it
         ("federation.server.start", ("flwr", "torch", "numpy", "sqlalchemy", "mlflow")),
         ("federation.gateway.__main__", ("torch", "scipy", "pydicom")),

@@ -13,7 +13,8 @@ from pipeline.imaging.volume import Volume
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.hospitals import HOSPITALS, Hospital
 from pipeline.phantom.scans import acquire, write_series
-from pipeline.preprocessing.measures import Measures, flags, measure
+from pipeline.preprocessing.measures import Measures, flags
+from pipeline.preprocessing.measuring import measure
 from pipeline.preprocessing.preprocess import prepare
 from pipeline.preprocessing.preprocess_settings import Preprocessing
 from tests.helpers.phantoms import SOMEBODY, thorax, volume

@@ -20,7 +20,7 @@ from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.hospitals import HOSPITALS
 from pipeline.phantom.scans import acquire
 from pipeline.preprocessing.lung_regions import dice
-from pipeline.preprocessing.measures import is_flat
+from pipeline.preprocessing.measuring import is_flat
 from pipeline.preprocessing.preprocess import AXES, orient, prepare, resample
 from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from tests.helpers import phantoms
