@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from federation.client.site_tasks import load_examples
 from models.network import build_network
 from tests.attacks.cohort import PREPROCESSING
 from tests.attacks.head_updates import (
@@ -16,7 +17,6 @@ from tests.attacks.head_updates import (
     approve,
     claimed_right,
     jointly,
-    load_examples,
     patients_of,
     rounds_at,
     study_on,

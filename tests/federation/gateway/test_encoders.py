@@ -21,12 +21,12 @@ from models.encoder_layers import ResNetLayers, divide
 from models.encoders import Encoder, allow
 from models.network import build_network
 from tests.attacks.cohort import PREPROCESSING
+from tests.attacks.head_updates import UNVARIED
 from tests.attacks.rig import rig
 from tests.federation.gateway.messages import record_of
 from tests.helpers.encoders import FEATURES, Silent, head_on, small_encoder, tuned_on
 
 pytestmark = pytest.mark.slow
-UNVARIED = {"require_augmentation = true": "require_augmentation = false"}  # features of an encoder cannot vary
 
 
 def study(encoder: Encoder, /, **network: object) -> Study:

@@ -28,13 +28,13 @@ def test_worker_that_dies_ends_the_work_with_a_code() -> None:
     assert eventually(lambda: set(active_children()) <= before)
 
 
-def test_result_that_was_not_waited_for_is_missed_by_no_check() -> None:
+def test_check_finds_a_worker_that_died_before() -> None:
     with pytest.raises(Refusal, match="E_WORKER_DIED"), WorkerPool(1, get_context("spawn")) as pool:
         assert eventually(pool.submit(die, 2).done)
         pool.check()
 
 
-def test_other_errors_and_results_are_as_of_any_pool() -> None:
+def test_results_and_other_errors_are_those_of_any_pool() -> None:
     with WorkerPool(2, get_context("spawn")) as pool:
         assert list(pool.map(abs, [-1, 2], chunksize=2)) == [1, 2]
     with pytest.raises(TypeError), WorkerPool(1, get_context("spawn")) as pool:
