@@ -49,6 +49,9 @@ _LARGE = ("pull-object", "push-object")  # one request at a time, complete, to l
 NODE_WAITS_SECONDS = 22.0  # no try begins later than this after the node's request
 HEARTBEAT_SECONDS, HEARTBEAT_PAUSE_SECONDS = 4.0, 2.0  # the limit of one try, and the pause before the next
 _CANNOT_CONNECT = 421  # a status after which Flower's node does not try again
+# The node repeats these for as long as it runs. After any other error status than these two, it would never send the
+# request again: it repeats it after 503, and registers again after 401.
+_REPEATED, _UNKNOWN_NODE, _TRY_AGAIN = ("pull-messages", "send-node-heartbeat"), 401, 503
 
 log = logging.getLogger("fedthorax.gateway")
 
@@ -103,9 +106,14 @@ class Proxy:
         except Forbidden:
             return web.Response(status=403)
         except Declined as error:
-            # On 401, Flower's node ends without a message. At its start it must report the cause.
-            status = _CANNOT_CONNECT if (path, error.status) == ("activate-node", 401) else error.status
-            return _error(status, error.code, error.detail)
+            return _error(_status_for_node(path, error.status), error.code, error.detail)
+        except (ConnectionResetError, web.RequestPayloadError):  # of the request itself
+            raise
+        except Exception:
+            if path not in _REPEATED:
+                raise
+            log.exception("%s failed", path)  # for example on a full disk
+            return web.Response(status=_TRY_AGAIN)
 
     async def _answer(self, path: str, request: web.Request) -> web.Response:
         """Raises DecodeError, TooLong, Forbidden, Declined."""
@@ -117,7 +125,7 @@ class Proxy:
             log.info("%s: %s", path, error)
             if error.reason is not None and path == "activate-node":
                 return _coded(_CANNOT_CONNECT, error.reason)
-            return web.Response(status=503)
+            return web.Response(status=_TRY_AGAIN)
         # A stream is encrypted and sent in pieces, without a second copy.
         body = answer if isinstance(answer, BytesIO) else BytesIO(answer.SerializeToString())
         return web.Response(body=body, content_type=MEDIA_TYPE)
@@ -161,9 +169,12 @@ class Proxy:
         last_try = time.monotonic() + NODE_WAITS_SECONDS
         while True:
             try:
-                return await self._upstream.ask(
+                answer = await self._upstream.ask(
                     "send-node-heartbeat", ours, SendNodeHeartbeatResponse, seconds=HEARTBEAT_SECONDS
                 )
+                if not answer.success:
+                    raise Unreachable("the server did not accept the heartbeat")
+                return answer
             except Unreachable as error:
                 if error.reason is not None or time.monotonic() > last_try:
                     raise
@@ -200,6 +211,14 @@ class Proxy:
 
     async def _push_object(self, request: PushObjectRequest) -> PushObjectResponse:
         return PushObjectResponse(stored=await self._exchange.take(request))
+
+
+def _status_for_node(path: str, status: int) -> int:
+    """Return the status with which the node does what is right after the server declined its request with `status`."""
+    if path in _REPEATED and status != _UNKNOWN_NODE:
+        return _TRY_AGAIN
+    # On 401, Flower's node ends without a message. At its start it must report the cause.
+    return _CANNOT_CONNECT if path == "activate-node" and status == _UNKNOWN_NODE else status
 
 
 def _coded(status: int, reason: Reason) -> web.Response:

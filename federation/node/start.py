@@ -11,6 +11,7 @@ import re
 import secrets
 import signal
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ from federation.node.state import APP_LOG, NodeState, now
 from federation.protocol import reasons as protocol_reasons
 from federation.superlink import reasons as superlink_reasons
 from federation.system.monitoring import monitored
-from federation.system.process import LOOPBACK, Process, flower_command, flower_environment, free_port
+from federation.system.process import LOOPBACK, Process, flower_environment, free_port
 from federation.system.process_group import Together
 from federation.system.refusals_page import REASONS
 from models.processor_report import report
@@ -59,6 +60,7 @@ AGAIN_SECONDS = 10.0
 _SAVE_SECONDS = 10.0
 _LAST_LINES = 30
 LOCK = "node.lock"
+SUPERNODE = "federation.node.supernode"
 
 _NODE_ID = re.compile(log_lines.NODE_ID)
 # What the gateway prints if the server was moved or has lost its database: the server had accepted the node, and no
@@ -134,7 +136,7 @@ def start_node(site: Site) -> Node:
             Process(
                 "the node",
                 [
-                    flower_command("flower-supernode"),
+                    *(sys.executable, "-I", "-m", SUPERNODE),
                     f"--superlink={LOOPBACK}:{gateway_port}",
                     f"--root-certificates={certificate}",
                     f"--auth-supernode-private-key={site.node_key}",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from federation.node.start import SUPERNODE
 from tests.chaos.federation import NAMES, Federation, Start, federation, finished, kill_member, wait_until
 from tests.e2e.conftest import Command
 
@@ -21,7 +22,7 @@ def test_f1_killed_supernode_misses_only_its_round(three: Federation):
     """
     run = three.run_study(rounds=3)
     run.wait_for("round 1 of 3", seconds=240)
-    kill_member(three.nodes["west"], "flower-supernode")
+    kill_member(three.nodes["west"], SUPERNODE)
     assert three.nodes["west"].wait(seconds=60) == 1
     assert "E_" in three.nodes["west"].text()
     assert "Traceback" not in three.nodes["west"].text()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from federation.node.start import SUPERNODE
 from federation.server.start import SUPERLINK
 from tests.chaos.federation import Federation, finished, kill_member, member
 
@@ -43,7 +44,7 @@ def test_f20_long_study_completes_with_random_faults(three: Federation):
         link = three.links[name]
         fault = draw.choice(("kill", "bad line", "partition", "none"))
         if fault == "kill":
-            kill_member(three.nodes[name], "flower-supernode")
+            kill_member(three.nodes[name], SUPERNODE)
             three.nodes[name].wait(seconds=60)
             three.start_node(name)
         elif fault == "bad line":

@@ -26,7 +26,6 @@ TEXTS = {
     "federation/gateway/task_checks.py": "keys of an app's pyproject.toml",
     "federation/node/clientapp_forks.py": "the program that Flower's SuperExec starts; its arguments are not read",
     "federation/node/sandbox.py": "environment variables and a program of Flower; its command line",
-    "federation/node/start.py": "a program of Flower; its command line",
     "federation/server/start.py": "a program of Flower; its command line",
     "federation/strategy/aggregation.py": "the logger's name",
     "federation/system/process.py": "environment variables of Flower",

@@ -47,6 +47,7 @@ class Server:
     """The data that the server sends and the data that it has received.
 
     `down`: it answers every request with 503. `down_for`: it answers requests to these paths with 503.
+    `declines`: statuses with which it answers requests, by path. `accepts_heartbeats`: what it says to each heartbeat.
     """
 
     app: bytes = field(default_factory=lambda: fab.build(fab.APP))
@@ -60,6 +61,8 @@ class Server:
     paths: list[str] = field(default_factory=list)
     down: bool = False
     down_for: set[str] = field(default_factory=set)
+    declines: dict[str, int] = field(default_factory=dict)
+    accepts_heartbeats: bool = True
     lost: int = 0  # the number of next requests that get no answer
     run_is_over: bool = False
     forgets: int = 0  # the number of next objects that are not stored, as after the end of a session
@@ -81,6 +84,8 @@ class Server:
             request.transport.abort()
         if self.down or path in self.down_for:
             return web.Response(status=503)
+        if path in self.declines:
+            return web.Response(status=self.declines[path])
         if self.run_is_over and path in ("push-messages", "push-object"):
             return web.Response(status=403)
         answer = getattr(self, path.replace("-", "_"))(body)
@@ -93,7 +98,7 @@ class Server:
         return fleet_pb2.DeactivateNodeResponse()
 
     def send_node_heartbeat(self, body: bytes) -> Any:
-        return heartbeat_pb2.SendNodeHeartbeatResponse(success=True)
+        return heartbeat_pb2.SendNodeHeartbeatResponse(success=self.accepts_heartbeats)
 
     def pull_messages(self, body: bytes) -> Any:
         if not self.waiting:
@@ -225,15 +230,23 @@ class Bench:
 
     @contextmanager
     def node(self, *, direct: bool = False) -> Iterator["NodeSide"]:
-        """Flower's own client, as the SuperNode uses it. With `direct` it connects straight to the server."""
-        key = load_node_key(self.site.node_key)
+        """Flower's own client, as the SuperNode uses it. With `direct` it connects straight to the server.
+
+        Flower's client only logs an exception, such as that of a failed assertion. Here it is raised again.
+        """
+        key, raised = load_node_key(self.site.node_key), list[Exception]()
         with http_request_response(
             f"127.0.0.1:{self.server_port if direct else self.port}",
             False,
             self._certificate.read_bytes(),
             (key, key.public_key()),
         ) as connection:
-            yield NodeSide(*connection)
+            try:
+                yield NodeSide(*connection)
+            except Exception as error:
+                raised.append(error)
+        if raised:
+            raise raised[0]
 
 
 @dataclass

@@ -234,7 +234,6 @@ def test_message_with_too_many_objects_is_refused_before_any_fetch(bench: Bench,
 @pytest.mark.slow
 def test_fetching_stops_when_a_message_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """60 messages with one bad object among slow ones: requests stop at the refusal, and memory use is constant."""
-    monkeypatch.setattr(task_intake, "RETRY_SECONDS", 0.05)
     most = task_checks.max_objects(SCHEMA.takes("train"))
     bad = "b" * 64
 
@@ -243,9 +242,10 @@ def test_fetching_stops_when_a_message_is_refused(bench: Bench, monkeypatch: pyt
             return message_pb2.PullObjectResponse(object_found=False)
         return never(body)
 
-    monkeypatch.setattr(bench.server, "pull_object", pull_object)
     rss = memory_bytes()
-    with bench.node() as node:
+    with monkeypatch.context() as patched, bench.node() as node:
+        patched.setattr(task_intake, "RETRY_SECONDS", 0.05)
+        patched.setattr(bench.server, "pull_object", pull_object)
         for number in range(1, 61):
             answer = answer_with(group_id=str(number))
             root = f"{number:064x}"
@@ -258,12 +258,11 @@ def test_fetching_stops_when_a_message_is_refused(bench: Bench, monkeypatch: pyt
             assert node.receive() is None
             wait_for_replies(bench, number)
             wait_until_idle(bench)
-    before = pulls(bench)
-    time.sleep(0.5)
-    assert pulls(bench) == before
+        before = pulls(bench)
+        time.sleep(0.5)
+        assert pulls(bench) == before
     assert before < 60 * 20
     assert memory_bytes() - rss < 30 * 2**20
-    monkeypatch.undo()
     honest_round(bench, 61)
 
 

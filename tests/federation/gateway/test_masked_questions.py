@@ -98,6 +98,7 @@ class Questions(Study):
         told = {"server-round": 0, "ledger-head": "", "ledger-lines": 0, **config}
         content = records_of(kind) | {"config": ConfigRecord(told)}
         self.server.give(RecordDict(content), message_type=kind)  # type: ignore[arg-type]
+        self.wait_idle()
         with self.bench.node() as node:
             task = node.fetch()
             assert (task is not None) is answers

@@ -206,6 +206,7 @@ class Study:
         settings = ConfigRecord({"server-round": 3, "ledger-head": "", "ledger-lines": 0})
         records = {name: record_of(arrays) for name, arrays in CAME_IN.items() if arrays}
         self.server.give(RecordDict({**records, "config": settings}))  # type: ignore[dict-item]
+        self.wait_idle()
         with self.bench.node() as node:
             task = node.fetch()
             assert task is not None
@@ -215,6 +216,10 @@ class Study:
             leak(reply)
             node.push(reply)
             return self.reply()
+
+    def wait_idle(self) -> None:
+        """Wait until the gateway has noticed that its last answer was delivered: before that, it gives no task."""
+        wait_for(lambda: not (self.site.folder / "gateway" / "unanswered").exists())
 
     def reply(self, count: int = 1) -> Message:
         """The last reply, once there are so many."""
