@@ -16,3 +16,5 @@ ENDED = r"INFO .*SuperNode terminated gracefully"
 NODE_ID = r"SuperNode ID: (\d+)"
 NOT_CONNECTED = "Connection attempt failed"
 NOT_ENROLLED = "[code: 2004]"  # FLEET_NODE_ACTIVATION_FAILED
+# The last line of the output if its main loop ended at an error. Ours, in supernode_program.
+LOOP_ENDED = "The SuperNode's main loop has ended."

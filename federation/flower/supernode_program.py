@@ -7,6 +7,8 @@ from typing import NoReturn
 
 from flwr.supernode.cli import flower_supernode
 
+from federation.flower.log_lines import LOOP_ENDED
+
 __all__ = ["run_supernode"]
 
 
@@ -20,6 +22,7 @@ def run_supernode() -> NoReturn:
     code = 1
     try:
         flower_supernode()  # returns after an error of the connection, which it has logged
+        sys.stdout.write(f"{LOOP_ENDED}\n")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:

@@ -24,6 +24,12 @@ NODE_ENDED = Reason(
     "the node ended unexpectedly",
     "Read the end of logs/node.log in the site's folder, fix the cause and start the node again.",
 )
+NODE_LOOP = Reason(
+    "E_NODE_LOOP",
+    "the node met an error of its connection to the gateway that it does not repeat",
+    "`fedthorax node start` restarts the node automatically. If this happens again and again, read the end of "
+    "logs/node.log and logs/gateway.log in the site's folder.",
+)
 TASK_DIED = Reason(
     "E_TASK_DIED",
     "the operating system ended the process that worked on a task, most likely because memory ran out",

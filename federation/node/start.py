@@ -186,6 +186,8 @@ def wait_online(node: Node, *, seconds: float = ONLINE_SECONDS) -> int:
 def _cause(output: str, otherwise: Reason) -> Reason:
     if log_lines.NOT_ENROLLED in output:
         return reasons.NOT_ENROLLED
+    if log_lines.LOOP_ENDED in output:
+        return reasons.NODE_LOOP
     codes = [code for code in _CODED.findall(output) if code in _OF_SERVER]
     # E_NOT_FOR_NODE refuses one request, for example about a run that has just ended; it ends no node.
     if set(codes) <= {superlink_reasons.NOT_FOR_NODE.code} and _FORGOTTEN.search(output):
@@ -203,7 +205,7 @@ def run_node(site: Site, say: Callable[[str], None], *, json_lines: bool = False
     """Run the site's node until SIGTERM or Ctrl-C; `say` gets one line with its time for each event, also as JSON.
 
     The node retries until the server responds, and for a minute and a half if the server still counts an earlier start
-    as connected. If the server was moved, the node registers again. If systemd started
+    as connected. If the server was moved, the node registers again. If its loop ended, it restarts. If systemd started
     this process, it gets the same messages.
     Raises Refusal: E_NO_SERVER_SET, E_SERVER_PROXY, E_NODE_FILE, E_NODE_RUNNING, E_NOT_ENROLLED, E_SERVER_UNTRUSTED,
     E_CERTIFICATE_REFUSED, E_MONITORING_PORT, those of `start_node`, and E_NODE_ENDED or E_GATEWAY_FAILED for any other
@@ -269,6 +271,9 @@ def _run_again(site: Site, state: NodeState, running: list[Node], tell: Callable
             if refusal.reason is reasons.NODE_FORGOTTEN:
                 until = math.inf
                 tell(f"{refusal}; the node restarts")
+            elif refusal.reason is reasons.NODE_LOOP:
+                tell(f"{refusal}; the node restarts")
+                time.sleep(AGAIN_SECONDS)
             elif refusal.reason is reasons.NOT_ENROLLED:
                 until = min(until, time.monotonic() + STILL_CONNECTED_SECONDS)
                 if time.monotonic() >= until:

@@ -14,6 +14,7 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
 
+from federation.flower.log_lines import LOOP_ENDED
 from federation.gateway import proxy, task_exchange
 from federation.gateway.credentials import NodeKey
 from federation.gateway.proxy import PREFIX
@@ -122,3 +123,4 @@ def test_process_ends_with_the_main_loop_of_the_supernode(bench: Bench, tmp_path
         process.wait_until(lambda: not process.running or None, seconds=60)
         assert process.wait() == 1
         assert "500" in process.output()
+        assert process.output().endswith(f"{LOOP_ENDED}\n")

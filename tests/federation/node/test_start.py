@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from federation.enrolment.join import node_certificate
+from federation.flower.log_lines import LOOP_ENDED
 from federation.gateway.loopback import loopback_certificate
 from federation.node import reasons
 from federation.node import start as node
@@ -302,48 +303,54 @@ def test_old_log_line_is_not_reported_as_the_cause(run: Callable[..., list[str]]
     assert refused.value.code == "E_NODE_ENDED"
 
 
-def test_node_restarts_when_a_moved_server_does_not_know_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def run_several(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
+    """Run the site's node, which is started once for each script. Returns the messages to the operator."""
+    monkeypatch.setattr(node, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(node, "AGAIN_SECONDS", 0.0)
+
+    def run(*scripts: list[str | int]) -> list[str]:
+        nodes = [ScriptedNode(site, script) for script in scripts]
+        waiting = iter(nodes)
+        monkeypatch.setattr(node, "start_node", lambda *_, **__: next(waiting))
+        said: list[str] = []
+        run_node(site, said.append)
+        assert all(each.stopped for each in nodes)
+        return said
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_node_restarts_when_a_moved_server_does_not_know_it(run_several: Callable[..., list[str]]) -> None:
     """Flower's SuperNode ends in this case. Our node restarts it, each time that it is needed.
 
     A request that the server refused before, because its run was ending, is not the cause.
     """
     forgotten = "2026-01-01 00:00:00,000 WARNING the server declined send-node-heartbeat: HTTP 401"
-    scripts: list[list[str | int]] = [
+    said = run_several(
         [ONLINE, "2026-01-01 00:00:00,000 WARNING the server refused: E_NOT_FOR_NODE", forgotten],
         [*["later"] * 30, ONLINE, forgotten],
         [*["later"] * 30, ONLINE, signal.SIGTERM],
-    ]
-    nodes = [ScriptedNode(site, script) for script in scripts]
-    waiting = iter(nodes)
-    monkeypatch.setattr(node, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(node, "start_node", lambda *_, **__: next(waiting))
-    before = signal.getsignal(signal.SIGTERM)
-    said: list[str] = []
-    try:
-        run_node(site, said.append)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    )
     assert [line[21:37] for line in said if "E_NODE_FORGOTTEN" in line] == ["E_NODE_FORGOTTEN"] * 2
     assert sum("is online" in line for line in said) == 3
-    assert all(each.stopped for each in nodes)
 
 
-def test_node_that_counts_as_connected_after_a_kill_tries_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_node_that_counts_as_connected_after_a_kill_tries_again(run_several: Callable[..., list[str]]) -> None:
     refused = "[code: 2004] Failed to activate SuperNode."
-    nodes = [ScriptedNode(site, script) for script in ([refused], [refused], [*["later"] * 30, ONLINE, signal.SIGTERM])]
-    waiting = iter(nodes)
-    monkeypatch.setattr(node, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(node, "AGAIN_SECONDS", 0.0)
-    monkeypatch.setattr(node, "start_node", lambda *_, **__: next(waiting))
-    before = signal.getsignal(signal.SIGTERM)
-    said: list[str] = []
-    try:
-        run_node(site, said.append)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    said = run_several([refused], [refused], [*["later"] * 30, ONLINE, signal.SIGTERM])
     assert sum("E_NOT_ENROLLED" in line and "tries again" in line for line in said) == 2
     assert sum("is online" in line for line in said) == 1
-    assert all(each.stopped for each in nodes)
+
+
+def test_node_restarts_after_the_end_of_its_loop(run_several: Callable[..., list[str]]) -> None:
+    """A code that the server has sent before, at a request that the node repeated, is not the cause."""
+    silent = "2026-01-01 00:00:00,000 WARNING the server refused: E_SUPERLINK_SILENT"
+    said = run_several([ONLINE, silent, LOOP_ENDED], [*["later"] * 30, ONLINE, signal.SIGTERM])
+    assert sum("E_NODE_LOOP" in line and "restarts" in line for line in said) == 1
+    assert sum("is online" in line for line in said) == 2
 
 
 def test_node_that_was_never_accepted_is_not_restarted(run: Callable[..., list[str]]) -> None:
