@@ -31,6 +31,9 @@ def release(
     as_json: Json = False,
 ) -> None:
     """Write the signed model folder of a run, and set the alias `released` on its version in MLflow."""
+    from federation.runs.run_folder import find_run
+
+    find_run(server, run_name)  # before the imports that take seconds
     from federation.comparison.signed_release import release_run
 
     released = release_run(run_name, server, say, out=out, key=key, reason=reason, encoder=encoder)

@@ -19,12 +19,13 @@ def report(
 
     The run's artifacts in MLflow get a copy.
     """
+    from federation.runs.run_folder import find_run
+
+    folder = find_run(server, run_name)  # before the imports that take seconds
     from federation.report.page import write_report
     from federation.runs.results import read_results
-    from federation.runs.run_folder import find_run
     from federation.runs.tracking import attach
 
-    folder = find_run(server, run_name)
     written = write_report(read_results(folder), out or folder / "report")
     is_attached = attach(folder.resolve().parents[1], folder.name, (written.page, written.numbers), "report", say)
     if as_json:

@@ -32,7 +32,7 @@ MAX_APP_BYTES = 10 * 2**20 + 256 * 1024  # flwr.common.constant.FAB_MAX_SIZE, an
 _ERROR_STATUSES, _BAD_GATEWAY = range(400, 600), 502
 _MAX_DETAIL_CHARACTERS = 300
 _MASKED_SECONDS = 40.0
-_TRY_AGAIN = (408, 502, 503, 504)
+_TRY_AGAIN = (408, 429, 502, 503, 504)
 _TIMEOUT = aiohttp.ClientTimeout(total=600, connect=10, sock_read=60)
 _HEADERS = {"content-type": MEDIA_TYPE, "accept": MEDIA_TYPE, VERSION_HEADER: version("fedthorax")}
 _CODE = re.compile(rb'"detail": ?"(E_[A-Z_]{2,40})"')  # the format of the study's ingress
