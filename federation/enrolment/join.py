@@ -210,7 +210,13 @@ def _client(tls: ssl.SSLContext, proxy: str) -> Iterator["httpx.Client"]:
     import httpx
 
     try:
-        with httpx.Client(verify=tls, timeout=TIMEOUT_SECONDS, proxy=proxy or None, trust_env=False) as client:
+        with httpx.Client(
+            headers={"accept-encoding": "identity"},
+            verify=tls,
+            timeout=TIMEOUT_SECONDS,
+            proxy=proxy or None,
+            trust_env=False,
+        ) as client:
             yield client
     except httpx.InvalidURL as error:
         raise Refusal(reasons.SERVER_ADDRESS, private=str(error)) from error
@@ -230,15 +236,15 @@ def _ask(tls: ssl.SSLContext, proxy: str, method: str, url: str, **content: Any)
         try:
             answer = json.loads(_bounded(client, method, url, **content))
             return {"site": str(answer["site"]), "certificate": str(answer["certificate"])}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Refusal(reasons.JOIN_REFUSED, answer="no certificate in the answer", private=str(error)) from error
 
 
 def _bounded(client: "httpx.Client", method: str, url: str, **content: Any) -> bytes:
-    """Return the body of a successful and short response."""
+    """Return the body of a successful and short response, as it was sent: nothing is decompressed."""
     with client.stream(method, url, **content) as answer:
         body = b""
-        for piece in answer.iter_bytes():
+        for piece in answer.iter_raw():
             body += piece
             if len(body) > MAX_ANSWER_BYTES:
                 raise Refusal(reasons.JOIN_REFUSED, answer="the answer is too long")

@@ -93,7 +93,7 @@ def _parsed(content: bytes) -> tuple[str, float]:
             raise ValueError
         if str(answer.get("token_type", "")).lower() != "bearer":
             raise ValueError
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise Refusal(reasons.FHIR_AUTH, private="the token server did not return a bearer token") from None
     return token, seconds
 

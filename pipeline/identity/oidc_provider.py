@@ -161,7 +161,7 @@ class Provider:
             raise Refusal(SIGN_IN_PROVIDER, private=f"no response: {type(error).__name__}") from None
         try:
             content = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             content = None
         return response.status_code, content if isinstance(content, dict) else {}
 

@@ -293,7 +293,7 @@ def _coded() -> Iterator[None]:
         raise Refusal(reasons.PACS_SILENT if broke_off else reason, private=str(error)) from None
     except (exceptions.ConnectionError, exceptions.Timeout, exceptions.ChunkedEncodingError) as error:
         raise Refusal(_fault_of(error), private=str(error)) from None
-    except (exceptions.RequestException, ValueError, TypeError, AttributeError, LookupError) as error:
+    except (exceptions.RequestException, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         raise Refusal(reasons.PACS_ANSWER, private=f"{type(error).__name__}: {error}") from None
     except OSError as error:
         raise Refusal(reasons.PACS_SILENT, private=str(error)) from None

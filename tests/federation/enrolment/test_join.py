@@ -1,8 +1,11 @@
 """A site joins a study through its ingress, renews its certificate, and detects a server that is not the study's."""
 
+import socketserver
 import ssl
+import threading
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,10 +15,18 @@ from cryptography import x509
 from federation.enrolment import invitations as enrolment
 from federation.enrolment import join
 from federation.enrolment.authority import Authority
-from federation.enrolment.certificates import create_node_key, load_node_key, open_authority, public_pem, valid_until
+from federation.enrolment.certificates import (
+    create_node_key,
+    fingerprint,
+    load_node_key,
+    open_authority,
+    public_pem,
+    valid_until,
+)
 from federation.enrolment.invitations import invite, revoke
 from federation.enrolment.join import JoinCode, node_certificate, renew_if_due, with_server_address
 from federation.enrolment.registry import record, registry
+from federation.gateway.loopback import loopback_certificate, loopback_tls
 from federation.superlink.control import ca_certificate
 from federation.system.process import free_port
 from models.refusal import Refusal
@@ -202,3 +213,68 @@ def test_site_may_have_another_name_in_the_study_if_it_says_so(rig: Rig, tmp_pat
     with pytest.raises(Refusal, match="E_JOIN_NAME"):
         join.join(site, code, name="hospital-t")
     assert join.join(site, code, name="hospital-s") == "hospital-s"
+
+
+# --- hostile servers --------------------------------------------------------------------------------------
+
+
+def answer(body: bytes, *headers: str) -> bytes:
+    head = "\r\n".join(["HTTP/1.1 200 OK", f"Content-Length: {len(body)}", *headers])
+    return f"{head}\r\n\r\n".encode() + body
+
+
+HOSTILE = {
+    "no gzip": answer(b"no gzip", "Content-Encoding: gzip"),
+    "an unknown encoding": answer(b"{}", "Content-Encoding: no-such"),
+    "nested lists": answer(b"[" * 60_000),
+    "no text": answer(b"\xff\xfe\x00"),
+    "numbers for texts": answer(b'{"site": 5, "certificate": 7}'),
+    "a list": answer(b"[]"),
+    "too long": answer(b" " * 70_000),
+    "cut off": answer(b"{}")[:-1],
+    "no HTTP": b"\x00\x01\x02",
+    "nothing": b"",
+    "another place": b"HTTP/1.1 302 Found\r\nLocation: https://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+    "an error with hostile text": b"HTTP/1.1 500 E_\x1b[2J\r\nContent-Length: 4\r\n\r\nE_\x1b[",
+}
+
+
+@contextmanager
+def answering(site: Site, *answers: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """A TLS server that sends these bytes, one text for each connection. Yields a code for it, and the requests."""
+    certificate, _ = loopback_certificate(site)
+    waiting, requests, tls = list(answers), list[bytes](), loopback_tls(site)
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError), tls.wrap_socket(self.request, server_side=True) as connection:
+                request = connection.recv(65_536)
+                if request.startswith(b"POST"):
+                    request += connection.recv(65_536)  # its body comes in a record of its own
+                requests.append(request)
+                connection.sendall(waiting.pop(0))
+                connection.unwrap()
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        authority = fingerprint(x509.load_pem_x509_certificate(certificate.read_bytes()))
+        yield f"127.0.0.1:{server.server_address[1]}/{authority}/{'0' * 16}/{'s' * 32}", requests
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("knows_authority", [False, True])
+def test_any_answer_of_a_hostile_server_is_a_refusal(site: Site, name: str, knows_authority: bool) -> None:
+    """`knows_authority`: the server is the study's, so it gets the secret and answers that with hostile bytes."""
+    good = answer(loopback_certificate(site)[0].read_bytes(), "Connection: close")
+    before = files(site)
+    with (
+        answering(site, *([good] if knows_authority else []), HOSTILE[name]) as (code, requests),
+        pytest.raises(Refusal) as refused,
+    ):
+        join.join(site, code)
+    assert "\x1b" not in str(refused.value)
+    assert files(site) == before
+    assert (b"s" * 32 in b"".join(requests)) is knows_authority

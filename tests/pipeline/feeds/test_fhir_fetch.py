@@ -20,7 +20,7 @@ from pipeline.doctor.environment import secret_files
 from pipeline.feeds.fhir_fetch import fetch, last_fetch
 from pipeline.records.laboratory import read_pcr
 from pipeline.site.folder import Site, init_site
-from tests.pipeline.feeds.fhir_server import Answer, FhirServer, serving
+from tests.pipeline.feeds.fhir_server import PLAIN, Answer, FhirServer, serving
 from tests.pipeline.feeds.listener_rig import ENVIRONMENT
 from tests.pipeline.pacs.authority import Authority
 from tests.pipeline.records.laboratory.test_fhir import (
@@ -402,6 +402,15 @@ def test_unregistered_key_and_readable_key_files_are_refused(tmp_path: Path) -> 
         write_key(tmp_path / "client.pem", ec.generate_private_key(ec.SECP256R1()))
         (tmp_path / "client.pem").chmod(0o600)
         assert refused(site).code == "E_PACS_FILE"
+
+
+@pytest.mark.parametrize("body", [b"[" * 60_000, b"{}", b"<html>", b'{"access_token": 7, "token_type": "bearer"}'])
+def test_token_server_without_a_token_is_refused(tmp_path: Path, body: bytes) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    write_key(tmp_path / "client.pem", key)
+    with serving(FhirServer(results(2), public_key=key.public_key())) as server:
+        server.token = lambda form: Answer(body, kind=PLAIN)  # type: ignore[method-assign]
+        assert refused(make_site(tmp_path, server.url, smart(server, tmp_path / "client.pem"))).code == "E_FHIR_AUTH"
 
 
 def test_fixed_token_from_a_private_file(tmp_path: Path) -> None:

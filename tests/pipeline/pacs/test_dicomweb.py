@@ -226,7 +226,11 @@ def test_http_status_maps_to_its_code(tmp_path: Path, status: int, code: str) ->
 
 @pytest.mark.parametrize(
     "body",
-    [b"<html>", b"{", b"7", b"[7]", b'["x"]', b"null", b'[{"0020000D": 7}]', b'[{"0020000D": {"Value": 7}}]', b"\xff"],
+    [
+        *(b"<html>", b"{", b"7", b"[7]", b'["x"]', b"null", b"\xff"),
+        *(b'[{"0020000D": 7}]', b'[{"0020000D": {"Value": 7}}]', b"[" * 60_000),
+    ],
+    ids=lambda body: repr(body[:24]),
 )
 def test_invalid_dicom_json_is_refused_or_empty(tmp_path: Path, body: bytes) -> None:
     with asking(lambda request: (200, {"Content-Type": "application/json"}, body), tmp_path) as (pacs, _):
