@@ -40,8 +40,9 @@ def load_settings(path: Path, model: type[Settings]) -> Settings:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise Refusal(SETTINGS_FILE, file=path.name, private=str(path)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Refusal(SETTINGS_SYNTAX, file=path.name, problem=str(error)) from error
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of thousands of digits
+        problem = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise Refusal(SETTINGS_SYNTAX, file=path.name, problem=problem) from error
     try:
         return model.model_validate(content)
     except ValidationError as error:

@@ -205,7 +205,7 @@ def _config(files: dict[str, bytes]) -> dict[str, Any]:
         app = config["tool"]["flwr"]["app"]
         values = {"publisher": app["publisher"], **{key: config["project"][key] for key in ("name", "version")}}
         client = app["components"]["clientapp"]
-    except (KeyError, TypeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise Refusal(reasons.APP_CONFIG, problem="a value is missing", private=repr(error)) from None
     for key, value in {**values, "clientapp": client}.items():
         if not isinstance(value, str) or not _VALUE.fullmatch(value):

@@ -64,8 +64,11 @@ def test_folder_instead_of_file_is_refused(path: Path) -> None:
         f'name = "a"\npassword = "{SECRET}"\npassword = "{SECRET}"\n'.encode(),
         f'name = "{SECRET}'.encode() + b'\xff"\n',
         b"\xff\xfen\x00",
+        b"name = " + b"[" * 5000 + b"]" * 5000,
+        b"name = " + b"{a=" * 5000 + b"1" + b"}" * 5000,
+        b"days = " + b"9" * 5000,
     ],
-    ids=["open string", "bare word", "key twice", "not UTF-8", "UTF-16"],
+    ids=["open string", "bare word", "key twice", "not UTF-8", "UTF-16", "deep list", "deep table", "5000 digits"],
 )
 def test_invalid_toml_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)

@@ -372,6 +372,7 @@ def test_compiled_code_is_refused() -> None:
         ("[tool.flwr.app.components]", "[tool.flwr.app.other]"),
         ("[project]", "[project"),
         ("dependencies = []", f"dependencies = {'[' * 5000}"),
+        ("dependencies = []", f"dependencies = {'9' * 5000}"),
     ],
 )
 def test_invalid_app_settings_are_refused(old: str, new: str) -> None:
