@@ -64,6 +64,8 @@ def build(folder: Path) -> bytes:
     """
     from federation.flower.app_build import build_fab_from_disk
 
+    if not (folder / CONFIG).is_file():  # otherwise Flower would read all that is below the folder first
+        raise Refusal(reasons.APP_CONFIG, problem=f"there is no {CONFIG}", private=str(folder))
     try:
         content = build_fab_from_disk(folder)
     except (KeyError, TypeError, ValueError, OSError) as error:

@@ -1,5 +1,6 @@
 """`fedthorax clinic ...`: manage the clinic's folder that `fedthorax serve` uses: tokens, models, audit log."""
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
@@ -60,6 +61,8 @@ def token(
     """Create a token for a person to sign in or a program to call the API. It is shown once and not stored."""
     from pipeline.clinic.web.auth import Tokens
 
+    if days is not None and math.isnan(days):  # a range lets it pass
+        raise typer.BadParameter("'nan' is not a number of days.", param_hint="--days")
     secret = Tokens(_open(folder).folder).make(name, role.value, by=BY, days=days, person=person)
     if as_json:
         print_json({"name": name, "role": role.value, "person": person, "token": secret})

@@ -179,22 +179,26 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _end)
     try:
         app()
-    except Refusal as refusal:
+    except Exception as error:
+        if (refusal := _refusal_of(error)) is None:
+            raise
         print_refusal(refusal, as_json="--json" in sys.argv)
         sys.exit(1)
-    except OSError as error:
-        problem = Refusal(SYSTEM, problem=error.strerror or type(error).__name__, private=str(error.filename or ""))
+
+
+def _refusal_of(error: Exception) -> Refusal | None:
+    """Return what to show for an error, or None if only a stack trace tells what is wrong."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, OSError | ImportError) and (library := _library_problem(error)):
+        return library
+    if isinstance(error, OSError):
         if error.errno == errno.EADDRNOTAVAIL:
-            problem = Refusal(ADDRESS_MISSING)
-        elif library := _library_problem(error):
-            problem = library
-        print_refusal(problem, as_json="--json" in sys.argv)
-        sys.exit(1)
-    except ImportError as error:
-        if not (library := _library_problem(error)):
-            raise
-        print_refusal(library, as_json="--json" in sys.argv)
-        sys.exit(1)
+            return Refusal(ADDRESS_MISSING)
+        return Refusal(SYSTEM, problem=error.strerror or type(error).__name__, private=str(error.filename or ""))
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib, up to Python 3.12
+        return Refusal(SYSTEM, problem=os.strerror(errno.ELOOP), private=str(error))
+    return None
 
 
 def _end(*_: object) -> NoReturn:

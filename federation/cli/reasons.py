@@ -64,3 +64,8 @@ STUDY_AMBIGUOUS = Reason(
     "{count} studies have digests that begin with these digits",
     "Give more digits of the digest.",
 )
+WITHDRAW_FILE = Reason(
+    "E_WITHDRAW_FILE",
+    "the file with the identifiers of patients is not a text in UTF-8",
+    "Save it as a text in UTF-8, one identifier a line, and run the command again. No patient was removed yet.",
+)

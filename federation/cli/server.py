@@ -75,7 +75,8 @@ def enrol(
     folder: ServerDir,
     name: Annotated[str, typer.Argument(help="The site's name in the study.")],
     patients: Annotated[
-        int | None, typer.Option(min=1, help="Number of patients that the site reports; upper bound of its weight.")
+        int | None,
+        typer.Option(min=1, max=10**9, help="Number of patients that the site reports; upper bound of its weight."),
     ] = None,
     as_json: Json = False,
 ) -> None:

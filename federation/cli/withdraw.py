@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from federation.cli.console import say
+from federation.cli.reasons import WITHDRAW_FILE
+from models.refusal import Refusal
 
 
 def withdraw(
@@ -28,7 +30,10 @@ def withdraw(
     if file is None:
         identifiers = [typer.prompt("Patient identifier", hide_input=True, confirmation_prompt=True)]
     else:
-        identifiers = file.read_text(encoding="utf-8-sig").splitlines()
+        try:
+            identifiers = file.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError:  # it holds the file's content, so it must not be shown
+            raise Refusal(WITHDRAW_FILE, private=str(file)) from None
     identifiers = [identifier.strip() for identifier in identifiers if identifier.strip()]
     if not identifiers:
         raise typer.BadParameter("there is no identifier")

@@ -35,6 +35,7 @@ VIEWER_FIELDS = {"study_uid", "series_uid", "accession", "patient_id"}
 Sends = Literal["off", "on_request", "accepted", "always"]
 ResourceIds = Literal["client", "server"]  # who gives FHIR resources their ids
 FOLDERS = ("scans", "answers", "models", "logs", "work")
+_OF_OTHERS = ("site.toml", "server.toml")  # the settings of a hospital's or a server's folder
 
 
 class ServerTable(BaseModel, extra="forbid"):
@@ -258,10 +259,11 @@ class Clinic:
         Raises Refusal E_NO_CLINIC, E_FORMAT_NEWER, E_CLINIC_ADDRESS, and what `load_settings` raises.
         """
         folder = folder.resolve()
-        if not folder.is_dir():
+        path = folder / SETTINGS
+        is_another = any((folder / name).exists() for name in _OF_OTHERS) and not path.exists()
+        if not folder.is_dir() or is_another:
             raise Refusal(NO_CLINIC, private=str(folder))
         check_folder(folder, "clinic")
-        path = folder / SETTINGS
         settings = load_settings(path, ClinicSettings) if path.exists() else ClinicSettings()
         given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
         try:

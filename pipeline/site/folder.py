@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from configs import preset_files
 from models.compute_settings import ComputeSettings
+from models.reasons import SETTINGS_SYNTAX
 from models.refusal import Refusal
 from models.settings import load_settings
 from pipeline.records.join import JoinRules
@@ -354,12 +355,15 @@ def site_settings(source: Path | None, *, name: str, server: str = "", threads: 
     """Make the text of a new site.toml. `ct_only`: for a hospital without laboratory results and outcomes.
 
     If the folder `source` with the hospital's files contains a site.toml, as in synthetic hospitals, that file is used.
-    Otherwise it is the template, which hospital IT then edits.
+    Otherwise it is the template, which hospital IT then edits. Raises Refusal E_SETTINGS_SYNTAX if it is not UTF-8.
     """
     import configs
 
     template = source / "site.toml" if source and (source / "site.toml").is_file() else None
-    text = (template or Path(configs.__file__).with_name("site.toml")).read_text(encoding="utf-8")
+    try:
+        text = (template or Path(configs.__file__).with_name("site.toml")).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Refusal(SETTINGS_SYNTAX, file="site.toml", problem=str(error), private=str(template)) from None
     if template is None:
         text = _without_labels(text) if ct_only else text
         text = text.replace('name = "my-hospital"', f'name = "{name}"')

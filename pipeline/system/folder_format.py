@@ -41,7 +41,7 @@ def read_stamp(folder: Path) -> Stamp:
         number, software = content["format"], content.get("software", "")
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return Stamp(1, "")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _newer("unknown", "?", private=str(error)) from error
     if type(number) is not int or not isinstance(software, str):
         raise _newer("unknown", "?", private=str(content)[:200])

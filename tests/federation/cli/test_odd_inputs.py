@@ -1,0 +1,79 @@
+"""Inputs that a tired user gives to commands: a folder or file of another kind, a text of another encoding."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from federation.cli import main
+from federation.cli.main import app
+from models.refusal import Refusal
+from pipeline.site.folder import init_site, site_settings
+
+NAME = "Müller^Anna"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    return init_site(tmp_path / "site", site_settings(None, name="north")).folder
+
+
+def refusal(*arguments: str | Path) -> Refusal:
+    """Run a command, which must be refused with a code."""
+    refused = CliRunner().invoke(app, [*map(str, arguments)]).exception
+    assert isinstance(refused, Refusal), refused
+    return refused
+
+
+@pytest.mark.parametrize("command", [("status",), ("check",), ("ingest",), ("join", "x")])
+def test_link_to_itself_is_reported_as_an_error_of_the_system(
+    tmp_path: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "site").symlink_to("site")
+    monkeypatch.setattr(sys, "argv", ["fedthorax", "node", command[0], str(tmp_path / "site"), *command[1:]])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("E_SYSTEM: ")
+
+
+def test_nested_stamp_of_a_folder_is_refused(site: Path) -> None:
+    (site / "format.json").write_text("[" * 60_000)
+    assert refusal("node", "status", site).code == "E_FORMAT_NEWER"
+
+
+def test_identifiers_in_another_encoding_are_refused_and_not_shown(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(f"{NAME}\n", encoding="latin-1")
+    refused = refusal("node", "withdraw", site, "--file", tmp_path / "list")
+    assert refused.code == "E_WITHDRAW_FILE"
+    assert "Anna" not in f"{refused} {refused.private}"
+    assert refused.__cause__ is None and refused.__suppress_context__
+    assert not (site / "withdrawn.txt").exists()
+
+
+def test_settings_in_another_encoding_make_no_site(tmp_path: Path) -> None:
+    (tmp_path / "hospital").mkdir()
+    (tmp_path / "hospital" / "site.toml").write_text('name = "Zürich"\n', encoding="latin-1")
+    assert refusal("node", "init", tmp_path / "site", "--from", tmp_path / "hospital").code == "E_SETTINGS_SYNTAX"
+    assert not (tmp_path / "site").exists()
+
+
+def test_folder_that_is_no_app_is_not_read(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "unreadable.py").touch(mode=0)
+    assert refusal("node", "approve", site, tmp_path / "large").code == "E_APP_CONFIG"
+
+
+def test_folder_of_a_hospital_does_not_become_a_clinic(site: Path) -> None:
+    before = sorted(path.name for path in site.iterdir())
+    assert refusal("clinic", "token", site, "anna").code == "E_NO_CLINIC"
+    assert sorted(path.name for path in site.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("clinic", "token", "x", "anna", "--days", "nan"), ("server", "enrol", "x", "y", "--patients", "1" * 20)],
+)
+def test_number_out_of_range_is_wrong_usage(arguments: tuple[str, ...]) -> None:
+    assert CliRunner().invoke(app, arguments).exit_code == 2
