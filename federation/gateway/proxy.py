@@ -49,8 +49,8 @@ _LARGE = ("pull-object", "push-object")  # one request at a time, complete, to l
 NODE_WAITS_SECONDS = 22.0  # no try begins later than this after the node's request
 HEARTBEAT_SECONDS, HEARTBEAT_PAUSE_SECONDS = 4.0, 2.0  # the limit of one try, and the pause before the next
 _CANNOT_CONNECT = 421  # a status after which Flower's node does not try again
-# The node repeats these for as long as it runs. After any other error status than these two, it would never send the
-# request again: it repeats it after 503, and registers again after 401.
+# The node sends these two requests for as long as it runs. It repeats one after 503, and registers again after 401.
+# After any other error status it would never ask again.
 _REPEATED, _UNKNOWN_NODE, _TRY_AGAIN = ("pull-messages", "send-node-heartbeat"), 401, 503
 
 log = logging.getLogger("fedthorax.gateway")

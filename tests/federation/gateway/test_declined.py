@@ -3,12 +3,10 @@
 Whatever stands before a study's server, such as a load balancer, may answer one request with an error of its own.
 """
 
-import ssl
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
@@ -16,13 +14,12 @@ from flwr.proto.node_pb2 import Node
 
 from federation.flower.log_lines import LOOP_ENDED
 from federation.gateway import proxy, task_exchange
-from federation.gateway.credentials import NodeKey
-from federation.gateway.proxy import PREFIX
 from federation.gateway.task_exchange import Exchange
 from federation.node.start import SUPERNODE
 from federation.system.process import LOOPBACK, Process, flower_environment, free_port
 from tests.federation.gateway.fake_server import NODE_ID, Bench, Server
 from tests.federation.gateway.messages import site_of_thirty
+from tests.federation.gateway.test_hostile_node import post
 
 STATUSES = (204, 302, 400, 403, 404, 408, 413, 429, 500, 501, 503)
 REQUESTS = {
@@ -42,10 +39,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
 
 def ask(bench: Bench, path: str) -> int:
     """Send the node's request through the gateway; return the status of the answer."""
-    trusted = ssl.create_default_context(cafile=bench.site.folder / "keys" / "gateway.crt")
-    url, content = f"https://{LOOPBACK}:{bench.port}{PREFIX}{path}", REQUESTS[path].SerializeToString()
-    headers = NodeKey(bench.site).headers()
-    return httpx.post(url, content=content, headers=headers, verify=trusted, timeout=60).status_code
+    return post(bench, path, REQUESTS[path].SerializeToString()).status_code
 
 
 @pytest.mark.parametrize("path", REQUESTS)

@@ -37,6 +37,7 @@ from tests.federation.gateway.test_masked_rounds import (  # noqa: F401
     site,
     wait_for,
 )
+from tests.federation.gateway.test_task_exchange import wait_until_idle
 
 RUN = "trial-0123abcd"
 KINDS: tuple[Kind, ...] = tuple(SUMMED)
@@ -98,7 +99,7 @@ class Questions(Study):
         told = {"server-round": 0, "ledger-head": "", "ledger-lines": 0, **config}
         content = records_of(kind) | {"config": ConfigRecord(told)}
         self.server.give(RecordDict(content), message_type=kind)  # type: ignore[arg-type]
-        self.wait_idle()
+        wait_until_idle(self.bench)  # before that, the gateway gives no task
         with self.bench.node() as node:
             task = node.fetch()
             assert (task is not None) is answers

@@ -67,6 +67,7 @@ from tests.federation.gateway.messages import (
     train_here,
     trained,
 )
+from tests.federation.gateway.test_task_exchange import wait_until_idle
 
 ALL_PARTS = 2**200 - 1
 RNG = np.random.default_rng(1)
@@ -206,7 +207,7 @@ class Study:
         settings = ConfigRecord({"server-round": 3, "ledger-head": "", "ledger-lines": 0})
         records = {name: record_of(arrays) for name, arrays in CAME_IN.items() if arrays}
         self.server.give(RecordDict({**records, "config": settings}))  # type: ignore[dict-item]
-        self.wait_idle()
+        wait_until_idle(self.bench)  # before that, the gateway gives no task
         with self.bench.node() as node:
             task = node.fetch()
             assert task is not None
@@ -216,10 +217,6 @@ class Study:
             leak(reply)
             node.push(reply)
             return self.reply()
-
-    def wait_idle(self) -> None:
-        """Wait until the gateway has noticed that its last answer was delivered: before that, it gives no task."""
-        wait_for(lambda: not (self.site.folder / "gateway" / "unanswered").exists())
 
     def reply(self, count: int = 1) -> Message:
         """The last reply, once there are so many."""
