@@ -155,7 +155,7 @@ def overview(clinic: Clinic, store: Store) -> list[dict[str, Any]]:
             described = json.loads((clinic.models / model.sha256 / "model.json").read_bytes())
             about = {name: described[name] for name in ("study", "rounds", "sites", "trained_on_synthetic_data")}
             about["derived_from"] = (described.get("adaptation") or {}).get("parent")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise Refusal(MODEL_ALTERED, private=model.sha256) from error
         beside = compare(store, model.sha256)
         answers = given.get(model.sha256, 0)

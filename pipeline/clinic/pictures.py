@@ -6,6 +6,7 @@ radiological view, the patient's right on the left. Neither is for diagnosis: th
 The server's main process draws slices and never imports torch; only `write_pictures`, in the scoring worker, does.
 """
 
+import gzip
 import io
 import zlib
 from collections.abc import Callable, Iterable
@@ -23,7 +24,7 @@ from pydantic import StringConstraints, TypeAdapter
 from scipy import ndimage
 
 from models.refusal import Refusal
-from pipeline.clinic.reasons import NO_SUCH_PICTURE
+from pipeline.clinic.reasons import NO_SUCH_PICTURE, PICTURE_DAMAGED
 from pipeline.imaging.volume import LUNG_WINDOW_HU, Volume, whole_hu
 from pipeline.scoring.best_planes import best_planes
 from pipeline.scoring.colormap import CONTOUR_RGB, OPACITY_RGB, heat_rgba, opacity_rgba
@@ -102,7 +103,7 @@ def planes(folder: Path) -> dict[Plane, dict[str, Any]]:
     """Describe each plane: count of slices, spacing_mm between them, rows and columns of a picture, letters, start.
 
     `start` is the first slice to show: through the maximum of the saliency, else that with the most dense lung (with
-    the most lung, if hardly any is dense), else the middle slice. Raises Refusal E_NO_SUCH_PICTURE.
+    the most lung, if hardly any is dense), else the middle slice. Raises Refusal: E_NO_SUCH_PICTURE, E_PICTURE_DAMAGED.
     """
     volume, affine = read_volume(folder / IMAGE)
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
@@ -135,7 +136,7 @@ def slice_png(
     counted as dense or their contours, or the saliency, in colours. To fade it, blend this picture over one without
     overlay. `window`: see `window_hu`. `masks`: the folder of other lungs and dense voxels.
 
-    Raises Refusal E_NO_SUCH_PICTURE.
+    Raises Refusal: E_NO_SUCH_PICTURE, E_PICTURE_DAMAGED.
     """
     overlays = () if overlay == "none" else (overlay,)
     return _png(draw_slice(folder, plane, index, overlays, window, masks))
@@ -144,7 +145,9 @@ def slice_png(
 def grid_slice_png(folder: Path, index: int, window: str = "lung") -> bytes:
     """Draw the scan where the axial slice `index` of the mask's grid lies, GRID_PIXELS for each side of a voxel.
 
-    The first row is the front, the first column the patient's right. Raises Refusal E_NO_SUCH_PICTURE.
+    The first row is the front, the first column the patient's right.
+
+    Raises Refusal: E_NO_SUCH_PICTURE, E_PICTURE_DAMAGED.
     """
     volume, affine = read_volume(folder / IMAGE)
     grid, grid_affine = read_volume(folder / LABELS)
@@ -179,7 +182,7 @@ def draw_slice(
 ) -> NDArray[np.uint8]:
     """Draw the slice as RGB, shape (rows, columns, 3), with its overlays in the given order; `masks`: see `slice_png`.
 
-    Raises Refusal E_NO_SUCH_PICTURE.
+    Raises Refusal: E_NO_SUCH_PICTURE, E_PICTURE_DAMAGED.
     """
     volume, affine = read_volume(folder / IMAGE)
     axis, _ = PLANES[plane]
@@ -219,17 +222,23 @@ def save_volume(voxels: NDArray[Any], affine: NDArray[np.float64], path: Path) -
 
 
 def read_volume(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Return voxels, shape (columns, rows, slices), and affine. Raises Refusal E_NO_SUCH_PICTURE."""
+    """Return voxels, shape (columns, rows, slices), and affine.
+
+    Raises Refusal: E_NO_SUCH_PICTURE, or E_PICTURE_DAMAGED for a file that is not as it was written.
+    """
     with _reading:  # the three planes are requested at once: only one of them reads the file
         try:
             return _load(path)
         except FileNotFoundError as error:
             raise Refusal(NO_SUCH_PICTURE) from error
+        except Exception as error:  # nibabel raises many kinds of exceptions
+            raise Refusal(PICTURE_DAMAGED, private=f"{path}: {error!r}") from error
 
 
 @lru_cache(_KEPT_VOLUMES)
 def _load(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    image = nib.Nifti1Image.from_filename(path)
+    # From a path, nibabel stops reading before gzip's checksum: a damaged file would be shown as if it were whole.
+    image = nib.Nifti1Image.from_bytes(gzip.decompress(path.read_bytes()))
     return np.asanyarray(image.dataobj), image.affine
 
 

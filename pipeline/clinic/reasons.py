@@ -12,6 +12,11 @@ NO_SUCH_PICTURE = Reason(
     "this scan has no such slice or overlay",
     "Request the list of slices first: it gives their number. An overlay exists only if the answer shows it.",
 )
+PICTURE_DAMAGED = Reason(
+    "E_PICTURE_DAMAGED",
+    "a picture file of this scan is damaged or cannot be read",
+    "Submit the scan again, or restore the clinic from its backup: fedthorax clinic restore. Check the disk.",
+)
 NO_SUCH_ANSWER = Reason(
     "E_NO_SUCH_ANSWER",
     "there is no such answer",

@@ -16,7 +16,7 @@ from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from pipeline.clinic.corrected_mask import reader_masks
-from pipeline.clinic.pictures import IMAGE, LUNGS, SALIENCY, Overlay, draw_slice, laid_over
+from pipeline.clinic.pictures import IMAGE, LUNGS, SALIENCY, Overlay, draw_slice, laid_over, read_volume
 from pipeline.clinic.records import Answer
 from pipeline.clinic.results import identity
 from pipeline.clinic.results.source import Source
@@ -103,24 +103,23 @@ def choose_slices(folder: Path, masks: Path | None = None) -> tuple[list[tuple[i
     The slice through the maximum of the saliency replaces the nearest one. The crop contains the lungs and a margin:
     left, upper, right and lower edge, as shares of a slice. `masks`: the folder of other lungs.
     """
-    image, lungs = (nib.Nifti1Image.from_filename(path) for path in (folder / IMAGE, (masks or folder) / LUNGS))
-    ends = np.argwhere(np.asanyarray(lungs.dataobj) > 0)
-    low, high = _moved(np.array([ends.min(axis=0), ends.max(axis=0)]), lungs, image)
-    margin = AROUND_LUNGS_MM / np.linalg.norm(image.affine[:3, :3], axis=0)
+    (image, affine), (lungs, lungs_affine) = map(read_volume, (folder / IMAGE, (masks or folder) / LUNGS))
+    ends = np.argwhere(lungs > 0)
+    low, high = _moved(np.array([ends.min(axis=0), ends.max(axis=0)]), lungs_affine, affine)
+    margin = AROUND_LUNGS_MM / np.linalg.norm(affine[:3, :3], axis=0)
     crop = np.clip(np.array([low - margin, high + margin + 1])[:, :2] / image.shape[:2], 0, 1)
     planes = np.linspace(high[2], low[2], ROWS * COLUMNS + 2)[1:-1]
     if (folder / SALIENCY).is_file():
-        saliency = nib.Nifti1Image.from_filename(folder / SALIENCY)
-        voxels = np.asanyarray(saliency.dataobj)
-        (peak,) = _moved(np.array([np.unravel_index(voxels.argmax(), voxels.shape)]), saliency, image)
+        saliency, saliency_affine = read_volume(folder / SALIENCY)
+        (peak,) = _moved(np.array([np.unravel_index(saliency.argmax(), saliency.shape)]), saliency_affine, affine)
         planes[np.abs(planes - peak[2]).argmin()] = peak[2]
     indices = planes.round().clip(0, image.shape[2] - 1).astype(int)
-    return [(int(index), float((image.affine @ [0, 0, index, 1])[2])) for index in indices], crop.ravel()
+    return [(int(index), float((affine @ [0, 0, index, 1])[2])) for index in indices], crop.ravel()
 
 
-def _moved(voxels: NDArray[np.int64], of: nib.Nifti1Image, to: nib.Nifti1Image) -> NDArray[np.float64]:
-    """Convert voxel indices, shape (n, 3), of one image to those of another."""
-    return nib.affines.apply_affine(np.linalg.inv(to.affine) @ of.affine, voxels)
+def _moved(voxels: NDArray[np.int64], of: NDArray[np.float64], to: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Convert voxel indices, shape (n, 3), of a volume with the affine `of` to those of one with the affine `to`."""
+    return nib.affines.apply_affine(np.linalg.inv(to) @ of, voxels)
 
 
 def _crop(drawn: NDArray[np.uint8], crop: NDArray[np.float64]) -> Image.Image:

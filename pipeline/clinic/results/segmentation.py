@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence, Volume
 from highdicom.seg import Segmentation, SegmentDescription
@@ -17,7 +16,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import CTImageStorage
 
 from pipeline.clinic.corrected_mask import reader_masks
-from pipeline.clinic.pictures import LUNGS, OPACITIES
+from pipeline.clinic.pictures import LUNGS, OPACITIES, read_volume
 from pipeline.clinic.records import Answer
 from pipeline.clinic.results import identity, sr_codes
 from pipeline.clinic.results.source import Source
@@ -81,12 +80,12 @@ def _series(answer: Answer) -> dict[str, Any]:
 
 def _volume(folder: Path, source: Source) -> Volume:
     """Return the segments as channels of a volume whose slices run from the head to the feet."""
-    lungs, opacities = (nib.Nifti1Image.from_filename(folder / name) for name in (LUNGS, OPACITIES))
-    inside, counted = (np.asanyarray(each.dataobj).transpose(2, 1, 0) for each in (lungs, opacities))
+    (lungs, affine), (opacities, _) = (read_volume(folder / name) for name in (LUNGS, OPACITIES))
+    inside, counted = (each.transpose(2, 1, 0) for each in (lungs, opacities))
     masks = [inside > 0 if opacity is None else counted == opacity for *_, opacity in _SEGMENTS.values()]
     volume = Volume(
         np.stack(masks, axis=-1).astype(np.uint8),
-        affine=_TO_LPS @ lungs.affine[:, [2, 1, 0, 3]],
+        affine=_TO_LPS @ affine[:, [2, 1, 0, 3]],
         coordinate_system="PATIENT",
         frame_of_reference_uid=source.header.FrameOfReferenceUID,
         channels={"SegmentNumber": list(range(1, len(masks) + 1))},

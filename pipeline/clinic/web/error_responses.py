@@ -55,6 +55,7 @@ _STATUS = {
     reasons.RATE: 429,
     reasons.SIGN_IN_TRIES: 429,
     reasons.INTERNAL: 500,
+    reasons.PICTURE_DAMAGED: 500,
     identity.SIGN_IN_PROVIDER: 502,
     reasons.CLINIC_FILE: 503,
     reasons.DISK_FULL: 503,

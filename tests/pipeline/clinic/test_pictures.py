@@ -1,5 +1,6 @@
 """Tests of the pictures of an answer: volumes in patient coordinates, and slices in the correct orientation."""
 
+import gzip
 import io
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,7 +14,17 @@ from PIL import Image
 
 from models.refusal import Refusal
 from pipeline.clinic import pictures
-from pipeline.clinic.pictures import IMAGE, LUNGS, OPACITIES, SALIENCY, planes, slice_png, write_pictures
+from pipeline.clinic.pictures import (
+    IMAGE,
+    LABELS,
+    LUNGS,
+    OPACITIES,
+    SALIENCY,
+    planes,
+    read_volume,
+    slice_png,
+    write_pictures,
+)
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.preprocess import prepare
 from pipeline.preprocessing.preprocess_settings import Preprocessing
@@ -235,6 +246,30 @@ def test_outlines_of_dense_voxels_leave_their_inside_visible(folder):
     assert border.sum() < area.sum() / 2
     colours = {tuple(colour) for colour in outlined[border].tolist()}
     assert colours <= set(OPACITY_RGB.values())
+
+
+@pytest.mark.parametrize("name", [IMAGE, LABELS, LUNGS, OPACITIES, SALIENCY])
+def test_damaged_picture_is_refused_and_never_shown(folder, tmp_path, name):
+    """One bit on the disk is enough: gzip's checksum belongs to the last bytes, which nobody needs for the voxels."""
+    path, content, whole = tmp_path / name, (folder / name).read_bytes(), read_volume(folder / name)
+    for at in np.linspace(10, len(content) - 1, 40).astype(int):
+        path = tmp_path / str(at) / name  # what was read is kept by its path
+        path.parent.mkdir()
+        path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        try:
+            voxels, affine = read_volume(path)
+        except Refusal as refusal:
+            assert refusal.code == "E_PICTURE_DAMAGED"
+            assert str(tmp_path) not in str(refusal)
+        else:  # the bits after the last code mean nothing
+            assert (voxels == whole[0]).all()
+            assert (affine == whole[1]).all()
+    for damaged in (b"", content[:3], content[: len(content) // 2], bytes(range(256)), gzip.compress(b"not NIfTI")):
+        path.write_bytes(damaged)
+        with pytest.raises(Refusal, match="E_PICTURE_DAMAGED"):
+            read_volume(path)
+    path.write_bytes(content)
+    assert read_volume(path)[0].any()
 
 
 def test_missing_picture_is_refused(folder, tmp_path):

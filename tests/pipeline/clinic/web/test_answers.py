@@ -14,7 +14,7 @@ from PIL import Image
 
 from models.refusal import Refusal
 from pipeline.clinic.audit import Audit
-from pipeline.clinic.pictures import write_scan
+from pipeline.clinic.pictures import LUNGS, write_scan
 from pipeline.clinic.reasons import CLINIC_FILE
 from pipeline.clinic.records import Answer, Patient
 from pipeline.clinic.results.write import PICTURE, REPORT
@@ -165,6 +165,15 @@ def test_slices_are_served_as_png(answer_to: Put, client: Clients) -> None:
         assert refused(reader.get(f"{address}/{about['count']}.png")) == "E_NO_SUCH_PICTURE"
         assert refused(reader.get(f"{address}/-1.png")) == "E_REQUEST"
     assert refused(reader.get(f"/api/v1/answers/{answer.id}/slices/oblique/0.png")) == "E_REQUEST"
+
+
+def test_damaged_picture_is_a_refusal(answer_to: Put, client: Clients) -> None:
+    answer, reader = answer_to(), client("read")
+    path = answer.folder / LUNGS
+    path.write_bytes(path.read_bytes()[:-20])
+    picture = f"/api/v1/answers/{answer.id}/slices/axial/3.png"
+    assert refused(reader.get(picture, params={"overlay": "lungs"})) == "E_PICTURE_DAMAGED"
+    assert reader.get(picture).is_success
 
 
 def test_pictures_of_an_unscored_scan_are_served_if_it_was_readable(
