@@ -24,13 +24,13 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
-    load_pem_private_key,
     load_ssh_private_key,
     load_ssh_public_key,
 )
 
 from federation.enrolment import reasons
 from federation.enrolment.authority import Authority, self_signed
+from federation.system.certificate_files import read_certificate, read_pair, unusable
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_atomically
 
@@ -74,11 +74,11 @@ def open_authority(folder: Path) -> Authority:
 def renew_server_certificate(folder: Path) -> datetime:
     """Issue a new certificate for the server's key with the old one's names; return when it expires.
 
-    Raises Refusal E_AUTHORITY.
+    Raises Refusal: E_AUTHORITY, E_CERTIFICATE_FILE.
     """
-    old = x509.load_pem_x509_certificate((folder / "server.crt").read_bytes())
-    key = load_pem_private_key((folder / "server.key").read_bytes(), password=None).public_key()
-    assert isinstance(key, ec.EllipticCurvePublicKey), "we made it"
+    old, key = read_pair(folder / "server.crt")
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise unusable(folder / "server.key", "it is not an ECDSA key")
     names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     new = open_authority(folder).server_certificate(key, list(names))
     write_atomically(folder / "server.crt", _pem(new))
@@ -102,9 +102,11 @@ def alternative_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
 
 
 def host_names(certificate: Path) -> list[str]:
-    """Return the names and addresses in a server's certificate (PEM), without those of this machine itself."""
-    found = x509.load_pem_x509_certificate(certificate.read_bytes())
-    names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    """Return the names and addresses in a server's certificate (PEM), without those of this machine itself.
+
+    Raises Refusal E_CERTIFICATE_FILE.
+    """
+    names = read_certificate(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return [name for name in map(str, (each.value for each in names)) if name not in _THIS_MACHINE]
 
 
@@ -191,9 +193,14 @@ def trust(ca: str) -> ssl.SSLContext:
 # --- both -------------------------------------------------------------------------------------------------
 
 
+def trust_file(certificate: Path) -> ssl.SSLContext:
+    """Return a client's TLS context that trusts only this certificate (PEM). Raises Refusal E_CERTIFICATE_FILE."""
+    return trust(_pem(read_certificate(certificate)).decode())
+
+
 def valid_until(certificate: Path) -> datetime:
-    """Return when a PEM certificate expires, in UTC."""
-    return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+    """Return when a PEM certificate expires, in UTC. Raises Refusal E_CERTIFICATE_FILE."""
+    return read_certificate(certificate).not_valid_after_utc
 
 
 def fingerprint(certificate: x509.Certificate) -> str:

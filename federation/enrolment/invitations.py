@@ -25,6 +25,7 @@ from federation.superlink import reasons as superlink_reasons
 from federation.superlink.control import ca_certificate, read_server_config
 from federation.superlink.nodes import enrol, strike_off
 from federation.superlink.nodes import sites as registered_sites
+from federation.system.certificate_files import read_certificate
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_atomically
 
@@ -67,10 +68,11 @@ def invite(folder: Path, name: str, *, patients: int | None = None) -> str:
     It holds the ingress's address, the SHA-256 of the study's authority, the invitation's number and a secret.
     `patients`: the upper limit of the site's weight. A second invitation of the same name cancels the first.
 
-    Raises Refusal: E_SITE_NAME, E_SITE_NAME_TAKEN, E_NO_SERVER.
+    Raises Refusal: E_SITE_NAME, E_SITE_NAME_TAKEN, E_NO_SERVER, E_CERTIFICATE_FILE.
     """
     if not _SITE_NAME.fullmatch(name):
         raise Refusal(reasons.SITE_NAME)
+    authority = read_certificate(ca_certificate(folder))
     invitation, secret = secrets.token_hex(8), secrets.token_urlsafe(24)
     with registry(folder) as db, transaction(db):
         if valid_certificates(db, name, valid_at=time.time()):
@@ -80,7 +82,6 @@ def invite(folder: Path, name: str, *, patients: int | None = None) -> str:
             "INSERT INTO invitations (id, site, secret_sha256, patients, ends) VALUES (?, ?, ?, ?, ?)",
             (invitation, name, _hash(secret), patients, time.time() + INVITATION_SECONDS),
         )
-    authority = x509.load_pem_x509_certificate(ca_certificate(folder).read_bytes())
     return f"{read_server_config(folder).address}/{fingerprint(authority)}/{invitation}/{secret}"
 
 

@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from federation.enrolment.certificates import valid_until
+from federation.system.certificate_files import read_pair
 from federation.system.process import LOOPBACK
+from models.refusal import Refusal
 from pipeline.site.folder import Site
 from pipeline.system.atomic_files import write_atomically
 
@@ -34,14 +35,22 @@ def loopback_tls(site: Site) -> ssl.SSLContext:
 
 
 def loopback_certificate(site: Site) -> tuple[Path, Path]:
-    """Return the loopback certificate and its key (ECDSA P-384); create them if missing or about to expire."""
+    """Return the loopback certificate and its key (ECDSA P-384); create them if missing, damaged or about to expire."""
     certificate, key = (site.folder / "keys" / f"gateway.{kind}" for kind in ("crt", "key"))
-    if not (certificate.is_file() and key.is_file()) or valid_until(certificate) < datetime.now(UTC) + _RENEW_BEFORE:
+    if not _is_usable(certificate):
         private = ec.generate_private_key(ec.SECP384R1())
         pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         write_atomically(key, pem, mode=0o600)
         write_atomically(certificate, self_signed(private).public_bytes(Encoding.PEM), mode=0o644)
     return certificate, key
+
+
+def _is_usable(certificate: Path) -> bool:
+    try:
+        found, _ = read_pair(certificate)
+    except Refusal:
+        return False
+    return found.not_valid_after_utc > datetime.now(UTC) + _RENEW_BEFORE
 
 
 def self_signed(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:

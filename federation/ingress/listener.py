@@ -10,7 +10,7 @@ import aiohttp
 from aiohttp import web
 
 from federation.enrolment import reasons
-from federation.enrolment.certificates import trust
+from federation.enrolment.certificates import trust_file
 from federation.enrolment.registry import registry
 from federation.ingress.authorization import Ingress
 from federation.ingress.connections import Gate, raise_descriptor_limit
@@ -66,7 +66,7 @@ def server_tls(folder: Path) -> ssl.SSLContext:
 async def serve(folder: Path, ended: asyncio.Event) -> None:
     """Run the ingress of the server in `folder` until `ended` is set."""
     config = read_server_config(folder)
-    superlink = aiohttp.TCPConnector(ssl=trust(loopback_certificate(folder).read_text()), limit=0)
+    superlink = aiohttp.TCPConnector(ssl=trust_file(loopback_certificate(folder)), limit=0)
     with registry(folder) as known:
         async with aiohttp.ClientSession(
             connector=superlink,

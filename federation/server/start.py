@@ -30,13 +30,14 @@ from federation.enrolment import reasons as enrolment_reasons
 from federation.enrolment.certificates import (
     create_server_certificates,
     renew_server_certificate,
-    trust,
+    trust_file,
     valid_until,
     write_new,
 )
 from federation.server import reasons
 from federation.superlink.control import ServerConfig, ca_certificate, loopback_certificate, read_server_config
 from federation.superlink.superlink import ENROLLED
+from federation.system.certificate_files import read_pair
 from federation.system.process import (
     LOOPBACK,
     QUIET,
@@ -121,14 +122,14 @@ def init_server(
 def renew_server(folder: Path) -> datetime:
     """Renew the certificate of the server in `folder` and return its expiry. It is used from the next start on.
 
-    Raises Refusal: E_NO_SERVER, E_AUTHORITY, and those of `load_settings`.
+    Raises Refusal: E_NO_SERVER, E_AUTHORITY, E_CERTIFICATE_FILE, and those of `load_settings`.
     """
     read_server_config(folder)
     return renew_server_certificate(ca_certificate(folder).parent)
 
 
 def valid_certificates(folder: Path) -> dict[str, datetime]:
-    """Return when the certificates of the server in `folder` end, by holder."""
+    """Return when the certificates of the server in `folder` end, by holder. Raises Refusal E_CERTIFICATE_FILE."""
     return {
         "authority": valid_until(ca_certificate(folder)),
         "server": valid_until(ca_certificate(folder).with_name("server.crt")),
@@ -141,8 +142,8 @@ def start_server(folder: Path) -> Together:
     It uses TLS, accepts only nodes with an enrolled key and certificate, and installs nothing at run time. The app on
     the server finds `folder` in `FEDTHORAX_SERVER_DIR`.
 
-    Raises Refusal: E_NO_SERVER, E_CERTIFICATE_EXPIRED, E_PORT_IN_USE, E_SERVER_DATABASE, E_NOT_STARTED, and those of
-    `load_settings`.
+    Raises Refusal: E_NO_SERVER, E_CERTIFICATE_EXPIRED, E_CERTIFICATE_FILE, E_PORT_IN_USE, E_SERVER_DATABASE,
+    E_NOT_STARTED, and those of `load_settings`.
     """
     from federation.enrolment.invitations import restore_roster
 
@@ -170,7 +171,7 @@ def start_server(folder: Path) -> Together:
                     "--isolation=process",
                     secret,
                 ],
-                tls=trust(certificate.read_text()),
+                tls=trust_file(certificate),
                 **_SMALL_HEAP,
             )
         )
@@ -243,6 +244,8 @@ def this_start(folder: Path) -> str:
 
 
 def _judge_certificates(folder: Path) -> None:
+    for certificate in (ca_certificate(folder).with_name("server.crt"), loopback_certificate(folder)):
+        read_pair(certificate)
     now, until_by_holder = datetime.now(UTC), valid_certificates(folder)
     for holder, until in (
         ("the study's authority", until_by_holder["authority"]),
@@ -272,7 +275,7 @@ def _ingress_answers(folder: Path, config: ServerConfig) -> bool:
         with socket.socket(socket.AF_UNIX) as client:
             return client.connect_ex(str(config.socket)) == 0
     # Any name of this machine is valid here: a process on our port with our certificate is our ingress.
-    tls = trust(ca_certificate(folder).read_text())
+    tls = trust_file(ca_certificate(folder))
     tls.check_hostname = False
     host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(config.host, config.host)  # noqa: S104
     return _answers(host, config.port, "/enrolment/ca.crt", tls)

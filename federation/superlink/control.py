@@ -84,8 +84,8 @@ def read_server_config(folder: Path) -> ServerConfig:
 def control(folder: Path) -> Iterator["ControlHttpClient"]:
     """Open a client of the Control API of the server in `folder`.
 
-    Raises Refusal on opening and within the block: those of `read_server_config`, E_SERVER_UNREACHABLE, E_RUN_UNKNOWN,
-    and E_CONTROL_FAILED for anything else that the server refuses.
+    Raises Refusal on opening and within the block: those of `read_server_config`, E_CERTIFICATE_FILE,
+    E_SERVER_UNREACHABLE, E_RUN_UNKNOWN, and E_CONTROL_FAILED for anything else that the server refuses.
     """
     import httpx
 
@@ -96,7 +96,7 @@ def control(folder: Path) -> Iterator["ControlHttpClient"]:
     client = ControlHttpClient.from_server_address(
         server_address=f"{LOOPBACK}:{config.control_port}",
         insecure=bool(config.simulated_sites),
-        root_certificates=None if config.simulated_sites else loopback_certificate(folder).read_bytes(),
+        root_certificates=None if config.simulated_sites else _loopback_pem(folder),
         interceptors=[RuntimeVersionHttpInterceptor(component_name="fedthorax")],
     )
     try:
@@ -107,6 +107,14 @@ def control(folder: Path) -> Iterator["ControlHttpClient"]:
         raise Refusal(reasons.SERVER_UNREACHABLE, private=str(error), port=config.control_port) from error
     finally:
         client.close()
+
+
+def _loopback_pem(folder: Path) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    from federation.system.certificate_files import read_certificate
+
+    return read_certificate(loopback_certificate(folder)).public_bytes(Encoding.PEM)
 
 
 def _refusal(error: "httpx.HTTPStatusError") -> Refusal:

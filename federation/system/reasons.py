@@ -7,6 +7,12 @@ NOT_STARTED = Reason(
     "{process} did not start; the end of its log {log} shows the cause",
     "Read the log, remove the cause and start it again.",
 )
+CERTIFICATE_FILE = Reason(
+    "E_CERTIFICATE_FILE",
+    "the certificate or key {file} is missing, damaged, or not of the same pair as its other file",
+    "At the server, put it back from a backup: fedthorax server restore. At a site, join the study again with a new "
+    "code: fedthorax node join.",
+)
 BACKUP_EXISTS = Reason(
     "E_BACKUP_EXISTS",
     "a file with this name exists already",

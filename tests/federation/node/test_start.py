@@ -12,7 +12,7 @@ import pytest
 
 from federation.enrolment.join import node_certificate
 from federation.flower.log_lines import LOOP_ENDED
-from federation.gateway.loopback import loopback_certificate
+from federation.gateway.loopback import loopback_certificate, loopback_tls
 from federation.node import reasons
 from federation.node import start as node
 from federation.node.start import Node, node_status, run_node, start_node, wait_online
@@ -149,6 +149,15 @@ def test_loopback_certificate_is_reused_while_its_key_exists(site: Site) -> None
     key.unlink()
     loopback_certificate(site)
     assert certificate.read_bytes() != before[0]
+
+
+def test_damaged_loopback_certificate_is_replaced(site: Site) -> None:
+    for damaged in loopback_certificate(site):
+        for content in (b"", bytes(range(256)), b"{}"):
+            damaged.write_bytes(content)
+            loopback_certificate(site)
+            assert damaged.read_bytes() != content
+            loopback_tls(site)
 
 
 def test_node_is_online_when_the_log_shows_its_supernode_id() -> None:

@@ -4,6 +4,7 @@ import logging
 import socket
 import sqlite3
 import stat
+from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from federation.enrolment.certificates import valid_until
+from federation.enrolment.invitations import invite
 from federation.server import start as server
 from federation.server.start import init_server, renew_server, start_server
 from federation.superlink.control import ca_certificate, read_server_config
@@ -141,6 +143,48 @@ def test_damaged_database_is_refused_before_any_process_starts(
     content[5000:9000] = b"x" * 4000
     (folder / database).write_bytes(content)
     with pytest.raises(Refusal, match=f"E_SERVER_DATABASE: .*{database}"):
+        start_server(folder)
+
+
+DAMAGED: dict[str, Callable[[bytes], bytes]] = {
+    "cut in half": lambda content: content[: len(content) // 2],
+    "not text": lambda content: bytes(range(256)),
+    "another file": lambda content: b"{}",
+    "one character changed": lambda content: content[:150] + bytes([content[150] ^ 1]) + content[151:],
+}
+
+
+@pytest.mark.parametrize("damage", ["gone", "a folder", *DAMAGED])
+@pytest.mark.parametrize("file", ["ca.crt", "server.crt", "server.key", "loopback.crt", "loopback.key"])
+def test_damaged_certificate_is_refused_before_any_process_starts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, file: str, damage: str
+) -> None:
+    monkeypatch.setattr(server, "Process", None)
+    path = folder / "certificates" / file
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage in DAMAGED:
+        path.write_bytes(DAMAGED[damage](content))
+    with pytest.raises(Refusal, match=f"E_CERTIFICATE_FILE: .*{file.split('.')[0]}"):
+        start_server(folder)
+    commands: dict[str, Callable[[], object]] = {
+        "ca.crt": lambda: invite(folder, "north"),
+        "server.crt": lambda: renew_server(folder),
+        "server.key": lambda: renew_server(folder),
+        "loopback.crt": lambda: sites(folder),
+    }
+    if file in commands:
+        with pytest.raises(Refusal, match=f"E_CERTIFICATE_FILE: .*{file.split('.')[0]}"):
+            commands[file]()
+
+
+def test_key_of_another_certificate_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "Process", None)
+    certificates = folder / "certificates"
+    (certificates / "server.key").write_bytes((certificates / "loopback.key").read_bytes())
+    with pytest.raises(Refusal, match=r"E_CERTIFICATE_FILE: .*server\.key"):
         start_server(folder)
 
 
