@@ -40,7 +40,7 @@ def write_backup(kind: Kind, folder: Path, parts: Iterable[Path], file: Path) ->
 
     The parts are written in their order, and each is listed when its turn comes: what refers to other files is a part
     before them. Links and temporary files are left out. After an error there is no `file`.
-    Raises Refusal E_BACKUP_EXISTS; OSError.
+    Raises Refusal: E_BACKUP_EXISTS, E_BACKUP_DATABASE; OSError.
     """
     if file.exists():
         raise Refusal(reasons.BACKUP_EXISTS, private=str(file))
@@ -85,12 +85,18 @@ def _add(archive: tarfile.TarFile, path: Path, folder: Path, work: Path) -> bool
 
 
 def copy_database(path: Path, work: Path) -> Path:
-    """Copy a database that may be in use, with what is in its write-ahead log, into `work`; return the copy."""
+    """Copy a database that may be in use, with what is in its write-ahead log, into `work`; return the copy.
+
+    Raises Refusal E_BACKUP_DATABASE.
+    """
     copy = work / "database"
     copy.unlink(missing_ok=True)
     uri = f"{path.resolve().as_uri()}?mode=ro"
-    with closing(sqlite3.connect(uri, uri=True)) as old, closing(sqlite3.connect(copy)) as new:
-        copy_all(old, new)
+    try:
+        with closing(sqlite3.connect(uri, uri=True)) as old, closing(sqlite3.connect(copy)) as new:
+            copy_all(old, new)
+    except sqlite3.Error as error:
+        raise Refusal(reasons.BACKUP_DATABASE, file=path.name, problem=str(error), private=str(path)) from error
     return copy
 
 

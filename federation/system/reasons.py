@@ -18,6 +18,12 @@ BACKUP_EXISTS = Reason(
     "a file with this name exists already",
     "Choose another name for the backup, for example one with the date, or delete the old backup.",
 )
+BACKUP_DATABASE = Reason(
+    "E_BACKUP_DATABASE",
+    "the database {file} cannot be copied: {problem}",
+    "No backup was written. Check free space. If the database is damaged, move it away to back up the rest, and take it "
+    "from the last backup.",
+)
 BACKUP_FOLDER = Reason(
     "E_BACKUP_FOLDER",
     "the folder to restore to is not empty",

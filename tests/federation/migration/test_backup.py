@@ -164,6 +164,18 @@ def test_database_that_is_in_use_is_backed_up_whole(server: Path, tmp_path: Path
         assert db.execute("SELECT name FROM runs").fetchall() == [("one",)]
 
 
+def test_damaged_database_is_named_and_no_backup_is_written(server: Path, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(server / "mlflow.db")) as db:
+        db.executescript("CREATE TABLE runs (id); INSERT INTO runs VALUES (zeroblob(60000));")
+    whole = (server / "mlflow.db").read_bytes()
+    (server / "mlflow.db").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Refusal, match=r"E_BACKUP_DATABASE: .*mlflow\.db .*malformed"):
+        back_up_server(server, tmp_path / "backup")
+    assert not (tmp_path / "backup").exists()
+    (server / "mlflow.db").rename(tmp_path / "damaged")
+    assert back_up_server(server, tmp_path / "backup")
+
+
 def test_restored_clinic_has_its_answers_tokens_and_models_while_it_runs(clinic: Clinic, tmp_path: Path) -> None:
     secret = Tokens(clinic.folder).make("ward", "read", by="test")
     with clinic.store():  # the newest rows are in the write-ahead log
