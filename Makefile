@@ -6,6 +6,8 @@ BIN := .venv/bin
 # pytest-xdist would begin with those of the most tests and end with the longest. One process more than there are cores,
 # because some tests wait.
 UNIT := $(BIN)/pytest -m "not e2e and not chaos" -n $$(($$(nproc) + 1)) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# Two end-to-end tests at a time, of different files: each waits for its processes much of the time.
+E2E := $(BIN)/pytest -m "e2e and not chaos" -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test peers viewer check unit lint docs pictures format lock audit release images deb bench learning stoic lungs canary attack chaos soak fuzz flower-drill clean
 
@@ -14,12 +16,12 @@ demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 
 test: .venv/installed peers  ## everything: style, types, documentation, unit tests, end-to-end tests with real processes, a few benchmarks
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint docs
-	@# Side by side. The end-to-end tests run one after another, and wait much of their time. The unit tests use what is
-	@# left of all cores, and give way, so that tests with time limits are not slowed. Repetitions of a fault that are
-	@# marked `chaos` are part of `make chaos`. What runs in the background would else ignore Ctrl-C.
+	@# Side by side. The unit tests use what the end-to-end tests leave of all cores, and give way, so that tests with time
+	@# limits are not slowed. Repetitions of a fault that are marked `chaos` are part of `make chaos`. What runs in the
+	@# background would else ignore Ctrl-C.
 	@mkdir -p build
 	@env --default-signal=INT,QUIT nice -n 5 $(UNIT) >build/unit.log 2>&1 & unit=$$!; \
-	$(BIN)/pytest -m "e2e and not chaos"; e2e=$$?; \
+	$(E2E); e2e=$$?; \
 	wait $$unit; unit=$$?; cat build/unit.log; \
 	$(BIN)/python benchmarks/short.py; short=$$?; exit $$((unit || e2e || short))
 

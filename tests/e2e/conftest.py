@@ -22,6 +22,7 @@ from models.refusal import Refusal
 from pipeline.cohort.ingest import ingest as ingest_in_this_process
 from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.site.folder import Site
+from tests.helpers.shared_folder import shared_folder
 
 FEDTHORAX = str(Path(sys.executable).parent / "fedthorax")
 
@@ -154,9 +155,11 @@ def enough_in_each_split(site: Path) -> None:
 @pytest.fixture(scope="session")
 def three_hospitals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of three synthetic hospitals of 14 patients: north, south and west. Do not modify them."""
-    folder = tmp_path_factory.mktemp("three") / "hospitals"
-    ok("phantom", folder, "--sites", "3", "--patients", "14", "--no-defects", "--anatomy", "template")
-    return folder
+
+    def make(folder: Path) -> None:
+        ok("phantom", folder / "made", "--sites", "3", "--patients", "14", "--no-defects", "--anatomy", "template")
+
+    return shared_folder(tmp_path_factory, "three_hospitals", make) / "made"
 
 
 @pytest.fixture(scope="session")
@@ -166,17 +169,19 @@ def three_sites(three_hospitals: Path, tmp_path_factory: pytest.TempPathFactory)
     One ingest is by the command. The others are in this process, which has already imported what takes a command half
     of its time.
     """
-    folder = tmp_path_factory.mktemp("three-sites")
-    for name in ("north", "south", "west"):
-        site = folder / name
-        ok("node", "init", site, "--from", three_hospitals / name)
-        for_few_patients(site)
-        if name == "north":
-            ok("node", "ingest", site)
-        else:
-            ingest_in_this_process(Site.open(site), Preprocessing(), lambda done, total: None)
-        enough_in_each_split(site)
-    return folder
+
+    def make(folder: Path) -> None:
+        for name in ("north", "south", "west"):
+            site = folder / name
+            ok("node", "init", site, "--from", three_hospitals / name)
+            for_few_patients(site)
+            if name == "north":
+                ok("node", "ingest", site)
+            else:
+                ingest_in_this_process(Site.open(site), Preprocessing(), lambda done, total: None)
+            enough_in_each_split(site)
+
+    return shared_folder(tmp_path_factory, "three_sites", make)
 
 
 @pytest.fixture(scope="session")
