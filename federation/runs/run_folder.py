@@ -6,13 +6,12 @@ mlflow.json    where its metrics are (`federation.runs.tracking`)
 history.json, checkpoints/, release/, results.json: written by the ServerApp (`federation.coordinator.server_app`)
 """
 
-import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from federation.protocol.study_config import Study
 from federation.runs import reasons
@@ -22,6 +21,8 @@ from pipeline.system.atomic_files import write_durably
 
 NOTE = "run.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,59}")  # the name of a run or of a group
+
+_HISTORY = TypeAdapter(list[dict[str, Any]])
 
 Ended = Literal["completed", "failed", "stopped"]
 
@@ -71,10 +72,10 @@ def read_study(folder: Path) -> Study:
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """Read the history of a run, which is empty before the first round. Raises Refusal E_RUN_FILES."""
     try:
-        return list(json.loads((folder / "history.json").read_text()))
+        return _HISTORY.validate_json((folder / "history.json").read_bytes())
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as error:
+    except (OSError, ValidationError) as error:
         raise Refusal(reasons.RUN_FILES, file="history.json", private=f"{folder}: {error}") from error
 
 

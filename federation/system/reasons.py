@@ -21,8 +21,8 @@ BACKUP_EXISTS = Reason(
 BACKUP_DATABASE = Reason(
     "E_BACKUP_DATABASE",
     "the database {file} cannot be copied: {problem}",
-    "No backup was written. Check free space. If the database is damaged, move it away to back up the rest, and take it "
-    "from the last backup.",
+    "No backup was written. Check free space. If the database is damaged, move it away to back up the rest, and take "
+    "it from the last backup.",
 )
 BACKUP_FOLDER = Reason(
     "E_BACKUP_FOLDER",

@@ -303,6 +303,8 @@ def test_last_reported_version_of_each_site_is_known(tmp_path):
         tmp_path, "trial-a", number=0, history=[{"step": "handshake", "versions": {"north": "0.1.0", "west": "0.1.0"}}]
     )
     write_run(tmp_path, "trial-b", number=1, history=[{"step": "handshake", "versions": {"north": "0.1.2"}}, entry(1)])
-    (write_run(tmp_path, "trial-c", number=2) / "history.json").write_text("[")
-    assert last_versions(tmp_path) == {"north": "0.1.2", "west": "0.1.0"}
+    damaged = write_run(tmp_path, "trial-c", number=2) / "history.json"
+    for content in (b"[", b'{"a": 1}', b"[1]", b"[" * 100_000, bytes(range(256))):
+        damaged.write_bytes(content)
+        assert last_versions(tmp_path) == {"north": "0.1.2", "west": "0.1.0"}
     assert last_versions(tmp_path / "new") == {}
