@@ -1,7 +1,6 @@
 """Import a study's server from an archive: verified, and created completely or not at all."""
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from federation.migration.archive import Progress
 from federation.migration.common import ROSTER, Bar, Moved, contents_of, files_can_be_used, opened, roster_of
 from federation.protocol.masked_replies import SUMMED_OVER
 from federation.runs.run_folder import NOTE, read_note, read_study, write_note
-from federation.runs.tracking import WHERE, artifact_place, tracking_uri, without_user
+from federation.runs.tracking import WHERE, Where, artifact_place, read_where, tracking_uri, without_user
 from federation.server.start import init_server
 from federation.superlink import reasons as superlink_reasons
 from federation.superlink.control import IMPORTING, read_server_config
@@ -126,8 +125,8 @@ def _restored(
 def _note_mlflow(runs: Path, uri: str, made: mlflow_restore.Restored) -> None:
     """Update each run's record of where its metrics are."""
     for note in runs.glob(f"*/{WHERE}"):
-        old = json.loads(note.read_text())
-        if old["run"] in made.runs:
+        old = read_where(note.parent)
+        if old and old.run in made.runs:
             name = read_study(note.parent).study.name
-            now = {"uri": without_user(uri), "experiment": made.experiments[name], "run": made.runs[old["run"]]}
-            write_durably(note, json.dumps(now).encode())
+            now = Where(uri=without_user(uri), experiment=made.experiments[name], run=made.runs[old.run])
+            write_durably(note, now.model_dump_json().encode())

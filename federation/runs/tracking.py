@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from pydantic import BaseModel, ValidationError
+
 from federation.protocol.metric_allowlist import EXAMPLES
 from federation.protocol.study_config import Study
 from federation.runs import reasons
@@ -57,6 +59,14 @@ _DESCRIPTION = (
 )
 
 
+class Where(BaseModel):
+    """The content of mlflow.json: the store, without user and password, and the ids of experiment and run in it."""
+
+    uri: str
+    experiment: str = ""
+    run: str = ""
+
+
 def tracking_uri(server_folder: Path) -> str:
     """Return the URI of a server's experiments: MLFLOW_TRACKING_URI if it is set, or else its own SQLite file."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{server_folder / 'mlflow.db'}"
@@ -71,15 +81,24 @@ def how_to_see(server_folder: Path, run_folder: Path) -> str:
     """Return how to open a run in MLflow's interface: an address, or the command that serves a database.
 
     The server's own record is used, because this process may be set to another tracking server.
+    Raises Refusal E_RUN_FILES.
     """
-    path, where = run_folder / WHERE, {"uri": without_user(tracking_uri(server_folder.resolve()))}
-    if path.exists():
-        where = json.loads(path.read_text())
-    if urlsplit(where["uri"]).scheme in ("http", "https"):
-        page = f"/#/experiments/{where['experiment']}/runs/{where['run']}" if "run" in where else ""
-        return where["uri"].rstrip("/") + page
+    where = read_where(run_folder) or Where(uri=without_user(tracking_uri(server_folder.resolve())))
+    if urlsplit(where.uri).scheme in ("http", "https"):
+        page = f"/#/experiments/{where.experiment}/runs/{where.run}" if where.run else ""
+        return where.uri.rstrip("/") + page
     mlflow = Path(sys.executable).with_name("mlflow")
-    return f"MLFLOW_DISABLE_TELEMETRY=true {mlflow} ui --backend-store-uri {where['uri']}"
+    return f"MLFLOW_DISABLE_TELEMETRY=true {mlflow} ui --backend-store-uri {where.uri}"
+
+
+def read_where(run_folder: Path) -> Where | None:
+    """Read where a run's metrics are; None if MLflow has none yet. Raises Refusal E_RUN_FILES."""
+    try:
+        return Where.model_validate_json((run_folder / WHERE).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise Refusal(reasons.RUN_FILES, file=WHERE, private=f"{run_folder}: {error}") from error
 
 
 def without_user(uri: str) -> str:
@@ -100,12 +119,11 @@ def attach(server_folder: Path, run_name: str, files: Sequence[Path], name: str,
 
     Only if the run was recorded in the store of today's settings. A copied server folder, or one whose server uses
     MLFLOW_TRACKING_URI and this process does not, would else get a second record of the run.
+    Raises Refusal E_RUN_FILES.
     """
     run_folder = server_folder / "runs" / run_name
-    where = run_folder / WHERE
-    if not where.exists():
-        return False
-    if json.loads(where.read_text())["uri"] != without_user(tracking_uri(server_folder)):
+    where = read_where(run_folder)
+    if where is None or where.uri != without_user(tracking_uri(server_folder)):
         return False
     study = Study.model_validate_json((run_folder / "study.json").read_text())
     tracker = Tracker(server_folder, study, run_name, say)
@@ -257,8 +275,8 @@ class Tracker:
             self._parent_id = self._run(client, experiment_id, group, {GROUP: group, **_IS_GROUP})
             tags = {GROUP: group, "mlflow.parentRunId": self._parent_id}
         self.run_id = self._run(client, experiment_id, self.run_name, tags)
-        where = {"uri": without_user(uri), "experiment": experiment_id, "run": self.run_id}
-        write_durably(self.spool.parent / WHERE, json.dumps(where).encode())
+        where = Where(uri=without_user(uri), experiment=experiment_id, run=self.run_id)
+        write_durably(self.spool.parent / WHERE, where.model_dump_json().encode())
         return client
 
     def _run(self, client: "MlflowClient", experiment_id: str, name: str, tags: Mapping[str, str]) -> str:

@@ -27,6 +27,7 @@ from federation.runs.tracking import (
     GROUP,
     SPOOL,
     Tracker,
+    attach,
     hand_over_rest,
     how_to_see,
     params,
@@ -36,6 +37,7 @@ from federation.strategy.round_report import RoundReport
 from federation.system.process import QUIET
 from models.network import build_network
 from models.network_settings import NetworkSettings
+from models.refusal import Refusal
 
 STUDY = Study.model_validate({"study": {"name": "trial", "rounds": 3, "sites": 3, "quorum": 2}})
 
@@ -314,6 +316,11 @@ def test_how_to_see_gives_the_address_of_a_run(tmp_path, server, monkeypatch):
     assert how_to_see(server, tmp_path) == "https://mlflow.example/tracking"
     (run / "mlflow.json").write_text('{"uri": "https://mlflow.example/tracking/", "experiment": "3", "run": "0a"}')
     assert how_to_see(server, run) == "https://mlflow.example/tracking/#/experiments/3/runs/0a"
+    for damaged in ("", "[1]", '{"uri": 1}', "{}", "[" * 100_000):
+        (run / "mlflow.json").write_text(damaged)
+        for use in (lambda: how_to_see(server, run), lambda: attach(server, "trial-1", [], "report", lambda _: None)):
+            with pytest.raises(Refusal, match=r"E_RUN_FILES: mlflow\.json"):
+                use()
 
 
 WATCHED = """
