@@ -71,11 +71,18 @@ _USUAL_ROUNDS = 40
 # (docs/one-reply.md): architecture, pooling, norm.
 _MEASURED_WIDTH = 0.25
 _MEASURED = {
+    ("resnet18", "gated", "batch"),
+    ("resnet18", "attention", "batch"),
     ("densenet121", "mean", "batch"),
+    ("densenet121", "gated", "batch"),
+    ("densenet121", "attention", "batch"),
     ("densenet121", "mean", "group"),
     ("seresnet50", "mean", "batch"),
+    ("seresnet50", "gated", "batch"),
+    ("seresnet50", "attention", "batch"),
     ("efficientnet_b0_slices", "gated", "batch"),
     ("convnext", "mean", "batch"),
+    ("convnext", "attention", "batch"),
 }
 
 

@@ -165,12 +165,19 @@ def test_names_in_a_package_do_not_change_its_bounds(tmp_path: Path, name: str) 
 
 
 def test_only_measured_forms_count_as_measured() -> None:
-    for known in ({}, {"architecture": "resnet10", "widen_factor": 1}, {"architecture": "densenet121"}):
+    for known in (
+        {},
+        {"architecture": "resnet10", "widen_factor": 1},
+        {"architecture": "densenet121"},
+        {"architecture": "densenet121", "pooling": "gated"},
+    ):
         assert is_measured(StudyNetwork.model_validate(known))
     for unknown in (
         {"architecture": "densenet121", "widen_factor": 0.5},
         {"architecture": "seresnet50", "norm": "group"},
-        {"architecture": "densenet121", "pooling": "gated"},
+        {"architecture": "convnext", "pooling": "gated"},
+        {"architecture": "resnet18", "pooling": "gated", "widen_factor": 0.5},
+        {"architecture": "resnet18_slices", "pooling": "attention"},
         {"architecture": "resnet-nets:tiny", "code": "0" * 64},
     ):
         assert not is_measured(StudyNetwork.model_validate(unknown))
