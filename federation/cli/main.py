@@ -21,7 +21,7 @@ from federation.cli.argument_help import show_argument_help
 from federation.cli.console import print_json, print_refusal, progress_bar, say
 from federation.cli.explain import explain
 from federation.cli.options import Json
-from federation.cli.reasons import ADDRESS_MISSING, LIBRARY
+from federation.cli.reasons import ADDRESS_MISSING, DATABASE, LIBRARY
 from federation.cli.serve import serve
 from federation.cli.verify_release import verify_release
 from federation.system.process import QUIET
@@ -198,6 +198,19 @@ def _refusal_of(error: Exception) -> Refusal | None:
         return Refusal(SYSTEM, problem=error.strerror or type(error).__name__, private=str(error.filename or ""))
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib, up to Python 3.12
         return Refusal(SYSTEM, problem=os.strerror(errno.ELOOP), private=str(error))
+    return _database_problem(error)
+
+
+def _database_problem(error: Exception) -> Refusal | None:
+    """Return a refusal if SQLite cannot use a file, or None. Its texts name no value of a table."""
+    import sqlite3
+
+    unusable = {
+        *(sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY),
+        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL),
+    }
+    if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in unusable:
+        return Refusal(DATABASE, problem=str(error))
     return None
 
 

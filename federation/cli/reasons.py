@@ -8,6 +8,11 @@ ADDRESS_MISSING = Reason(
     "Correct the address in the settings. The processes of fedthorax also need 127.0.0.1: `ip address show lo` must "
     "list it, also on a machine with IPv6.",
 )
+DATABASE = Reason(
+    "E_DATABASE",
+    "a database (.sqlite or .db) of this folder cannot be used: {problem}",
+    "Check free space and permissions. Keep a damaged file, and take the database from the last backup.",
+)
 LIBRARY = Reason(
     "E_LIBRARY",
     "a library of this installation cannot be loaded: {problem}",

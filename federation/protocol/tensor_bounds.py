@@ -81,6 +81,7 @@ _MEASURED = {
     ("seresnet50", "gated", "batch"),
     ("seresnet50", "attention", "batch"),
     ("efficientnet_b0_slices", "gated", "batch"),
+    ("efficientnet_b0_slices", "attention", "batch"),
     ("convnext", "mean", "batch"),
     ("convnext", "attention", "batch"),
 }

@@ -8,10 +8,12 @@ from typer.testing import CliRunner
 
 from federation.cli import main
 from federation.cli.main import app
+from federation.server.start import init_server
 from models.refusal import Refusal
 from pipeline.site.folder import init_site, site_settings
 
 NAME = "Müller^Anna"
+SQLITE = b"SQLite format 3\0"
 
 
 @pytest.fixture
@@ -36,6 +38,25 @@ def test_link_to_itself_is_reported_as_an_error_of_the_system(
         main.main()
     assert ended.value.code == 1
     assert capsys.readouterr().err.startswith("E_SYSTEM: ")
+
+
+@pytest.mark.parametrize("command", [("enrol", "north"), ("revoke", "north")])
+@pytest.mark.parametrize("content", [b"{}" * 600, SQLITE + bytes(5000), None])
+def test_damaged_database_of_a_server_is_reported(
+    tmp_path: Path,
+    command: tuple[str, str],
+    content: bytes | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    init_server(tmp_path / "server")
+    roster = tmp_path / "server" / "sites.sqlite"
+    roster.mkdir() if content is None else roster.write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["fedthorax", "server", command[0], str(tmp_path / "server"), command[1]])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("E_DATABASE: ")
 
 
 def test_nested_stamp_of_a_folder_is_refused(site: Path) -> None:
