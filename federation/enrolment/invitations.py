@@ -72,7 +72,7 @@ def invite(folder: Path, name: str, *, patients: int | None = None) -> str:
     """
     if not _SITE_NAME.fullmatch(name):
         raise Refusal(reasons.SITE_NAME)
-    authority = read_certificate(ca_certificate(folder))
+    address, authority = read_server_config(folder).address, read_certificate(ca_certificate(folder))
     invitation, secret = secrets.token_hex(8), secrets.token_urlsafe(24)
     with registry(folder) as db, transaction(db):
         if valid_certificates(db, name, valid_at=time.time()):
@@ -82,7 +82,7 @@ def invite(folder: Path, name: str, *, patients: int | None = None) -> str:
             "INSERT INTO invitations (id, site, secret_sha256, patients, ends) VALUES (?, ?, ?, ?, ?)",
             (invitation, name, _hash(secret), patients, time.time() + INVITATION_SECONDS),
         )
-    return f"{read_server_config(folder).address}/{fingerprint(authority)}/{invitation}/{secret}"
+    return f"{address}/{fingerprint(authority)}/{invitation}/{secret}"
 
 
 def has_open_code(folder: Path, name: str) -> bool:
