@@ -76,7 +76,8 @@ def renew_server_certificate(folder: Path) -> datetime:
 
     Raises Refusal: E_AUTHORITY, E_CERTIFICATE_FILE.
     """
-    old, key = read_pair(folder / "server.crt")
+    old = read_pair(folder / "server.crt")
+    key = old.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise unusable(folder / "server.key", "it is not an ECDSA key")
     names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

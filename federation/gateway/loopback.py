@@ -47,7 +47,7 @@ def loopback_certificate(site: Site) -> tuple[Path, Path]:
 
 def _is_usable(certificate: Path) -> bool:
     try:
-        found, _ = read_pair(certificate)
+        found = read_pair(certificate)
     except Refusal:
         return False
     return found.not_valid_after_utc > datetime.now(UTC) + _RENEW_BEFORE

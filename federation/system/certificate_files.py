@@ -4,7 +4,6 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from federation.system import reasons
@@ -19,8 +18,8 @@ def read_certificate(path: Path) -> x509.Certificate:
         raise unusable(path, error) from error
 
 
-def read_pair(certificate: Path) -> tuple[x509.Certificate, CertificatePublicKeyTypes]:
-    """Read a certificate (`.crt`) and return it with its public key, if the private key beside it (`.key`) fits.
+def read_pair(certificate: Path) -> x509.Certificate:
+    """Read a certificate (`.crt`), and check that the private key beside it (`.key`) fits.
 
     Raises Refusal E_CERTIFICATE_FILE.
     """
@@ -31,7 +30,7 @@ def read_pair(certificate: Path) -> tuple[x509.Certificate, CertificatePublicKey
         raise unusable(path, error) from error
     if key.public_key() != found.public_key():
         raise unusable(path, "it is the key of another certificate")
-    return found, found.public_key()
+    return found
 
 
 def unusable(path: Path, problem: object) -> Refusal:

@@ -9,7 +9,7 @@ NOT_STARTED = Reason(
 )
 CERTIFICATE_FILE = Reason(
     "E_CERTIFICATE_FILE",
-    "the certificate or key {file} is missing, damaged, or not of the same pair as its other file",
+    "the certificate or key {file} is missing or damaged, or the certificate and its key do not belong together",
     "At the server, put it back from a backup: fedthorax server restore. At a site, join the study again with a new "
     "code: fedthorax node join.",
 )
