@@ -155,14 +155,18 @@ class Aggregation:
     def _points(self) -> NDArray:
         """Return the updates as columns of few numbers, with the same lengths and distances.
 
-        A QR decomposition X = QR of the updates (as columns) reduces them to R: as many points as there are sites, in
-        as many dimensions. It is computed part by part: R of (R above the next rows of X) equals R of all rows so far.
+        Lengths and distances follow from the inner products of all pairs of updates, which are summed part by part.
+        Their eigenvectors give as many points as there are sites, in as many dimensions. The updates are compared as
+        unit vectors, so that a short one keeps its direction beside one that is far too long.
         """
-        points: NDArray = np.zeros((0, len(self.replies)))
+        products: NDArray = np.zeros((len(self.replies), len(self.replies)))
         for part in self._parts():
-            rows = np.stack([self._numbers(reply, part) for reply in self.replies], axis=1)
-            points = np.asarray(np.linalg.qr(np.vstack([points, rows]), mode="r"))
-        return points
+            rows = np.stack([self._numbers(reply, part) for reply in self.replies])
+            products += rows @ rows.T
+        lengths = np.sqrt(np.diag(products))
+        scale = np.where(lengths > 0, lengths, 1.0)
+        squares, vectors = np.linalg.eigh(products / np.outer(scale, scale))
+        return np.asarray(np.sqrt(np.maximum(squares, 0.0))[:, None] * vectors.T * scale)
 
 
 class _OnDisk(Array):

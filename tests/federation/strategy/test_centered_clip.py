@@ -10,7 +10,7 @@ from federation.strategy import aggregation
 from federation.strategy.aggregation import Aggregation
 from federation.strategy.centered_clip import CenteredClip
 from federation.strategy.flower_strategies import build_strategy
-from tests.federation.strategy.test_aggregation import Arrays, filed, model, updates
+from tests.federation.strategy.test_aggregation import SITES, Arrays, filed, model, updates
 from tests.helpers.hostile_sites import ATTACKS, hostile
 from tests.helpers.toy_task import auroc, hospitals, play
 
@@ -53,6 +53,18 @@ def test_round_equals_the_formula_of_the_paper(tmp_path, monkeypatch, factor, st
     assert {name: (a.dtype, a.shape) for name, a in after.items()} == {
         name: (a.dtype, a.shape) for name, a in before.items()
     }
+
+
+def test_update_that_is_far_too_long_does_not_hide_the_distances_of_the_others(tmp_path):
+    before = {"weights": np.zeros(50, np.float32)}
+    sent = [{"weights": np.asarray(draw, np.float32)} for draw in np.random.default_rng(1).normal(size=(SITES, 50))]
+    sent[2]["weights"] *= np.float32(1e12)
+    sent[5] = sent[4]
+    strategy = built(clip_factor=0.5)
+    after = Aggregation(strategy, 1, filed(tmp_path, sent, before), WEIGHTS, before).run()
+    assert after is not None
+    expected = by_the_formula(np.stack([flat(each) for each in sent]), WEIGHTS, 0.5, steps=3)
+    np.testing.assert_allclose(after["weights"], expected, rtol=1e-5, atol=1e-6)
 
 
 def moved_by(sent: Any, weights: Any = None, **options: float) -> np.ndarray:
