@@ -240,10 +240,12 @@ def figures(reply: Message) -> dict[str, float]:
 def update_norm(new: Mapping[str, NDArray], old: Mapping[str, NDArray]) -> float:
     """Return the Euclidean length of an update over all tensors except counters, summed in float64."""
     with np.errstate(over="ignore"):  # an overflow gives an infinite length, which `GuardedStrategy` refuses
-        squares = (
-            float(np.sum(np.square(new[name].astype(np.float64) - old[name]))) for name in old if not is_counter(name)
-        )
-        return math.sqrt(sum(squares))
+        total = 0.0
+        for name in old:
+            if not is_counter(name):
+                change = np.atleast_1d(np.subtract(new[name], old[name], dtype=np.float64))
+                total += float(np.sum(np.square(change, out=change)))  # in place: it may be large
+        return math.sqrt(total)
 
 
 def longest(norms: Iterable[float], factor: float, *, model_norm: float) -> float:
