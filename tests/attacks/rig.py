@@ -31,7 +31,7 @@ from federation.approval.presets import names_by_digest, presets
 from federation.approval.reasons import RUN_CONFIG
 from federation.approval.studies import StudyApprovals
 from federation.client.client_app import app as own_app
-from federation.gateway import masked_rounds, schema, task_intake
+from federation.gateway import masked_rounds, schema, task_exchange, task_intake
 from federation.gateway.flower_objects import object_id
 from federation.protocol.flat_weights import pack
 from federation.protocol.metric_allowlist import Kind
@@ -169,9 +169,10 @@ class Rig:
         try:
             ahead = patch("time.time", lambda: clock() + self._ahead_seconds)
             silent = patch.object(masked_rounds, "SILENT_SECONDS", 0.0)  # a real gateway waits a minute for a sum
+            soon = patch.object(task_exchange, "SOON_SECONDS", 0.0)  # a node waits for what follows a refusal
             names = patch.object(task_intake, "names_by_digest", lambda folder: _names())
             here = patch.object(schema, "in_a_process", _schema_here)
-            with ahead, silent, names, here, self._bench.node() as node:
+            with ahead, silent, soon, names, here, self._bench.node() as node:
                 self._node: NodeSide = node
                 try:
                     yield self
@@ -281,6 +282,8 @@ class Rig:
             if (task := self._node.fetch()) is not None:
                 self._node.push(self.app(task, Context(1, NODE_ID, {}, RecordDict(), dict(config))))
                 self._wait(replies, deadline)
+            else:
+                time.sleep(0.002)
         raise TimeoutError("the server has no answer")
 
     def _wait(self, replies: int, deadline: float) -> None:
