@@ -38,6 +38,7 @@ from pipeline.adaptation.judgement import judge
 from pipeline.cohort.dataset import Examples
 from pipeline.cohort.reasons import PREPROCESSING
 from pipeline.cohort.store import Cohort
+from pipeline.cohort.tensor_files import load_tensor
 from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.site.folder import Site
 from pipeline.system.atomic_files import write_durably
@@ -200,7 +201,7 @@ def _is_familiar(parent: Description, tensor: Path) -> bool:
 
 
 def _load(tensor: Path) -> NDArray[np.float32]:
-    scan: NDArray[np.float32] = np.load(tensor).astype(np.float32)
+    scan: NDArray[np.float32] = load_tensor(tensor).astype(np.float32)
     return scan
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.network_settings import LABELS, TABULAR, tabular
+from pipeline.cohort.tensor_files import load_tensor
 from pipeline.preprocessing.measures import Measures
 
 Batch = tuple[Tensor, Tensor, Tensor]  # scans, tabular, targets, as `Examples.batch` says
@@ -46,7 +47,8 @@ def target(example: Example) -> list[float]:
 class Examples:
     """All examples of a split; a tensor is read when a batch needs it, so that any number of patients fits.
 
-    `targets`: (patients, labels), NaN where missing; `tabular`: (patients, 4), as `models.network.tabular`.
+    `targets`: (patients, labels), NaN where missing; `tabular`: (patients, 4), as `models.network.tabular`. What reads
+    tensors raises Refusal E_COHORT_FILE if one is missing or damaged.
     """
 
     def __init__(self, examples: Sequence[Example]) -> None:
@@ -70,7 +72,7 @@ class Examples:
 
     def scans(self, index: NDArray[np.int64], augment: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Read scans (batch, 2, slices, rows, columns), float32."""
-        scans = [torch.from_numpy(np.load(self.examples[i].tensor)) for i in index]
+        scans = [torch.from_numpy(load_tensor(self.examples[i].tensor)) for i in index]
         if augment is not None:
             scans = [augment(scan.float()) for scan in scans]
         # Stacked in half precision, then widened at once; by torch, which is ten times as fast at it as numpy.
@@ -83,4 +85,4 @@ class Examples:
 
     def _features(self, index: NDArray[np.int64]) -> Tensor | None:
         files = [self.examples[i].features for i in index]
-        return torch.stack([torch.from_numpy(np.load(file)) for file in files if file]) if all(files) else None
+        return torch.stack([torch.from_numpy(load_tensor(file)) for file in files if file]) if all(files) else None

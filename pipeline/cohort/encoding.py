@@ -11,7 +11,6 @@ from. They have the name of the tensor, so a scan that is prepared again is enco
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -22,7 +21,8 @@ from models.encoders import Encoder, EncoderCard
 from models.reasons import ENCODER_FILES
 from models.refusal import Refusal
 from pipeline.cohort.reasons import PREPROCESSING
-from pipeline.cohort.store import Cohort, save_tensor
+from pipeline.cohort.store import Cohort
+from pipeline.cohort.tensor_files import is_whole, load_tensor, save_tensor
 from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.site.folder import Site
 
@@ -38,7 +38,7 @@ def encode_cohort(
     tuned_stages: int = 0,
     compute: Compute = PROCESSOR,
 ) -> int:
-    """Compute the features that are missing, of patients with and without labels; return how many were computed.
+    """Compute features that are missing or damaged, of patients with and without labels; return how many it computed.
 
     Each scan's features are stored at once, so that an interruption loses nothing. They are computed in float32.
     `progress`: called with the number of scans that are done and their total. `tuned_stages`: if not 0, the maps before
@@ -53,7 +53,7 @@ def encode_cohort(
             raise Refusal(PREPROCESSING)
         folder = cohort.encoded / encoded_name(encoder.card.sha256, tuned_stages)
         folder.mkdir(parents=True, exist_ok=True)
-        missing = [name for name in scans if not (folder / name).is_file()]
+        missing = [name for name in scans if not is_whole(folder / name)]
         progress(len(scans) - len(missing), len(scans))
         exact = compute.exact()
         with exact.use(encoder.layers):
@@ -68,7 +68,7 @@ def encode_cohort(
 
 
 def _read(tensors: Path, names: Sequence[str]) -> Tensor:
-    return torch.stack([torch.from_numpy(np.load(tensors / name)) for name in names]).float()
+    return torch.stack([torch.from_numpy(load_tensor(tensors / name)) for name in names]).float()
 
 
 def fits(cohort: Cohort, card: EncoderCard) -> bool:

@@ -44,8 +44,9 @@ COHORT_BUSY = Reason(
 )
 COHORT_FILE = Reason(
     "E_COHORT_FILE",
-    "the cohort's file cannot be read or written",
-    "Free space on the disk. If the file is damaged, delete cohort/cohort.sqlite and ingest again: nothing is lost.",
+    "a file of the cohort cannot be read or written",
+    "Free space on the disk. If cohort/cohort.sqlite is damaged, delete it. Then run `fedthorax node ingest`, and "
+    "`fedthorax node encode` for a study with an encoder: they make damaged files again, and nothing is lost.",
 )
 PREPROCESSING = Reason(
     "E_PREPROCESSING",

@@ -20,19 +20,15 @@ import sqlite3
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from models.refusal import Refusal
 from pipeline.cohort import reasons
+from pipeline.cohort.tensor_files import is_whole
 from pipeline.site.folder import Site, SiteTable, Split
-from pipeline.system.atomic_files import replacing
 from pipeline.system.locks import alone
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from pipeline.cohort.dataset import Example
     from pipeline.preprocessing.measures import Measures
 
@@ -207,10 +203,10 @@ class Cohort:
         self._insert("scans", [tuple(row.values())])
 
     def scans(self, settings: str) -> dict[str, Scan]:
-        """Return the series examined with these settings, by fingerprint, if their tensor still exists."""
+        """Return the series examined with these settings, by fingerprint, if their tensor is still whole."""
         rows = self._db.execute("SELECT * FROM scans WHERE settings = ?", (settings,))
         scans = [_scan(row) for row in rows]
-        return {s.fingerprint: s for s in scans if s.tensor is None or (self.tensors / s.tensor).is_file()}
+        return {s.fingerprint: s for s in scans if s.tensor is None or is_whole(self.tensors / s.tensor)}
 
     def replace(
         self,
@@ -360,11 +356,3 @@ def _scan(row: tuple[Any, ...]) -> Scan:
 
 def _bool(stored: int | None) -> bool | None:
     return None if stored is None else bool(stored)
-
-
-def save_tensor(folder: Path, name: str, tensor: "NDArray[np.float16]") -> None:
-    """Write a tensor atomically: the file is either complete or absent."""
-    import numpy as np
-
-    with replacing(folder / name, flush=True) as file:
-        np.save(file, tensor)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Self
 
 from models.refusal import Refusal
 from pipeline.cohort import reasons
-from pipeline.cohort.store import Cohort, Scan, save_tensor
+from pipeline.cohort.store import Cohort, Scan
+from pipeline.cohort.tensor_files import save_tensor
 from pipeline.imaging.discovery import Series
 from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.preprocessing.reasons import LUNGS_FLAT

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from pipeline.cohort.tensor_files import load_tensor
 from pipeline.preprocessing.preprocess import resample
 
 LEAST_CORRELATION = 0.6
@@ -45,7 +46,7 @@ def _details(tensors: Sequence[Path]) -> NDArray[np.float32]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small tensors: with threads this takes ten times as long
     try:
-        return np.stack([_detail(np.load(path)) for path in tensors])
+        return np.stack([_detail(load_tensor(path)) for path in tensors])
     finally:
         torch.set_num_threads(threads)
 

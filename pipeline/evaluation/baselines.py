@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cohort.dataset import Examples
+from pipeline.cohort.tensor_files import load_tensor
 from pipeline.evaluation.discrimination import classes_of
 
 # Poorly aerated and non-aerated lung, which predicts oxygen support and intubation: Lanza et al., Eur Radiol 2020;
@@ -42,4 +43,4 @@ def lesion_load(tensor: NDArray[np.floating], window_hu: tuple[float, float]) ->
 
 def lesion_loads(examples: Examples, window_hu: tuple[float, float]) -> NDArray[np.float64]:
     """Return the lesion load of each example, shape (patients,); one tensor is in memory at a time."""
-    return np.array([lesion_load(np.load(example.tensor), window_hu) for example in examples.examples])
+    return np.array([lesion_load(load_tensor(example.tensor), window_hu) for example in examples.examples])

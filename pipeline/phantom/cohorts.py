@@ -17,7 +17,8 @@ import numpy as np
 from numpy.random import Generator
 
 from models.refusal import Refusal
-from pipeline.cohort.store import Cohort, FindingRow, PatientRow, Scan, save_tensor
+from pipeline.cohort.store import Cohort, FindingRow, PatientRow, Scan
+from pipeline.cohort.tensor_files import save_tensor
 from pipeline.imaging.discovery import Series
 from pipeline.imaging.volume import Volume
 from pipeline.phantom.anatomy import Field, Grid

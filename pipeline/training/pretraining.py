@@ -16,6 +16,7 @@ from torch import Tensor
 from models.loss import MEASURE_REACH
 from models.network_settings import AUXILIARY
 from pipeline.cohort.dataset import Batch, Example, Examples
+from pipeline.cohort.tensor_files import load_tensor
 from pipeline.preprocessing.opacity import CONSOLIDATION_HU, GROUND_GLASS_HU
 
 # A measure minus its usual value, in units of its usual spread. The numbers only bring all targets to the order of one,
@@ -48,7 +49,7 @@ class PretrainingExamples(Examples):
         """
         scans, targets = [], []
         for place in index:
-            scan = torch.from_numpy(np.load(self.examples[place].tensor)).float()
+            scan = torch.from_numpy(load_tensor(self.examples[place].tensor)).float()
             moved = torch.cat([scan, scan[:1]])
             moved = moved if augment is None else augment(moved)
             seen, target = self._task(moved[:2], in_hu(moved[2], self._window_hu))

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federation.enrolment.certificates import create_node_key
-from pipeline.cohort.store import Cohort, PatientRow, Scan, save_tensor
+from pipeline.cohort.store import Cohort, PatientRow, Scan
+from pipeline.cohort.tensor_files import save_tensor
 from pipeline.preprocessing.measures import Measures
 from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.site.folder import Site, Split, init_site, site_settings

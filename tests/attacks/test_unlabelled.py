@@ -18,7 +18,8 @@ from federation.protocol.flat_weights import pack
 from federation.protocol.metric_allowlist import APPEARANCE_SIZE
 from federation.protocol.patient_counts import count_patients, training_patients
 from federation.protocol.study_config import Study
-from pipeline.cohort.store import Cohort, Scan, UnlabelledRow, save_tensor
+from pipeline.cohort.store import Cohort, Scan, UnlabelledRow
+from pipeline.cohort.tensor_files import save_tensor
 from pipeline.preprocessing.preprocess_settings import settings_digest
 from tests.attacks.cohort import PREPROCESSING, Hospital, make_hospital
 from tests.attacks.rig import alone_study, released_study, seed_network

@@ -18,7 +18,8 @@ from models.operating_points import Evidence, OperatingPoint
 from models.provenance import Provenance, SiteRecord
 from models.release import Release, load_release, save_release
 from models.signature import new_private_key, public_key, sign
-from pipeline.cohort.store import Cohort, Scan, UnlabelledRow, save_tensor
+from pipeline.cohort.store import Cohort, Scan, UnlabelledRow
+from pipeline.cohort.tensor_files import save_tensor
 from pipeline.preprocessing.preprocess_settings import settings_digest
 from tests.attacks.cohort import PREPROCESSING, Hospital, draw_patients
 from tests.helpers.descriptions import description

@@ -21,7 +21,8 @@ from models.network import build_network
 from models.refusal import Refusal
 from models.release import ATTACKS, CARD, DESCRIPTION, WEIGHTS, add_attacks, card, load_release
 from models.release import save_release as save
-from pipeline.cohort.store import Cohort, PatientRow, Scan, save_tensor
+from pipeline.cohort.store import Cohort, PatientRow, Scan
+from pipeline.cohort.tensor_files import save_tensor
 from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.site.folder import Site, Split, init_site
 from pipeline.training.privacy_budget import PrivacySettings

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.refusal import Refusal
 from pipeline.cohort.dataset import Example, Examples, target
 from pipeline.training.train import augmentation
 
@@ -84,5 +85,5 @@ def test_more_patients_than_allowed_open_files_can_be_read(tmp_path: Path, few_f
 def test_pickle_in_place_of_a_tensor_is_not_loaded(tmp_path: Path) -> None:
     one = example(tmp_path, 1)
     one.tensor.write_bytes(pickle.dumps({"scan": 1}))
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(Refusal, match="E_COHORT_FILE"):
         Examples([one]).batch(np.array([0]), None)

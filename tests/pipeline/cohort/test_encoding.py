@@ -74,6 +74,8 @@ def test_study_without_the_features_is_refused(site: Site, encoder: Encoder) -> 
     with Cohort.read(site) as cohort, pytest.raises(Refusal, match=f"E_NOT_ENCODED.*1 of the site's {PATIENTS}"):
         cohort.require_encoded(encoder.card.sha256)
     assert encode_cohort(site, encoder, silent) == 1
+    one.write_bytes(one.read_bytes()[:-1])
+    assert encode_cohort(site, encoder, silent) == 1, "damaged features are computed again"
 
 
 def test_interruption_loses_no_features(site: Site, encoder: Encoder) -> None:

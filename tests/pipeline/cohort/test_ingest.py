@@ -223,12 +223,16 @@ def expected_rows(small_ingest: tuple[Site, Assessment], patients: list[str]) ->
     return [row for row in assessment.patients if row.pseudonym in wanted]
 
 
-def test_missing_or_partial_tensor_is_prepared_again(own: Own) -> None:
+@pytest.mark.parametrize("damage", ["partial", "cut"])
+def test_missing_or_damaged_tensor_is_prepared_again(own: Own, damage: str) -> None:
     own.add(CLEAN[0])
     (patient,) = own.ingest().patients
     tensor = own.site.cohort_folder / "tensors" / patient.tensor
     whole = tensor.read_bytes()
-    tensor.rename(tensor.with_name(f".{tensor.name}.4711"))  # as left by a process killed while writing
+    if damage == "partial":
+        tensor.rename(tensor.with_name(f".{tensor.name}.4711"))  # as left by a process killed while writing
+    else:
+        tensor.write_bytes(whole[:-1])
     again = own.ingest()
     assert again.examined_now == 1
     assert again.patients == [patient]

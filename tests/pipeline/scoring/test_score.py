@@ -26,7 +26,7 @@ from models.refusal import Refusal
 from models.release import Release, save_release
 from models.saliency import METHOD
 from pipeline.cohort.dataset import Example, Examples
-from pipeline.cohort.store import save_tensor
+from pipeline.cohort.tensor_files import save_tensor
 from pipeline.imaging.discovery import find_series
 from pipeline.imaging.phantom_marker import mark
 from pipeline.imaging.series_reader import read_series

@@ -283,5 +283,5 @@ def test_memory_that_runs_out_while_training_is_refused(examples: Examples) -> N
 
 def test_a_missing_scan_is_reported_through_the_thread_that_reads_ahead(examples: Examples, tmp_path: Path) -> None:
     lost = Examples([*examples.examples, Example(tmp_path / "gone.npy", 60.0, "F", True, True)])
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(Refusal, match="E_COHORT_FILE"):
         train(network(), lost, SETTINGS, EPOCHS, seed=3, compute=replace(FP32, prefetch=2))

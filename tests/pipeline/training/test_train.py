@@ -13,6 +13,7 @@ from torch import Tensor
 from models.loss import patient_losses
 from models.network import SeverityNetwork, build_network
 from models.network_settings import NetworkSettings
+from models.refusal import Refusal
 from pipeline.cohort.dataset import Example, Examples
 from pipeline.training.train import augmentation, batches, cross_entropy_by_patient, epoch_batches, predict, train
 from pipeline.training.train_settings import Schedule, TrainSettings
@@ -195,7 +196,7 @@ def test_seed_determines_the_augmentation() -> None:
 
 def test_missing_scan_file_ends_the_training(examples: Examples, tmp_path: Path) -> None:
     gone = Examples([*examples.examples[:8], Example(tmp_path / "gone.npy", None, None, True, True)])
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(Refusal, match="E_COHORT_FILE"):
         trained(gone)
 
 

@@ -1,0 +1,53 @@
+"""Files of the cohort that hold one tensor each: prepared scans, and features of encoders.
+
+A disk may damage them, and none is the only copy of anything. What cannot be read is refused with a code, and the next
+ingest, or `node encode`, makes it again. A changed number inside a whole file is not noticed.
+
+NumPy is imported where it is used, because a node imports this module at its start and then runs for months.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.refusal import Refusal
+from pipeline.cohort.reasons import COHORT_FILE
+from pipeline.system.atomic_files import replacing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_UNREADABLE = (OSError, ValueError, EOFError)  # what np.load raises for files that are missing, cut or of another kind
+
+
+def save_tensor(folder: Path, name: str, tensor: "NDArray[np.float16]") -> None:
+    """Write a tensor atomically: the file is either complete or absent."""
+    import numpy as np
+
+    with replacing(folder / name, flush=True) as file:
+        np.save(file, tensor)
+
+
+def load_tensor(path: Path) -> "NDArray[Any]":
+    """Read a tensor. Raises Refusal E_COHORT_FILE if its file is missing, or is not exactly one whole tensor."""
+    import numpy as np
+
+    try:
+        with path.open("rb") as file:
+            tensor: NDArray[Any] = np.load(file)
+            if file.read(1):
+                raise ValueError("there is more than its header tells")
+    except _UNREADABLE as error:
+        raise Refusal(COHORT_FILE, private=f"{path.name}: {error}") from error
+    return tensor
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a tensor's file exists and has the length that its header tells; the numbers are not read."""
+    import numpy as np
+
+    try:
+        tensor = np.load(path, mmap_mode="r")
+        return bool(tensor.offset + tensor.nbytes == path.stat().st_size)
+    except _UNREADABLE:
+        return False
