@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_UNREADABLE = (OSError, ValueError, EOFError)  # what np.load raises for files that are missing, cut or of another kind
-
 
 def save_tensor(folder: Path, name: str, tensor: "NDArray[np.float16]") -> None:
     """Write a tensor atomically: the file is either complete or absent."""
@@ -34,10 +32,10 @@ def load_tensor(path: Path) -> "NDArray[Any]":
 
     try:
         with path.open("rb") as file:
-            tensor: NDArray[Any] = np.load(file)
+            tensor: NDArray[Any] = np.lib.format.read_array(file)  # np.load would also open archives
             if file.read(1):
                 raise ValueError("there is more than its header tells")
-    except _UNREADABLE as error:
+    except Exception as error:  # NumPy's reader of headers raises many kinds on damaged ones
         raise Refusal(COHORT_FILE, private=f"{path.name}: {error}") from error
     return tensor
 
@@ -47,7 +45,7 @@ def is_whole(path: Path) -> bool:
     import numpy as np
 
     try:
-        tensor = np.load(path, mmap_mode="r")
+        tensor = np.lib.format.open_memmap(path, mode="r")
         return bool(tensor.offset + tensor.nbytes == path.stat().st_size)
-    except _UNREADABLE:
+    except Exception:  # as in `load_tensor`
         return False

@@ -25,6 +25,8 @@ DAMAGES = {
     "header's shape, larger": lambda whole: whole.replace(b"(2, 3, 4)", b"(9, 3, 4)"),
     "header's shape, smaller": lambda whole: whole.replace(b"(2, 3, 4)", b"(1, 3, 4)"),
     "header's type": lambda whole: whole.replace(b"'<f2'", b"'|O2'"),
+    "header's quote": lambda whole: whole.replace(b"'descr'", b"'descr("),
+    "an archive's magic": lambda whole: b"PK\x03\x04" + whole[4:],
     "zeros": lambda whole: b"\0" * len(whole),
 }
 
@@ -41,6 +43,20 @@ def test_damaged_tensor_is_refused_without_its_path(tmp_path: Path, damage: str)
     with pytest.raises(Refusal, match="E_COHORT_FILE") as caught:
         load_tensor(path)
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_any_changed_bit_of_the_header_is_refused_or_harmless(tmp_path: Path) -> None:
+    save_tensor(tmp_path, "one.npy", TENSOR)
+    path = tmp_path / "one.npy"
+    whole = path.read_bytes()
+    for bit in range(8 * (len(whole) - TENSOR.nbytes)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            load_tensor(path)
+        except Refusal:
+            assert not is_whole(path), f"bit {bit}: the next ingest would not make the file again"
 
 
 def test_whole_tensor_is_read_unchanged(tmp_path: Path) -> None:
