@@ -5,6 +5,8 @@ large bullae are air. Gas in the bowel is air: in a real abdomen its median was 
 the patient.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,7 @@ from pipeline.preprocessing.lungs import AIR_BELOW_HU
 from pipeline.preprocessing.reasons import NOT_LUNG
 
 OUTSIDE_BELOW_HU = -700
+BORDER = 1 / 32  # of the image's width
 LEAST_SAMPLE = 0.1  # share of a border of the image; a smaller share is not a sample of air
 SLICES = 16  # about a hundred thousand voxels of air; more slices give the same median
 USUAL_AIR_HU = -1000.0  # where no air around the patient is visible
@@ -23,16 +26,25 @@ AS_THIN_HU = 20.0
 MOST_GAS = 0.4
 
 
-def air_around(hu: NDArray[np.int16]) -> float | None:
-    """Return the lowest median HU of air at the borders of the image; None if patient or padding fill all borders."""
-    rows, columns = (max(1, size // 32) for size in hu.shape[1:])
+def air_around(hu: NDArray[np.int16], lungs: NDArray[np.bool_]) -> float | None:
+    """Return the lowest median HU of air at the borders of the image; None if no border shows air.
+
+    `lungs`: on any grid with the same outer faces. A border that they reach, where a small field of view cuts them,
+    shows lung instead of air. Others may be filled by the patient or by padding.
+    """
     some = hu[:: max(1, len(hu) // SLICES)]
     medians = []
-    for border in (some[:, :rows], some[:, -rows:], some[:, :, :columns], some[:, :, -columns:]):
+    for border, near in zip(_borders(some, BORDER), _borders(lungs, 2 * BORDER), strict=True):
         air = border[(border > AIR_HU) & (border < OUTSIDE_BELOW_HU)]  # padding is exactly AIR_HU
-        if air.size >= LEAST_SAMPLE * border.size:
+        if air.size >= LEAST_SAMPLE * border.size and not near.any():
             medians.append(float(np.median(air)))
     return round(min(medians), 1) if medians else None
+
+
+def _borders(volume: NDArray[Any], width: float) -> list[NDArray[Any]]:
+    """Return the strips at front, back, right and left whose width is a share of the image."""
+    rows, columns = (max(1, int(size * width)) for size in volume.shape[1:])
+    return [volume[:, :rows], volume[:, -rows:], volume[:, :, :columns], volume[:, :, -columns:]]
 
 
 def gas_share(hu: NDArray[np.float32], lungs: NDArray[np.bool_], air_hu: float | None) -> float:

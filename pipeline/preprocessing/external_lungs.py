@@ -7,8 +7,9 @@ from models.lung_segmenter import Region, Tissue
 from models.refusal import Refusal
 from pipeline.imaging.lung_mask import BOTH, LEFT, RIGHT, LungMask
 from pipeline.preprocessing import reasons
+from pipeline.preprocessing.field_of_view import require_aerated, require_uncut
 from pipeline.preprocessing.lung_regions import LungRegions, are_lungs, dice
-from pipeline.preprocessing.lungs import find_lungs, middle_column, require_aerated, require_lungs
+from pipeline.preprocessing.lungs import find_lungs, middle_column, require_lungs
 
 LEAST_INSIDE = 0.95  # share of the mask's volume; sampling on the working grid changes it by less than 1 %
 
@@ -21,7 +22,7 @@ def sides_on_grid(
     Each voxel has the label of the nearest voxel of the mask. If the mask does not tell the sides apart, the middle of
     the body divides them. `hu`, `affine`: as in `Prepared`.
 
-    Raises Refusal E_MASK_GRID, E_MASK_SIDES, E_NO_LUNGS, E_NOT_A_WHOLE_CHEST.
+    Raises Refusal E_MASK_GRID, E_MASK_SIDES, E_NO_LUNGS, E_LUNGS_CUT, E_NOT_A_WHOLE_CHEST.
     """
     sides = mask.on(hu.shape, affine)
     lungs = sides > 0
@@ -29,6 +30,7 @@ def sides_on_grid(
     if inside < LEAST_INSIDE:
         raise Refusal(reasons.MASK_GRID, percent=round(100 * inside))
     require_aerated(hu, lungs)
+    require_uncut(hu, lungs)
     require_lungs(lungs, (spacing_mm, spacing_mm, spacing_mm))
     is_left = np.arange(hu.shape[2]) > middle_column(hu)
     sides = np.where(sides == BOTH, np.where(is_left, np.uint8(LEFT), np.uint8(RIGHT)), sides)

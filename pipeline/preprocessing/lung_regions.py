@@ -11,7 +11,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from models.lung_segmenter import MULTIPLE, SPACING_MM, LungSegmenter, Region, load_segmenter
-from pipeline.preprocessing.lungs import AIR_BELOW_HU, at_sides, bounding_box, largest_piece
+from pipeline.preprocessing.field_of_view import outside_pieces
+from pipeline.preprocessing.lungs import AIR_BELOW_HU, bounding_box, largest_piece
 
 AIR_HU = -1024.0
 BODY_ABOVE_HU, BODY_MARGIN_MM = -300.0, 12.0
@@ -114,7 +115,8 @@ def _write_regions(
     # Only there are the answers interpolated to the grid of `hu`.
     region_logits = _within(coarse, hu.shape, box)
     chances = region_logits.softmax(0)
-    near = _lungs_in(hu[box], _air_outside(hu, body, box), _highest(region_logits.numpy()), chances)
+    found = _highest(region_logits.numpy())
+    near = _lungs_in(hu[box], _air_outside(hu, body, box, are_lungs(found)), found, chances)
     into.regions[box] = near
     inside = are_lungs(near)
     into.tissues[box][inside] = _highest(_within(coarse_tissues, hu.shape, box).numpy())[inside]
@@ -160,16 +162,16 @@ def _hold_air(hu: NDArray[np.float32], lungs: NDArray[np.bool_]) -> bool:
     return bool(np.count_nonzero(lungs & (hu < AIR_BELOW_HU)) > LEAST_AIR * np.count_nonzero(lungs))
 
 
-def _air_outside(hu: NDArray[np.float32], body: NDArray[np.bool_], box: tuple[slice, ...]) -> NDArray[np.bool_]:
+def _air_outside(
+    hu: NDArray[np.float32], body: NDArray[np.bool_], box: tuple[slice, ...], found: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
     """Return the air outside the body, in a box of the scan; noise in it looks like lung at times.
 
-    It touches the sides of the image, and the body lies on at most two sides of it. Where a small field of view cuts
-    through a lung, the air in that lung touches a side too, but the body lies on the three others.
+    `found`: the lungs in the box. Where lung is one piece with air outside, it has the body on at least three sides.
     """
-    labels, _ = ndimage.label(hu < AIR_BELOW_HU)
-    is_outside = np.zeros(int(labels.max()) + 1, bool)
-    is_outside[at_sides(labels)] = True
-    is_outside[0] = False
+    lungs = np.zeros(hu.shape, bool)
+    lungs[box] = found
+    labels, is_outside = outside_pieces(hu, lungs)
     slices, *in_plane = box
     sides = _sides_with(body[slices])[(slice(None), *in_plane)]
     return np.asarray(is_outside[labels[box]]) & (sides < SIDES_AROUND)

@@ -25,7 +25,6 @@ SHORTEST_LUNGS_MM = 120
 TALLEST_LUNGS_MM = 450  # lungs with emphysema of tall people reach 350 mm
 # Height by width. Whole phantoms have 0.64 to 1.13 and a real thorax 1.1; with halved distances it has 0.56.
 LEAST_HEIGHT = 0.6
-LEAST_AERATED = 0.2  # share of the lungs; in severe ARDS a third still holds air
 LEAST_PLANE = 0.01  # share of the lungs' largest plane, from which on a plane belongs to the crop
 CLOSING_MM = 14
 WIDEST_AIRWAY_MM2 = 700  # trachea at most 25 x 27 mm, 530 mm2; Breatnach et al., AJR 1984; 142:903-906
@@ -123,18 +122,6 @@ def grown(mask: NDArray[np.bool_], spacing_mm: Sequence[float], reach_mm: float)
 def middle_column(hu: NDArray[np.float32]) -> float:
     """Return the column that divides right from left; it uses the body, because one lung may be small."""
     return float(ndimage.center_of_mass(hu > TISSUE_ABOVE_HU)[2])
-
-
-def require_aerated(hu: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
-    """Refuse a mask with hardly any enclosed air: noise, tissue, air outside the patient, an MR that calls itself CT.
-
-    Raises Refusal E_NO_LUNGS. The method by threshold finds nothing else than enclosed air.
-    """
-    labels, _ = ndimage.label(hu < AIR_BELOW_HU)
-    is_enclosed = np.ones(int(labels.max()) + 1, bool)
-    is_enclosed[0] = is_enclosed[at_sides(labels)] = False
-    if np.count_nonzero(is_enclosed[labels[mask]]) < LEAST_AERATED * np.count_nonzero(mask):
-        raise Refusal(NO_LUNGS)
 
 
 def require_lungs(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> None:

@@ -23,7 +23,7 @@ class Measures:
     """Measures of one scan. `None` or '' where a value is not known.
 
     `slice_mm`: distance between slices. `pixel_mm`: the larger of the two in-plane spacings. `air_hu`: around the
-    patient. `aerated_hu`: 10th percentile inside the lungs. `is_cut`: the lungs reach the first or the last slice.
+    patient. `aerated_hu`: 10th percentile inside the lungs. `is_cut`: the lungs reach an end or a side of the scan.
     `spine_behind_mm`: distance of the centre of bone behind the centre of the lungs. `windpipe_above_mm2`: area of the
     trachea, i.e. air in the midline of the upper fifth of the lungs minus that of the lowest fifth; stored cohorts
     hold it under this name. `heart_left`: -1 (right) to 1 (left), side of the soft tissue between the lungs.

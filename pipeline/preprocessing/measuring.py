@@ -12,9 +12,10 @@ from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.imaging.vendor_tags import known_kernel, known_manufacturer
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.air import air_around
+from pipeline.preprocessing.field_of_view import cut_share
 from pipeline.preprocessing.lungs import are_flat, lungs_size_mm
 from pipeline.preprocessing.measures import Measures
-from pipeline.preprocessing.preprocess import Prepared
+from pipeline.preprocessing.preprocess import Prepared, orient
 
 _BONE_ABOVE_HU = 150.0
 _TRACHEA_BELOW_HU = -600.0
@@ -27,6 +28,7 @@ _HEADER = tags("PatientPosition", "SliceThickness")
 def measure(series: Series, volume: Volume, prepared: Prepared) -> Measures:
     """Measure one scan on the working grid of its preprocessing; only the air at the border uses the full scan."""
     position, thickness_mm = _header(series)
+    lungs = prepared.lungs
     slice_mm, *in_plane = volume.spacing_mm
     kernel, sharpness = known_kernel(series.kernel)
     spine, trachea, heart = body_pose(prepared)
@@ -36,9 +38,9 @@ def measure(series: Series, volume: Volume, prepared: Prepared) -> Measures:
         thickness_mm=thickness_mm,
         slices=len(volume.hu),
         lungs_ml=round(prepared.lungs_ml),
-        is_cut=bool(prepared.lungs[0].any() or prepared.lungs[-1].any()),
-        air_hu=air_around(volume.hu),
-        aerated_hu=round(float(np.percentile(prepared.image_hu[prepared.lungs], 10))),
+        is_cut=bool(lungs[0].any() or lungs[-1].any() or cut_share(prepared.image_hu, lungs) > 0),
+        air_hu=air_around(orient(volume).hu, lungs),
+        aerated_hu=round(float(np.percentile(prepared.image_hu[lungs], 10))),
         spine_behind_mm=spine,
         windpipe_above_mm2=trachea,
         heart_left=heart,

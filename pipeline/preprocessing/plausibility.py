@@ -14,6 +14,7 @@ from models.refusal import Refusal
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing import reasons
 from pipeline.preprocessing.air import air_around, gas_share
+from pipeline.preprocessing.field_of_view import cut_share
 from pipeline.preprocessing.lesion_burden import middle_of_body
 from pipeline.preprocessing.lungs import TISSUE_ABOVE_HU, at_sides, bounding_box
 from pipeline.preprocessing.measures import is_turned
@@ -55,7 +56,7 @@ class Anatomy:
     `air.gas_share`. `metal_ml`: in and beside the chest. `cut_low`, `cut_high`: area of the lungs in the first and last
     slice, as a share of their largest area. `spine_behind_mm`, `windpipe_above_mm2`, `heart_left`: see
     `measures.Measures`. `stomach_left`: -1 to 1, the side of the gas below the lungs. `smaller_lung`: share of the
-    smaller lung in the volume of both.
+    smaller lung in the volume of both. `cut_aside`: see `field_of_view.cut_share`.
     """
 
     air_hu: float | None
@@ -67,6 +68,7 @@ class Anatomy:
     metal_ml: float
     cut_low: float
     cut_high: float
+    cut_aside: float
     spine_behind_mm: float | None
     windpipe_above_mm2: float
     heart_left: float
@@ -80,7 +82,7 @@ def look_at(volume: Volume, prepared: Prepared) -> Anatomy:
     section = lungs.sum(axis=(1, 2)) / lungs.sum(axis=(1, 2)).max()
     tissue = _tissue(prepared)
     spine, trachea, heart = body_pose(prepared)
-    air_hu = air_around(volume.hu)
+    air_hu = air_around(volume.hu, lungs)
     right = float(lungs[:, :, : round(middle_of_body(prepared)) + 1].sum() / lungs.sum())
     return Anatomy(
         air_hu=air_hu,
@@ -92,6 +94,7 @@ def look_at(volume: Volume, prepared: Prepared) -> Anatomy:
         metal_ml=_metal_ml(volume, prepared),
         cut_low=float(section[0]),
         cut_high=float(section[-1]),
+        cut_aside=cut_share(hu, lungs),
         spine_behind_mm=spine,
         windpipe_above_mm2=trachea,
         heart_left=heart,

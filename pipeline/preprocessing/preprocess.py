@@ -16,15 +16,9 @@ from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.air import air_around, require_lung
 from pipeline.preprocessing.area_resample import area_means
 from pipeline.preprocessing.external_lungs import sides_on_grid
+from pipeline.preprocessing.field_of_view import require_aerated, require_uncut
 from pipeline.preprocessing.lung_regions import LungRegions, find_regions
-from pipeline.preprocessing.lungs import (
-    bounding_box,
-    crop_box,
-    find_lungs,
-    require_aerated,
-    require_lungs,
-    require_proportions,
-)
+from pipeline.preprocessing.lungs import bounding_box, crop_box, find_lungs, require_lungs, require_proportions
 from pipeline.preprocessing.preprocess_settings import EXTERNAL, THRESHOLD, Preprocessing
 from pipeline.preprocessing.reasons import FIELD_OF_VIEW, MASK_MISSING, NO_AIR
 
@@ -141,7 +135,8 @@ def prepare(volume: Volume, settings: Preprocessing, mask: LungMask | None = Non
     Raises
     ------
     Refusal
-        E_FIELD_OF_VIEW, E_NO_AIR, E_NO_LUNGS, E_NOT_A_WHOLE_CHEST, E_NOT_LUNG or E_PROPORTIONS for what is not a chest.
+        E_FIELD_OF_VIEW, E_NO_AIR, E_NO_LUNGS, E_LUNGS_CUT, E_NOT_A_WHOLE_CHEST, E_NOT_LUNG or E_PROPORTIONS for what is
+        not a whole chest.
         With method 3 also E_MASK_MISSING, E_MASK_GRID and E_MASK_SIDES.
     """
     upright = orient(volume)
@@ -156,7 +151,7 @@ def prepare(volume: Volume, settings: Preprocessing, mask: LungMask | None = Non
         raise Refusal(NO_AIR)
     affine = resampled_affine(upright.affine, upright.hu.shape, size)
     lungs, found = _lungs(hu, affine, settings, mask)
-    require_lung(hu, lungs, air_around(upright.hu))
+    require_lung(hu, lungs, air_around(upright.hu, lungs))
     require_proportions(lungs, step, is_doubtful=POSITIONS_FLAGGED.code in volume.flags)
     shift = float(settings.aerated_lung_hu - np.percentile(hu[lungs], 10))
     shift = float(np.clip(shift, -settings.largest_shift_hu, settings.largest_shift_hu))
@@ -193,6 +188,7 @@ def _lungs(
     found = find_regions(hu, step)
     lungs = found.lungs
     require_aerated(hu, lungs)
+    require_uncut(hu, lungs)
     require_lungs(lungs, (step, step, step))
     return lungs, found
 

@@ -4,8 +4,8 @@ from models.refusal import Reason
 
 NO_LUNGS = Reason(
     "E_NO_LUNGS",
-    "no lungs were found: this is not a chest CT",
-    "Choose the chest CT series of the examination.",
+    "no whole lungs were found: this is not a chest CT, or its images cut through the lungs",
+    "Choose the chest CT series of the examination, one that shows the whole wall of the chest.",
 )
 NOT_A_WHOLE_CHEST = Reason(
     "E_NOT_A_WHOLE_CHEST",
@@ -61,8 +61,8 @@ METAL_REFUSED = Reason(
 )
 LUNGS_CUT_REFUSED = Reason(
     "E_LUNGS_CUT",
-    "the lungs are cut off: their area at one end of the scan is {percent} % of their largest area",
-    "Choose the series that covers both lungs from apex to base.",
+    "the lungs are cut off: their area at an end or a side of the scan is {percent} % of their largest area",
+    "Choose the series that shows both lungs whole, from apex to base and from wall to wall.",
 )
 TURNED_REFUSED = Reason(
     "E_TURNED",
@@ -86,8 +86,8 @@ TURNED = Reason(
 )
 LUNGS_CUT = Reason(
     "W_LUNGS_CUT",
-    "the lungs reach the first or the last slice: part of them may be outside the scan",
-    "Check that the series covers both lungs. Use a longer series, if there is one.",
+    "the lungs reach an end or a side of the scan: part of them may be outside it",
+    "Check that the series shows both lungs whole. Use a longer or wider series, if there is one.",
 )
 HU_SHIFT = Reason(
     "W_HU_SHIFT",

@@ -90,7 +90,8 @@ def _of_files(scan: OneScan, settings: Preprocessing) -> list[Check]:
 
 
 def _of_lungs(prepared: Prepared, found: Anatomy, regions: LungRegions, mask: NDArray[np.bool_] | None) -> list[Check]:
-    ends = [name for name, cut in (("lowest", found.cut_low), ("highest", found.cut_high)) if cut > 0]
+    places = (("lowest", found.cut_low), ("highest", found.cut_high), ("side", found.cut_aside))
+    cut = [name for name, share in places if share > 0]
     is_alone = found.smaller_lung < LEAST_SMALLER_LUNG
     agreed = _agreement(prepared, regions, mask)
     unsure = unsure_share(prepared.image_hu, regions) if mask is None else 0.0
@@ -102,7 +103,7 @@ def _of_lungs(prepared: Prepared, found: Anatomy, regions: LungRegions, mask: ND
         Check("smaller_lung", round(100 * found.smaller_lung), "%", reasons.ONE_LUNG if is_alone else None),
         Check("lungs_agree", round(100 * agreed), "%", reasons.LUNGS_UNSURE if agreed < LEAST_AGREEMENT else None),
         Check("unsure_border", round(100 * unsure, 1), "%", reasons.BORDER_UNSURE if unsure > MOST_UNSURE else None),
-        Check("lungs_cut", " and ".join(ends) or "no", "", preprocessing_reasons.LUNGS_CUT if ends else None),
+        Check("lungs_cut", " and ".join(cut) or "no", "", preprocessing_reasons.LUNGS_CUT if cut else None),
     ]
 
 

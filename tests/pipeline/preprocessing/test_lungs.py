@@ -12,7 +12,7 @@ from pipeline.imaging.discovery import find_series
 from pipeline.imaging.series_reader import read_series
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.lesions import add_lesions
-from pipeline.preprocessing.lungs import bounding_box, crop_box, find_lungs, grown, require_aerated
+from pipeline.preprocessing.lungs import bounding_box, crop_box, find_lungs, grown
 from tests.helpers import phantoms
 from tests.helpers.nrrd import read_nrrd
 
@@ -128,27 +128,6 @@ def test_lungs_of_impossible_size_are_refused() -> None:
     hu = phantoms.thorax(GRID).hu
     assert code_of(hu, (10.0, 8.0, 8.0)) == "E_NOT_A_WHOLE_CHEST"
     assert code_of(hu, (2.5, 2.0, 2.0)) in ("E_NO_LUNGS", "E_NOT_A_WHOLE_CHEST")
-
-
-@pytest.mark.parametrize(("solid", "is_refused"), [(0.0, False), (0.65, False), (0.9, True)])
-def test_lungs_without_enclosed_air_are_refused(solid: float, is_refused: bool) -> None:
-    body = phantoms.thorax(GRID)
-    filled = body.lungs & (np.random.default_rng(0).random(GRID.shape) < solid)
-    hu = np.where(filled, np.float32(30), body.hu)
-    if not is_refused:
-        require_aerated(hu, body.lungs)
-        return
-    with pytest.raises(Refusal) as caught:
-        require_aerated(hu, body.lungs)
-    assert caught.value.code == "E_NO_LUNGS"
-
-
-def test_air_outside_the_patient_is_not_enclosed_air() -> None:
-    body = phantoms.thorax(GRID)
-    outside = np.zeros(GRID.shape, bool)
-    outside[20:50, :12, 10:-10] = True
-    with pytest.raises(Refusal):
-        require_aerated(body.hu, outside)
 
 
 def test_few_voxels_at_the_edge_do_not_change_the_crop() -> None:

@@ -45,7 +45,7 @@ export const CHECKS = {
   unreadable_files: "Files that could not be read",
   reader: "Reading",
   lungs: "Lung volume",
-  lungs_cut: "Lungs cut at an end of the scan",
+  lungs_cut: "Lungs cut at an end or a side",
   hu_shift: "Applied HU correction",
   lungs_agree: "Agreement of two methods of finding the lungs",
   unsure_border: "Dense tissue probably on the wrong side of the lungs' border, share of both lungs",
