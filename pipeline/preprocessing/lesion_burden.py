@@ -1,8 +1,10 @@
 """Measures how much of each lung is dense, in figures that a radiologist can check against the images.
 
 The bands of `opacity` hold for the HU of the scan, without any shift. Vessels, bronchi, hila and mediastinum do not
-count. The bands do not distinguish causes: scars, lung at the back that is dense because the patient lies, and lung
-after an incomplete breath count too.
+count. A voxel of the working grid has the density of the median of the scan's own voxels in it: a thin vessel raises
+their mean, above all with contrast agent, and so does the rim of a consolidation, but neither is ground glass. The
+bands do not distinguish causes: scars, lung at the back that is dense because the patient lies, and lung after an
+incomplete breath count too.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -13,15 +15,37 @@ from numpy.typing import NDArray
 
 from models.lung_segmenter import Region as Organ
 from models.lung_segmenter import Tissue
+from pipeline.preprocessing.area_resample import area_shares
 from pipeline.preprocessing.external_lungs import regions_from
-from pipeline.preprocessing.lung_labels import LEFT, PARTS, RIGHT, SIDES, Counting, Region, count, make_labels, measure
+from pipeline.preprocessing.lung_labels import (
+    LEFT,
+    PARTS,
+    RIGHT,
+    SIDES,
+    Counting,
+    Region,
+    bands,
+    count,
+    make_labels,
+    measure,
+)
 from pipeline.preprocessing.lung_regions import LungRegions
 from pipeline.preprocessing.lungs import middle_column
 from pipeline.preprocessing.opacity import CONSOLIDATION_HU, GROUND_GLASS_HU
-from pipeline.preprocessing.preprocess import Prepared
+from pipeline.preprocessing.preprocess import Prepared, resample
 from pipeline.preprocessing.share_ranges import Ranges, ranges
 
-__all__ = ["PARTS", "SIDES", "Burden", "Region", "burden", "labels_of", "middle_of_body", "unsure_share"]
+__all__ = [
+    "PARTS",
+    "SIDES",
+    "Burden",
+    "Region",
+    "burden",
+    "labels_of",
+    "median_density",
+    "middle_of_body",
+    "unsure_share",
+]
 SEGMENTER, EXTERNAL_MASK = "segmenter", "external mask"  # where the lungs come from
 
 
@@ -57,14 +81,29 @@ class Burden:
 
 
 def burden(
-    hu: NDArray[np.float32], found: LungRegions, spacing_mm: float, mask: NDArray[np.uint8] | None = None
+    hu: NDArray[np.float32],
+    found: LungRegions,
+    spacing_mm: float,
+    mask: NDArray[np.uint8] | None = None,
+    density: NDArray[np.uint8] | None = None,
 ) -> Burden:
-    """Measure the lungs of one scan on the working grid; `hu`: as scanned, shape of `found.regions`.
+    """Measure the lungs of one scan on the working grid.
 
-    `mask`: an external mask on the working grid (see `external_lungs.sides_on_grid`), whose lungs are measured.
+    Parameters
+    ----------
+    hu : NDArray
+        As scanned, shape of `found.regions`.
+    found : LungRegions
+        The lungs, from the segmenter.
+    spacing_mm : float
+        Length of a voxel's side.
+    mask : NDArray or None
+        An external mask on the working grid (see `external_lungs.sides_on_grid`), whose lungs are measured.
+    density : NDArray or None
+        The band of each voxel, from `median_density`. None for a scan on the working grid: that of `hu`.
     """
     found = found if mask is None else regions_from(mask, found)
-    labels = labels_of(hu, found)
+    labels = labels_of(bands(lambda least: hu >= least) if density is None else density, found)
     opacities, measured = count(labels)
     voxel_ml = spacing_mm**3 / 1000
     regions = measure(labels, opacities, measured, voxel_ml)
@@ -74,14 +113,22 @@ def burden(
     return Burden(regions, found, opacities, labels, voxel_ml, SEGMENTER, within)
 
 
-def labels_of(hu: NDArray[np.float32], found: LungRegions) -> NDArray[np.uint8]:
+def median_density(scan: NDArray[np.int16], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return the band (`Opacity`) of the median of the scan's voxels in each voxel of a grid of `shape`.
+
+    `scan`: upright, in HU, as `pipeline.preprocessing.preprocess.orient` gives it.
+    """
+    return bands(lambda least: resample(area_shares(scan, shape, least), shape).numpy() >= 0.5)
+
+
+def labels_of(density: NDArray[np.uint8], found: LungRegions) -> NDArray[np.uint8]:
     """Return the labels (`lung_labels`) of what was found. Vessels and bronchi never count as dense lung."""
-    sides, counting = np.zeros(hu.shape, np.uint8), np.zeros(hu.shape, np.uint8)
+    sides, counting = np.zeros(density.shape, np.uint8), np.zeros(density.shape, np.uint8)
     for side, region in ((RIGHT, Organ.RIGHT_LUNG), (LEFT, Organ.LEFT_LUNG)):
         sides[found.regions == region] = side
     counting[np.isin(found.tissues, (Tissue.GROUND_GLASS, Tissue.CONSOLIDATION))] = Counting.ALSO_AT_EDGE
     counting[np.isin(found.tissues, (Tissue.VESSEL, Tissue.AIRWAY))] = Counting.NEVER
-    return make_labels(hu, sides, counting)
+    return make_labels(density, sides, counting)
 
 
 def unsure_share(hu: NDArray[np.float32], found: LungRegions) -> float:

@@ -5,9 +5,10 @@ that the table can be computed again from labels that a person corrected.
 
 side      0 outside the lungs, RIGHT, LEFT
 counting  how a voxel of a lung counts (`Counting`); 0 outside
-density   the band of its HU (`Opacity`), also outside the lungs; nobody can correct it
+density   the band of its HU (`Opacity`), as in `bands`, also outside the lungs; nobody can correct it
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -25,7 +26,7 @@ DENSITY_BITS = 3 << _DENSITY
 
 
 class Counting(IntEnum):
-    """Whether a voxel of a lung counts as dense if its HU are in a band."""
+    """Whether a voxel of a lung counts as dense if its density is in a band."""
 
     BY_DENSITY = 0  # unless it is in the outermost layer, where a voxel may be half chest wall
     ALSO_AT_EDGE = 1  # somebody, or the segmenter, saw disease in it
@@ -46,11 +47,20 @@ class Region:
     consolidation: float | None
 
 
-def make_labels(hu: NDArray[np.float32], sides: NDArray[np.uint8], counting: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return labels, shape (slices, rows, columns); `sides`: 0, RIGHT or LEFT; `counting`: values of `Counting`."""
-    density = np.zeros(hu.shape, np.uint8)
-    for opacity, (low, high) in ((Opacity.GROUND_GLASS, GROUND_GLASS_HU), (Opacity.CONSOLIDATION, CONSOLIDATION_HU)):
-        density[(hu >= low) & (hu < high)] = opacity
+def bands(at_least: Callable[[float], NDArray[np.bool_]]) -> NDArray[np.uint8]:
+    """Return the band of each voxel, values of `Opacity`. `at_least`: where the density is at least some HU."""
+    is_glass, is_solid, is_denser = map(at_least, (*GROUND_GLASS_HU, CONSOLIDATION_HU[1]))
+    density = np.where(is_glass, np.uint8(Opacity.GROUND_GLASS), np.uint8(Opacity.NONE))
+    density[is_solid] = Opacity.CONSOLIDATION
+    density[is_denser] = Opacity.NONE
+    return density
+
+
+def make_labels(density: NDArray[np.uint8], sides: NDArray[np.uint8], counting: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return labels, shape (slices, rows, columns).
+
+    `density`: from `bands`; `sides`: 0, RIGHT or LEFT; `counting`: values of `Counting`.
+    """
     how = np.where(sides > 0, counting, np.uint8(Counting.BY_DENSITY))
     return (sides | (how << _COUNTING) | (density << _DENSITY)).astype(np.uint8)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from pipeline.imaging.lung_mask import LungMask
 from pipeline.imaging.volume import Volume
-from pipeline.preprocessing.lesion_burden import Burden, burden
+from pipeline.preprocessing.lesion_burden import Burden, burden, median_density
 from pipeline.preprocessing.plausibility import look_at, require_chest
 from pipeline.preprocessing.preprocess import Prepared, mask_of, orient, prepare, regions_of
 from pipeline.preprocessing.preprocess_settings import EXTERNAL, Preprocessing
@@ -28,5 +28,7 @@ def measure_lungs(volume: Volume, mask: LungMask | None = None) -> LungsAlone:
     upright = orient(volume)
     prepared = prepare(volume, Preprocessing() if mask is None else Preprocessing(method=EXTERNAL), mask)
     require_chest(look_at(upright, prepared))
-    found = burden(prepared.image_hu, regions_of(prepared), prepared.spacing_mm, mask_of(prepared, mask))
+    hu = prepared.image_hu
+    density = median_density(upright.hu, hu.shape)
+    found = burden(hu, regions_of(prepared), prepared.spacing_mm, mask_of(prepared, mask), density)
     return LungsAlone(upright, prepared, found)

@@ -28,7 +28,7 @@ from models.saliency import METHOD, saliency
 from pipeline.imaging.discovery import Series
 from pipeline.imaging.missing_slices import require_whole
 from pipeline.imaging.volume import Volume
-from pipeline.preprocessing.lesion_burden import Burden, burden
+from pipeline.preprocessing.lesion_burden import Burden, burden, median_density
 from pipeline.preprocessing.plausibility import look_at, require_chest
 from pipeline.preprocessing.preprocess import Prepared, mask_of, orient, prepare, regions_of
 from pipeline.preprocessing.preprocess_settings import Preprocessing
@@ -257,6 +257,7 @@ def score_scan(scan: OneScan, release: Release, *, compute: Compute = PROCESSOR)
         mask = mask_of(prepared, scan.mask)
         looked_at = beside.submit(look_at, volume, prepared)
         regions = beside.submit(regions_of, prepared)
+        density = beside.submit(median_density, volume.hu, prepared.image_hu.shape)
         clock.append(time.perf_counter())
         seen = network_input(prepared, scan.series)
         logits = _ask(release, *seen, compute)
@@ -287,7 +288,7 @@ def score_scan(scan: OneScan, release: Release, *, compute: Compute = PROCESSOR)
         scored_at=datetime.now().astimezone(),
         prepared=prepared,
         volume=volume,
-        burden=burden(prepared.image_hu, found, prepared.spacing_mm, mask),
+        burden=burden(prepared.image_hu, found, prepared.spacing_mm, mask, density.result()),
         saliency=heat if heat is not None and heat.any() else None,
         intervals=intervals,
         distance=distance,

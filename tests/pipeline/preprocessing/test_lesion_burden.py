@@ -13,7 +13,8 @@ from pipeline.imaging.discovery import find_series
 from pipeline.imaging.series_reader import read_series
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.lesions import add_lesions
-from pipeline.preprocessing.lesion_burden import PARTS, SIDES, burden, unsure_share
+from pipeline.preprocessing.area_resample import area_means
+from pipeline.preprocessing.lesion_burden import PARTS, SIDES, burden, median_density, unsure_share
 from pipeline.preprocessing.lung_regions import find_regions
 from pipeline.preprocessing.opacity import Opacity
 from pipeline.preprocessing.preprocess import Prepared, prepare
@@ -84,6 +85,37 @@ def test_subpleural_disease_counts_but_the_lung_edge_does_not() -> None:
     seen = burden(scan.image_hu, found, 4.0)
     assert seen.regions["right"]["whole"].ground_glass > 0.005  # type: ignore[operator]
     assert np.array_equal(np.argwhere(seen.opacities), np.argwhere(found.tissues))
+
+
+def fine_scan() -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
+    """A scan of voxels of 1 mm, all lung but its border, and the part of it that is ground glass.
+
+    Vessels with contrast agent, 2 mm wide, cross all of it, and a cube of 31 mm is consolidated.
+    """
+    hu = np.random.default_rng(3).normal(-850, 40, (80, 80, 80))
+    ill = np.zeros(hu.shape, bool)
+    ill[8:32, 8:32, 8:32] = True
+    hu[ill] += 300
+    hu[:, 1::8, 1::8] = hu[:, 2::8, 1::8] = hu[:, 1::8, 2::8] = hu[:, 2::8, 2::8] = 250
+    hu[42:73, 42:73, 42:73] = 30
+    return hu.astype(np.int16), ill
+
+
+def test_thin_vessels_and_the_rim_of_a_consolidation_are_no_ground_glass() -> None:
+    """Both raise the mean of a voxel of 4 mm into the band of ground glass, but not its median."""
+    hu, ill = fine_scan()
+    shape = (20, 20, 20)
+    glass, solid = (median_density(hu, shape) == band for band in (Opacity.GROUND_GLASS, Opacity.CONSOLIDATION))
+    assert np.array_equal(glass, ill[2::4, 2::4, 2::4])
+    assert abs(int(solid.sum()) * 64 - 31**3) < 0.2 * 31**3
+    means = area_means(hu, shape).numpy()
+    assert np.count_nonzero((means >= -700) & (means < -300) & ~glass & ~solid) > 1000, "the means would count them"
+
+
+@pytest.mark.parametrize("shape", [(20, 20, 20), (13, 17, 11), (25, 30, 41)])
+def test_density_of_equal_voxels_is_their_own_on_any_grid(shape: tuple[int, int, int]) -> None:
+    for hu, expected in ((-701, 0), (-700, 1), (-301, 1), (-300, 2), (99, 2), (100, 0)):
+        assert (median_density(np.full((20, 20, 20), hu, np.int16), shape) == expected).all()
 
 
 def test_marked_voxels_are_the_counted_ones() -> None:

@@ -9,7 +9,17 @@ import pytest
 from models.lung_segmenter import Region as Organ
 from models.lung_segmenter import Tissue
 from pipeline.preprocessing.lesion_burden import burden
-from pipeline.preprocessing.lung_labels import KNOWN, LEFT, RIGHT, Counting, count, make_labels, measure, sides_of
+from pipeline.preprocessing.lung_labels import (
+    KNOWN,
+    LEFT,
+    RIGHT,
+    Counting,
+    bands,
+    count,
+    make_labels,
+    measure,
+    sides_of,
+)
 from pipeline.preprocessing.lung_regions import LungRegions
 from pipeline.preprocessing.opacity import Opacity
 
@@ -51,15 +61,14 @@ def test_table_follows_from_the_labels_alone() -> None:
 def test_density_decides_as_what_a_voxel_counts(hu: int, counting: Counting, at_edge: int, inside: int) -> None:
     sides = np.zeros((5, 5, 5), np.uint8)
     sides[1:4, 1:4, 1:4] = RIGHT
-    labels = make_labels(np.full(sides.shape, hu, np.float32), sides, np.full(sides.shape, counting, np.uint8))
+    density = bands(lambda least: np.full(sides.shape, hu >= least))
+    labels = make_labels(density, sides, np.full(sides.shape, counting, np.uint8))
     opacities, _ = count(labels)
     assert (opacities[1, 1, 1], opacities[2, 2, 2], opacities[0, 0, 0]) == (at_edge, inside, Opacity.NONE)
 
 
 def test_side_without_a_voxel_has_no_share() -> None:
-    labels = make_labels(
-        np.zeros((3, 3, 3), np.float32), np.full((3, 3, 3), LEFT, np.uint8), np.zeros((3, 3, 3), np.uint8)
-    )
+    labels = make_labels(*(np.full((3, 3, 3), value, np.uint8) for value in (Opacity.CONSOLIDATION, LEFT, 0)))
     table = measure(labels, *count(labels), 1.0)
     assert (table["right"]["whole"].ml, table["right"]["whole"].ground_glass) == (0.0, None)
     assert table["left"]["whole"].ml == 27.0
