@@ -2,9 +2,10 @@
 
 The bands of `opacity` hold for the HU of the scan, without any shift. Vessels, bronchi, hila and mediastinum do not
 count. A voxel of the working grid has the density of the median of the scan's own voxels in it: a thin vessel raises
-their mean, above all with contrast agent, and so does the rim of a consolidation, but neither is ground glass. The
-bands do not distinguish causes: scars, lung at the back that is dense because the patient lies, and lung after an
-incomplete breath count too.
+their mean, above all with contrast agent, and so does the rim of a consolidation, but neither is ground glass. What is
+thinner than THINNEST_MM does not count either: most of it is vessels that the segmenter missed. The bands do not
+distinguish causes: scars, lung at the back that is dense because the patient lies, and lung after an incomplete breath
+count too.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,7 @@ from pipeline.preprocessing.lung_labels import (
     count,
     make_labels,
     measure,
+    without_thin,
 )
 from pipeline.preprocessing.lung_regions import LungRegions
 from pipeline.preprocessing.lungs import middle_column
@@ -46,6 +48,7 @@ __all__ = [
     "middle_of_body",
     "unsure_share",
 ]
+THINNEST_MM = 8.0  # two voxels of the usual working grid; vessels inside a lung are seldom thicker
 SEGMENTER, EXTERNAL_MASK = "segmenter", "external mask"  # where the lungs come from
 
 
@@ -103,7 +106,8 @@ def burden(
         The band of each voxel, from `median_density`. None for a scan on the working grid: that of `hu`.
     """
     found = found if mask is None else regions_from(mask, found)
-    labels = labels_of(bands(lambda least: hu >= least) if density is None else density, found)
+    density = bands(lambda least: hu >= least) if density is None else density
+    labels = without_thin(labels_of(density, found), max(1, round(THINNEST_MM / spacing_mm)))
     opacities, measured = count(labels)
     voxel_ml = spacing_mm**3 / 1000
     regions = measure(labels, opacities, measured, voxel_ml)
@@ -122,7 +126,10 @@ def median_density(scan: NDArray[np.int16], shape: tuple[int, ...]) -> NDArray[n
 
 
 def labels_of(density: NDArray[np.uint8], found: LungRegions) -> NDArray[np.uint8]:
-    """Return the labels (`lung_labels`) of what was found. Vessels and bronchi never count as dense lung."""
+    """Return the labels (`lung_labels`) of what was found. Vessels and bronchi never count as dense lung.
+
+    `density`: the band of each voxel.
+    """
     sides, counting = np.zeros(density.shape, np.uint8), np.zeros(density.shape, np.uint8)
     for side, region in ((RIGHT, Organ.RIGHT_LUNG), (LEFT, Organ.LEFT_LUNG)):
         sides[found.regions == region] = side

@@ -30,7 +30,7 @@ class Counting(IntEnum):
 
     BY_DENSITY = 0  # unless it is in the outermost layer, where a voxel may be half chest wall
     ALSO_AT_EDGE = 1  # somebody, or the segmenter, saw disease in it
-    NEVER = 2  # vessel, bronchus, or what a person left out
+    NEVER = 2  # vessel, bronchus, something as thin, or what a person left out
 
 
 OUTSIDE = frozenset({0})
@@ -80,6 +80,14 @@ def count(labels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.bool
     measured = lungs & (ndimage.binary_erosion(lungs) | (how == Counting.ALSO_AT_EDGE))
     opacities = np.where(measured & (how != Counting.NEVER), labels >> _DENSITY, np.uint8(Opacity.NONE))
     return opacities.astype(np.uint8), measured
+
+
+def without_thin(labels: NDArray[np.uint8], thinnest: int) -> NDArray[np.uint8]:
+    """Return labels in which dense tissue counts only where it fills a cube of `thinnest` voxels a side."""
+    dense = count(labels)[0] > 0
+    filled = ndimage.binary_opening(dense, np.ones((thinnest,) * 3))
+    never = (sides_of(labels) | (labels & DENSITY_BITS) | (Counting.NEVER << _COUNTING)).astype(np.uint8)
+    return np.where(dense & ~filled, never, labels)
 
 
 def measure(

@@ -147,20 +147,20 @@ def test_golden_volume_has_its_own_mask() -> None:
 
 
 def test_lesion_burden_counts_segmenter_tissue_inside_the_mask() -> None:
-    regions, tissues = np.zeros((3, 9, 12), np.uint8), np.zeros((3, 9, 12), np.uint8)
+    regions, tissues = np.zeros((5, 9, 12), np.uint8), np.zeros((5, 9, 12), np.uint8)
     regions[:, 1:8, 1:5] = Region.RIGHT_LUNG
     regions[:, 1:8, 7:11] = Region.LEFT_LUNG
-    regions[1, 4, 5] = Region.AIRWAY
-    tissues[1, 4, 3] = Tissue.VESSEL
-    sides = np.zeros((3, 9, 12), np.uint8)
+    regions[2, 4, 5] = Region.AIRWAY
+    tissues[2, 4, 3] = Tissue.VESSEL
+    sides = np.zeros((5, 9, 12), np.uint8)
     sides[:, 1:8, 1:7] = RIGHT  # two more columns
     sides[:, 3:8, 7:11] = LEFT  # two rows fewer
     found = regions_from(sides, LungRegions.of_labels(regions, tissues))
     assert np.array_equal(found.lungs, sides > 0)
-    assert (found.tissues[1, 4, 3], found.tissues[1, 4, 5]) == (Tissue.VESSEL, Tissue.AIRWAY)
+    assert (found.tissues[2, 4, 3], found.tissues[2, 4, 5]) == (Tissue.VESSEL, Tissue.AIRWAY)
     assert not found.regions[:, 1:3, 7:11].any()
-    hu = np.full((3, 9, 12), -500, np.float32)
+    hu = np.full((5, 9, 12), -500, np.float32)
     measured = burden(hu, LungRegions.of_labels(regions, tissues), 4.0, sides)
     assert measured.to_json()["lungs_from"] == measured.lungs_from == EXTERNAL_MASK
-    assert measured.opacities[1, 4, 4] == 1
-    assert measured.opacities[1, 4, 3] == measured.opacities[1, 4, 5] == 0
+    assert measured.opacities[2, 5, 4] == 1
+    assert measured.opacities[2, 4, 3] == measured.opacities[2, 4, 5] == 0

@@ -15,6 +15,7 @@ from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.lesions import add_lesions
 from pipeline.preprocessing.area_resample import area_means
 from pipeline.preprocessing.lesion_burden import PARTS, SIDES, burden, median_density, unsure_share
+from pipeline.preprocessing.lung_labels import DENSITY_BITS
 from pipeline.preprocessing.lung_regions import find_regions
 from pipeline.preprocessing.opacity import Opacity
 from pipeline.preprocessing.preprocess import Prepared, prepare
@@ -77,14 +78,26 @@ def test_vessels_and_bronchi_do_not_count(tissue: Tissue) -> None:
 
 def test_subpleural_disease_counts_but_the_lung_edge_does_not() -> None:
     scan = prepared()
-    outermost = np.s_[20:30, 10, 10:32]
-    scan.image_hu[outermost] = -500
+    band = np.s_[20:30, 10:12, 10:32]  # 8 mm thick, half of it in the outermost layer
+    scan.image_hu[band] = -500
     found = regions_of(scan)
     assert burden(scan.image_hu, found, 4.0).regions["right"]["whole"].ground_glass == 0.0
-    found.tissues[outermost] = Tissue.GROUND_GLASS
+    found.tissues[band] = Tissue.GROUND_GLASS
     seen = burden(scan.image_hu, found, 4.0)
     assert seen.regions["right"]["whole"].ground_glass > 0.005  # type: ignore[operator]
     assert np.array_equal(np.argwhere(seen.opacities), np.argwhere(found.tissues))
+
+
+@pytest.mark.parametrize(("spacing_mm", "voxels"), [(4.0, 2), (2.0, 4)])
+def test_what_is_thinner_than_8_mm_does_not_count_and_keeps_its_density(spacing_mm: float, voxels: int) -> None:
+    scan = prepared()
+    scan.image_hu[12:48, 20 : 20 + voxels - 1, 15:19] = -500  # a plate
+    scan.image_hu[30 : 30 + voxels, 30 : 30 + voxels, 20 : 20 + voxels] = 20  # a nodule
+    seen = burden(scan.image_hu, regions_of(scan), spacing_mm)
+    assert np.count_nonzero(seen.opacities == Opacity.GROUND_GLASS) == 0
+    assert np.count_nonzero(seen.opacities == Opacity.CONSOLIDATION) == voxels**3
+    densities = seen.labels[12:48, 20 : 20 + voxels - 1, 15:19] & DENSITY_BITS
+    assert (densities == Opacity.GROUND_GLASS << 4).all(), "a reader can still count it"
 
 
 def fine_scan() -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
