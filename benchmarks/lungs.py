@@ -16,6 +16,7 @@ the segmenter's. Writes benchmarks/results/lungs.json and lungs.md.
 
 import argparse
 import json
+import math
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -39,16 +40,19 @@ from pipeline.phantom.body.sample import STEP_MM, Sample, draw_sample
 from pipeline.phantom.lesions import add_lesions
 from pipeline.preprocessing.area_resample import area_means
 from pipeline.preprocessing.lesion_burden import Burden, burden, median_density, unsure_share
+from pipeline.preprocessing.lung_labels import count as count_voxels
 from pipeline.preprocessing.lung_regions import LungRegions, dice, find_regions
 from pipeline.preprocessing.lungs import find_lungs
 from pipeline.preprocessing.preprocess import orient, resample
+from pipeline.preprocessing.share_ranges import LEAST_CONSOLIDATION, LEAST_GROUND_GLASS, doubtful_share
 from pipeline.scoring.label_maps import nearest_on
 from pipeline.scoring.quality_checks import MOST_UNSURE
 from pipeline.scoring.single_scan import read_one
 
 RESULTS = Path(__file__).with_name("results")
-UNSEEN_SEED, FRESH_SEED = 10_000, 50_000  # training uses other seeds
+UNSEEN_SEED, LIMITS_SEED, FRESH_SEED = 10_000, 30_000, 50_000  # training uses other seeds
 SETTING_SCANS = 30  # of each setting
+LEAST_FOR_LIMITS = 19  # of fewer scans, not even the largest error bounds 95 % of others
 PHANTOM_GRID = Grid((80, 96, 96), (4.0, 4.0, 4.0))
 SOME = 0.02  # share of the lungs from which on a scan counts as diseased
 BOWEL_ML = 10.0  # gas of the bowel that is counted as lung, from which on a scan counts as failed
@@ -173,6 +177,20 @@ def is_within(seen: Burden, wanted: Burden, what: str) -> bool:
     """Whether the true share lies in the range that is told."""
     low, high = seen.ranges[what]
     return low <= (getattr(wanted.regions["both"]["whole"], what) or 0.0) <= high
+
+
+def limits(count: int) -> dict[str, float]:
+    """Return the factors of `share_ranges` with which 95 % of other bodies are within their ranges."""
+    factors: dict[str, list[float]] = {"ground_glass": [], "consolidation": []}
+    for hu, truth in bodies(LIMITS_SEED, count):
+        found = find_regions(hu, STEP_MM)
+        wanted, seen = burden(hu, truth, STEP_MM), burden(hu, found, STEP_MM)
+        doubtful = doubtful_share(hu, found, seen.opacities, count_voxels(seen.labels)[1])
+        glass = (seen.regions["both"]["whole"].ground_glass or 0.0) + LEAST_GROUND_GLASS
+        factors["ground_glass"].append(error(seen, wanted, "ground_glass") / glass)
+        factors["consolidation"].append(error(seen, wanted, "consolidation") / (doubtful + LEAST_CONSOLIDATION))
+    rank = math.ceil(0.95 * (count + 1)) - 1
+    return {share: round(sorted(found)[rank], 3) for share, found in factors.items()}
 
 
 def summary(rows: list[Row]) -> list[list[str]]:
@@ -357,7 +375,13 @@ def main() -> None:
     parser.add_argument("--timing", action="store_true", help="measure only the time again, on an idle machine")
     parser.add_argument("--gas", type=int, default=0, metavar="SCANS", help="measure only gas again, in so many scans")
     parser.add_argument("--only-real", action="store_true", help="measure only the real thorax again")
+    parser.add_argument("--limits", type=int, default=0, metavar="SCANS", help="only print the factors of share_ranges")
     arguments = parser.parse_args()
+    if arguments.limits:
+        if arguments.limits < LEAST_FOR_LIMITS:
+            parser.error(f"--limits needs at least {LEAST_FOR_LIMITS} scans")
+        print(limits(arguments.limits))
+        return
     if arguments.only_real:
         write({**json.loads((RESULTS / "lungs.json").read_text()), "real": real(arguments.real)})
         return

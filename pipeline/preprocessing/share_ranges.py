@@ -1,8 +1,8 @@
 """Tells in which range the true shares of ground glass and consolidation lie.
 
 The limits were set on 120 random bodies of `pipeline.phantom.body`, so that the ranges contain the true share in 95 %
-of them (split conformal prediction: Lei et al., JASA 2018; 113:1094), and judged on others: docs/lungs.md. They hold
-for the network that finds the lungs. They have not been measured in patients.
+of them (split conformal prediction: Lei et al., JASA 2018; 113:1094; `benchmarks/lungs.py --limits 120`), and judged on
+others: docs/lungs.md. They hold for the network that finds the lungs. They have not been measured in patients.
 """
 
 import numpy as np
@@ -41,22 +41,25 @@ def ranges(
     """
     if both.ground_glass is None or both.consolidation is None:
         return {}
-    doubtful = _doubtful(hu, found, opacities) / max(1, int(np.count_nonzero(measured)))
+    doubtful = doubtful_share(hu, found, opacities, measured)
     return {
         "ground_glass": _around(both.ground_glass, GROUND_GLASS_TIMES * (both.ground_glass + LEAST_GROUND_GLASS)),
         "consolidation": _around(both.consolidation, CONSOLIDATION_TIMES * (doubtful + LEAST_CONSOLIDATION)),
     }
 
 
-def _doubtful(hu: NDArray[np.float32], found: LungRegions, opacities: NDArray[np.uint8]) -> float:
-    """Return how many voxels of solid tissue are on the wrong side of the lungs' border on average.
+def doubtful_share(
+    hu: NDArray[np.float32], found: LungRegions, opacities: NDArray[np.uint8], measured: NDArray[np.bool_]
+) -> float:
+    """Return how much solid tissue is on the wrong side of the lungs' border on average, as a share of `measured`.
 
     A voxel that counts is wrong with the probability that it is no lung, one outside with the probability that it is.
     """
     low, high = CONSOLIDATION_HU
     inside = found.chances.sum(axis=0)
     outside = ~found.lungs & (hu >= low) & (hu < high)
-    return float((1 - inside[opacities == Opacity.CONSOLIDATION]).clip(0).sum() + inside[outside].sum())
+    voxels = float((1 - inside[opacities == Opacity.CONSOLIDATION]).clip(0).sum() + inside[outside].sum())
+    return voxels / max(1, int(np.count_nonzero(measured)))
 
 
 def _around(share: float, half: float) -> tuple[float, float]:
