@@ -230,7 +230,8 @@ def _section(size: dict[str, int], rows: Sequence[dict[str, Any]]) -> list[str]:
         gains = (np.subtract(of[name, label], of[usual, label]) for label in LABELS)
         table.append([f"{name} less {usual}", *(interval(gain) for gain in gains)])
     about = rows[-1]["about"]
-    form = "in the quick form of learning.py (24 x 32 x 32 voxels, ResNet-10), " if size["quick"] else ""
+    quick, usual = "in the quick form of learning.py (24 x 32 x 32 voxels, ResNet-10)", "in the default form"
+    form = f"{quick}, " if size["quick"] else f"{usual} ({' x '.join(map(str, Preprocessing().shape))} voxels), "
     kept = "one pretraining of each kind for all seeds, " if size["kept"] else ""
     return [
         f"{about['date']}; {about['machine']}. {SITES} synthetic hospitals, each with {size['labelled']} patients with "
