@@ -389,7 +389,8 @@ def main() -> None:
         write({**json.loads((RESULTS / "lungs.json").read_text()), "gas": gas(arguments.gas)})
         return
     if arguments.timing:
-        write({**json.loads((RESULTS / "lungs.json").read_text()), "timing": timing()})
+        measured = {"timing": timing(), "threads": torch.get_num_threads()}
+        write({**json.loads((RESULTS / "lungs.json").read_text()), **measured})
         return
     result: dict[str, Any] = {**circumstances(), "timing": timing(), "threads": torch.get_num_threads()}
     sources = {
