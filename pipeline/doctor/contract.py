@@ -68,8 +68,7 @@ _AREAS: dict[str, tuple[Reason, ...]] = {
     ),
     "orientation": (preprocessing_reasons.TURNED,),
     "lungs": (
-        *(preprocessing_reasons.NO_LUNGS, preprocessing_reasons.NOT_A_WHOLE_CHEST, preprocessing_reasons.NOT_LUNG),
-        *(preprocessing_reasons.LUNGS_CUT_REFUSED, preprocessing_reasons.LUNGS_CUT),
+        *(preprocessing_reasons.NO_LUNGS, preprocessing_reasons.NOT_A_WHOLE_CHEST, preprocessing_reasons.LUNGS_CUT),
         *(preprocessing_reasons.PROPORTIONS, preprocessing_reasons.LUNGS_FLAT, preprocessing_reasons.FIELD_OF_VIEW),
     ),
     "contrast": (imaging_reasons.CONTRAST,),
