@@ -1,6 +1,6 @@
 """Averages a scan over the voxels of a coarser grid, which takes most of the time of its preprocessing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,15 +23,6 @@ def area_means(hu: NDArray[np.int16], shape: Sequence[int]) -> torch.Tensor:
     holds whole numbers exactly up to 2^24, which suffices for sums of 5000 voxels. `interpolate` does not accept
     integers and takes twice as long.
     """
-    return _means(hu, shape, lambda some: some)
-
-
-def area_shares(hu: NDArray[np.int16], shape: Sequence[int], least: float) -> torch.Tensor:
-    """Return the share of the voxels with at least `least` HU among those that `area_means` averages, 0 to 1."""
-    return _means(hu, shape, lambda some: some >= least)
-
-
-def _means(hu: NDArray[np.int16], shape: Sequence[int], value: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     slices, rows, columns = (_windows(old, min(old, new)) for old, new in zip(hu.shape, shape, strict=True))
     means = np.empty([len(slices), len(rows), len(columns)], np.float32)
     for at in range(0, len(slices), _AT_ONCE):
@@ -39,7 +30,7 @@ def _means(hu: NDArray[np.int16], shape: Sequence[int], value: Callable[[torch.T
         sums = np.empty((len(some), *hu.shape[1:]), np.float32)
         for sum_, window in zip(sums, some, strict=True):
             kind = torch.int16 if window.stop - window.start <= _FIT_INT16 else torch.int32
-            sum_[:] = value(torch.from_numpy(hu[window])).sum(0, dtype=kind).numpy()
+            sum_[:] = torch.from_numpy(hu[window]).sum(0, dtype=kind).numpy()
         sums = _sums(sums, 1, rows)
         # Transpose first: along the last axis numpy adds voxel by voxel, along the first whole planes at once.
         sums = _sums(np.ascontiguousarray(sums.transpose(2, 0, 1)), 0, columns).transpose(1, 2, 0)

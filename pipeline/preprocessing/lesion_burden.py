@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from models.lung_segmenter import Region as Organ
 from models.lung_segmenter import Tissue
-from pipeline.preprocessing.area_resample import area_shares
 from pipeline.preprocessing.external_lungs import regions_from
 from pipeline.preprocessing.lung_labels import (
     LEFT,
@@ -34,7 +33,7 @@ from pipeline.preprocessing.lung_labels import (
 from pipeline.preprocessing.lung_regions import LungRegions
 from pipeline.preprocessing.lungs import middle_column
 from pipeline.preprocessing.opacity import CONSOLIDATION_HU, GROUND_GLASS_HU
-from pipeline.preprocessing.preprocess import Prepared, resample
+from pipeline.preprocessing.preprocess import Prepared
 from pipeline.preprocessing.share_ranges import Ranges, ranges
 
 __all__ = [
@@ -49,7 +48,6 @@ __all__ = [
     "unsure_share",
 ]
 THINNEST_MM = 8.0  # two voxels of the usual working grid; vessels inside a lung are seldom thicker
-SAMPLES = 2  # so that the median is that of 8 to 27 voxels of a fine scan
 SEGMENTER, EXTERNAL_MASK = "segmenter", "external mask"  # where the lungs come from
 
 
@@ -121,13 +119,21 @@ def burden(
 def median_density(scan: NDArray[np.int16], shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Return the band (`Opacity`) of the median of the scan's voxels in each voxel of a grid of `shape`.
 
-    Of a fine scan, every second or further voxel is enough: as many as leave SAMPLES along each side of a voxel.
+    It is the median of eight, two along each side: all of them would take ten times as long.
 
     `scan`: upright, in HU, as `pipeline.preprocessing.preprocess.orient` gives it.
     """
-    steps = [max(1, old // (SAMPLES * new)) for old, new in zip(scan.shape, shape, strict=True)]
-    some = np.ascontiguousarray(scan[tuple(slice(step // 2, None, step) for step in steps)])
-    return bands(lambda least: resample(area_shares(some, shape, least), shape).numpy() >= 0.5)
+    places = ((2 * np.arange(2 * new) + 1) * old // (4 * new) for old, new in zip(scan.shape, shape, strict=True))
+    slices, rows, columns = places
+    some = np.stack([scan[slice_][rows][:, columns] for slice_ in slices])  # a copy of all rows would take longer
+
+    def at_least(least: float) -> NDArray[np.bool_]:
+        count = (some >= least).view(np.uint8)
+        count = count[::2] + count[1::2]
+        count = count[:, ::2] + count[:, 1::2]
+        return np.asarray(count[:, :, ::2] + count[:, :, 1::2] >= 4)
+
+    return bands(at_least)
 
 
 def labels_of(density: NDArray[np.uint8], found: LungRegions) -> NDArray[np.uint8]:

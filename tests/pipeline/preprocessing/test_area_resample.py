@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.preprocessing.area_resample import area_means, area_shares
+from pipeline.preprocessing.area_resample import area_means
 
 
 @pytest.mark.parametrize("shape", [(7, 9, 11), (21, 30, 25), (10, 30, 8), (1, 1, 1)])
@@ -24,11 +24,3 @@ def test_axis_is_unchanged_where_the_grid_is_finer() -> None:
 @pytest.mark.parametrize("hu", [-1024, 3071])
 def test_sums_of_extreme_slices_do_not_overflow(together: int, hu: int) -> None:
     assert area_means(np.full((2 * together, 2, 2), hu, np.int16), (2, 1, 1)).unique().tolist() == [float(hu)]
-
-
-@pytest.mark.parametrize("shape", [(7, 9, 11), (10, 30, 8), (40, 9, 11)])
-def test_shares_are_the_means_of_what_is_dense_enough(shape: tuple[int, int, int]) -> None:
-    hu = np.random.default_rng(1).integers(-1024, 3072, (21, 30, 25)).astype(np.int16)
-    shares = area_shares(hu, shape, -300)
-    assert torch.equal(shares, area_means((hu >= -300).astype(np.int16), shape))
-    assert 0 < shares.min() < shares.max() <= 1
