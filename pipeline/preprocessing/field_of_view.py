@@ -13,8 +13,8 @@ from pipeline.preprocessing.lungs import AIR_BELOW_HU, at_sides
 from pipeline.preprocessing.reasons import LUNGS_CUT_REFUSED, NO_LUNGS
 
 PADDING_BELOW_HU = AIR_HU + 0.5  # on the working grid, where each voxel is a mean
-# Area at a side of the images, as a share of the lungs' largest section in that direction. An ellipsoid cut at this
-# limit loses a tenth of its width and 2 % of its volume.
+# Area at an end or a side of the scan, as a share of the lungs' largest section in that direction. An ellipsoid cut at
+# this limit loses a tenth of its length and 2 % of its volume.
 MOST_CUT = 1 / 3
 MOSTLY = 0.5  # share of a piece of air
 LEAST_AERATED = 0.2  # share of the lungs; in severe ARDS a third still holds air

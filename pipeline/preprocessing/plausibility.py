@@ -14,7 +14,7 @@ from models.refusal import Refusal
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing import reasons
 from pipeline.preprocessing.air import air_around, gas_share
-from pipeline.preprocessing.field_of_view import cut_share
+from pipeline.preprocessing.field_of_view import MOST_CUT, cut_share
 from pipeline.preprocessing.lesion_burden import middle_of_body
 from pipeline.preprocessing.lungs import TISSUE_ABOVE_HU, at_sides, bounding_box
 from pipeline.preprocessing.measures import is_turned
@@ -35,9 +35,6 @@ MOST_NOISE_HU = 60.0
 # The 12-bit range ends at 3071, far above bone. Boas & Fleischmann, Imaging Med 2012; 4:229. Sternal wires and a heart
 # valve have 1 to 5 mL; spinal rods or a heart pump have more than MOST_METAL_ML.
 METAL_ABOVE_HU, METAL_MARGIN_MM, SOME_METAL_ML, MOST_METAL_ML = 2500, 10.0, 1.0, 10.0
-# Area of the lungs in the first or last slice, as a share of their largest area. An ellipsoid cut at this limit loses a
-# tenth of its height and 2 % of its volume.
-MOST_CUT = 1 / 3
 # Side of heart and stomach, from -1 (right) to 1 (left). The sides are exchanged in about 1 of 10,000 people (Lin et
 # al., Am J Med Genet A 2014; 164:2581). Disease can pull only the heart to the right. So a scan is taken as mirrored
 # if the stomach is on the right too; without a visible stomach, the heart must be clearly on the right.
