@@ -115,7 +115,7 @@ def test_reader_corrects_the_mask_with_pointer_and_keyboard(page: Page, clinic: 
     page.click("#overlays [value=reader_lungs]")
     page.wait_for("document.querySelector('#tiles .over').src.includes('overlay=lungs&mask=reader')")
     page.wait_for("document.querySelector('#tiles .over').naturalWidth > 50")
-    assert "Corrected by hand by Leser, Anna" in page.text("#overlay-says")
+    page.wait_for_text("Corrected by hand by Leser, Anna", "#overlay-says")
     assert serious(page) == []
     assert [each for each in page.problems if NIIVUE.is_file() or "niivue.js" not in each] == []
 

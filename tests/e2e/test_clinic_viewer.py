@@ -212,8 +212,8 @@ def test_counted_voxels_have_outlines_or_areas_and_a_legend(page: Page) -> None:
     assert outlined > 0.0005
     shortcut(page, "l")
     assert page.sees(lambda png: yellow(png) > 2 * outlined, "#tiles")
-    assert "Ground glass, -700 to -300 HU" in page.text("#overlay-says")
-    assert "Consolidation, -300 to 100 HU" in page.text("#overlay-says")
+    page.wait_for_text("Ground glass, -700 to -300 HU", "#overlay-says")
+    page.wait_for_text("Consolidation, -300 to 100 HU", "#overlay-says")
     for name, colour in (("glass", "rgb(255, 200, 60)"), ("consolidation", "rgb(214, 30, 120)")):
         swatch = f"getComputedStyle(document.querySelector('#overlay-says .{name}')).backgroundColor"
         assert page.js(swatch) == colour
@@ -257,7 +257,7 @@ def test_abstained_scan_has_mask_table_measuring_and_print(tab: Page, clinic: Cl
     test_distance_is_measured_with_the_keyboard(tab)
     tab.click("#overlays [value=opacities]")
     tab.wait_for("document.querySelector('#tiles .over').src.includes('overlay=opacity_outlines')")
-    assert "Ground glass, -700 to -300 HU" in tab.text("#overlay-says")
+    tab.wait_for_text("Ground glass, -700 to -300 HU", "#overlay-says")
     assert serious(tab) == []
     content = tab.pdf()
     assert content.count(b"/Subtype /Image") >= 3

@@ -18,7 +18,10 @@ let resting = null;
 let drawing = null;
 
 export function startViewer() {
-  startOverlays(drawSoon);
+  startOverlays(() => {
+    if (state) sayOverlay(state.scan); // at once: a slice may load before the next frame, and its legend must fit
+    drawSoon();
+  });
   startWindowing(drawSoon);
   startDistance(drawSoon);
   const tiles = byId("tiles");
@@ -56,6 +59,7 @@ export async function openViewer(scan, home, isCurrent) {
   const mine = { scan, planes, index, slices: new Slices(byId("tiles"), `${scan.base}/slices`, planes), volumes: null };
   state = mine;
   offerOverlays(scan);
+  sayOverlay(scan);
   drawSliders();
   resetWindow();
   for (const plane of Object.keys(planes)) setIndex(plane, index[plane]);
@@ -110,8 +114,7 @@ function drawSoon() {
 
 function draw() {
   if (!state) return;
-  const { scan, volumes } = state;
-  sayOverlay(scan);
+  const { volumes } = state;
   say(byId("window-says"), windowText());
   if (volumes) {
     volumes.setWindow(windowHu());
