@@ -145,6 +145,7 @@ def show(run_name: RunName, server: ServerDir = Path("server"), as_json: Json = 
     """Show one run: its rounds, sites and refusals, the final model's metrics, and where its files are."""
     from federation.runs.listing import detail, final_table, masked_lines, results_or_none, round_lines
     from federation.runs.run_folder import find_run
+    from federation.runs.training_length import trained_long
 
     details = detail(server, run_name)
     if as_json:
@@ -158,6 +159,8 @@ def show(run_name: RunName, server: ServerDir = Path("server"), as_json: Json = 
         round_lines(details["history"]),
         title="Rounds (means over sites, on validation patients, without intervals)",
     )
+    for warning in trained_long(details["history"]):
+        say(f"{warning}. {warning.remedy}")
     if results := results_or_none(find_run(server, run_name)):
         (_, *places), lines = final_table(results)
         masked = masked_lines(results)
@@ -287,4 +290,6 @@ def _tell(finished: Sequence["Finished"], *, as_json: bool) -> None:
         return
     for each in finished:
         say(f"Run {each.run} is complete. Candidate model: {each.release}")
+        for warning in each.warnings:
+            say(warning)
         say(f"To see it in MLflow: {each.mlflow}")

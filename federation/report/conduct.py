@@ -10,6 +10,7 @@ from federation.protocol.metric_allowlist import LOSS
 from federation.report.estimates import LABELS, estimate, federated, number, over_sites, sites
 from federation.report.overview import rounds_of
 from federation.runs.results import Results
+from federation.runs.training_length import trained_long
 from federation.strategy import reasons
 from federation.system.refusals_page import REASONS
 from pipeline.cohort.attrition import plain
@@ -24,7 +25,7 @@ def explained(code: str) -> dict[str, str]:
 def learning(results: Results) -> list[dict[str, Any]]:
     """Return the sites' means by round, weighted by their patients; None if the round was lost or no site reported.
 
-    The AUROC of a round is that of the model at the start of the round, on validation patients.
+    AUROC and validation loss of a round are those of the model at its start, on validation patients.
     """
     return [
         {
@@ -32,9 +33,15 @@ def learning(results: Results) -> list[dict[str, Any]]:
             "lost": entry["lost"],
             "mean_train_loss": number(entry["means"], LOSS),
             **{f"mean_validation_auroc_{label}": number(entry["means"], f"auroc_{label}") for label in LABELS},
+            **{f"mean_validation_loss_{label}": number(entry["means"], f"loss_{label}") for label in LABELS},
         }
         for entry in rounds_of(results)
     ]
+
+
+def trained_too_long(results: Results) -> list[dict[str, str]]:
+    """Return warnings about the labels whose validation loss rose again."""
+    return [{"code": each.code, "says": each.says, "remedy": each.remedy} for each in trained_long(results.history)]
 
 
 def costs(results: Results) -> dict[str, Any]:

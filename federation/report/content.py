@@ -39,6 +39,7 @@ def content(results: Results) -> dict[str, Any]:
         "generalisation": comparison.generalisation(results),
         "leave_one_out": comparison.leave_one_out(results),
         "learning": conduct.learning(results),
+        "trained_long": conduct.trained_too_long(results),
         "calibration": trust.calibration(results),
         "decision": trust.decision(results),
         "operating_points": trust.operating_points(results),

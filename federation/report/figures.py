@@ -104,9 +104,13 @@ def leave_one_out(rows: Content) -> Figure | None:
 
 
 def learning(rounds: Sequence[Content]) -> Figure | None:
-    """Draw mean training loss and mean validation AUROC by round; lost rounds are shaded."""
+    """Draw mean losses and mean validation AUROC by round; lost rounds are shaded."""
     curves = {
-        "mean training loss": [("mean_train_loss", "first", "")],
+        "mean loss": [
+            ("mean_validation_loss_severe", "first", f"{NAMES['severe']}, validation"),
+            ("mean_validation_loss_pcr_positive", "second", f"{NAMES['pcr_positive']}, validation"),
+            ("mean_train_loss", "third", "training"),
+        ],
         "mean validation AUROC": [
             ("mean_validation_auroc_severe", "first", NAMES["severe"]),
             ("mean_validation_auroc_pcr_positive", "second", NAMES["pcr_positive"]),
@@ -130,8 +134,8 @@ def learning(rounds: Sequence[Content]) -> Figure | None:
             axes.set_title(title)
             _by_round(axes)
             if len(lines) > 1:
-                axes.legend(loc="lower right")
-        return finished(drawing, "Mean training loss and mean validation AUROC by round, lost rounds shaded")
+                axes.legend(loc="best")
+        return finished(drawing, "Mean losses and mean validation AUROC by round, lost rounds shaded")
 
 
 def costs(rounds: Sequence[Content]) -> Figure | None:

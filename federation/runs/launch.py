@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from configs import usual_studies
 from federation.approval.presets import names_of
@@ -17,9 +18,10 @@ from federation.protocol.study_config import Study
 from federation.protocol.study_packages import bring_packages
 from federation.runs import reasons
 from federation.runs.first_models import check_first_models
-from federation.runs.run_folder import Ended, RunNote, find_run, read_note, read_study, write_note
+from federation.runs.run_folder import Ended, RunNote, find_run, read_history, read_note, read_study, write_note
 from federation.runs.submission import MARK, UNDER_WAY, simulation_server, state, stop, submit, wait
 from federation.runs.tracking import how_to_see
+from federation.runs.training_length import trained_long
 from federation.server.start import this_start
 from federation.strategy.flower_strategies import strategy_of
 from federation.superlink.control import read_server_config
@@ -35,13 +37,14 @@ ENDS: dict[str, Ended] = {"finished:completed": "completed", "finished:stopped":
 
 @dataclass(frozen=True)
 class Finished:
-    """A completed run: its name, its release's folder, and how to open its experiment."""
+    """A completed run: its name, its release's folder, how to open its experiment, and warnings about its training."""
 
     run: str
     release: str
     mlflow: str
+    warnings: list[str]
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -254,4 +257,5 @@ def _note_end(folder: Path, ended: Ended) -> None:
 
 def _finished(server: Path, name: str) -> Finished:
     folder = server / "runs" / name
-    return Finished(name, str(folder / "release"), how_to_see(server, folder))
+    warnings = [f"{warning}. {warning.remedy}" for warning in trained_long(read_history(folder))]
+    return Finished(name, str(folder / "release"), how_to_see(server, folder), warnings)

@@ -21,6 +21,7 @@ from federation.runs.results import FEDERATED, Results, read_results
 from federation.runs.run_folder import RunNote, find_run, read_history, read_note, read_study, run_names
 from federation.runs.submission import State, state
 from federation.runs.tracking import how_to_see
+from federation.runs.training_length import trained_long
 from models.refusal import Refusal
 from pipeline.evaluation.combining import Interval, mean_of_sites
 
@@ -137,6 +138,7 @@ def detail(server: Path, name: str) -> dict[str, Any]:
         **run.summary(),
         "standing": standing(run.study, run.history).text,
         "history": run.history,
+        "warnings": [{"code": each.code, "says": each.says} for each in trained_long(run.history)],
         "final": results.model_dump(mode="json", exclude={"history", "study"}) if results else None,
         **({"together": pooled_row(results), "means": means_row(results)} if results and summed_of(results) else {}),
         "where": _where(server, run.folder),

@@ -70,6 +70,12 @@ UPDATES_SEEN = Reason(
     'Set secure = true in [aggregation] (fedthorax study init FILE --preset masked), or name = "CenteredClip" in '
     "[strategy], which uses what the server sees to stop a hostile hospital. See docs/choosing-protection.md.",
 )
+TRAINED_LONG = Reason(
+    "W_TRAINED_LONG",
+    "the validation loss of {label} was lowest near round {rounds} ({lowest}) and rose to {last}: the model learns its "
+    "training patients by heart",
+    "Run the study again with about so many rounds, and compare the two runs for each label: another one may lose.",
+)
 SEED_USED = Reason(
     "E_SEED_USED",
     "a run of seed {seed} would repeat a model of {other}, and hospitals reveal a sum about a model only once",

@@ -97,6 +97,17 @@ def _names(sites: int | Sequence[str]) -> list[str]:
     return list(NAMES[:sites]) if sites <= len(NAMES) else [f"hospital-{k:03d}" for k in range(1, sites + 1)]
 
 
+def trained_too_long(results: Results) -> Results:
+    """Return results whose validation loss of `severe` rises again after the fifth round."""
+    history = [
+        {**entry, "means": {**entry["means"], "loss_severe": 0.4 + 0.05 * abs(entry["round"] - 5)}}
+        if entry.get("means")
+        else entry
+        for entry in results.history
+    ]
+    return results.model_copy(update={"history": history})
+
+
 def _study(
     names: Sequence[str], rounds: int, seed: int, *, synthetic: bool, private: bool, asked: Sequence[bool]
 ) -> Study:

@@ -14,7 +14,7 @@ from federation.protocol.study_config import Study
 from federation.runs.launch import plan
 from models.refusal import Refusal
 from models.settings import load_settings
-from tests.helpers.results_factory import make_results
+from tests.helpers.results_factory import make_results, trained_too_long
 from tests.helpers.run_files import entry, write_run
 
 PRESETS = sorted((Path(configs.__file__).parent / "presets").glob("*.toml"))
@@ -261,6 +261,16 @@ def test_show_prints_a_run_as_text_and_json(tmp_path, monkeypatch):
     told = json.loads(typed("show", "trial-a", "--server", tmp_path, "--json"))
     assert told["final"]["models"][0]["figures"]["north"]["auroc_severe"]
     assert told["history"][0]["refused"] == {"south": "E_SITE_MISSING"}
+
+
+def test_show_warns_of_a_study_that_trained_too_long(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    results = trained_too_long(make_results(2))
+    write_run(tmp_path, "trial-a", of=results.study, history=results.history, results=results)
+    done = CliRunner().invoke(app, ["show", "trial-a", "--server", str(tmp_path)])
+    assert "W_TRAINED_LONG: the validation loss of severe was lowest near round" in done.stderr
+    (warning,) = json.loads(typed("show", "trial-a", "--server", tmp_path, "--json"))["warnings"]
+    assert warning["code"] == "W_TRAINED_LONG"
 
 
 def test_compare_prints_runs_as_text_and_json(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from federation.report.content import SECTIONS, content
 from federation.report.page import cell, duration, render, write_report
 from federation.runs.results import Results
 from models.refusal import Refusal
-from tests.helpers.results_factory import make_results
+from tests.helpers.results_factory import make_results, trained_too_long
 
 NOTHING = make_results(1, models=[], sites={}, history=[], audit=False, operating_points={}, calibration={})
 HOSTILE = ['<script>alert("1")</script>', "\u202egnp.exe", "$x_1$ & 'sons'", "a" * 200, "__class__ {{ 7 * 7 }}"]
@@ -292,3 +292,9 @@ def test_numbers_are_formatted_consistently():
     assert cell({"value": 0.5, "low": None, "high": None}) == "0.50"
     assert "(0.40 to 0.60)" in cell({"value": 0.5, "low": 0.4, "high": 0.6})
     assert [duration(s) for s in (5.2, 119, 300, 7260)] == ["5 s", "119 s", "5 min", "2 h 1 min"]
+
+
+def test_page_tells_that_a_study_trained_too_long(run: Results, full: Reader) -> None:
+    assert "Trained too long" not in full.text
+    warned = Reader(page_of(trained_too_long(run))).text
+    assert "Trained too long: the validation loss of severe was lowest near round" in " ".join(warned.split())
