@@ -216,7 +216,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["# First weights from a pretraining without labels", ""]
     for size in sizes:
         lines += _section(size, [each for each in rows if each["size"] == size])
-    lines += _half(rows)
+    lines += _shorter(rows) + _half(rows)
     lines += ["`benchmarks/pretraining.py` explains the rows.", ""]
     return "\n".join(lines)
 
@@ -233,29 +233,56 @@ def _section(size: dict[str, int], rows: Sequence[dict[str, Any]]) -> list[str]:
     quick, usual = "in the quick form of learning.py (24 x 32 x 32 voxels, ResNet-10)", "in the default form"
     form = f"{quick}, " if size["quick"] else f"{usual} ({' x '.join(map(str, Preprocessing().shape))} voxels), "
     kept = "one pretraining of each kind for all seeds, " if size["kept"] else ""
+    rounds = f"{size['rounds']} rounds of the study, " if size["rounds"] else ""
     return [
         f"{about['date']}; {about['machine']}. {SITES} synthetic hospitals, each with {size['labelled']} patients with "
-        f"labels and {size['unlabelled']} without, {form}{size['pretraining_rounds']} rounds of "
+        f"labels and {size['unlabelled']} without, {form}{rounds}{size['pretraining_rounds']} rounds of "
         f"pretraining, {kept}{len(rows)} seeds; 95 % intervals over the seeds, differences paired by seed.",
         "",
         *markdown(["AUROC at the unseen hospital", *LABELS], table),
     ]
 
 
+def _shorter(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return how studies of other than the usual rounds compare with the usual study from the seed, by seed."""
+    usual, table = next(iter(FIRST)), []
+    whole = {(json.dumps(each["size"]), each["seed"]): each["areas"][usual] for each in rows}
+    for name in FIRST:
+        of: dict[str, list[list[float]]] = {}
+        for each in rows:
+            as_usual = json.dumps(each["size"] | {"rounds": 0})
+            if each["size"]["rounds"] and name in each["areas"] and (long := whole.get((as_usual, each["seed"]))):
+                less = [each["areas"][name][label] - long[label] for label in LABELS]
+                labelled = f"{each['size']['labelled']} labels: {_rounds(each['size'])}"
+                of.setdefault(f"{labelled} {name} less {_rounds({'rounds': 0})} {usual}", []).append(less)
+        table += [[what, *map(interval, zip(*less, strict=True))] for what, less in of.items()]
+    return markdown(["fewer rounds", *LABELS], table) if table else []
+
+
 def _half(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return how half of the labels after a pretraining compare with all of them from the seed, by seed."""
+    """Return how half of the labels after a pretraining compare with all of them from the seed, by seed.
+
+    Studies of other than the usual rounds are compared with studies of both lengths.
+    """
     usual, table = next(iter(FIRST)), []
     whole = {(json.dumps(each["size"]), each["seed"]): each["areas"][usual] for each in rows}
     for name in [*FIRST][1:]:
         of: dict[str, list[list[float]]] = {}
         for each in rows:
-            twice = json.dumps(each["size"] | {"labelled": 2 * each["size"]["labelled"]})
-            if name in each["areas"] and (all_labels := whole.get((twice, each["seed"]))):
-                less = [each["areas"][name][label] - all_labels[label] for label in LABELS]
-                what = f"{each['size']['labelled']} labels {name} ({each['size']['pretraining_rounds']} rounds) less "
-                of.setdefault(f"{what}{2 * each['size']['labelled']} {usual}", []).append(less)
+            size = each["size"]
+            for rounds in dict.fromkeys((size["rounds"], 0)):
+                twice = size | {"labelled": 2 * size["labelled"], "rounds": rounds}
+                if name in each["areas"] and (all_labels := whole.get((json.dumps(twice), each["seed"]))):
+                    less = [each["areas"][name][label] - all_labels[label] for label in LABELS]
+                    half = f"{size['labelled']} labels, {_rounds(size)}, {name} ({size['pretraining_rounds']} rounds)"
+                    what = f"{half} less {twice['labelled']}, {_rounds(twice)}, {usual}"
+                    of.setdefault(what, []).append(less)
         table += [[what, *map(interval, zip(*less, strict=True))] for what, less in of.items()]
     return markdown(["half of the labels", *LABELS], table) if table else []
+
+
+def _rounds(size: dict[str, int]) -> str:
+    return f"{size['rounds']} rounds" if size["rounds"] else "the usual rounds"
 
 
 def main() -> None:
