@@ -291,5 +291,5 @@ def _tell(finished: Sequence["Finished"], *, as_json: bool) -> None:
     for each in finished:
         say(f"Run {each.run} is complete. Candidate model: {each.release}")
         for warning in each.warnings:
-            say(warning)
+            say(f"{warning}. {warning.remedy}")
         say(f"To see it in MLflow: {each.mlflow}")

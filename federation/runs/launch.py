@@ -5,7 +5,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,11 @@ class Finished:
     run: str
     release: str
     mlflow: str
-    warnings: list[str]
+    warnings: list[Refusal]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        warnings = [{"code": each.code, "says": each.says} for each in self.warnings]
+        return {"run": self.run, "release": self.release, "mlflow": self.mlflow, "warnings": warnings}
 
 
 def plan(files: Sequence[Path]) -> list[Study]:
@@ -257,5 +258,4 @@ def _note_end(folder: Path, ended: Ended) -> None:
 
 def _finished(server: Path, name: str) -> Finished:
     folder = server / "runs" / name
-    warnings = [f"{warning}. {warning.remedy}" for warning in trained_long(read_history(folder))]
-    return Finished(name, str(folder / "release"), how_to_see(server, folder), warnings)
+    return Finished(name, str(folder / "release"), how_to_see(server, folder), trained_long(read_history(folder)))
