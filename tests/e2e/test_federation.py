@@ -231,7 +231,7 @@ def test_default_study_knows_figures_and_answers_as_sums_alone(federation: Feder
     ok("study", "init", study, "--sites", "3")
     text = study.read_text()
     for before, after in {
-        "rounds = 20\n": "rounds = 2\n",
+        "rounds = 20 ": "rounds = 2 ",
         "local_epochs = 2 ": "local_epochs = 1 ",
         "synthetic = false": "synthetic = true",
         '"resnet18"': '"resnet10"',
