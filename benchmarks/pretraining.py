@@ -52,6 +52,7 @@ SMALL = Preprocessing(method=1, shape=(16, 16, 16), working_spacing_mm=8.0)
 COARSE = Grid((30, 48, 48), (9.6, 7.8, 7.8))
 QUICK = FORMS["quick"]
 STORE = RESULTS / "pretraining.json"
+Differences = dict[str, list[list[float]]]  # of AUROC, by what is compared: for each seed, one of each label
 FIRST = {"from the seed": "labels", "after measures": "auxiliary", "after hidden blocks": "hidden_blocks"}
 
 
@@ -212,9 +213,8 @@ def size_of(asked: argparse.Namespace) -> dict[str, int]:
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
     """Return the tables of all sizes as Markdown."""
-    sizes = [json.loads(size) for size in dict.fromkeys(json.dumps(each["size"]) for each in rows)]
     lines = ["# First weights from a pretraining without labels", ""]
-    for size in sizes:
+    for size in _sizes(rows):
         lines += _section(size, [each for each in rows if each["size"] == size])
     lines += _shorter(rows) + _half(rows)
     lines += ["`benchmarks/pretraining.py` explains the rows.", ""]
@@ -245,18 +245,14 @@ def _section(size: dict[str, int], rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _shorter(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return how studies of other than the usual rounds compare with the usual study from the seed, by seed."""
-    usual, table = next(iter(FIRST)), []
-    whole = {(json.dumps(each["size"]), each["seed"]): each["areas"][usual] for each in rows}
+    usual = next(iter(FIRST))
+    less: Differences = {}
     for name in FIRST:
-        of: dict[str, list[list[float]]] = {}
-        for each in rows:
-            as_usual = json.dumps(each["size"] | {"rounds": 0})
-            if each["size"]["rounds"] and name in each["areas"] and (long := whole.get((as_usual, each["seed"]))):
-                less = [each["areas"][name][label] - long[label] for label in LABELS]
-                labelled = f"{each['size']['labelled']} labels: {_rounds(each['size'])}"
-                of.setdefault(f"{labelled} {name} less {_rounds({'rounds': 0})} {usual}", []).append(less)
-        table += [[what, *map(interval, zip(*less, strict=True))] for what, less in of.items()]
-    return markdown(["fewer rounds", *LABELS], table) if table else []
+        for size in _sizes(rows):
+            if size["rounds"]:
+                what = f"{size['labelled']} labels: {_rounds(size)} {name} less the usual rounds {usual}"
+                _add(less, what, rows, size, name, size | {"rounds": 0})
+    return _table("fewer rounds", less)
 
 
 def _half(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -264,21 +260,45 @@ def _half(rows: Sequence[dict[str, Any]]) -> list[str]:
 
     Studies of other than the usual rounds are compared with studies of both lengths.
     """
-    usual, table = next(iter(FIRST)), []
-    whole = {(json.dumps(each["size"]), each["seed"]): each["areas"][usual] for each in rows}
-    for name in [*FIRST][1:]:
-        of: dict[str, list[list[float]]] = {}
-        for each in rows:
-            size = each["size"]
+    usual, *others = FIRST
+    less: Differences = {}
+    for name in others:
+        for size in _sizes(rows):
             for rounds in dict.fromkeys((size["rounds"], 0)):
                 twice = size | {"labelled": 2 * size["labelled"], "rounds": rounds}
-                if name in each["areas"] and (all_labels := whole.get((json.dumps(twice), each["seed"]))):
-                    less = [each["areas"][name][label] - all_labels[label] for label in LABELS]
-                    half = f"{size['labelled']} labels, {_rounds(size)}, {name} ({size['pretraining_rounds']} rounds)"
-                    what = f"{half} less {twice['labelled']}, {_rounds(twice)}, {usual}"
-                    of.setdefault(what, []).append(less)
-        table += [[what, *map(interval, zip(*less, strict=True))] for what, less in of.items()]
-    return markdown(["half of the labels", *LABELS], table) if table else []
+                half = f"{size['labelled']} labels, {_rounds(size)}, {name} ({size['pretraining_rounds']} rounds)"
+                what = f"{half} less {twice['labelled']}, {_rounds(twice)}, {usual}"
+                _add(less, what, rows, size, name, twice)
+    return _table("half of the labels", less)
+
+
+def _sizes(rows: Sequence[dict[str, Any]]) -> list[dict[str, int]]:
+    return [json.loads(size) for size in dict.fromkeys(json.dumps(each["size"]) for each in rows)]
+
+
+def _add(
+    less: Differences,
+    what: str,
+    rows: Sequence[dict[str, Any]],
+    size: dict[str, int],
+    name: str,
+    other: dict[str, int],
+) -> None:
+    """Add the differences of a model of one size to the model from the seed of another size, of the same seeds."""
+    usual = next(iter(FIRST))
+    of_other = {each["seed"]: each["areas"][usual] for each in rows if each["size"] == other}
+    found = [
+        [each["areas"][name][label] - of_other[each["seed"]][label] for label in LABELS]
+        for each in rows
+        if each["size"] == size and name in each["areas"] and each["seed"] in of_other
+    ]
+    if found:
+        less.setdefault(what, []).extend(found)
+
+
+def _table(head: str, less: Differences) -> list[str]:
+    rows = [[what, *map(interval, zip(*found, strict=True))] for what, found in less.items()]
+    return markdown([head, *LABELS], rows) if rows else []
 
 
 def _rounds(size: dict[str, int]) -> str:

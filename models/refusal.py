@@ -59,3 +59,7 @@ class Refusal(Exception):
     def remedy(self) -> str:
         """What to do next."""
         return self.reason.remedy
+
+    def to_json(self) -> dict[str, str]:
+        """Return code, text and remedy, without `private`."""
+        return {"code": self.code, "says": self.says, "remedy": self.remedy}

@@ -73,7 +73,7 @@ def _widest_word(cells: Sequence[str]) -> int:
 def print_refusal(refusal: Refusal, *, as_json: bool) -> None:
     """Print a refusal and its remedy. `private` is shown on this screen only, never in the JSON."""
     if as_json:
-        print_json({"refused": {"code": refusal.code, "says": refusal.says, "remedy": refusal.remedy}})
+        print_json({"refused": refusal.to_json()})
         return
     say(f"{refusal}")
     if refusal.private and not goes_to_the_journal():

@@ -10,7 +10,6 @@ from federation.protocol.metric_allowlist import LOSS
 from federation.report.estimates import LABELS, estimate, federated, number, over_sites, sites
 from federation.report.overview import rounds_of
 from federation.runs.results import Results
-from federation.runs.training_length import trained_long
 from federation.strategy import reasons
 from federation.system.refusals_page import REASONS
 from pipeline.cohort.attrition import plain
@@ -37,11 +36,6 @@ def learning(results: Results) -> list[dict[str, Any]]:
         }
         for entry in rounds_of(results)
     ]
-
-
-def trained_too_long(results: Results) -> list[dict[str, str]]:
-    """Return warnings about the labels whose validation loss rose again."""
-    return [{"code": each.code, "says": each.says, "remedy": each.remedy} for each in trained_long(results.history)]
 
 
 def costs(results: Results) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from federation.report import comparison, conduct, overview, pooled_patients, tr
 from federation.report.checklists import CHECKLISTS, filled_in
 from federation.report.sums import sums
 from federation.runs.results import Results
+from federation.runs.training_length import trained_long
 from pipeline.site.folder import TEST_SHARE, VALIDATION_SHARE
 
 FORMAT = 1
@@ -39,7 +40,7 @@ def content(results: Results) -> dict[str, Any]:
         "generalisation": comparison.generalisation(results),
         "leave_one_out": comparison.leave_one_out(results),
         "learning": conduct.learning(results),
-        "trained_long": conduct.trained_too_long(results),
+        "trained_long": [warning.to_json() for warning in trained_long(results.history)],
         "calibration": trust.calibration(results),
         "decision": trust.decision(results),
         "operating_points": trust.operating_points(results),

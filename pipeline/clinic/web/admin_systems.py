@@ -33,6 +33,6 @@ def post_test(clinic: TheClinic, store: TheStore, caller: Admin, name: connectio
     except Refusal as refusal:
         if refusal.reason is NO_SUCH_CONNECTION:
             raise
-        told = {"code": refusal.code, "says": refusal.says, "remedy": refusal.remedy}
+        told = {**refusal.to_json()}
     store.audit.add(caller.name, "test_connection", output={"name": name}, code=told["code"])
     return {"responds": told["code"] is None, **told}

@@ -128,8 +128,7 @@ def answer(refusal: Refusal, scope: Scope, headers: Mapping[str, str] | None = N
         headers["Retry-After"] = str(refusal.numbers.get("seconds", _QUEUE_RETRY_SECONDS))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    content = {"code": refusal.code, "says": refusal.says, "remedy": refusal.remedy}
-    return JSONResponse(content, status, headers)
+    return JSONResponse(refusal.to_json(), status, headers)
 
 
 async def of_refusal(request: Request, refusal: Exception) -> JSONResponse:
