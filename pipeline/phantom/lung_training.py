@@ -35,11 +35,12 @@ TISSUE_WEIGHTS = (1.0, 1.5, 1.5, 2.0, 2.0)  # of Tissue, because vessels and air
 class Bodies(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
     """Cropped samples without end; the same ones for the same seed and number of workers.
 
-    `difficult`: share of the bodies in which gas often lies where it is easily taken for lung.
+    `difficult`: share of the bodies in which gas often lies where it is easily taken for lung. `solid`: chance that an
+    ill body has foci that are solid up to their edge.
     """
 
-    def __init__(self, seed: int, difficult: float = 0.0) -> None:
-        self.seed, self.difficult = seed, difficult
+    def __init__(self, seed: int, difficult: float = 0.0, solid: float = 0.0) -> None:
+        self.seed, self.difficult, self.solid = seed, difficult, solid
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         worker = get_worker_info()
@@ -47,7 +48,7 @@ class Bodies(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
         while True:
             rng = np.random.default_rng((self.seed, number))
             is_difficult = self.difficult > 0 and rng.random() < self.difficult
-            sample = draw_sample(rng, gas=DIFFICULT if is_difficult else USUAL)
+            sample = draw_sample(rng, gas=DIFFICULT if is_difficult else USUAL, solid=self.solid)
             for _ in range(CROPS):
                 yield cropped(sample, rng)
             number += step
@@ -73,7 +74,7 @@ def loss_of(regions: Tensor, tissues: Tensor, hu: Tensor, wanted: Tensor, wanted
     Dense voxels in and beside the lungs weigh more: there, consolidation must be told from effusion and chest wall.
     """
     inside = torch.isin(wanted, torch.tensor([int(r) for r in LUNGS])).float()
-    near = F.max_pool3d(inside[:, None], 2 * BESIDE + 1, 1, BESIDE)[:, 0]
+    near = _widened(inside)
     weight = 1 + (DENSE_WEIGHT - 1) * near * (hu > DENSE_ABOVE_HU)
     of_region = F.cross_entropy(regions, wanted, reduction="none")
     of_tissue = F.cross_entropy(tissues, wanted_tissue, torch.tensor(TISSUE_WEIGHTS), reduction="none")
@@ -85,6 +86,15 @@ def loss_of(regions: Tensor, tissues: Tensor, hu: Tensor, wanted: Tensor, wanted
     for tissue in (Tissue.GROUND_GLASS, Tissue.CONSOLIDATION, Tissue.VESSEL):
         total = total + 0.2 * (1 - _dice(share[:, tissue], (wanted_tissue == tissue).float() * inside))
     return total
+
+
+def _widened(mask: Tensor) -> Tensor:
+    """Return the largest value up to BESIDE voxels away; axis by axis, which takes a sixth of the time."""
+    wide = mask[:, None]
+    for axis in range(3):
+        reach = tuple(BESIDE if each == axis else 0 for each in range(3))
+        wide = F.max_pool3d(wide, tuple(2 * side + 1 for side in reach), 1, reach)
+    return wide[:, 0]
 
 
 def _dice(share: Tensor, truth: Tensor) -> Tensor:
@@ -102,6 +112,7 @@ def train(
     rate: float = LEARNING_RATE,
     start: Path | None = None,
     difficult: float = 0.0,
+    solid: float = 0.0,
 ) -> None:
     """Train for `steps` steps, report every 50, and write the averaged weights to `out` as 16-bit floats."""
     torch.manual_seed(seed)
@@ -118,7 +129,9 @@ def train(
     optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
     began, losses = time.monotonic(), []
-    for step, batch in enumerate(DataLoader(Bodies(seed, difficult), batch_size=1, num_workers=workers), start=1):
+    for step, batch in enumerate(
+        DataLoader(Bodies(seed, difficult, solid), batch_size=1, num_workers=workers), start=1
+    ):
         hu, wanted, wanted_tissue = batch
         with torch.autocast("cpu", torch.bfloat16):
             regions, tissues = network(hu)
@@ -164,6 +177,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--start", type=Path, help="weights to begin with")
     parser.add_argument("--difficult", type=float, default=0.0, help="share of bodies with gas in difficult places")
+    parser.add_argument("--solid", type=float, default=0.0, help="chance that an ill body has foci that are solid")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train(
@@ -174,6 +188,7 @@ def main() -> None:
         rate=arguments.rate,
         start=arguments.start,
         difficult=arguments.difficult,
+        solid=arguments.solid,
     )
 
 

@@ -56,8 +56,11 @@ def _behind(lungs: Mask, frame: Frame) -> Field:
     return np.cumsum(lungs[:, ::-1], axis=1, dtype=np.float32)[:, ::-1] * frame.step_mm
 
 
-def add_disease(lung: Lung, frame: Frame, person: Person, rng: Generator) -> None:
-    """Draw diseases and add them: none in a third of the patients, Covid-19's kind in a third."""
+def add_disease(lung: Lung, frame: Frame, person: Person, rng: Generator, solid: float = 0.0) -> None:
+    """Draw diseases and add them: none in a third of the patients, Covid-19's kind in a third.
+
+    `solid`: chance that an ill patient also has foci that are solid up to their edge.
+    """
     kind = rng.choice(["none", "covid", "other"], p=[0.33, 0.37, 0.30])
     if rng.random() < 0.05 + 0.4 * person.wear:
         _emphysema(lung, frame, rng)
@@ -69,6 +72,8 @@ def add_disease(lung: Lung, frame: Frame, person: Person, rng: Generator) -> Non
         _lobar(lung, frame, rng)
     if kind != "none" and rng.random() < 0.25:
         _rind(lung, frame, rng)
+    if solid > 0 and kind != "none" and rng.random() < solid:
+        _solid_foci(lung, frame, rng)
     if rng.random() < (0.08 if kind == "none" else 0.25):
         _effusion(lung, frame, rng)
     if rng.random() < 0.2:
@@ -126,6 +131,23 @@ def _opacities(
         if solid_share:
             core = np.clip((1 - radius / solid_share) / 0.2, 0, 1)
             lung.consolidation = np.maximum(lung.consolidation, core)
+
+
+def _solid_foci(lung: Lung, frame: Frame, rng: Generator) -> None:
+    """Add foci with a sharp edge and little or no ground glass around them, most of them at the pleura."""
+    places = lung.both if rng.random() < 0.6 else lung.lungs[int(rng.choice(SIDES))]
+    if rng.random() < 0.5 and places.any():
+        places = places & (frame.z < np.quantile(frame.z[places], rng.uniform(0.3, 0.9)))
+    if not places.any():
+        return
+    rough = rng.uniform(0, 0.35) * frame.noise(rng.uniform(5, 14), rng)
+    edge, rim = rng.uniform(0.02, 0.2), rng.choice([0.0, rng.uniform(0, 0.4)])
+    largest = rng.uniform(12, 45)
+    for _ in range(rng.integers(1, int(3 + 360 / largest))):
+        at = _point(places, lung, rng, peripheral=bool(rng.random() < 0.85))
+        radius = _blob(frame, at, rng.uniform(0.4, 1.0) * largest * rng.uniform(0.6, 1.3, 3), rough)
+        lung.consolidation = np.maximum(lung.consolidation, np.clip((1 - radius) / edge, 0, 1))
+        lung.ground_glass = np.maximum(lung.ground_glass, np.clip((1 + rim - radius) / edge, 0, 1) * (rim > 0))
 
 
 def _lobar(lung: Lung, frame: Frame, rng: Generator) -> None:

@@ -35,12 +35,12 @@ class Sample:
     step_mm: float
 
 
-def draw_sample(rng: Generator, step_mm: float = STEP_MM, gas: Gas = USUAL) -> Sample:
-    """Draw one scan: body, disease and scanner, all at random."""
+def draw_sample(rng: Generator, step_mm: float = STEP_MM, gas: Gas = USUAL, solid: float = 0.0) -> Sample:
+    """Draw one scan: body, disease and scanner, all at random. `solid`: see `add_disease`."""
     extent = rng.uniform((230, 230, 310), (360, 320, 420))  # millimetres
     shape = tuple(int(np.ceil(side / step_mm / 8)) * 8 for side in extent)
     centre = (rng.uniform(-60, 0), rng.uniform(-5, 20), rng.uniform(-12, 12))
-    body = compose(draw_frame((shape[0], shape[1], shape[2]), step_mm, centre, rng), rng, gas=gas)
+    body = compose(draw_frame((shape[0], shape[1], shape[2]), step_mm, centre, rng), rng, gas=gas, solid=solid)
     seen = acquire(body.hu, step_mm, rng)
     outside = circle(seen.shape, rng)
     if outside is not None:
@@ -48,7 +48,7 @@ def draw_sample(rng: Generator, step_mm: float = STEP_MM, gas: Gas = USUAL) -> S
     return replace(body, hu=seen)
 
 
-def compose(frame: Frame, rng: Generator, dense: Dense | None = None, gas: Gas = USUAL) -> Sample:
+def compose(frame: Frame, rng: Generator, dense: Dense | None = None, gas: Gas = USUAL, solid: float = 0.0) -> Sample:
     """Draw a body with its disease into a frame, without a scanner. `dense`: drawn too if None."""
     person = Person.draw(rng)
     tissues = Tissues.draw(person, rng)
@@ -56,7 +56,7 @@ def compose(frame: Frame, rng: Generator, dense: Dense | None = None, gas: Gas =
     chest = make_chest(frame, trunk, tissues, person, rng)
     bowel_gas = add_abdomen(frame, trunk, chest, tissues, rng, gas)
     lung = healthy(frame, chest, rng)
-    add_disease(lung, frame, person, rng)
+    add_disease(lung, frame, person, rng, solid)
     hu, inner = lungs_into(trunk.hu, lung, chest, tissues, frame, rng, dense)
     devices(frame, hu, trunk.body, lung.both, rng)
     return Sample(hu, _regions(chest, lung, bowel_gas), inner, frame.step_mm)

@@ -87,3 +87,14 @@ def test_difficult_bodies_have_gas_close_to_the_right_lung() -> None:
         return int(np.count_nonzero(near & (sample.regions == Region.BOWEL_GAS)))
 
     assert sum(map(beside, difficult)) > 4 * sum(map(beside, usual))
+
+
+@pytest.mark.slow
+def test_solid_foci_are_added_to_ill_bodies_alone() -> None:
+    pairs = [
+        [draw_sample(np.random.default_rng(seed), step_mm=8.0, solid=solid) for solid in (0.0, 1.0)] for seed in SEEDS
+    ]
+    is_same = [np.array_equal(usual.hu, other.hu) for usual, other in pairs]
+    assert any(is_same) and not all(is_same)
+    usual, other = (sum(np.count_nonzero(pair[k].tissues == Tissue.CONSOLIDATION) for pair in pairs) for k in (0, 1))
+    assert other > 1.5 * usual
