@@ -7,8 +7,9 @@
 - Bodies with gas in stomach and colon but no free air, and bodies with free air below the diaphragm.
 - Bodies in settings that training never drew (`lung_settings`).
 - Phantoms of the synthetic hospitals: another generator, which it never saw.
-- One real thorax with a label map, if its folder is there: whole, by thirds of each lung, and disturbed (turned, thick
-  slices, noise, kernels, an offset, padding), each compared with its own undisturbed mask.
+- One real thorax with a label map, if its folder is there (`lungs_real`): whole, by thirds of each lung, disturbed
+  (turned, thick slices, noise, kernels, an offset, padding), each compared with its own undisturbed mask, and with
+  planted pneumonia.
 
 The shares of dense lung are compared with those that the true labels give for the same scan: the error that is left is
 the segmenter's. Writes benchmarks/results/lungs.json and lungs.md.
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from lung_settings import SETTINGS, held_out
+from lungs_real import RealThorax, figures, planted
 from numpy.typing import NDArray
 from run import circumstances, markdown
 from scipy import ndimage
@@ -38,19 +40,16 @@ from pipeline.phantom.anatomy import Build, Grid, make_thorax
 from pipeline.phantom.body.abdomen import USUAL
 from pipeline.phantom.body.sample import STEP_MM, Sample, draw_sample
 from pipeline.phantom.lesions import add_lesions
-from pipeline.preprocessing.area_resample import area_means
-from pipeline.preprocessing.lesion_burden import Burden, burden, median_density, unsure_share
+from pipeline.preprocessing.lesion_burden import Burden, burden, unsure_share
 from pipeline.preprocessing.lung_labels import count as count_voxels
 from pipeline.preprocessing.lung_regions import LungRegions, dice, find_regions
 from pipeline.preprocessing.lungs import find_lungs
-from pipeline.preprocessing.preprocess import orient, resample
 from pipeline.preprocessing.share_ranges import LEAST_CONSOLIDATION, LEAST_GROUND_GLASS, doubtful_share
-from pipeline.scoring.label_maps import nearest_on
 from pipeline.scoring.quality_checks import MOST_UNSURE
-from pipeline.scoring.single_scan import read_one
 
 RESULTS = Path(__file__).with_name("results")
 UNSEEN_SEED, LIMITS_SEED, FRESH_SEED = 10_000, 30_000, 50_000  # training uses other seeds
+SOLID_SEED, PLANT_SEED = 70_000, 1000
 SETTING_SCANS = 30  # of each setting
 LEAST_FOR_LIMITS = 19  # of fewer scans, not even the largest error bounds 95 % of others
 PHANTOM_GRID = Grid((80, 96, 96), (4.0, 4.0, 4.0))
@@ -83,9 +82,9 @@ def part(hits: list[bool]) -> str:
 # --- scans ------------------------------------------------------------------------------------------------
 
 
-def bodies(first: int, count: int) -> Iterator[Scan]:
+def bodies(first: int, count: int, solid: float = 0.0) -> Iterator[Scan]:
     for seed in range(first, first + count):
-        yield with_truth(draw_sample(np.random.default_rng(seed)))
+        yield with_truth(draw_sample(np.random.default_rng(seed), solid=solid))
 
 
 def with_truth(sample: Sample) -> Scan:
@@ -222,85 +221,7 @@ def line(name: str, rows: list[Row]) -> list[str]:
     ]
 
 
-# --- the real thorax --------------------------------------------------------------------------------------
-
-
-def real(folder: Path) -> dict[str, Any]:
-    import SimpleITK
-
-    volume = orient(read_one(folder / "ct-64Dicom").volume)
-    labels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(folder / "lm-64.nrrd"))
-    part_of, kind = labels & 255, labels >> 8  # Chest Imaging Platform: 9 to 11 left, 12 to 14 right thirds; 3 vessel
-    size = tuple(max(1, round(extent / STEP_MM)) for extent in volume.extent_mm)
-    hu = resample(area_means(volume.hu, size), size).numpy()
-    found = find_regions(hu, STEP_MM)
-    shape = volume.hu.shape
-    labelled = found.lungs_on(shape)
-    threshold = LungRegions.of_mask(find_lungs(hu, (STEP_MM,) * 3), 0).lungs_on(shape) > 0
-    masks = {"both": labelled > 0, "right": labelled == 1, "left": labelled == 2}
-    true = {"both": part_of > 0, "right": part_of >= 12, "left": (part_of > 0) & (part_of < 12)}
-    vessels = nearest_on(shape, (found.tissues == Tissue.VESSEL).astype(np.uint8)) > 0
-    seen = burden(hu, found, STEP_MM, density=median_density(volume.hu, hu.shape)).regions["both"]["whole"]
-    return {
-        "dice": {name: round(dice(masks[name], true[name]), 4) for name in true},
-        "threshold": round(dice(threshold, true["both"]), 4),
-        "thirds": thirds(labelled, part_of),
-        "vessels": {
-            "dice": round(dice(vessels, kind == 3), 3),
-            "found_near": round(near(kind == 3, vessels), 3),
-        },
-        "ground_glass": seen.ground_glass,
-        "consolidation": seen.consolidation,
-        "disturbed": disturbed(hu, found.lungs),
-    }
-
-
-def near(truth: Mask, found: Mask) -> float:
-    """Return the share of true voxels that are found, or lie beside one that is."""
-    return float((truth & ndimage.binary_dilation(found)).sum() / truth.sum())
-
-
-def thirds(labelled: NDArray[np.uint8], part_of: NDArray[np.uint16]) -> dict[str, float]:
-    """Return found over true volume of each lung in the slices of each third, where the label map divides them."""
-    names = ("left upper", "left middle", "left lower", "right upper", "right middle", "right lower")
-    answer = {}
-    for value, name in enumerate(names, start=9):
-        heights = np.flatnonzero((part_of == value).any(axis=(1, 2)))
-        slab = slice(heights[0], heights[-1] + 1)
-        own = labelled[slab] == (2 if value < 12 else 1)
-        true = (part_of[slab] > 0) & ((part_of[slab] >= 12) == (value >= 12))
-        answer[name] = round(float(own.sum() / true.sum()), 3)
-    return answer
-
-
-def disturbed(hu: NDArray[np.float32], mask: Mask) -> dict[str, float]:
-    """Return the Dice coefficient of each disturbed scan's mask with the undisturbed one, moved alike."""
-    rng = np.random.default_rng(0)
-    answer = {}
-    for axes, name in (((1, 2), "body's axis"), ((0, 1), "left-right axis"), ((0, 2), "front-back axis")):
-        for degrees in (-10, 10):
-            turned = ndimage.rotate(hu, degrees, axes, reshape=False, order=1, mode="constant", cval=-1000)
-            wanted = ndimage.rotate(mask.astype(np.float32), degrees, axes, reshape=False, order=1) > 0.5
-            answer[f"turned {degrees} degrees about the {name}"] = dice(find_regions(turned, STEP_MM).lungs, wanted)
-    noise = rng.normal(0, 1, hu.shape)
-    thick = ndimage.uniform_filter1d(hu, 2, axis=0)
-    blurred = ndimage.gaussian_filter(hu, 0.7)
-    changes = {
-        "slices of 8 mm": thick,
-        "noise of 20 HU": hu + 20 * noise,
-        "noise of 40 HU": hu + 40 * noise,
-        "smooth kernel": blurred,
-        "sharp kernel": hu + 0.8 * (hu - blurred),
-        "all HU 30 higher": hu + 30,
-        "all HU 30 lower": hu - 30,
-        "contrast agent": np.where((hu > 20) & (hu < 90), hu + 150, hu),
-    }
-    for name, changed in changes.items():
-        answer[name] = dice(find_regions(changed.astype(np.float32), STEP_MM).lungs, mask)
-    padded = np.pad(hu, ((6, 9), (10, 4), (5, 11)), constant_values=-1024)
-    found = find_regions(padded, STEP_MM).lungs[6:-9, 10:-4, 5:-11]
-    answer["padding around the scan"] = dice(found, mask)
-    return {name: round(value, 4) for name, value in answer.items()}
+# --- the time ----------------------------------------------------------------------------------------------
 
 
 def timing() -> dict[str, float]:
@@ -383,7 +304,9 @@ def main() -> None:
         print(limits(arguments.limits))
         return
     if arguments.only_real:
-        write({**json.loads((RESULTS / "lungs.json").read_text()), "real": real(arguments.real)})
+        result = json.loads((RESULTS / "lungs.json").read_text())
+        of_real(arguments.real, result, arguments.scans // 2)
+        write(result)
         return
     if arguments.gas:
         write({**json.loads((RESULTS / "lungs.json").read_text()), "gas": gas(arguments.gas)})
@@ -396,6 +319,7 @@ def main() -> None:
     sources = {
         "Unseen bodies of the generator": bodies(UNSEEN_SEED, arguments.scans),
         "Fresh bodies, on which nothing was chosen": bodies(FRESH_SEED, arguments.scans // 2),
+        "Fresh bodies with foci that are solid up to their edge": bodies(SOLID_SEED, arguments.scans // 2, solid=1.0),
         "Phantoms of another generator": phantoms(arguments.scans // 3),
     }
     result["synthetic"] = {name: summary([judge(*scan) for scan in scans]) for name, scans in sources.items()}
@@ -405,8 +329,16 @@ def main() -> None:
     ]
     result["gas"] = gas(5 * arguments.scans)
     if arguments.real.is_dir():
-        result["real"] = real(arguments.real)
+        of_real(arguments.real, result, arguments.scans // 2)
     write(result)
+
+
+def of_real(folder: Path, result: dict[str, Any], scans: int) -> None:
+    """Add the figures of the real thorax, as it is and with planted lesions."""
+    thorax = RealThorax.read(folder)
+    result["real"] = figures(thorax)
+    rows = [judge(*scan) for scan in planted(thorax, range(PLANT_SEED, PLANT_SEED + scans))]
+    result["synthetic"]["Pneumonia planted in the real thorax"] = summary(rows)
 
 
 def write(result: dict[str, Any]) -> None:
