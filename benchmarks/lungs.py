@@ -252,7 +252,7 @@ def text(result: dict[str, Any]) -> str:
         "# Where the lungs are",
         "",
         f"{result['date']}; {result['machine']}. Weights {WEIGHTS_SHA256[:12]}. 95 % intervals over scans. "
-        "`benchmarks/lungs.py` defines the metrics. Everything but the last section is synthetic.",
+        "`benchmarks/lungs.py` defines the metrics. All scans but those of the real thorax are synthetic.",
         "",
     ]
     for name, rows in result["synthetic"].items():

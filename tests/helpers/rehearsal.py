@@ -30,6 +30,7 @@ from tests.helpers.other_version import ROOT, has_revision, last_tag, make_envir
 # stamped.
 BEFORE = "4d06caa078a1787ae22d15b405cb0328f1e95d53"
 NAMES = ("north", "south", "west")
+# Both versions have preprocessing method 1: their lung segmenters differ.
 STUDY = """
 [study]
 name = "upgrade"
@@ -44,6 +45,9 @@ synthetic = true
 [network]
 architecture = "resnet10"
 widen_factor = 0.125
+
+[preprocessing]
+method = 1
 
 [strategy]
 name = "FedAvg"
@@ -96,13 +100,18 @@ class Rehearsal:
         self.nodes[name] = self.start(version, "node", "start", self.site(name))
         wait_online([self.nodes[name]])
 
+    def study(self, rounds: int) -> Path:
+        """Write a study file."""
+        file = self.folder / f"study-{len(self.commands)}.toml"
+        file.write_text(STUDY.format(rounds=rounds, sites=len(self.names)))
+        return file
+
     def run(self, rounds: int, swaps: dict[int, dict[str, Version]]) -> tuple[State, list[dict[str, str]]]:
         """Run a study; after the rounds named in `swaps`, stop it, exchange nodes and resume it.
 
         Returns the last checkpoint, and the versions that took part each time, by site.
         """
-        study = self.folder / f"study-{len(self.commands)}.toml"
-        study.write_text(STUDY.format(rounds=rounds, sites=len(self.names)))
+        study = self.study(rounds)
         for name in self.names:
             self.older.ok("node", "approve-study", self.site(name), study, "--yes")
         command, told = self.start(self.newer, "study", "run", study, "--server", self.server), []
@@ -163,7 +172,7 @@ def rehearsal_in(
             leave_out_new_studies(hospital / "site.toml", source)
             older.ok("node", "init", site, "--from", hospital)
             for_few_patients(site)
-            older.ok("node", "ingest", site)
+            older.ok("node", "ingest", site, "--study", here.study(rounds=1))
             server.wait_for("The server is up", seconds=300)
             code = json.loads(newer.ok("server", "enrol", here.server, name, "--json"))["code"]
             older.ok("node", "join", site, code, "--as", name)

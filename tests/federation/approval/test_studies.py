@@ -112,9 +112,9 @@ def digest_of(study: Study) -> str:
 @pytest.mark.parametrize(
     ("size", "digest"),
     [
-        ("small-cpu", "1e1c08a0c757"),
-        ("standard-gpu", "0a67454c9b3a"),
-        ("large-gpu", "908fc929935b"),
+        ("small-cpu", "84e5921523cd"),
+        ("standard-gpu", "b11e82cd3d36"),
+        ("large-gpu", "118d395844c4"),
     ],
 )
 def test_digest_of_a_size_is_stable(size: str, digest: str) -> None:
