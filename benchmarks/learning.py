@@ -7,8 +7,10 @@
 
 A cell is one trained model: a kind of difference, a seed and a method. Finished cells are lines of
 results/learning/cells.jsonl, or of another folder (`--cells DIR`), so that the tables can be made again, and an
-interrupted run goes on where it was. Each names the settings it was trained with, and cells of other settings are not
-used. `learning_sites` has the hospitals, `learning_methods` the methods, `learning_tables` the tables.
+interrupted run goes on where it was. Each names the settings it was trained with, and cells of different settings are
+never mixed. After a change of the defaults the tables are those of the earlier settings, until as many cells are made
+again; one more table compares both, seed by seed. `learning_sites` has the hospitals, `learning_methods` the methods,
+`learning_tables` the tables.
 """
 
 import argparse
@@ -93,15 +95,30 @@ def cell_settings(form: Form, kind: str) -> str:
 
 
 def read_cells(folder: Path, form: Form) -> dict[tuple[str, int, str], Cell]:
-    """Return the finished cells of a form whose settings are today's; the last of a key counts.
+    """Return the finished cells of a form whose settings are today's; the last of a key counts."""
+    today = {kind: cell_settings(form, kind) for kind in KINDS}
+    return {cell.key: cell for cell in _finished(folder, form) if cell.settings == today[cell.kind]}
 
-    A last line without an end was being written when the run was interrupted.
+
+def read_earlier_cells(folder: Path, form: Form) -> dict[tuple[str, int, str], Cell]:
+    """Return the finished cells of the settings before today's if they are more than those of today's, otherwise none.
+
+    A change of a study's defaults leaves such cells. Tables of them are better than tables of a few new cells, until
+    `make learning` has made as many again.
     """
+    today = {kind: cell_settings(form, kind) for kind in KINDS}
+    others = [cell for cell in _finished(folder, form) if cell.settings != today[cell.kind]]
+    last = {cell.kind: cell.settings for cell in others}
+    earlier = {cell.key: cell for cell in others if cell.settings == last[cell.kind]}
+    return earlier if len(earlier) > len(read_cells(folder, form)) else {}
+
+
+def _finished(folder: Path, form: Form) -> list[Cell]:
+    """Return all cells of a form. A last line without an end was being written when the run was interrupted."""
     file = folder / CELLS
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     cells = [Cell.from_json(line) for line in lines if line.endswith("\n")]
-    today = {kind: cell_settings(form, kind) for kind in KINDS}
-    return {cell.key: cell for cell in cells if cell.form == form.name and cell.settings == today.get(cell.kind)}
+    return [cell for cell in cells if cell.form == form.name and cell.kind in KINDS]
 
 
 def run(job: Job) -> Cell:
@@ -236,7 +253,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     form, before = FORMS[chosen.form].changed(chosen.set), circumstances()
     if not chosen.tables:
         make_cells(Plan(form, seeds, chosen.methods), chosen.cells, workers=chosen.workers)
-    made = report(read_cells(chosen.cells, form).values(), form)
+    made = report(read_cells(chosen.cells, form).values(), form, read_earlier_cells(chosen.cells, form).values())
     print(table("learning", as_stored(made, before)))
     if form.name == "default" and not chosen.seeds:
         store("learning", made, before)

@@ -124,13 +124,38 @@ def _resampled(cell: "Cell", at: str, label: str) -> np.ndarray:
     return np.asarray((weights * ill * below).sum(axis=1) / (ill.sum() * (~ill).sum()))
 
 
-def report(cells: "Iterable[Cell]", form: Form) -> Part:
-    """Return the tables of the cells that are there; draw the figure if they have the full form."""
-    found = Found(cells)
+def report(cells: "Iterable[Cell]", form: Form, earlier: "Iterable[Cell]" = ()) -> Part:
+    """Return the tables of the cells that are there; draw the figure if they have the full form.
+
+    `earlier`: cells of earlier settings, if the tables are to be theirs. A last table then compares them with `cells`.
+    """
+    today, before = Found(cells), Found(earlier)
+    found = before if before.cells else today
     if form.name == "default" and found.cells:
         draw(found)
+    notes = _notes(found, form)
     tables = [goals(found), *(areas_table(found, label) for label in (SEVERE, PCR)), costs(found)]
-    return Part(_notes(found, form), [], tables, {"cells": [_plain(cell) for _, cell in sorted(found.cells.items())]})
+    if before.cells:
+        notes.append(f"All tables are of earlier settings. With today's, {len(today.cells)} models are finished.")
+        tables += [changes(today, before)] if today.cells else []
+    return Part(notes, [], tables, {"cells": [_plain(cell) for _, cell in sorted(found.cells.items())]})
+
+
+def changes(today: Found, before: Found) -> Table:
+    """Return the table of what a change of settings did to the AUROC at the unseen hospital, paired by seed."""
+    rows = []
+    for kind in before.kinds:
+        for name in ROWS:
+            means = []
+            for label in (SEVERE, PCR):
+                now, then = (found.row(kind, name, label) for found in (today, before))
+                seeds = sorted(now.keys() & then.keys())
+                pairs = [(now[seed].areas[UNSEEN][label], then[seed].areas[UNSEEN][label]) for seed in seeds]
+                means.append(Mean.of([after - earlier for after, earlier in pairs]))
+            if means[0].count:
+                rows.append([kind, name, str(means[0].count), *(mean.signed() for mean in means)])
+    head = ["difference", "trained", "seeds", f"`{SEVERE}`", f"`{PCR}`"]
+    return Table("AUROC at the unseen hospital with today's settings less that with the earlier ones", head, rows)
 
 
 def _plain(cell: "Cell") -> dict[str, Any]:

@@ -84,6 +84,31 @@ def test_cells_of_other_settings_are_not_used(tmp_path: Path) -> None:
     assert not read_cells(written(tmp_path, cell("label", 1, "ours", 0.8).to_json() + "\n"), FORMS["quick"])
 
 
+def test_tables_stay_those_of_earlier_settings_until_as_many_cells_are_made_again(tmp_path: Path) -> None:
+    from learning import read_cells, read_earlier_cells
+    from learning_sites import FORMS, KINDS
+    from learning_tables import OURS, POOLED, report
+
+    form = FORMS["default"]
+    names = [f"{name} alone" for name in KINDS["size"].names]
+    areas = {POOLED: 0.8, OURS: 0.8} | dict.fromkeys(names, 0.7)
+    old = [cell("size", seed, name, area, settings="before") for seed in (1, 2) for name, area in areas.items()]
+    new = [cell("size", seed, name, area + 0.1 * seed) for seed in (1, 2) for name, area in areas.items()]
+    for finished, tables_are_new in ((new[:7], False), (new, True)):
+        folder = written(tmp_path, *(each.to_json() + "\n" for each in old + finished))
+        earlier = read_earlier_cells(folder, form)
+        assert list(earlier) == ([] if tables_are_new else [each.key for each in old])
+        made = report(read_cells(folder, form).values(), FORMS["quick"], earlier.values())
+        pooled = next(row for row in made.tables[1].rows if row[1] == POOLED)
+        assert pooled[3].startswith("0.950" if tables_are_new else "0.800")
+        changed = [row[1:4] for table in made.tables[4:] for row in table.rows]
+        shift = "+0.150 (-0.485 to +0.785)"
+        best = "best hospital alone"
+        assert changed == (
+            [] if tables_are_new else [[POOLED, "2", shift], [OURS, "2", shift], [best, "1", "+0.100 (one seed)"]]
+        )
+
+
 @pytest.mark.slow
 def test_cells_made_by_another_process_are_used() -> None:
     """The digest of a cell's settings must not depend on the process, as addresses and hashes of strings do."""
