@@ -38,7 +38,7 @@ from models.lung_segmenter import WEIGHTS_SHA256, Region, Tissue
 from models.refusal import Refusal
 from pipeline.phantom.anatomy import Build, Grid, make_thorax
 from pipeline.phantom.body.abdomen import USUAL
-from pipeline.phantom.body.sample import STEP_MM, Sample, draw_sample
+from pipeline.phantom.body.sample import PLAIN, STEP_MM, Sample, Variety, draw_sample
 from pipeline.phantom.lesions import add_lesions
 from pipeline.preprocessing.lesion_burden import Burden, burden, unsure_share
 from pipeline.preprocessing.lung_labels import count as count_voxels
@@ -49,7 +49,8 @@ from pipeline.scoring.quality_checks import MOST_UNSURE
 
 RESULTS = Path(__file__).with_name("results")
 UNSEEN_SEED, LIMITS_SEED, FRESH_SEED = 10_000, 30_000, 50_000  # training uses other seeds
-SOLID_SEED, PLANT_SEED = 70_000, 1000
+SOLID_SEED, TURNED_SEED, PLANT_SEED = 70_000, 90_000, 1000
+SOLID, TURNED = Variety(solid=1.0), Variety(solid=0.5, turned=1.0, muscles=1.0, tubes=0.2)
 SETTING_SCANS = 30  # of each setting
 LEAST_FOR_LIMITS = 19  # of fewer scans, not even the largest error bounds 95 % of others
 PHANTOM_GRID = Grid((80, 96, 96), (4.0, 4.0, 4.0))
@@ -82,9 +83,9 @@ def part(hits: list[bool]) -> str:
 # --- scans ------------------------------------------------------------------------------------------------
 
 
-def bodies(first: int, count: int, solid: float = 0.0) -> Iterator[Scan]:
+def bodies(first: int, count: int, variety: Variety = PLAIN) -> Iterator[Scan]:
     for seed in range(first, first + count):
-        yield with_truth(draw_sample(np.random.default_rng(seed), solid=solid))
+        yield with_truth(draw_sample(np.random.default_rng(seed), variety=variety))
 
 
 def with_truth(sample: Sample) -> Scan:
@@ -319,7 +320,8 @@ def main() -> None:
     sources = {
         "Unseen bodies of the generator": bodies(UNSEEN_SEED, arguments.scans),
         "Fresh bodies, on which nothing was chosen": bodies(FRESH_SEED, arguments.scans // 2),
-        "Fresh bodies with foci that are solid up to their edge": bodies(SOLID_SEED, arguments.scans // 2, solid=1.0),
+        "Fresh bodies with foci that are solid up to their edge": bodies(SOLID_SEED, arguments.scans // 2, SOLID),
+        "Fresh bodies with muscles, turned or off the middle": bodies(TURNED_SEED, arguments.scans // 2, TURNED),
         "Phantoms of another generator": phantoms(arguments.scans // 3),
     }
     result["synthetic"] = {name: summary([judge(*scan) for scan in scans]) for name, scans in sources.items()}

@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from models.lung_segmenter import LungSegmenter, Region, Tissue
 from pipeline.phantom.body.abdomen import DIFFICULT, USUAL
-from pipeline.phantom.body.sample import Sample, draw_sample
+from pipeline.phantom.body.sample import PLAIN, Sample, Variety, draw_sample
 
 log = logging.getLogger(__name__)
 CROP = (64, 80, 96)  # voxels of a step; smaller than most scans, so that a part of a chest is known too
+LARGE_CROP = (96, 96, 128)  # of a scan that is wider than CROP; a network trained on CROP alone fails in such scans
 CROPS = 2  # parts of each body
 LEARNING_RATE = 2e-3
 AVERAGE = 0.998  # share of the moving average that a step keeps
@@ -35,12 +36,11 @@ TISSUE_WEIGHTS = (1.0, 1.5, 1.5, 2.0, 2.0)  # of Tissue, because vessels and air
 class Bodies(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
     """Cropped samples without end; the same ones for the same seed and number of workers.
 
-    `difficult`: share of the bodies in which gas often lies where it is easily taken for lung. `solid`: chance that an
-    ill body has foci that are solid up to their edge.
+    `difficult`: share of the bodies in which gas often lies where it is easily taken for lung.
     """
 
-    def __init__(self, seed: int, difficult: float = 0.0, solid: float = 0.0) -> None:
-        self.seed, self.difficult, self.solid = seed, difficult, solid
+    def __init__(self, seed: int, difficult: float = 0.0, variety: Variety = PLAIN) -> None:
+        self.seed, self.difficult, self.variety = seed, difficult, variety
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         worker = get_worker_info()
@@ -48,21 +48,22 @@ class Bodies(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
         while True:
             rng = np.random.default_rng((self.seed, number))
             is_difficult = self.difficult > 0 and rng.random() < self.difficult
-            sample = draw_sample(rng, gas=DIFFICULT if is_difficult else USUAL, solid=self.solid)
+            sample = draw_sample(rng, gas=DIFFICULT if is_difficult else USUAL, variety=self.variety)
             for _ in range(CROPS):
                 yield cropped(sample, rng)
             number += step
 
 
 def cropped(sample: Sample, rng: Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Return HU, regions and tissues of a random part of CROP voxels; what lies outside the scan is air."""
+    """Return HU, regions and tissues of a random part of the scan; what lies outside the scan is air."""
     shape = sample.hu.shape
-    start = [int(rng.integers(min(0, n - c), max(0, n - c) + 1)) for n, c in zip(shape, CROP, strict=True)]
-    source = tuple(slice(max(0, s), min(n, s + c)) for s, n, c in zip(start, shape, CROP, strict=True))
+    size = CROP if shape[2] <= CROP[2] else LARGE_CROP
+    start = [int(rng.integers(min(0, n - c), max(0, n - c) + 1)) for n, c in zip(shape, size, strict=True)]
+    source = tuple(slice(max(0, s), min(n, s + c)) for s, n, c in zip(start, shape, size, strict=True))
     into = tuple(slice(a.start - s, a.stop - s) for a, s in zip(source, start, strict=True))
     parts = []
     for values, fill in ((sample.hu, -1000), (sample.regions, Region.BACKGROUND), (sample.tissues, Tissue.PARENCHYMA)):
-        part = np.full(CROP, fill, values.dtype)
+        part = np.full(size, fill, values.dtype)
         part[into] = values[source]
         parts.append(torch.from_numpy(part))
     return parts[0], parts[1].long(), parts[2].long()
@@ -112,7 +113,7 @@ def train(
     rate: float = LEARNING_RATE,
     start: Path | None = None,
     difficult: float = 0.0,
-    solid: float = 0.0,
+    variety: Variety = PLAIN,
 ) -> None:
     """Train for `steps` steps, report every 50, and write the averaged weights to `out` as 16-bit floats."""
     torch.manual_seed(seed)
@@ -130,7 +131,7 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
     began, losses = time.monotonic(), []
     for step, batch in enumerate(
-        DataLoader(Bodies(seed, difficult, solid), batch_size=1, num_workers=workers), start=1
+        DataLoader(Bodies(seed, difficult, variety), batch_size=1, num_workers=workers), start=1
     ):
         hu, wanted, wanted_tissue = batch
         with torch.autocast("cpu", torch.bfloat16):
@@ -178,6 +179,9 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="weights to begin with")
     parser.add_argument("--difficult", type=float, default=0.0, help="share of bodies with gas in difficult places")
     parser.add_argument("--solid", type=float, default=0.0, help="chance that an ill body has foci that are solid")
+    parser.add_argument("--turned", type=float, default=0.0, help="chance that a body lies turned or off the middle")
+    parser.add_argument("--muscles", type=float, default=0.0, help="chance that shoulders and back have muscles")
+    parser.add_argument("--tubes", type=float, default=0.0, help="chance that a patient is ventilated")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train(
@@ -188,7 +192,7 @@ def main() -> None:
         rate=arguments.rate,
         start=arguments.start,
         difficult=arguments.difficult,
-        solid=arguments.solid,
+        variety=Variety(arguments.solid, arguments.turned, arguments.muscles, arguments.tubes),
     )
 
 

@@ -32,8 +32,13 @@ class Chest:
     floor: dict[int, Field]
 
 
-def make_chest(frame: Frame, trunk: Trunk, tissues: Tissues, person: Person, rng: Generator) -> Chest:
-    """Build the contents of the chest, and write their HU into `trunk.hu` except those of the lungs."""
+def make_chest(
+    frame: Frame, trunk: Trunk, tissues: Tissues, person: Person, rng: Generator, tubes: Generator | None = None
+) -> Chest:
+    """Build the contents of the chest, and write their HU into `trunk.hu` except those of the lungs.
+
+    `tubes`: draws those of a patient who is ventilated.
+    """
     surgery = Surgery.draw(rng)
     walls, frame = frame, surgery.shifted(frame)
     hila = {side: np.array([rng.normal(-14, 6), rng.normal(2, 6), side * rng.uniform(30, 46)]) for side in SIDES}
@@ -76,6 +81,8 @@ def make_chest(frame: Frame, trunk: Trunk, tissues: Tissues, person: Person, rng
     hu[wall & ~(lungs[-1] | lungs[1])] = rng.uniform(0, 60)
     airways = (trachea | bronchi) & ~(lungs[-1] | lungs[1])
     hu[airways] = rng.uniform(-1010, -950)
+    if tubes is not None:
+        _tubes(frame, hu, airways, oesophagus, tubes)
     hila = {side: at + np.array([0, 0, surgery.shift_mm]) for side, at in hila.items()}
     return Chest(lungs, airways, middle & ~airways, hila, floor)
 
@@ -141,7 +148,7 @@ def _great_vessels(frame: Frame, trunk: Trunk, rng: Generator) -> list[Mask]:
 def _large_airways(frame: Frame, hila: dict[int, Path], rng: Generator) -> tuple[Mask, Mask, Mask]:
     """Return the lumen of trachea and main bronchi, and a wall around both."""
     radius = rng.uniform(6.5, 11)
-    heights = np.arange(0, 160, 4.0)
+    heights = np.arange(0, 280, 4.0)  # to the top of every scan
     lean = rng.uniform(-8, 8)
     path = np.stack([heights, 12 - rng.uniform(0.05, 0.3) * heights, lean * heights / 100], 1)
     trachea = frame.tube(path, radius)
@@ -153,6 +160,20 @@ def _large_airways(frame: Frame, hila: dict[int, Path], rng: Generator) -> tuple
     thick = rng.uniform(1.5, 3)
     wall = frame.tube(path, radius + thick) | frame.tube(tubes[0], radii + thick) | frame.tube(tubes[1], radii + thick)
     return trachea, bronchi, wall & ~trachea & ~bronchi
+
+
+def _tubes(frame: Frame, hu: Field, airways: Mask, oesophagus: Mask, rng: Generator) -> None:
+    """Put a tube into the trachea, some centimetres above the carina, and one through the oesophagus into the stomach.
+
+    On voxels as wide as its wall, a tube of plastic and the air in it have one density.
+    """
+    tube = airways & (frame.z > rng.uniform(10, 60))
+    depth_mm = ndimage.distance_transform_edt(tube, sampling=frame.step_mm)
+    hu[tube & (depth_mm < rng.uniform(4, 9))] = rng.uniform(-850, 100)
+    hu[tube & (frame.noise(12, rng) > rng.uniform(0.5, 2))] = rng.uniform(-600, 60)  # secretions
+    if rng.random() < 0.7:
+        middle = ndimage.distance_transform_edt(oesophagus, sampling=frame.step_mm) > rng.uniform(3, 6)
+        hu[middle] = rng.uniform(-400, 1200)
 
 
 def _oesophagus(frame: Frame, trunk: Trunk, rng: Generator) -> tuple[Mask, Mask]:

@@ -59,7 +59,7 @@ def _behind(lungs: Mask, frame: Frame) -> Field:
 def add_disease(lung: Lung, frame: Frame, person: Person, rng: Generator, solid: float = 0.0) -> None:
     """Draw diseases and add them: none in a third of the patients, Covid-19's kind in a third.
 
-    `solid`: chance that an ill patient also has foci that are solid up to their edge.
+    `solid`: chance that an ill patient also has foci that are solid up to their edge, or pneumonia of a lobe.
     """
     kind = rng.choice(["none", "covid", "other"], p=[0.33, 0.37, 0.30])
     if rng.random() < 0.05 + 0.4 * person.wear:
@@ -73,7 +73,7 @@ def add_disease(lung: Lung, frame: Frame, person: Person, rng: Generator, solid:
     if kind != "none" and rng.random() < 0.25:
         _rind(lung, frame, rng)
     if solid > 0 and kind != "none" and rng.random() < solid:
-        _solid_foci(lung, frame, rng)
+        (_lobar if rng.random() < 0.25 else _solid_foci)(lung, frame, rng)
     if rng.random() < (0.08 if kind == "none" else 0.25):
         _effusion(lung, frame, rng)
     if rng.random() < 0.2:
@@ -137,7 +137,8 @@ def _solid_foci(lung: Lung, frame: Frame, rng: Generator) -> None:
     """Add foci with a sharp edge and little or no ground glass around them, most of them at the pleura."""
     places = lung.both if rng.random() < 0.6 else lung.lungs[int(rng.choice(SIDES))]
     if rng.random() < 0.5 and places.any():
-        places = places & (frame.z < np.quantile(frame.z[places], rng.uniform(0.3, 0.9)))
+        limit = np.quantile(frame.z[places], rng.uniform(0.3, 0.9))
+        places = places & (frame.z > limit if rng.random() < 0.4 else frame.z < limit)
     if not places.any():
         return
     rough = rng.uniform(0, 0.35) * frame.noise(rng.uniform(5, 14), rng)

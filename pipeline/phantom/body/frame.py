@@ -102,15 +102,17 @@ class Frame:
         return tuple(sides)
 
 
-def draw_frame(shape: tuple[int, int, int], step_mm: float, centre_mm: Point, rng: Generator) -> Frame:
+def draw_frame(
+    shape: tuple[int, int, int], step_mm: float, centre_mm: Point, rng: Generator, turn_deg: Point = (0.0, 0.0, 0.0)
+) -> Frame:
     """Draw a bent, turned and scaled frame.
 
-    `centre_mm`: body coordinates of the grid's centre. The turn is at most some 12 degrees about each axis; bending
-    has lengths of about 90 and 35 mm.
+    `centre_mm`: body coordinates of the grid's centre. The turn is at most some 12 degrees about each axis, and
+    `turn_deg` about (z, y, x) comes on top; bending has lengths of about 90 and 35 mm.
     """
     axes = [(np.arange(n, dtype=np.float32) - (n - 1) / 2) * step_mm + c for n, c in zip(shape, centre_mm, strict=True)]
     z, y, x = np.meshgrid(*axes, indexing="ij", copy=True)
-    around_z, around_y, around_x = np.radians(rng.normal(0, (5.0, 3.0, 4.0)))
+    around_z, around_y, around_x = np.radians(rng.normal(turn_deg, (5.0, 3.0, 4.0)))
     x, y = x * np.cos(around_z) - y * np.sin(around_z), x * np.sin(around_z) + y * np.cos(around_z)
     x, z = x * np.cos(around_y) - z * np.sin(around_y), x * np.sin(around_y) + z * np.cos(around_y)
     y, z = y * np.cos(around_x) - z * np.sin(around_x), y * np.sin(around_x) + z * np.cos(around_x)

@@ -11,7 +11,7 @@ from pipeline.phantom.body.abdomen import USUAL, Gas, add_abdomen
 from pipeline.phantom.body.acquisition import LOWEST_HU, acquire, circle
 from pipeline.phantom.body.chest import Chest, make_chest
 from pipeline.phantom.body.disease import Lung, add_disease, healthy
-from pipeline.phantom.body.frame import SIDES, Field, Frame, Mask, draw_frame
+from pipeline.phantom.body.frame import SIDES, Field, Frame, Mask, Point, draw_frame
 from pipeline.phantom.body.person import Person
 from pipeline.phantom.body.trees import filled_share, grow
 from pipeline.phantom.body.trunk import Tissues, make_trunk
@@ -35,12 +35,37 @@ class Sample:
     step_mm: float
 
 
-def draw_sample(rng: Generator, step_mm: float = STEP_MM, gas: Gas = USUAL, solid: float = 0.0) -> Sample:
-    """Draw one scan: body, disease and scanner, all at random. `solid`: see `add_disease`."""
+@dataclass(frozen=True)
+class Variety:
+    """What some bodies have beyond the usual, as chances.
+
+    `solid`: of an ill body to have more solid lung (`add_disease`). `turned`: to lie on one side, or apart from the
+    middle of the images, in a larger field of view. `muscles`: to have muscles at shoulders, back and breast; others
+    have fat there. `tubes`: to have one in the trachea, as a patient who is ventilated.
+    """
+
+    solid: float = 0.0
+    turned: float = 0.0
+    muscles: float = 0.0
+    tubes: float = 0.0
+
+
+PLAIN = Variety()
+
+
+def draw_sample(rng: Generator, step_mm: float = STEP_MM, gas: Gas = USUAL, variety: Variety = PLAIN) -> Sample:
+    """Draw one scan: body, disease and scanner, all at random."""
     extent = rng.uniform((230, 230, 310), (360, 320, 420))  # millimetres
+    own = rng.spawn(1)[0]  # of its own, so that a body that does not lie turned is the same without variety
+    moved, turn_deg = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
+    if own.random() < variety.turned:
+        extent = np.maximum(extent, own.uniform((230, 230, 310), (440, 380, 500)))
+        moved, turn_deg = _lying(own)
     shape = tuple(int(np.ceil(side / step_mm / 8)) * 8 for side in extent)
     centre = (rng.uniform(-60, 0), rng.uniform(-5, 20), rng.uniform(-12, 12))
-    body = compose(draw_frame((shape[0], shape[1], shape[2]), step_mm, centre, rng), rng, gas=gas, solid=solid)
+    at = (centre[0] + moved[0], centre[1] + moved[1], centre[2] + moved[2])
+    frame = draw_frame((shape[0], shape[1], shape[2]), step_mm, at, rng, turn_deg)
+    body = compose(frame, rng, gas=gas, variety=variety)
     seen = acquire(body.hu, step_mm, rng)
     outside = circle(seen.shape, rng)
     if outside is not None:
@@ -48,15 +73,24 @@ def draw_sample(rng: Generator, step_mm: float = STEP_MM, gas: Gas = USUAL, soli
     return replace(body, hu=seen)
 
 
-def compose(frame: Frame, rng: Generator, dense: Dense | None = None, gas: Gas = USUAL, solid: float = 0.0) -> Sample:
+def _lying(rng: Generator) -> tuple[Point, Point]:
+    """Return how a body lies apart from the middle of the images, in mm, and its turn in degrees, both (z, y, x)."""
+    around_z, around_y, around_x = rng.normal(0, (16.0, 6.0, 6.0))
+    return (rng.uniform(-30, 50), rng.uniform(-30, 30), rng.uniform(-45, 45)), (around_z, around_y, around_x)
+
+
+def compose(
+    frame: Frame, rng: Generator, dense: Dense | None = None, gas: Gas = USUAL, variety: Variety = PLAIN
+) -> Sample:
     """Draw a body with its disease into a frame, without a scanner. `dense`: drawn too if None."""
+    muscles, tubes = rng.spawn(2)  # of their own, so that everything else is the same without them
     person = Person.draw(rng)
     tissues = Tissues.draw(person, rng)
-    trunk = make_trunk(frame, tissues, person, rng)
-    chest = make_chest(frame, trunk, tissues, person, rng)
+    trunk = make_trunk(frame, tissues, person, rng, muscles if muscles.random() < variety.muscles else None)
+    chest = make_chest(frame, trunk, tissues, person, rng, tubes if tubes.random() < variety.tubes else None)
     bowel_gas = add_abdomen(frame, trunk, chest, tissues, rng, gas)
     lung = healthy(frame, chest, rng)
-    add_disease(lung, frame, person, rng, solid)
+    add_disease(lung, frame, person, rng, variety.solid)
     hu, inner = lungs_into(trunk.hu, lung, chest, tissues, frame, rng, dense)
     devices(frame, hu, trunk.body, lung.both, rng)
     return Sample(hu, _regions(chest, lung, bowel_gas), inner, frame.step_mm)

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
+from scipy import ndimage
 
 from pipeline.phantom.body.frame import Field, Frame, Mask
 from pipeline.phantom.body.person import Person
 
 WALL_MM = 11.0  # ribs and the muscles between them
+_IN_PLANE = ndimage.generate_binary_structure(3, 1) & (np.arange(3) == 1)[:, None, None]  # neighbours in a slice
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,10 @@ class Tissues:
         )
 
 
-def make_trunk(frame: Frame, tissues: Tissues, person: Person, rng: Generator) -> Trunk:
-    """Build the trunk with everything outside the pleura."""
+def make_trunk(
+    frame: Frame, tissues: Tissues, person: Person, rng: Generator, muscles: Generator | None = None
+) -> Trunk:
+    """Build the trunk with everything outside the pleura. `muscles`: draws those of shoulders, back and breast."""
     apex_mm, power = rng.uniform(90, 145), rng.uniform(2.0, 2.9)
     half_width, half_depth = person.size * rng.normal(132, 7), person.size * rng.normal(92, 8)
     above = np.clip((frame.z + rng.uniform(0, 25)) / apex_mm, 0, 0.999)
@@ -79,9 +83,13 @@ def make_trunk(frame: Frame, tissues: Tissues, person: Person, rng: Generator) -
     hu = np.where(np.isnan(around), hu, around)
     breasts = _breasts(frame, half_depth + muscle_mm, person, rng)
     body |= breasts
-    body |= _arms_and_neck(frame, rng)
+    limbs = _arms_and_neck(frame, rng)
+    body |= limbs
     hu[body] = tissues.fat
     hu[body & (outside_mm < WALL_MM + muscle_mm)] = tissues.muscle
+    if muscles is not None:
+        flesh = _muscles(frame, body, limbs & ~breasts, outside_mm - WALL_MM - muscle_mm, half_depth, muscles)
+        hu[flesh] = tissues.muscle
     glands = breasts & (frame.noise(12, rng) > rng.uniform(-0.5, 2.0))
     hu[glands] = tissues.muscle - 20
     marbled = frame.noise(9, rng)
@@ -141,6 +149,28 @@ def _arms_and_neck(frame: Frame, rng: Generator) -> Mask:
         else:
             limbs |= np.hypot(frame.x - side * (150 + 0.2 * frame.z), frame.y - 20) < np.where(frame.z > 70, 45, 0)
     return limbs
+
+
+def _muscles(frame: Frame, body: Mask, limbs: Mask, deep_mm: Field, half_depth: float, rng: Generator) -> Mask:
+    """Return the muscles of arms, shoulders and neck, and those that make the wall thicker, with fat between them.
+
+    `deep_mm`: distance from the muscles between and upon the ribs, which have the same thickness everywhere.
+    """
+    skin_mm = 4.0 * rng.integers(1, 4)
+    below_skin = ndimage.binary_erosion(body, _IN_PLANE, iterations=max(1, round(skin_mm / frame.step_mm)))
+    wasted = rng.uniform(0.4, 1.0)
+    high = np.exp(-(((frame.z - rng.uniform(20, 60)) / rng.uniform(50, 80)) ** 2))
+    breast = rng.uniform(8, 28) * high * (frame.y < 0) * (np.abs(frame.x) > 18)
+    shoulder_blade = rng.uniform(8, 32) * high * (frame.y > -20) * (np.abs(frame.x) > 40)
+    thick_mm = wasted * np.maximum(breast, shoulder_blade)
+    beside_spine = rng.uniform(20, 34)
+    erector = np.hypot(
+        (np.abs(frame.x) - beside_spine) / (wasted * rng.uniform(20, 34)),
+        (frame.y - half_depth - rng.uniform(2, 12)) / (wasted * rng.uniform(14, 26)),
+    )
+    flesh = limbs | (deep_mm < thick_mm) | ((erector < 1) & (deep_mm > -5))
+    planes = np.abs(frame.noise(rng.uniform(14, 30), rng)) < rng.uniform(0.02, 0.25)
+    return np.asarray(below_skin & flesh & ~planes)
 
 
 def _skin(hu: Field, body: Mask, tissues: Tissues) -> None:

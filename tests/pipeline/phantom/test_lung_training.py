@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from models.lung_segmenter import LungSegmenter, Region, Tissue
-from pipeline.phantom.body.sample import draw_sample
-from pipeline.phantom.lung_training import CROP, cropped, loss_of, train
+from pipeline.phantom.body.sample import Variety, draw_sample
+from pipeline.phantom.lung_training import CROP, LARGE_CROP, cropped, loss_of, train
 
 pytestmark = pytest.mark.slow
 
@@ -36,11 +36,14 @@ def test_loss_is_lowest_for_the_true_labels() -> None:
 
 
 def test_crop_has_the_training_size_and_keeps_its_labels() -> None:
-    for seed in range(3):
+    widths = []
+    for seed in range(4):
         rng = np.random.default_rng(seed)
-        sample = draw_sample(rng)
+        sample = draw_sample(rng, variety=Variety(turned=1.0))
         hu, regions, tissues = cropped(sample, rng)
-        assert hu.shape == regions.shape == tissues.shape == CROP
+        widths.append(sample.hu.shape[2])
+        assert hu.shape == regions.shape == tissues.shape == (CROP if widths[-1] <= CROP[2] else LARGE_CROP)
         inside = (regions == Region.RIGHT_LUNG) | (regions == Region.LEFT_LUNG)
         assert not tissues[~inside].any()
         assert set(hu[inside].tolist()) <= set(sample.hu[np.isin(sample.regions, (1, 2))].tolist())
+    assert min(widths) <= CROP[2] < max(widths)

@@ -6,7 +6,8 @@ from scipy import ndimage
 
 from models.lung_segmenter import Region, Tissue
 from pipeline.phantom.body.abdomen import DIFFICULT
-from pipeline.phantom.body.sample import Sample, draw_sample
+from pipeline.phantom.body.frame import draw_frame
+from pipeline.phantom.body.sample import PLAIN, Sample, Variety, compose, draw_sample
 
 SEEDS = range(40, 52)
 
@@ -92,9 +93,51 @@ def test_difficult_bodies_have_gas_close_to_the_right_lung() -> None:
 @pytest.mark.slow
 def test_solid_foci_are_added_to_ill_bodies_alone() -> None:
     pairs = [
-        [draw_sample(np.random.default_rng(seed), step_mm=8.0, solid=solid) for solid in (0.0, 1.0)] for seed in SEEDS
+        [draw_sample(np.random.default_rng(seed), step_mm=8.0, variety=Variety(solid=solid)) for solid in (0.0, 1.0)]
+        for seed in SEEDS
     ]
     is_same = [np.array_equal(usual.hu, other.hu) for usual, other in pairs]
     assert any(is_same) and not all(is_same)
     usual, other = (sum(np.count_nonzero(pair[k].tissues == Tissue.CONSOLIDATION) for pair in pairs) for k in (0, 1))
-    assert other > 1.5 * usual
+    assert other > 1.3 * usual
+
+
+@pytest.mark.slow
+def test_muscles_replace_fat_outside_the_chest_and_change_no_label() -> None:
+    for seed in SEEDS[:3]:
+        rngs = (np.random.default_rng(seed) for _ in range(2))
+        frames = [draw_frame((72, 72, 96), 4.0, (0.0, 0.0, 0.0), rng) for rng in rngs]
+        plain, strong = (
+            compose(frame, np.random.default_rng(seed), variety=variety)
+            for frame, variety in zip(frames, (PLAIN, Variety(muscles=1.0)), strict=True)
+        )
+        assert np.array_equal(plain.regions, strong.regions)
+        assert np.array_equal(plain.tissues, strong.tissues)
+        changed = plain.hu != strong.hu
+        assert changed.sum() > 2000
+        assert np.median(plain.hu[changed]) < -70 and 25 < np.median(strong.hu[changed]) < 75
+        assert not (changed & lungs_of(plain)).any()
+
+
+@pytest.mark.slow
+def test_tubes_make_the_trachea_dense_and_change_no_label() -> None:
+    frames = [draw_frame((72, 72, 96), 4.0, (0.0, 0.0, 0.0), np.random.default_rng(3)) for _ in range(2)]
+    plain, ventilated = (
+        compose(frame, np.random.default_rng(3), variety=variety)
+        for frame, variety in zip(frames, (PLAIN, Variety(tubes=1.0)), strict=True)
+    )
+    assert np.array_equal(plain.regions, ventilated.regions)
+    changed = plain.hu != ventilated.hu
+    assert np.median(plain.hu[changed & (plain.regions == Region.AIRWAY)]) < -940
+    assert np.median(ventilated.hu[changed & (plain.regions == Region.AIRWAY)]) > -900
+    assert not (changed & lungs_of(plain)).any()
+
+
+@pytest.mark.slow
+def test_turned_bodies_lie_off_the_middle() -> None:
+    def off_the_middle(variety: Variety) -> float:
+        samples = [draw_sample(np.random.default_rng(seed), step_mm=8.0, variety=variety) for seed in SEEDS]
+        centres = [np.argwhere(lungs_of(sample))[:, 2].mean() - sample.hu.shape[2] / 2 for sample in samples]
+        return float(np.std(centres))
+
+    assert off_the_middle(Variety(turned=1.0)) > 1.5 * off_the_middle(PLAIN)
