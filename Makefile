@@ -97,8 +97,10 @@ lungs: .venv/installed  ## trains the lung segmenter again into build/, from syn
 		--steps 3500 --seed 2 --rate 0.0015 --start build/first.safetensors
 	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/third.safetensors \
 		--steps 7000 --seed 3 --rate 0.0015 --start build/second.safetensors
-	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/lung_segmenter.safetensors \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/fourth.safetensors \
 		--steps 2800 --seed 4 --rate 0.0015 --solid 0.4 --start build/third.safetensors
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/lung_segmenter.safetensors \
+		--steps 2090 --seed 5 --rate 0.0015 --solid 0.4 --turned 0.5 --muscles 0.7 --tubes 0.15 --start build/fourth.safetensors
 	$(BIN)/python benchmarks/lungs.py
 
 canary: .venv/installed peers  ## does anything of a patient leave? whole runs, every byte looked at; writes docs/canary.md

@@ -17,7 +17,7 @@ from models.reasons import SEGMENTER_ALTERED
 from models.refusal import Refusal
 
 WEIGHTS = Path(__file__).with_name("lung_segmenter.safetensors")
-WEIGHTS_SHA256 = "77a835b405c28a68a0aa1cc0388340803590088173e5fc712adc258d2a654c16"
+WEIGHTS_SHA256 = "2f63dc1b47872fe09ccfc12c32c4b340a126d7db27d02e6f3c01ea6246842b06"
 SPACING_MM = 4.0  # the grid on which it was trained
 FEATURES = (32, 32, 64, 96, 96, 32)
 FOLD = 2  # voxels along each axis that are folded into channels

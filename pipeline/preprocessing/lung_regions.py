@@ -20,6 +20,7 @@ LEAST_AIR = 0.02  # share of the lungs that is air
 SIDES_AROUND = 3  # of front, back, right and left, on which the body lies around air inside it
 MAY_BE_LUNG, SURE_LUNG = 0.05, 0.25  # probability of one side; where both sides have 0.25, the voxel is lung
 PART_OF_LARGEST, BOX_MARGIN = 0.1, 2  # pieces that are at least so large are looked at, and coarse voxels around them
+ANOTHER_LUNG = 0.5  # of the size of the largest lung, from which on a further piece is a lung too
 SIDES = (Region.RIGHT_LUNG, Region.LEFT_LUNG)
 
 
@@ -120,8 +121,11 @@ def _write_regions(
     into.regions[box] = near
     inside = are_lungs(near)
     into.tissues[box][inside] = _highest(_within(coarse_tissues, hu.shape, box).numpy())[inside]
+    either = (chances[Region.RIGHT_LUNG] + chances[Region.LEFT_LUNG]).numpy()
     for own, side in zip(into.chances, SIDES, strict=True):
-        np.multiply(chances[side].numpy(), _with_neighbours(near == int(side)), out=own[box])
+        mine = near == int(side)
+        beside = _with_neighbours(mine) & ~are_lungs(near)
+        own[box] = np.where(mine, either, chances[side].numpy() * beside)
 
 
 def _with_neighbours(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -142,19 +146,50 @@ def _lungs_in(
     `outside`: the air outside the body. `found`: the most probable region of each voxel. `chances`: of all regions.
     """
     # A lung is found as a whole first, so that a voxel between right and left is not lost to a third class.
-    lung = (chances[Region.RIGHT_LUNG] + chances[Region.LEFT_LUNG] > 0.5).numpy()
+    lung = (chances[Region.RIGHT_LUNG] + chances[Region.LEFT_LUNG] > 0.5).numpy() & ~outside
     right = (chances[Region.RIGHT_LUNG] >= chances[Region.LEFT_LUNG]).numpy()
     regions = np.where(are_lungs(found), np.uint8(Region.BACKGROUND), found)
-    for side, mine in ((Region.RIGHT_LUNG, lung & right), (Region.LEFT_LUNG, lung & ~right)):
-        inside = mine & ~outside
-        if not inside.any():
+    for side, mine in zip(SIDES, _two_lungs(lung & right, lung & ~right), strict=True):
+        if not mine.any():
             continue
-        box = bounding_box(inside, 0)  # beyond it there is no piece of the lung, and no hole in one
-        whole = ndimage.binary_fill_holes(largest_piece(inside[box]))
+        box = bounding_box(mine, 0)  # beyond it there is no hole in it
+        whole = ndimage.binary_fill_holes(mine[box])
         regions[box][whole & (regions[box] != Region.AIRWAY)] = side
     if not _hold_air(hu, are_lungs(regions)):
         regions[are_lungs(regions)] = Region.BACKGROUND
     return regions
+
+
+def _two_lungs(*found: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """Return the right and the left lung, each one piece.
+
+    In a patient who lies turned or off the middle, a part of one lung can look like the other one. So a piece that is
+    found as one side, but touches only the lung of the other side, belongs to that one. If two scans were joined, their
+    lungs are all kept: the checks of a chest then see it by their height.
+    """
+    pieces = [ndimage.label(mask)[0] for mask in found]
+    sizes = [np.bincount(each.ravel()) for each in pieces]
+    enough = ANOTHER_LUNG * max(each[1:].max(initial=0) for each in sizes)
+    lungs = [_largest(each, size, enough) for each, size in zip(pieces, sizes, strict=True)]
+    rests = [mask & ~lung for mask, lung in zip(found, lungs, strict=True)]
+    return [
+        lung | _pieces_touching(lung, rest) if rest.any() else lung
+        for lung, rest in zip(lungs, reversed(rests), strict=True)
+    ]
+
+
+def _largest(pieces: NDArray[np.int32], sizes: NDArray[np.intp], enough: float) -> NDArray[np.bool_]:
+    """Return the largest piece, and all that have at least so many voxels."""
+    is_kept = sizes >= min(enough, sizes[1:].max(initial=1))
+    is_kept[0] = False
+    return np.asarray(is_kept[pieces])
+
+
+def _pieces_touching(mask: NDArray[np.bool_], rest: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the pieces of `rest` that touch a mask."""
+    pieces, _ = ndimage.label(rest)
+    touching = np.unique(pieces[_with_neighbours(mask)])
+    return np.isin(pieces, touching[touching > 0])
 
 
 def _hold_air(hu: NDArray[np.float32], lungs: NDArray[np.bool_]) -> bool:

@@ -112,9 +112,9 @@ def digest_of(study: Study) -> str:
 @pytest.mark.parametrize(
     ("size", "digest"),
     [
-        ("small-cpu", "84e5921523cd"),
-        ("standard-gpu", "b11e82cd3d36"),
-        ("large-gpu", "118d395844c4"),
+        ("small-cpu", "467795c653b6"),
+        ("standard-gpu", "a2709046f2ab"),
+        ("large-gpu", "3b05e18cf0a4"),
     ],
 )
 def test_digest_of_a_size_is_stable(size: str, digest: str) -> None:

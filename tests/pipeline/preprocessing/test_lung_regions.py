@@ -78,6 +78,33 @@ def test_ill_lungs_that_a_small_field_of_view_cuts_keep_their_air() -> None:
     assert dice(found.lungs, lungs[kept]) > 0.9
 
 
+class Labels(torch.nn.Module):
+    """In place of the segmenter: answers with labels of its own."""
+
+    def __init__(self, regions: NDArray[np.uint8]) -> None:
+        super().__init__()
+        self.regions = torch.from_numpy(regions).long()
+
+    def forward(self, hu: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert hu.shape[1:] == self.regions.shape
+        sharp = 20.0 * torch.nn.functional.one_hot(self.regions, len(Region)).movedim(-1, 0)[None].float()
+        return sharp, torch.zeros(1, len(Tissue), *hu.shape[1:])
+
+
+def test_part_of_a_lung_that_looks_like_the_other_one_is_kept() -> None:
+    """Seen in a patient whose shoulders were wider than 384 mm."""
+    hu = np.full((32, 64, 96), 40.0, np.float32)
+    wanted = np.zeros(hu.shape, np.uint8)
+    wanted[4:28, 12:52, 10:40], wanted[4:28, 12:52, 54:84] = Region.RIGHT_LUNG, Region.LEFT_LUNG
+    hu[wanted > 0] = -850
+    answered = wanted.copy()
+    answered[4:28, 12:52, 76:84] = Region.RIGHT_LUNG  # at the outside of the left lung
+    answered[4:8, 55:58, 20:23] = Region.LEFT_LUNG  # touches neither lung
+    found = find_regions(hu, 4.0, Labels(answered))  # type: ignore[arg-type]
+    assert np.array_equal(found.regions, wanted)
+    assert np.array_equal(found.lungs_on(hu.shape), wanted)
+
+
 def test_scan_without_lungs_gives_no_lungs() -> None:
     for hu in (40, -1000):
         assert not find_regions(np.full((40, 60, 60), hu, np.float32), 4.0).lungs.any()
