@@ -22,7 +22,7 @@ from run import RESULTS, circumstances, markdown
 
 from models.lung_segmenter import WEIGHTS_SHA256
 from pipeline.preprocessing.area_resample import area_means
-from pipeline.preprocessing.lesion_burden import burden, unsure_share
+from pipeline.preprocessing.lesion_burden import burden, median_density, unsure_share
 from pipeline.preprocessing.lung_regions import dice, find_regions
 from pipeline.preprocessing.preprocess import orient, resample
 from pipeline.scoring.label_maps import nearest_on
@@ -55,7 +55,7 @@ def judge(scan: Path, mask: Path) -> dict[str, Any]:
     lungs = found.lungs_on(shape)
     has_sides = bool((drawn == 2).any())
     right, left = (dice(lungs == side, drawn == side) if has_sides else None for side in (1, 2))
-    whole = burden(hu, found, STEP_MM).regions["both"]["whole"]
+    whole = burden(hu, found, STEP_MM, density=median_density(volume.hu, size)).regions["both"]["whole"]
     return {
         "dice": dice(lungs > 0, drawn > 0),
         "right": right,
