@@ -33,11 +33,17 @@ class Chest:
 
 
 def make_chest(
-    frame: Frame, trunk: Trunk, tissues: Tissues, person: Person, rng: Generator, tubes: Generator | None = None
+    frame: Frame,
+    trunk: Trunk,
+    tissues: Tissues,
+    person: Person,
+    rng: Generator,
+    tubes: Generator | None = None,
+    aorta: Generator | None = None,
 ) -> Chest:
     """Build the contents of the chest, and write their HU into `trunk.hu` except those of the lungs.
 
-    `tubes`: draws those of a patient who is ventilated.
+    `tubes`: draws those of a patient who is ventilated. `aorta`: draws one that is wide and bends to the left.
     """
     surgery = Surgery.draw(rng)
     walls, frame = frame, surgery.shifted(frame)
@@ -45,6 +51,8 @@ def make_chest(
     floor = {side: _diaphragm(walls, side, rng) + surgery.raised_mm(side) for side in SIDES}
     heart, heart_fat = _heart(frame, rng)
     vessels = _great_vessels(frame, trunk, rng)
+    if aorta is not None:
+        vessels[0] = vessels[0] | _wide_aorta(frame, trunk, aorta)
     trachea, bronchi, wall = _large_airways(frame, hila, rng)
     oesophagus, its_air = _oesophagus(frame, trunk, rng)
     hilum = {side: _hilum(frame, hila[side], rng) for side in SIDES}
@@ -143,6 +151,15 @@ def _great_vessels(frame: Frame, trunk: Trunk, rng: Generator) -> list[Mask]:
         np.stack([np.arange(-160, 10, 8), np.full(22, behind + 8), np.full(22, -8)], 1), rng.uniform(3, 6)
     )
     return [aorta, cava, lower, pulmonary, necks, azygos]
+
+
+def _wide_aorta(frame: Frame, trunk: Trunk, rng: Generator) -> Mask:
+    """Return a descending aorta as of some old people: 40 to 64 mm wide, and beside the spine in the left half."""
+    heights = np.arange(rng.uniform(20, 40), -215, -6)
+    bend = rng.uniform(12, 40) * np.exp(-(((heights - rng.uniform(-120, 0)) / rng.uniform(50, 90)) ** 2))
+    behind = trunk.half_depth_mm * rng.uniform(0.4, 0.65)
+    path = np.stack([heights, np.full(len(heights), behind), rng.uniform(14, 24) + bend], 1)
+    return frame.tube(path, rng.uniform(20, 32))
 
 
 def _large_airways(frame: Frame, hila: dict[int, Path], rng: Generator) -> tuple[Mask, Mask, Mask]:

@@ -134,6 +134,18 @@ def test_tubes_make_the_trachea_dense_and_change_no_label() -> None:
 
 
 @pytest.mark.slow
+def test_wide_aorta_takes_the_place_of_lung_on_the_left_alone() -> None:
+    frames = [draw_frame((64, 72, 88), 4.0, (-60.0, 0.0, 0.0), np.random.default_rng(2)) for _ in range(2)]
+    plain, wide = (
+        compose(frame, np.random.default_rng(2), variety=variety)
+        for frame, variety in zip(frames, (PLAIN, Variety(aorta=1.0)), strict=True)
+    )
+    lost = lungs_of(plain) & (wide.regions == Region.MEDIASTINUM)
+    assert np.count_nonzero(lost & (plain.regions == Region.LEFT_LUNG)) * 0.064 > 20
+    assert np.count_nonzero(lost & (plain.regions == Region.RIGHT_LUNG)) * 0.064 < 1
+
+
+@pytest.mark.slow
 def test_turned_bodies_lie_off_the_middle() -> None:
     def off_the_middle(variety: Variety) -> float:
         samples = [draw_sample(np.random.default_rng(seed), step_mm=8.0, variety=variety) for seed in SEEDS]
