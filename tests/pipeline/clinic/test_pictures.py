@@ -195,7 +195,7 @@ def test_start_slice_has_the_most_dense_lung_without_a_map(folder, tmp_path):
 
 
 def test_lung_contour_follows_the_lung_edge(folder):
-    index = SHAPE[0] // 4  # below the lesion
+    index = 2 * SHAPE[0] // 5  # below the lesion, and above the round lower ends, which look like gas of the bowel
     plain = pixels(slice_png(folder, "axial", index))
     drawn = pixels(slice_png(folder, "axial", index, "lungs"))
     contour = (drawn == CONTOUR_RGB).all(axis=2)
