@@ -69,7 +69,8 @@ DERIVED = Reason(
 )
 IMAGE_TYPE = Reason(
     "W_IMAGE_TYPE",
-    "ImageType is missing or does not call the slices original and axial; their geometry is that of axial slices",
+    "ImageType is missing, or does not call the slices original and axial, or says that they were made after the "
+    "examination; their geometry is that of axial slices",
     "Check in the pictures that this is an original chest CT, not a projection or a filtered series.",
 )
 BURNED_IN = Reason(

@@ -54,8 +54,8 @@ AWKWARD = {
     "dcm_qa_ct/Philips_localizer": "E_LOCALIZER",
     "dicom2nifti-failing/gantrytilting": "E_TOO_FEW",
     "dicom2nifti-failing/notavolume": "E_DUPLICATE_SLICE",
-    "dicom2nifti-failing/sliceincrement": "E_SLICE_GAP",  # this folder also contains a series that is not axial
-    "dicom2nifti-failing/sliceincrement/001": "E_NOT_AXIAL",
+    "dicom2nifti-failing/sliceincrement": "E_MIXED_SERIES",
+    "dicom2nifti-failing/sliceincrement/001": "E_SLICE_GAP",
     "dicom2nifti-failing/sliceincrement/002": "E_SLICE_GAP",
     "lungmask": "E_TOO_FEW",
     "pydicom-data": "E_MIXED_PATIENT",
