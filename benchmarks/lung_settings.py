@@ -7,8 +7,7 @@ Each setting lies outside the ranges of training in one respect; all else is dra
 - build: lungs a quarter shorter and a fifth broader (training: a standard deviation of 7 % in their ratio), 30 to 50 mm
   more fat around the body, a field of view of 440 to 520 mm (500, and 424 before the last training);
 - lesions: consolidation of 75 to 95 HU, as after contrast agent (training: at most 70), and ground glass 500 to 560 HU
-  denser than lung (480);
-- aorta: 40 to 64 mm wide, and bent into the left half of the chest (training: at most 38 mm, and straight).
+  denser than lung (480).
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from scipy import ndimage
 
 from pipeline.phantom.body.acquisition import HIGHEST_HU, LOWEST_HU, acquire
 from pipeline.phantom.body.frame import Field, Frame, draw_frame
-from pipeline.phantom.body.sample import STEP_MM, Sample, Variety, compose
+from pipeline.phantom.body.sample import STEP_MM, Sample, compose
 from pipeline.preprocessing.lungs import largest_piece
 
 FIRST_SEED = 70_000
@@ -67,16 +66,10 @@ def of_lesions(rng: Generator) -> Sample:
     return replace(body, hu=acquire(body.hu, STEP_MM, rng))
 
 
-def of_aorta(rng: Generator) -> Sample:
-    body = compose(usual_frame(rng), rng, variety=Variety(muscles=1.0, aorta=1.0))
-    return replace(body, hu=acquire(body.hu, STEP_MM, rng))
-
-
 SETTINGS: dict[str, Callable[[Generator], Sample]] = {
     "scanner": of_scanner,
     "build": of_build,
     "lesions": of_lesions,
-    "aorta": of_aorta,
 }
 
 

@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--turned", type=float, default=0.0, help="chance that a body lies turned or off the middle")
     parser.add_argument("--muscles", type=float, default=0.0, help="chance that shoulders and back have muscles")
     parser.add_argument("--tubes", type=float, default=0.0, help="chance that a patient is ventilated")
+    parser.add_argument("--aorta", type=float, default=0.0, help="chance of a wide aorta, or one beside the spine")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train(
@@ -192,7 +193,7 @@ def main() -> None:
         rate=arguments.rate,
         start=arguments.start,
         difficult=arguments.difficult,
-        variety=Variety(arguments.solid, arguments.turned, arguments.muscles, arguments.tubes),
+        variety=Variety(arguments.solid, arguments.turned, arguments.muscles, arguments.tubes, arguments.aorta),
     )
 
 

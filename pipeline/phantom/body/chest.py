@@ -43,7 +43,7 @@ def make_chest(
 ) -> Chest:
     """Build the contents of the chest, and write their HU into `trunk.hu` except those of the lungs.
 
-    `tubes`: draws those of a patient who is ventilated. `aorta`: draws one that is wide and bends to the left.
+    `tubes`: draws those of a patient who is ventilated. `aorta`: draws a wide one, left of the spine or beside it.
     """
     surgery = Surgery.draw(rng)
     walls, frame = frame, surgery.shifted(frame)
@@ -154,12 +154,12 @@ def _great_vessels(frame: Frame, trunk: Trunk, rng: Generator) -> list[Mask]:
 
 
 def _wide_aorta(frame: Frame, trunk: Trunk, rng: Generator) -> Mask:
-    """Return a descending aorta as of some old people: 40 to 64 mm wide, and beside the spine in the left half."""
-    heights = np.arange(rng.uniform(20, 40), -215, -6)
-    bend = rng.uniform(12, 40) * np.exp(-(((heights - rng.uniform(-120, 0)) / rng.uniform(50, 90)) ** 2))
-    behind = trunk.half_depth_mm * rng.uniform(0.4, 0.65)
-    path = np.stack([heights, np.full(len(heights), behind), rng.uniform(14, 24) + bend], 1)
-    return frame.tube(path, rng.uniform(20, 32))
+    """Return a descending aorta as of some old people: 26 to 64 mm wide, and left of the spine or even beside it."""
+    heights = np.arange(rng.uniform(20, 60), -215, -6)
+    bend = rng.uniform(8, 44) * np.exp(-(((heights - rng.uniform(-120, 40)) / rng.uniform(50, 110)) ** 2))
+    behind = trunk.half_depth_mm * rng.uniform(0.4, 0.85)
+    path = np.stack([heights, np.full(len(heights), behind), rng.uniform(14, 28) + bend], 1)
+    return frame.tube(path, rng.uniform(13, 32)) & (trunk.cage < 1) & ~trunk.spine
 
 
 def _large_airways(frame: Frame, hila: dict[int, Path], rng: Generator) -> tuple[Mask, Mask, Mask]:

@@ -42,7 +42,7 @@ class Variety:
     `solid`: of an ill body to have more solid lung (`add_disease`). `turned`: to lie on one side, or apart from the
     middle of the images, in a larger field of view. `muscles`: to have muscles at shoulders, back and breast; others
     have fat there. `tubes`: to have one in the trachea, as a patient who is ventilated. `aorta`: to have one that is
-    wide and bends to the left.
+    wide, and left of the spine or beside it.
     """
 
     solid: float = 0.0
