@@ -112,9 +112,9 @@ def digest_of(study: Study) -> str:
 @pytest.mark.parametrize(
     ("size", "digest"),
     [
-        ("small-cpu", "467795c653b6"),
-        ("standard-gpu", "a2709046f2ab"),
-        ("large-gpu", "3b05e18cf0a4"),
+        ("small-cpu", "4dd05c36c29b"),
+        ("standard-gpu", "baac5f579ffb"),
+        ("large-gpu", "24ee35285c28"),
     ],
 )
 def test_digest_of_a_size_is_stable(size: str, digest: str) -> None:

@@ -539,7 +539,7 @@ def test_lungs_of_unusual_density_are_flagged(lung_hu: float, flagged: bool, rel
 
 
 @pytest.mark.parametrize(
-    ("cut", "expected"), [({"above_mm": -30.0}, "E_LUNGS_CUT"), ({"lung_hu": -1010.0}, "E_NOT_LUNG")]
+    ("cut", "expected"), [({"above_mm": -30.0}, "E_LUNGS_CUT"), ({"lung_hu": -970.0}, "E_NOT_LUNG")]
 )
 def test_incomplete_chest_gets_no_score(cut: dict[str, float], expected: str, release: Release, tmp_path: Path) -> None:
     write_series(tmp_path, chest(**cut), spacing_mm=SPACING_MM)
