@@ -5,7 +5,7 @@ Each setting lies outside the ranges of training in one respect; all else is dra
 - scanner: noise of 45 to 60 HU in voxels of 4 mm (training: at most 45), slices of 11 to 15 mm at half of their
   profile's maximum (10), sharpened by 0.9 to 1.3 (0.9);
 - build: lungs a quarter shorter and a fifth broader (training: a standard deviation of 7 % in their ratio), 30 to 50 mm
-  more fat around the body, a field of view of 440 to 520 mm (500, and 424 before the last training);
+  more fat around the body, a field of view of 440 to 520 mm (500);
 - lesions: consolidation of 75 to 95 HU, as after contrast agent (training: at most 70), and ground glass 500 to 560 HU
   denser than lung (480).
 """
