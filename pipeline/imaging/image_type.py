@@ -24,9 +24,9 @@ KNOWN = {
     *REFORMATTED,
 }
 _AXIAL = {"AXIAL", "VOLUME"}  # the second one only in Enhanced CT: a set of axial frames that are evenly spaced
-# SECONDARY says only that an image was made after the examination. Scanners write it when they reconstruct a scan again
-# (as in LIDC-IDRI 0002), and planning systems when they export one (as in NSCLC-Radiomics LUNG1-002).
-_RECONSTRUCTED_LATER = ["ORIGINAL", "SECONDARY", "AXIAL"]
+# SECONDARY says only that an image was made after the examination. Public chest CTs of a scanner (LIDC-IDRI 0002) and of
+# a planning system (NSCLC-Radiomics LUNG1-002) have it.
+_MADE_LATER = ["ORIGINAL", "SECONDARY", "AXIAL"]
 
 
 def judge(image_type: str, *, is_lossy: bool) -> Reason | None:
@@ -42,7 +42,7 @@ def judge(image_type: str, *, is_lossy: bool) -> Reason | None:
     if words & REFORMATTED:
         return reasons.NOT_AXIAL
     if "SECONDARY" in values:
-        return reasons.IMAGE_TYPE if values[:3] == _RECONSTRUCTED_LATER else reasons.NOT_AXIAL
+        return reasons.IMAGE_TYPE if values[:3] == _MADE_LATER else reasons.NOT_AXIAL
     is_axial = values[1:2] == ["PRIMARY"] and len(values) > 2 and values[2] in _AXIAL
     if "DERIVED" in values:
         return None if is_axial and is_lossy else reasons.DERIVED if is_axial else reasons.NOT_AXIAL
