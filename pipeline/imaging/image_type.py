@@ -24,8 +24,8 @@ KNOWN = {
     *REFORMATTED,
 }
 _AXIAL = {"AXIAL", "VOLUME"}  # the second one only in Enhanced CT: a set of axial frames that are evenly spaced
-# SECONDARY says only that an image was made after the examination. Public chest CTs of a scanner (LIDC-IDRI 0002) and of
-# a planning system (NSCLC-Radiomics LUNG1-002) have it.
+# SECONDARY says only that an image was made after the examination (C.7.6.1.1.2). Public chest CTs have it: LIDC-IDRI
+# 0002 from a scanner, and NSCLC-Radiomics LUNG1-002 from a planning system.
 _MADE_LATER = ["ORIGINAL", "SECONDARY", "AXIAL"]
 
 
