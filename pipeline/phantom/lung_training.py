@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--muscles", type=float, default=0.0, help="chance that shoulders and back have muscles")
     parser.add_argument("--tubes", type=float, default=0.0, help="chance that a patient is ventilated")
     parser.add_argument("--aorta", type=float, default=0.0, help="chance of a wide aorta, or one beside the spine")
+    parser.add_argument("--arch", type=float, default=0.0, help="chance of an aorta with a high arch far to the left")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train(
@@ -193,7 +194,14 @@ def main() -> None:
         rate=arguments.rate,
         start=arguments.start,
         difficult=arguments.difficult,
-        variety=Variety(arguments.solid, arguments.turned, arguments.muscles, arguments.tubes, arguments.aorta),
+        variety=Variety(
+            solid=arguments.solid,
+            turned=arguments.turned,
+            muscles=arguments.muscles,
+            tubes=arguments.tubes,
+            aorta=arguments.aorta,
+            arch=arguments.arch,
+        ),
     )
 
 

@@ -40,10 +40,12 @@ def make_chest(
     rng: Generator,
     tubes: Generator | None = None,
     aorta: Generator | None = None,
+    arch: Generator | None = None,
 ) -> Chest:
     """Build the contents of the chest, and write their HU into `trunk.hu` except those of the lungs.
 
     `tubes`: draws those of a patient who is ventilated. `aorta`: draws a wide one, left of the spine or beside it.
+    `arch`: draws an aorta with a high arch that reaches far into the left half of the chest.
     """
     surgery = Surgery.draw(rng)
     walls, frame = frame, surgery.shifted(frame)
@@ -57,6 +59,9 @@ def make_chest(
     oesophagus, its_air = _oesophagus(frame, trunk, rng)
     hilum = {side: _hilum(frame, hila[side], rng) for side in SIDES}
     septum = _septum(frame, rng)
+    if arch is not None:
+        high, lung_before = _high_arch(frame, trunk, arch)
+        vessels[0], septum = vessels[0] | high, septum & ~lung_before
     parts = [heart, heart_fat, *vessels, trachea, bronchi, wall, oesophagus, septum, _beside_spine(walls, trunk)]
     middle = joined(parts, frame, rng.uniform(6, 14)) | hilum[-1] | hilum[1]
     above = np.where(frame.x < 0, frame.z > floor[-1] - 6, frame.z > floor[1] - 6)
@@ -160,6 +165,35 @@ def _wide_aorta(frame: Frame, trunk: Trunk, rng: Generator) -> Mask:
     behind = trunk.half_depth_mm * rng.uniform(0.4, 0.85)
     path = np.stack([heights, np.full(len(heights), behind), rng.uniform(14, 28) + bend], 1)
     return frame.tube(path, rng.uniform(13, 32)) & (trunk.cage < 1) & ~trunk.spine
+
+
+def _high_arch(frame: Frame, trunk: Trunk, rng: Generator) -> tuple[Mask, Mask]:
+    """Return an aorta whose arch has its middle 25 to 80 mm above the carina, and its end 18 to 48 mm to the left.
+
+    Its back lies beside the spine, where the arch of many old people pushes the left lung aside. The descending part
+    comes to the middle slowly and may bend; the arteries to the arms follow the border of the lungs. The second mask is
+    where the left lung reaches towards the middle, before and below the arch.
+    """
+    radius, top = rng.uniform(11, 24), rng.uniform(25, 80)
+    behind, left = trunk.half_depth_mm * rng.uniform(0.4, 0.85), rng.uniform(18, 48)
+    turn, share = np.linspace(0, np.pi, 30), np.linspace(0, 1, 30)
+    front, start = rng.uniform(-35, -10), rng.uniform(-22, -6)
+    along = (front + behind) / 2 - (behind - front) / 2 * np.cos(turn)
+    across = start + (left - start) * share ** rng.uniform(0.6, 1.5)
+    arch = np.stack([top * np.sin(turn) ** rng.uniform(0.5, 1.0), along, across], 1)
+    down = np.arange(0, -215, -6)
+    middle = rng.uniform(0, 20)
+    bend = rng.uniform(0, 25) * np.exp(-(((down - rng.uniform(-140, -40)) / rng.uniform(40, 90)) ** 2))
+    to_left = middle + (left - middle) * np.exp(down / rng.uniform(40, 160)) + bend
+    descending = np.stack([down, np.full(len(down), behind), to_left], 1)
+    aorta = frame.tube(arch, radius) | frame.tube(descending, radius * rng.uniform(0.8, 1.0))
+    neck = np.arange(top, 140, 6)
+    for x in (left * rng.uniform(0.5, 0.9), -rng.uniform(14, 36)):
+        lean = rng.uniform(-0.1, 0.15) * (neck - top) * np.sign(x)
+        branch = np.stack([neck, np.full(len(neck), rng.uniform(-5, 0.6 * behind)), x + lean], 1)
+        aorta |= frame.tube(branch, rng.uniform(4, 8))
+    before = (frame.x > rng.uniform(0, 20) + rng.uniform(0, 0.4) * frame.y) & (frame.z < top)
+    return aorta & (trunk.cage < 1) & ~trunk.spine, before
 
 
 def _large_airways(frame: Frame, hila: dict[int, Path], rng: Generator) -> tuple[Mask, Mask, Mask]:

@@ -42,7 +42,8 @@ class Variety:
     `solid`: of an ill body to have more solid lung (`add_disease`). `turned`: to lie on one side, or apart from the
     middle of the images, in a larger field of view. `muscles`: to have muscles at shoulders, back and breast; others
     have fat there. `tubes`: to have one in the trachea, as a patient who is ventilated. `aorta`: to have one that is
-    wide, and left of the spine or beside it.
+    wide, and left of the spine or beside it. `arch`: to have an aorta with a high arch that reaches far to the left;
+    not together with `aorta`.
     """
 
     solid: float = 0.0
@@ -50,6 +51,7 @@ class Variety:
     muscles: float = 0.0
     tubes: float = 0.0
     aorta: float = 0.0
+    arch: float = 0.0
 
 
 PLAIN = Variety()
@@ -85,13 +87,14 @@ def compose(
     frame: Frame, rng: Generator, dense: Dense | None = None, gas: Gas = USUAL, variety: Variety = PLAIN
 ) -> Sample:
     """Draw a body with its disease into a frame, without a scanner. `dense`: drawn too if None."""
-    muscles, tubes, aorta = rng.spawn(3)  # of their own, so that everything else is the same without them
+    muscles, tubes, aorta, arch = rng.spawn(4)  # of their own, so that everything else is the same without them
     person = Person.draw(rng)
     tissues = Tissues.draw(person, rng)
     trunk = make_trunk(frame, tissues, person, rng, muscles if muscles.random() < variety.muscles else None)
     own_tubes = tubes if tubes.random() < variety.tubes else None
     own_aorta = aorta if aorta.random() < variety.aorta else None
-    chest = make_chest(frame, trunk, tissues, person, rng, own_tubes, own_aorta)
+    own_arch = arch if own_aorta is None and arch.random() < variety.arch else None
+    chest = make_chest(frame, trunk, tissues, person, rng, own_tubes, own_aorta, own_arch)
     bowel_gas = add_abdomen(frame, trunk, chest, tissues, rng, gas)
     lung = healthy(frame, chest, rng)
     add_disease(lung, frame, person, rng, variety.solid)

@@ -146,6 +146,22 @@ def test_wide_aorta_takes_the_place_of_lung_on_the_left_alone() -> None:
 
 
 @pytest.mark.slow
+def test_high_arch_takes_the_place_of_lung_on_the_left_above_the_carina() -> None:
+    lost_ml = {Region.LEFT_LUNG: 0.0, Region.RIGHT_LUNG: 0.0}
+    for seed in SEEDS:
+        frames = [draw_frame((64, 72, 88), 4.0, (-20.0, 0.0, 0.0), np.random.default_rng(seed)) for _ in range(2)]
+        plain, high = (
+            compose(frame, np.random.default_rng(seed), variety=variety)
+            for frame, variety in zip(frames, (PLAIN, Variety(arch=1.0)), strict=True)
+        )
+        lost = lungs_of(plain) & (high.regions == Region.MEDIASTINUM) & (frames[0].z > 0)
+        for region in lost_ml:
+            lost_ml[region] += np.count_nonzero(lost & (plain.regions == region)) * 0.064
+    assert lost_ml[Region.LEFT_LUNG] > 5 * len(SEEDS)
+    assert lost_ml[Region.LEFT_LUNG] > 2 * lost_ml[Region.RIGHT_LUNG]
+
+
+@pytest.mark.slow
 def test_turned_bodies_lie_off_the_middle() -> None:
     def off_the_middle(variety: Variety) -> float:
         samples = [draw_sample(np.random.default_rng(seed), step_mm=8.0, variety=variety) for seed in SEEDS]
