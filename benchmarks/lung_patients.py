@@ -1,10 +1,11 @@
 """Compare the lungs that the segmenter finds in scans of patients with masks that people drew. Not in `make bench`.
 
-    python benchmarks/lung_patients.py SCANS MASKS
+    python benchmarks/lung_patients.py SCANS MASKS [--fluid MASKS]
 
-SCANS has a folder of one DICOM series, or a NIfTI file, for each scan; MASKS has a NIfTI file of the same name for each
-(1 right lung, 2 left lung; without a 2, 1 is both). The names become part of the tables, so they must not identify
-anybody. The project has no such scans; docs/lungs.md says which public ones were used.
+SCANS has a folder of one DICOM series, or a NIfTI file, for each scan; MASKS has NIfTI files of the same names (1 right
+lung, 2 left lung; without a 2, 1 is both), and those of `--fluid` say where pleural fluid is (1). A scan may have one
+of them, or both. The names become part of the tables, so they must not identify anybody. The project has no such scans;
+docs/lungs.md says which public ones were used.
 
 The lungs are compared on the scan's own grid, and so are those that the threshold finds. A mask of radiotherapy leaves
 out tumour, fluid and collapsed lung, which the segmenter counts as lung in part: with disease, no agreement of 1 can be
@@ -18,9 +19,11 @@ from typing import Any
 
 import numpy as np
 from lungs import STEP_MM, by_threshold
+from numpy.typing import NDArray
 from run import RESULTS, circumstances, markdown
 
 from models.lung_segmenter import WEIGHTS_SHA256
+from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.area_resample import area_means
 from pipeline.preprocessing.lesion_burden import burden, median_density, unsure_share
 from pipeline.preprocessing.lung_regions import dice, find_regions
@@ -42,20 +45,29 @@ HEAD = [
 ]
 
 
-def judge(scan: Path, mask: Path) -> dict[str, Any]:
-    """Return the figures of one scan; `right` and `left` are None if the mask does not tell the sides apart."""
+def read(scan: Path, mask: Path) -> tuple[Volume, NDArray[np.float32], NDArray[np.uint8]]:
+    """Return a scan, its HU on the working grid, and the mask on the scan's own grid."""
     one = read_one(scan, lungs=mask)
     assert one.mask is not None
     volume = orient(one.volume)
     size = tuple(max(1, round(extent / STEP_MM)) for extent in volume.extent_mm)
     hu = resample(area_means(volume.hu, size), size).numpy()
-    shape, voxel_litres = volume.hu.shape, abs(np.linalg.det(volume.affine[:3, :3])) / 1e6
-    drawn = one.mask.on(shape, volume.affine)
+    return volume, hu, one.mask.on(volume.hu.shape, volume.affine)
+
+
+def voxel_ml(volume: Volume) -> float:
+    return float(abs(np.linalg.det(volume.affine[:3, :3])) / 1e3)
+
+
+def judge(scan: Path, mask: Path) -> dict[str, Any]:
+    """Return the figures of one scan; `right` and `left` are None if the mask does not tell the sides apart."""
+    volume, hu, drawn = read(scan, mask)
+    shape, voxel_litres = drawn.shape, voxel_ml(volume) / 1e3
     found, threshold = find_regions(hu, STEP_MM), by_threshold(hu)
     lungs = found.lungs_on(shape)
     has_sides = bool((drawn == 2).any())
     right, left = (dice(lungs == side, drawn == side) if has_sides else None for side in (1, 2))
-    whole = burden(hu, found, STEP_MM, density=median_density(volume.hu, size)).regions["both"]["whole"]
+    whole = burden(hu, found, STEP_MM, density=median_density(volume.hu, hu.shape)).regions["both"]["whole"]
     return {
         "dice": dice(lungs > 0, drawn > 0),
         "right": right,
@@ -69,6 +81,36 @@ def judge(scan: Path, mask: Path) -> dict[str, Any]:
     }
 
 
+def judge_fluid(scan: Path, mask: Path) -> dict[str, Any]:
+    """Return how much of a mask of pleural fluid counts as lung, in millilitres."""
+    volume, hu, drawn = read(scan, mask)
+    fluid, found = drawn > 0, find_regions(hu, STEP_MM)
+    return {
+        "fluid_ml": np.count_nonzero(fluid) * voxel_ml(volume),
+        "as_lung_ml": np.count_nonzero(fluid & (found.lungs_on(fluid.shape) > 0)) * voxel_ml(volume),
+        "is_flagged": unsure_share(hu, found) > MOST_UNSURE,
+    }
+
+
+def of_fluid(scans: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the lines about fluid; none if no scan has a mask of it."""
+    if not scans:
+        return []
+    total, as_lung = (sum(row[key] for row in scans.values()) for key in ("fluid_ml", "as_lung_ml"))
+    shares = [row["as_lung_ml"] / row["fluid_ml"] for row in scans.values()]
+    rows = [
+        [name, f"{row['fluid_ml']:.0f}", f"{row['as_lung_ml']:.0f}", f"{share:.0%}", "yes" if row["is_flagged"] else ""]
+        for (name, row), share in zip(scans.items(), shares, strict=True)
+    ]
+    return [
+        "## Pleural fluid",
+        "",
+        *markdown(["scan", "fluid, mL", "of it counted as lung, mL", "share", "`W_BORDER_UNSURE`"], rows),
+        f"Of all fluid {as_lung / total:.0%} counts as lung, and {np.median(shares):.0%} in the median of the scans.",
+        "",
+    ]
+
+
 def text(result: dict[str, Any]) -> str:
     rows = []
     for name, row in result["scans"].items():
@@ -80,7 +122,14 @@ def text(result: dict[str, Any]) -> str:
         rows[-1][-1] += flag
     about = f"{result['date']}; {result['machine']}. Weights {result['weights'][:12]}. `benchmarks/lung_patients.py`."
     return "\n".join(
-        ["# Lungs of patients, compared with masks that people drew", "", about, "", *markdown(HEAD, rows)]
+        [
+            "# Lungs of patients, compared with masks that people drew",
+            "",
+            about,
+            "",
+            *markdown(HEAD, rows),
+            *of_fluid(result["fluid"]),
+        ]
     )
 
 
@@ -88,10 +137,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the segmenter's lungs with masks that people drew.")
     parser.add_argument("scans", type=Path)
     parser.add_argument("masks", type=Path)
+    parser.add_argument("--fluid", type=Path, help="masks of pleural fluid")
     arguments = parser.parse_args()
     scans = {path.name.removesuffix(".gz").removesuffix(".nii"): path for path in sorted(arguments.scans.iterdir())}
-    found = {name: judge(path, arguments.masks / f"{name}.nii.gz") for name, path in scans.items()}
-    result = {**circumstances(), "weights": WEIGHTS_SHA256, "scans": found}
+    found, fluid = (
+        {name: of(path, mask) for name, path in scans.items() if (mask := folder / f"{name}.nii.gz").exists()}
+        for of, folder in ((judge, arguments.masks), (judge_fluid, arguments.fluid or Path("no masks")))
+    )
+    result = {**circumstances(), "weights": WEIGHTS_SHA256, "scans": found, "fluid": fluid}
     (RESULTS / "lung_patients.json").write_text(json.dumps(result, indent=1) + "\n")
     (RESULTS / "lung_patients.md").write_text(text(result))
     print(text(result))

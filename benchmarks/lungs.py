@@ -49,9 +49,11 @@ from pipeline.scoring.quality_checks import MOST_UNSURE
 
 RESULTS = Path(__file__).with_name("results")
 UNSEEN_SEED, LIMITS_SEED, FRESH_SEED = 10_000, 30_000, 50_000  # training uses other seeds
-SOLID_SEED, TURNED_SEED, AORTA_SEED, ARCH_SEED, PLANT_SEED = 70_000, 90_000, 110_000, 130_000, 1000
+SOLID_SEED, TURNED_SEED, AORTA_SEED, ARCH_SEED, FLUID_SEED = 70_000, 90_000, 110_000, 130_000, 150_000
+PLANT_SEED = 1000
 SOLID, TURNED = Variety(solid=1.0), Variety(solid=0.5, turned=1.0, muscles=1.0, tubes=0.2)
 AORTA, ARCH = Variety(solid=0.5, muscles=1.0, aorta=1.0), Variety(solid=0.5, muscles=1.0, arch=1.0)
+FLUID = Variety(solid=0.5, muscles=1.0, fluid=1.0)
 SETTING_SCANS = 30  # of each setting
 LEAST_FOR_LIMITS = 19  # of fewer scans, not even the largest error bounds 95 % of others
 PHANTOM_GRID = Grid((80, 96, 96), (4.0, 4.0, 4.0))
@@ -325,6 +327,7 @@ def main() -> None:
         "Fresh bodies with muscles, turned or off the middle": bodies(TURNED_SEED, arguments.scans // 2, TURNED),
         "Fresh bodies with a wide aorta": bodies(AORTA_SEED, arguments.scans // 2, AORTA),
         "Fresh bodies with a high arch of the aorta": bodies(ARCH_SEED, arguments.scans // 2, ARCH),
+        "Fresh bodies with a layer of fluid": bodies(FLUID_SEED, arguments.scans // 2, FLUID),
         "Phantoms of another generator": phantoms(arguments.scans // 3),
     }
     result["synthetic"] = {name: summary([judge(*scan) for scan in scans]) for name, scans in sources.items()}

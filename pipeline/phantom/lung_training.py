@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--tubes", type=float, default=0.0, help="chance that a patient is ventilated")
     parser.add_argument("--aorta", type=float, default=0.0, help="chance of a wide aorta, or one beside the spine")
     parser.add_argument("--arch", type=float, default=0.0, help="chance of an aorta with a high arch far to the left")
+    parser.add_argument("--fluid", type=float, default=0.0, help="chance of a layer of fluid along the chest's wall")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train(
@@ -201,6 +202,7 @@ def main() -> None:
             tubes=arguments.tubes,
             aorta=arguments.aorta,
             arch=arguments.arch,
+            fluid=arguments.fluid,
         ),
     )
 

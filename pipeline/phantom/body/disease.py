@@ -198,6 +198,39 @@ def _effusion(lung: Lung, frame: Frame, rng: Generator) -> None:
         lung.consolidation = np.maximum(lung.consolidation, collapsed.astype(np.float32))
 
 
+def add_layers_of_fluid(lung: Lung, frame: Frame, rng: Generator) -> float:
+    """Let a layer of fluid, thicker below, follow the wall of one or both sides, and return its HU.
+
+    Most effusions of patients are like this: 4 to 45 mm at their thickest. Some lie in a pocket of the pleura.
+    """
+    fluid_hu = float(rng.uniform(-5, 22))
+    sides = SIDES if rng.random() < 0.4 else (int(rng.choice(SIDES)),)
+    for side in sides:
+        mine = lung.lungs[side]
+        if not mine.any():
+            continue
+        low, high = np.percentile(frame.z[mine], (1, 99))
+        front, back = np.percentile(frame.y[mine], (5, 99))
+        thickest_mm = float(np.exp(rng.uniform(np.log(4), np.log(45))))
+        upwards = np.clip(1 - (frame.z - low) / (rng.uniform(0.3, 1.2) * (high - low)), 0, 1)
+        to_back = np.clip((frame.y - front) / (rng.uniform(0.3, 1.0) * (back - front)), 0, 1)
+        layer_mm = thickest_mm * upwards ** rng.uniform(0.3, 1.2) * to_back + 1.5 * frame.noise(25, rng)
+        fluid = mine & (_behind(mine, frame) < layer_mm)
+        if rng.random() < 0.2:
+            at = _point(mine, lung, rng, peripheral=True)
+            pocket = _blob(frame, at, rng.uniform(8, 40, 3), 0.1 * frame.noise(15, rng)) < 1
+            fluid |= mine & pocket & (lung.depth_mm < rng.uniform(8, 30))
+        if fluid.sum() > 0.55 * mine.sum():
+            continue
+        lung.outside_hu[fluid] = fluid_hu
+        lung.lungs[side] = mine & ~fluid
+        if rng.random() < 0.6:
+            rim_mm = layer_mm + rng.uniform(2, 25) * upwards
+            collapsed = lung.lungs[side] & (_behind(mine, frame) < rim_mm) & (layer_mm > 2)
+            lung.consolidation = np.maximum(lung.consolidation, collapsed.astype(np.float32))
+    return fluid_hu
+
+
 def _scars(lung: Lung, frame: Frame, rng: Generator) -> None:
     """Add bands, a net of thick septa, or wide bronchi with thick walls."""
     kind = rng.random()

@@ -10,7 +10,7 @@ from models.lung_segmenter import Region, Tissue
 from pipeline.phantom.body.abdomen import USUAL, Gas, add_abdomen
 from pipeline.phantom.body.acquisition import LOWEST_HU, acquire, circle
 from pipeline.phantom.body.chest import Chest, make_chest
-from pipeline.phantom.body.disease import Lung, add_disease, healthy
+from pipeline.phantom.body.disease import Lung, add_disease, add_layers_of_fluid, healthy
 from pipeline.phantom.body.frame import SIDES, Field, Frame, Mask, Point, draw_frame
 from pipeline.phantom.body.person import Person
 from pipeline.phantom.body.trees import filled_share, grow
@@ -43,7 +43,7 @@ class Variety:
     middle of the images, in a larger field of view. `muscles`: to have muscles at shoulders, back and breast; others
     have fat there. `tubes`: to have one in the trachea, as a patient who is ventilated. `aorta`: to have one that is
     wide, and left of the spine or beside it. `arch`: to have an aorta with a high arch that reaches far to the left;
-    not together with `aorta`.
+    not together with `aorta`. `fluid`: to have a layer of fluid along the chest wall, less dense than solid lung.
     """
 
     solid: float = 0.0
@@ -52,6 +52,7 @@ class Variety:
     tubes: float = 0.0
     aorta: float = 0.0
     arch: float = 0.0
+    fluid: float = 0.0
 
 
 PLAIN = Variety()
@@ -87,7 +88,7 @@ def compose(
     frame: Frame, rng: Generator, dense: Dense | None = None, gas: Gas = USUAL, variety: Variety = PLAIN
 ) -> Sample:
     """Draw a body with its disease into a frame, without a scanner. `dense`: drawn too if None."""
-    muscles, tubes, aorta, arch = rng.spawn(4)  # of their own, so that everything else is the same without them
+    muscles, tubes, aorta, arch, fluid = rng.spawn(5)  # of their own, so that everything else is the same without them
     person = Person.draw(rng)
     tissues = Tissues.draw(person, rng)
     trunk = make_trunk(frame, tissues, person, rng, muscles if muscles.random() < variety.muscles else None)
@@ -98,6 +99,9 @@ def compose(
     bowel_gas = add_abdomen(frame, trunk, chest, tissues, rng, gas)
     lung = healthy(frame, chest, rng)
     add_disease(lung, frame, person, rng, variety.solid)
+    if fluid.random() < variety.fluid:
+        denser = add_layers_of_fluid(lung, frame, fluid) + fluid.uniform(15, 75)
+        dense = (denser, fluid.uniform(120, 480))
     hu, inner = lungs_into(trunk.hu, lung, chest, tissues, frame, rng, dense)
     devices(frame, hu, trunk.body, lung.both, rng)
     return Sample(hu, _regions(chest, lung, bowel_gas), inner, frame.step_mm)

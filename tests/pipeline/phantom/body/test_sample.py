@@ -162,6 +162,26 @@ def test_high_arch_takes_the_place_of_lung_on_the_left_above_the_carina() -> Non
 
 
 @pytest.mark.slow
+def test_layer_of_fluid_takes_the_back_of_the_lungs_and_is_less_dense_than_solid_lung() -> None:
+    lost_y, fluid_hu, solid_hu = [], [], []
+    for seed in SEEDS:
+        frames = [draw_frame((64, 72, 88), 4.0, (-60.0, 0.0, 0.0), np.random.default_rng(seed)) for _ in range(2)]
+        plain, wet = (
+            compose(frame, np.random.default_rng(seed), variety=variety)
+            for frame, variety in zip(frames, (PLAIN, Variety(fluid=1.0)), strict=True)
+        )
+        fluid = lungs_of(plain) & (wet.regions == Region.BACKGROUND)
+        lost_y.extend(frames[0].y[fluid])
+        fluid_hu.append(np.median(wet.hu[fluid]))
+        solid = lungs_of(wet) & (wet.tissues == Tissue.CONSOLIDATION)
+        if solid.sum() > 50:
+            solid_hu.append(np.median(wet.hu[solid]) - fluid_hu[-1])
+    assert np.mean(np.array(lost_y) > 0) > 0.7
+    assert min(fluid_hu) > -10 and max(fluid_hu) < 30
+    assert len(solid_hu) > 3 and min(solid_hu) > 5
+
+
+@pytest.mark.slow
 def test_turned_bodies_lie_off_the_middle() -> None:
     def off_the_middle(variety: Variety) -> float:
         samples = [draw_sample(np.random.default_rng(seed), step_mm=8.0, variety=variety) for seed in SEEDS]
