@@ -101,9 +101,15 @@ lungs: .venv/installed  ## trains the lung segmenter again into build/, from syn
 		--steps 2800 --seed 4 --rate 0.0015 --solid 0.4 --start build/third.safetensors
 	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/fifth.safetensors \
 		--steps 2090 --seed 5 --rate 0.0015 --solid 0.4 --turned 0.5 --muscles 0.7 --tubes 0.15 --start build/fourth.safetensors
-	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/lung_segmenter.safetensors \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/sixth.safetensors \
 		--steps 2300 --seed 6 --rate 0.0015 --difficult 0.1 --solid 0.5 --turned 0.5 --muscles 0.7 --tubes 0.15 --aorta 0.3 \
 		--start build/fifth.safetensors
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/seventh.safetensors \
+		--steps 1680 --seed 7 --rate 0.0015 --difficult 0.1 --solid 0.5 --turned 0.5 --muscles 0.7 --tubes 0.15 \
+		--aorta 0.15 --arch 0.5 --start build/sixth.safetensors
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/lung_segmenter.safetensors \
+		--steps 1100 --seed 8 --rate 0.0015 --difficult 0.1 --solid 0.5 --turned 0.5 --muscles 0.7 --tubes 0.15 \
+		--aorta 0.15 --arch 0.3 --fluid 0.4 --start build/seventh.safetensors
 	$(BIN)/python benchmarks/lungs.py
 
 canary: .venv/installed peers  ## does anything of a patient leave? whole runs, every byte looked at; writes docs/canary.md

@@ -112,9 +112,9 @@ def digest_of(study: Study) -> str:
 @pytest.mark.parametrize(
     ("size", "digest"),
     [
-        ("small-cpu", "4dd05c36c29b"),
-        ("standard-gpu", "baac5f579ffb"),
-        ("large-gpu", "24ee35285c28"),
+        ("small-cpu", "f0ba4049b1a2"),
+        ("standard-gpu", "9903c15043d0"),
+        ("large-gpu", "8210df50f8ce"),
     ],
 )
 def test_digest_of_a_size_is_stable(size: str, digest: str) -> None:
