@@ -64,7 +64,7 @@ def test_hidden_units_of_any_kind_tell_features_of_one_patient(seed: int) -> Non
     assert not are_within_bounds(found.network, first)
     share, likeness, is_patient = told_of_patients(found)
     assert share > 0.9
-    assert likeness > 0.8
+    assert likeness > 0.75
     assert is_patient > 0.6
 
 
