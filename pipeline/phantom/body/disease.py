@@ -201,7 +201,7 @@ def _effusion(lung: Lung, frame: Frame, rng: Generator) -> None:
 def add_layers_of_fluid(lung: Lung, frame: Frame, rng: Generator) -> float:
     """Let a layer of fluid, thicker below, follow the wall of one or both sides, and return its HU.
 
-    Most effusions of patients are like this: 4 to 45 mm at their thickest. Some lie in a pocket of the pleura.
+    It is 4 to 45 mm at its thickest, as in ten patients whose fluid was drawn. Some lies in a pocket of the pleura.
     """
     fluid_hu = float(rng.uniform(-5, 22))
     sides = SIDES if rng.random() < 0.4 else (int(rng.choice(SIDES)),)
