@@ -8,6 +8,7 @@ import argparse
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -195,15 +196,7 @@ def main() -> None:
         rate=arguments.rate,
         start=arguments.start,
         difficult=arguments.difficult,
-        variety=Variety(
-            solid=arguments.solid,
-            turned=arguments.turned,
-            muscles=arguments.muscles,
-            tubes=arguments.tubes,
-            aorta=arguments.aorta,
-            arch=arguments.arch,
-            fluid=arguments.fluid,
-        ),
+        variety=Variety(**{each.name: getattr(arguments, each.name) for each in fields(Variety)}),
     )
 
 
