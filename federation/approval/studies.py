@@ -24,6 +24,7 @@ from federation.secure_aggregation.roster import MAX_PEERS, MIN_PEERS
 from federation.system.digests import SHA256
 from models.refusal import Refusal
 from pipeline.site.folder import Site
+from pipeline.system.json_text import parse_json
 
 MAX_BYTES = 64 * 1024
 # The tables, and the keys of [study], that the digest does not cover.
@@ -42,11 +43,12 @@ def canonical(study: str) -> bytes:
     if len(study.encode()) > MAX_BYTES:
         raise Refusal(reasons.RUN_CONFIG, private="the study is too long")
     try:
-        tables = json.loads(study, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
+        parse_json(study)  # refuses all but JSON that is not nested too deeply; it would accept a repeated key
+        tables = json.loads(study, object_pairs_hook=_without_repeats)
         table = {key: value for key, value in tables["study"].items() if key not in FREE_KEYS}
         covered = {name: content for name, content in tables.items() if name not in _FREE_TABLES} | {"study": table}
         return json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Refusal(reasons.RUN_CONFIG, private=f"{type(error).__name__}: {error}") from error
 
 
@@ -76,10 +78,6 @@ def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) != len(pairs):
         raise ValueError("a key is repeated")
     return table
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 class StudyApprovals:

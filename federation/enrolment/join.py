@@ -37,6 +37,7 @@ from models.settings import with_value
 from pipeline.site.folder import UNNAMED, Site
 from pipeline.site.study_server import refused_connect, server_proxy
 from pipeline.system.atomic_files import write_atomically
+from pipeline.system.json_text import parse_json
 
 if TYPE_CHECKING:
     import httpx
@@ -230,13 +231,11 @@ def _client(tls: ssl.SSLContext, proxy: str) -> Iterator["httpx.Client"]:
 
 def _ask(tls: ssl.SSLContext, proxy: str, method: str, url: str, **content: Any) -> dict[str, str]:
     """Return the server's answer {"site", "certificate"}. Raises Refusal; E_JOIN_REFUSED holds the server's code."""
-    import json
-
     with _client(tls, proxy) as client:
         try:
-            answer = json.loads(_bounded(client, method, url, **content))
+            answer = parse_json(_bounded(client, method, url, **content))
             return {"site": str(answer["site"]), "certificate": str(answer["certificate"])}
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise Refusal(reasons.JOIN_REFUSED, answer="no certificate in the answer", private=str(error)) from error
 
 

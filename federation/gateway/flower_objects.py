@@ -18,6 +18,7 @@ from google.protobuf.message import Message as ProtobufMessage
 
 from federation.system.digests import SHA256
 from models.refusal import Reason, Refusal
+from pipeline.system.json_text import parse_json
 
 MAX_HEAD_BYTES = 64 * 1024  # of every object except a chunk
 CHUNK_OVERHEAD = 64  # maximum length of a chunk's own header, in bytes
@@ -181,7 +182,7 @@ def _read_content(root: str, objects: Mapping[str, bytes]) -> Content:
 
 def _read_names(content: bytes, kind: str) -> dict[str, str]:
     parsed = parse(content)
-    names = json.loads(parsed.body)
+    names = parse_json(parsed.body)
     if parsed.kind != kind or not isinstance(names, dict) or set(names.values()) != set(parsed.children):
         raise ValueError(f"not a valid {kind}")
     return names
@@ -189,7 +190,7 @@ def _read_names(content: bytes, kind: str) -> dict[str, str]:
 
 def _read_array(content: bytes) -> ArrayHead:
     parsed = parse(content)
-    body = json.loads(parsed.body)
+    body = parse_json(parsed.body)
     if parsed.kind != "Array" or set(body) != {"dtype", "shape", "stype", "arraychunk_ids"} or body["stype"] != NUMPY:
         raise ValueError("not a numpy array")
     places = body["arraychunk_ids"]

@@ -48,6 +48,7 @@ from federation.superlink.masked_address import ROUND_HEADER
 from models.refusal import Refusal
 from pipeline.site.folder import Site
 from pipeline.system.atomic_files import write_durably
+from pipeline.system.json_text import parse_json
 
 PAUSE_SECONDS = 0.5
 _BEGUN = ".begun"
@@ -138,10 +139,11 @@ class MaskedRounds:
         kind, schema = task_kind(task.kind), task.run.schema
         number = round_of(kind, schema.rounds) if kind in SUMMED else task.round
         about = canonical({"run": task.run.name, "round": number, "app": task.app})
-        answer = json.loads(await self._ask("begin", about, None, time.time() + SILENT_SECONDS))
+        content = await self._ask("begin", about, None, time.time() + SILENT_SECONDS)
         try:
+            answer = parse_json(content)
             header, told = Header.parse(canonical(answer["header"])), answer["settings"]
-        except (KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise Refusal(reasons.SECAGG_SETTINGS, private=str(error)[:300]) from error
         if header.roster != roster.digest:
             raise Refusal(secagg_reasons.SECAGG_ROSTER)

@@ -1,6 +1,5 @@
 """The gateway's only client to the study's server: mutual TLS, the node's signature, responses of limited size."""
 
-import json
 import logging
 import re
 import ssl
@@ -24,6 +23,7 @@ from federation.secure_aggregation.messages import MAX_BYTES
 from federation.superlink.masked_address import PATH
 from models.refusal import Reason
 from pipeline.site.study_server import refused_connect
+from pipeline.system.json_text import parse_json
 
 MEDIA_TYPE = "application/protobuf"
 MAX_BODY_BYTES = CHUNK_BYTES + 256 * 1024
@@ -211,9 +211,9 @@ def _without_login(proxy: str) -> tuple[str | None, aiohttp.BasicAuth | None]:
 def _error_of(body: bytes) -> tuple[int, str]:
     """Return the code and text of an error in Flower's format (flwr.supercore.error); 0 and "" for anything else."""
     try:
-        content = json.loads(body)
+        content = parse_json(body)
         code, detail = content.get("code"), content.get("detail")
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, AttributeError):
         return 0, ""
     text = detail[:_MAX_DETAIL_CHARACTERS] if isinstance(detail, str) else ""
     return code if type(code) is int and 0 <= code < 10**6 else 0, "".join(filter(str.isprintable, text))

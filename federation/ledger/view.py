@@ -3,7 +3,6 @@
 Months are in UTC, like the ledger's times.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from federation.ledger import reasons
 from federation.ledger.chain import PASSED, Head, Line
 from federation.system.refusals_page import REASONS
 from models.refusal import Reason, Refusal
+from pipeline.system.json_text import parse_json
 
 
 @dataclass
@@ -134,8 +134,8 @@ def heads_in_record(record: Path, site_name: str) -> list[Head]:
     not a record, or contains no head of this site.
     """
     try:
-        rounds = _RECORD.validate_python(json.loads(record.read_bytes()))
-    except (OSError, ValueError, RecursionError) as error:
+        rounds = _RECORD.validate_python(parse_json(record.read_bytes()))
+    except (OSError, ValueError) as error:
         problem = "not a record" if isinstance(error, ValidationError) else str(error)
         raise Refusal(reasons.LEDGER_RECORD, private=f"{record}: {problem}") from error
     heads: list[Head] = []

@@ -1,6 +1,5 @@
 """Import a study's experiments from plain files into an MLflow that does not contain them."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -42,10 +41,7 @@ class Restored:
 def load_experiments(folder: Path) -> list[Experiment]:
     """Read the experiments that `save_experiment` wrote to `folder`. Raises Refusal E_ARCHIVE_DAMAGED."""
     try:
-        found = [
-            Experiment.model_validate(json.loads(file.read_text(encoding="utf-8")))
-            for file in sorted(folder.glob("*/experiment.json"))
-        ]
+        found = [Experiment.model_validate_json(file.read_bytes()) for file in sorted(folder.glob("*/experiment.json"))]
     except (ValueError, ValidationError) as error:
         raise Refusal(reasons.ARCHIVE_DAMAGED, private=str(error)) from error
     for experiment in found:

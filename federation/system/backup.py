@@ -24,6 +24,7 @@ from typing import IO, Literal
 from federation.system import reasons
 from models.refusal import Refusal
 from pipeline.system.atomic_files import move_durably, sync_folder
+from pipeline.system.json_text import parse_json
 from pipeline.system.sqlite_format import copy_all
 
 Kind = Literal["site", "server", "clinic"]
@@ -151,7 +152,7 @@ def _check(kind: Kind, archive: tarfile.TarFile) -> None:
         raise ValueError("the first member does not say what this is")
     content = archive.extractfile(first)
     assert content is not None
-    about = json.loads(content.read())
+    about = parse_json(content.read())
     if about["format"] != _FORMAT or about["kind"] != kind:
         raise ValueError(f"a backup of kind {about['kind']}, format {about['format']}")
 

@@ -22,6 +22,7 @@ from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
 from pipeline.scoring.verdict import redecided
 from pipeline.system.atomic_files import sync_folder, sync_tree
+from pipeline.system.json_text import parse_json
 
 if TYPE_CHECKING:
     from models.release import Release
@@ -152,10 +153,10 @@ def overview(clinic: Clinic, store: Store) -> list[dict[str, Any]]:
     listed = []
     for model in store.models.all():
         try:
-            described = json.loads((clinic.models / model.sha256 / "model.json").read_bytes())
+            described = parse_json((clinic.models / model.sha256 / "model.json").read_bytes())
             about = {name: described[name] for name in ("study", "rounds", "sites", "trained_on_synthetic_data")}
             about["derived_from"] = (described.get("adaptation") or {}).get("parent")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise Refusal(MODEL_ALTERED, private=model.sha256) from error
         beside = compare(store, model.sha256)
         answers = given.get(model.sha256, 0)

@@ -9,7 +9,6 @@ corrections. A site is a SubmittingCentre. Its laboratory and outcome records ar
 joined by the site's own rules.
 """
 
-import json
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -23,6 +22,7 @@ from pipeline.imaging.discovery import find_series, read_header, tags, text
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.site import reasons as site_reasons
 from pipeline.system.findings import Finding
+from pipeline.system.json_text import parse_json
 
 _FILE = re.compile(r"(data|status)_(\d{4}-\d{2}-\d{2})\.json", flags=re.ASCII)
 _MAX_FILE_BYTES = 2**20
@@ -100,8 +100,8 @@ def _files(folder: Path) -> list[Path]:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as stream:
-            content = json.loads(stream.read(_MAX_FILE_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
+            content = parse_json(stream.read(_MAX_FILE_BYTES))
+    except (OSError, ValueError) as error:
         raise Refusal(reasons.CLINICAL_FILE, private=f"{file}: {error}") from None
     if not isinstance(content, dict):
         raise Refusal(reasons.CLINICAL_FILE, private=str(file))

@@ -23,6 +23,7 @@ from pipeline.feeds import reasons
 from pipeline.feeds.smart_token import Tokens
 from pipeline.site.fhir_settings import FhirTable, origin_of
 from pipeline.site.tls import as_client, ends_with_alert
+from pipeline.system.json_text import parse_json
 
 JSON = "application/fhir+json"
 NDJSON = "application/fhir+ndjson"
@@ -221,8 +222,8 @@ class FhirClient:
         _check_type(response, _JSON_TYPES)
         content = b"".join(self._chunks(response, MAX_BYTES))
         try:
-            tree = json.loads(content)
-        except (ValueError, RecursionError):
+            tree = parse_json(content)
+        except ValueError:
             tree = None
         if not isinstance(tree, dict):
             raise Refusal(reasons.FHIR_ANSWER, private="the response is not a JSON object")

@@ -4,7 +4,6 @@ The export's status URL and the files that are done are stored: a fetch that was
 and continues with the next file. A file is stored in one transaction for each thousand lines.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from pipeline.feeds.fhir_search import Wants, is_id, keep_bundle
 from pipeline.feeds.withdrawn_resources import WithdrawnResources
 from pipeline.records.fhir_store import ResourceStore
 from pipeline.site.fhir_settings import FhirTable
+from pipeline.system.json_text import parse_json
 
 _LINES = 1000
 _MAX_FILES = 100_000
@@ -122,8 +122,8 @@ def _trees(lines: Iterator[bytes]) -> Iterator[Any]:
     for line in lines:
         if line.strip():
             try:
-                yield json.loads(line)
-            except (ValueError, RecursionError):
+                yield parse_json(line)
+            except ValueError:
                 raise Refusal(reasons.FHIR_ANSWER, private="a line of the export is not JSON") from None
 
 

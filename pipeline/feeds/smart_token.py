@@ -3,7 +3,6 @@
 https://hl7.org/fhir/smart-app-launch/backend-services.html
 """
 
-import json
 import secrets
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipeline.feeds import reasons
 from pipeline.site import reasons as site_reasons
 from pipeline.site.fhir_settings import FhirTable
 from pipeline.site.pacs_settings import read_secret
+from pipeline.system.json_text import parse_json
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _ASSERTION_SECONDS = 300  # the longest that SMART allows
@@ -87,13 +87,13 @@ class Tokens:
 def _parsed(content: bytes) -> tuple[str, float]:
     """Return token and lifetime in seconds (RFC 6749, 5.1). Raises Refusal E_FHIR_AUTH."""
     try:
-        answer: dict[str, Any] = json.loads(content)
+        answer: dict[str, Any] = parse_json(content)
         token, seconds = answer["access_token"], float(answer.get("expires_in", _DEFAULT_SECONDS))
         if not isinstance(token, str) or not token.isascii() or not token.isprintable() or not token:
             raise ValueError
         if str(answer.get("token_type", "")).lower() != "bearer":
             raise ValueError
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise Refusal(reasons.FHIR_AUTH, private="the token server did not return a bearer token") from None
     return token, seconds
 

@@ -4,7 +4,6 @@ TLS is verified, redirects are not followed, compressed responses are refused, a
 A provider that is down costs one attempt in some seconds, so that it does not occupy the threads of the page.
 """
 
-import json
 import logging
 import threading
 import time
@@ -22,6 +21,7 @@ from pipeline.identity.oidc_settings import OidcTable, is_safe_address
 from pipeline.identity.reasons import SIGN_IN_KEY, SIGN_IN_PROVIDER, SIGN_IN_REFUSED, SIGN_IN_SECRET
 from pipeline.site.pacs_settings import read_secret
 from pipeline.site.tls import as_client
+from pipeline.system.json_text import parse_json
 
 KEEP_SECONDS = 3600.0  # discovery and keys; a key that the provider removed is not accepted for longer
 KEYS_AGAIN_SECONDS = 30.0  # between two requests for the keys because of an unknown key id
@@ -160,8 +160,8 @@ class Provider:
         except (requests.RequestException, OSError, ValueError) as error:
             raise Refusal(SIGN_IN_PROVIDER, private=f"no response: {type(error).__name__}") from None
         try:
-            content = json.loads(body)
-        except (ValueError, RecursionError):
+            content = parse_json(body)
+        except ValueError:
             content = None
         return response.status_code, content if isinstance(content, dict) else {}
 

@@ -28,6 +28,7 @@ from pipeline.pacs.queries import RemoteSeries, StudyQuery
 from pipeline.pacs.store_status import PROCESSING_FAILURE
 from pipeline.site.pacs_settings import DicomWebTable, read_secret
 from pipeline.site.tls import as_client
+from pipeline.system.json_text import parse_json
 
 _ANY_SYNTAX = 'multipart/related; type="application/dicom"; transfer-syntax=*'  # as stored, without conversion
 _CHUNK_BYTES = 2**20
@@ -58,6 +59,7 @@ class DicomWebPacs:
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=_AT_ONCE))
+        self._session.hooks["response"].append(_with_our_parser)
         self._session.trust_env = False  # ignore proxies and passwords of the environment
         self._session.proxies = {"http": table.proxy, "https": table.proxy} if table.proxy else {}
         if table.ca_certificate or table.certificate:  # check them now; requests reads them later
@@ -174,6 +176,11 @@ class DicomWebPacs:
             if kind.get_content_type() != "multipart/related" or not boundary:
                 raise ValueError(f"not multipart/related: {kind['Content-Type']!r}")
             yield from split_multipart(response.iter_content(_CHUNK_BYTES), boundary.encode("latin-1"))
+
+
+def _with_our_parser(response: requests.Response, **_: Any) -> None:
+    """Replace the method by which dicomweb-client parses what the PACS sent."""
+    response.json = lambda **_: parse_json(response.content)  # type: ignore[method-assign]
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -293,7 +300,7 @@ def _coded() -> Iterator[None]:
         raise Refusal(reasons.PACS_SILENT if broke_off else reason, private=str(error)) from None
     except (exceptions.ConnectionError, exceptions.Timeout, exceptions.ChunkedEncodingError) as error:
         raise Refusal(_fault_of(error), private=str(error)) from None
-    except (exceptions.RequestException, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+    except (exceptions.RequestException, ValueError, TypeError, AttributeError, LookupError) as error:
         raise Refusal(reasons.PACS_ANSWER, private=f"{type(error).__name__}: {error}") from None
     except OSError as error:
         raise Refusal(reasons.PACS_SILENT, private=str(error)) from None

@@ -16,6 +16,7 @@ from typing import Literal
 from models.refusal import Refusal
 from pipeline.system import reasons
 from pipeline.system.atomic_files import write_durably
+from pipeline.system.json_text import parse_json
 
 Kind = Literal["site", "server", "clinic"]
 
@@ -37,11 +38,11 @@ def read_stamp(folder: Path) -> Stamp:
     A sandbox may not read it: what starts the sandbox has. Raises Refusal E_FORMAT_NEWER if it cannot be understood.
     """
     try:
-        content = json.loads((folder / FILE).read_bytes())
+        content = parse_json((folder / FILE).read_bytes())
         number, software = content["format"], content.get("software", "")
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return Stamp(1, "")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _newer("unknown", "?", private=str(error)) from error
     if type(number) is not int or not isinstance(software, str):
         raise _newer("unknown", "?", private=str(content)[:200])

@@ -1,6 +1,5 @@
 """Reads FHIR R4 resources: Bundles of any kind, single resources and arrays in JSON, NDJSON, and the fetched ones."""
 
-import codecs
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import ValidationError
-from pydantic_core import from_json
 
 from models.refusal import Refusal
 from pipeline.records import reasons
@@ -17,6 +15,7 @@ from pipeline.records.fhir_store import entries
 from pipeline.records.laboratory.fhir_models import DiagnosticReport, Observation, Patient, Resource, Specimen
 from pipeline.records.laboratory.results import files_of
 from pipeline.system.findings import Finding
+from pipeline.system.json_text import parse_json
 
 MODELS: dict[str, type[Resource]] = {
     model.__name__: model for model in (Patient, Specimen, Observation, DiagnosticReport)
@@ -86,7 +85,7 @@ def read_resources(
     numbers = count()
     for document, (where, content) in enumerate(_documents(path, table)):
         try:
-            tree = from_json(content.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
+            tree = parse_json(content)
         except ValueError:
             tree = None
         for raw, full_url, container, number in _walk(tree, "", None, numbers, models):

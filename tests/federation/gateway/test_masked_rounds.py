@@ -82,11 +82,12 @@ STUDY = '{"study": {}}'
 class MaskedServer(Server):
     """A server with masked rounds, and two other hospitals. `round`: the current one.
 
-    `stop_at`: the step that it does not answer.
+    `stop_at`: the step that it does not answer. `first_answer`: what it says about the round, if not the truth.
     """
 
     round: MaskedRound | None = None
     stop_at: str = ""
+    first_answer: bytes | None = None
     told: list[tuple[str, bytes]] = field(default_factory=list)
 
     async def handle(self, request: web.Request) -> web.Response:
@@ -97,6 +98,8 @@ class MaskedServer(Server):
         current, about = self.round, request.headers.get(ROUND_HEADER, "")
         if current is None or step == self.stop_at:
             return web.Response(status=204)
+        if step == "begin" and self.first_answer is not None:
+            return web.Response(body=self.first_answer)
         try:
             answer = await asyncio.to_thread(current.answer, "north", step, body, about)
         except Refusal as refusal:
@@ -384,6 +387,18 @@ def test_settings_that_do_not_fit_the_study_are_refused(study: Study, different:
     study.approve()
     study.open(settings=Settings.model_validate(study.settings.model_dump() | different))
     assert refused(study) == "E_SECAGG_SETTINGS"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 60_000, b"\xff", b"{", b"7", b"null", b"[]", b"{}", b'{"header": 7, "settings": {}}', b'{"header": {}}'],
+    ids=lambda content: repr(content[:30]),
+)
+def test_answer_that_does_not_describe_a_round_is_refused(study: Study, content: bytes) -> None:
+    study.approve()
+    study.open()
+    study.server.first_answer = content
+    assert refused(study) in {"E_SECAGG_SETTINGS", "E_SECAGG_MESSAGE"}
 
 
 def test_sparse_update_is_refused(study: Study) -> None:

@@ -255,12 +255,28 @@ def add(name: str, kind: bytes) -> Callable[[bytes], bytes]:
     return change
 
 
+def about(text: bytes) -> Callable[[bytes], bytes]:
+    """Replace the first member, which says what the archive is."""
+
+    def change(content: bytes) -> bytes:
+        out = io.BytesIO()
+        with tarfile.open(fileobj=io.BytesIO(content)) as old, tarfile.open(fileobj=out, mode="w:gz") as new:
+            for place, member in enumerate(old):
+                if place == 0:
+                    member.size = len(text)
+                new.addfile(member, io.BytesIO(text) if place == 0 else old.extractfile(member))
+        return out.getvalue()
+
+    return change
+
+
 @pytest.mark.parametrize(
     "change",
     [
         *(cut, flip, lambda content: b"", lambda content: gzip.compress(b"no archive")),
         *(add("../outside", tarfile.REGTYPE), add("/tmp/outside", tarfile.REGTYPE), add("link", tarfile.SYMTYPE)),
         add("site.toml", tarfile.REGTYPE),  # twice
+        *(about(b""), about(b"[]"), about(b"{}"), about(b"\xff"), about(b"[" * 3000)),
     ],
 )
 def test_damaged_or_forged_backup_is_refused_and_leaves_nothing(
