@@ -5,6 +5,8 @@ manifest-SHA256.json      the format, the settings, the contents in numbers, and
 certificates/ca.*         the study's authority
 sites.sqlite              the roster
 runs/                     each run's folder
+releases/                 signed releases, from which studies may begin
+encoders/                 encoders that studies may use
 summed.json               over which hospitals masked figures and answers were summed, if they were
 mlflow/                   the studies' experiments (federation.migration.experiments)
 
@@ -13,7 +15,6 @@ manifest, in its order. Nothing is compressed, so the files cannot become larger
 """
 
 import hashlib
-import json
 import os
 import re
 import tarfile
@@ -26,12 +27,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from federation.migration import reasons
 from models.refusal import Refusal
+from pipeline.system.json_text import parse_json
 
 FORMAT: Final = 1
 Progress = Callable[[int, int], None]  # (done, total), in MiB
 
 _MANIFEST = re.compile(r"manifest-([0-9a-f]{64})\.json")
-_TOP = re.compile(r"(certificates/ca\.(crt|key)|sites\.sqlite|summed\.json|(runs|mlflow)/[^\x00-\x1f\x7f\\]+)")
+_TOP = re.compile(
+    r"(certificates/ca\.(crt|key)|sites\.sqlite|summed\.json|(runs|releases|encoders|mlflow)/[^\x00-\x1f\x7f\\]+)"
+)
 _MAX_MANIFEST_BYTES = 64 * 2**20
 _PIECE_BYTES = 2**20
 
@@ -196,7 +200,7 @@ def _read_manifest(stream: Readable) -> Manifest:
     if hashlib.sha256(encoded).hexdigest() != sha256[1]:
         raise Refusal(reasons.ARCHIVE_DAMAGED, private=name)
     try:
-        content = json.loads(encoded)
+        content = parse_json(encoded)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise Refusal(reasons.ARCHIVE_FORMAT, private=name)
         return Manifest.model_validate(content)

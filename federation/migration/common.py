@@ -6,11 +6,13 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from federation.comparison.signed_release import RELEASES
 from federation.enrolment.registry import open_registry
 from federation.migration import reasons
 from federation.migration.age_file import UnsealingReader, is_sealed
 from federation.migration.archive import Contents, Progress, Readable
 from federation.migration.experiments import Experiment
+from federation.protocol.release_files import ENCODERS
 from federation.server import reasons as server_reasons
 from models.refusal import Refusal
 
@@ -18,6 +20,7 @@ from models.refusal import Refusal
 Bar = Callable[[str], AbstractContextManager[Progress]]
 
 ROSTER = "sites.sqlite"
+FOLDERS = ("runs", RELEASES, ENCODERS)  # of the server; they are carried as they are
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from federation.enrolment.certificates import host_names, open_authority, write_
 from federation.migration import archive, experiments, reasons
 from federation.migration.age_file import SealingWriter, require_length
 from federation.migration.archive import Manifest, Progress
-from federation.migration.common import ROSTER, Bar, Moved, contents_of, files_can_be_used, opened, roster_of
+from federation.migration.common import FOLDERS, ROSTER, Bar, Moved, contents_of, files_can_be_used, opened, roster_of
 from federation.protocol.masked_replies import SUMMED_OVER
 from federation.runs import reasons as runs_reasons
 from federation.runs.run_folder import read_study
@@ -123,7 +123,7 @@ def _sources(folder: Path, work: Path) -> dict[str, Path]:
     sources[ROSTER] = work / ROSTER
     if (folder / SUMMED_OVER).exists():
         sources[SUMMED_OVER] = folder / SUMMED_OVER
-    for top, below in (("runs", folder / "runs"), ("mlflow", work / "mlflow")):
+    for top, below in (*((name, folder / name) for name in FOLDERS), ("mlflow", work / "mlflow")):
         for path in below.rglob("*"):
             if path.is_symlink() or not (path.is_dir() or path.is_file()):
                 raise Refusal(reasons.MOVE_LINK, private=str(path))

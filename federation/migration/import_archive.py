@@ -11,7 +11,7 @@ from federation.enrolment.certificates import alternative_names, open_authority
 from federation.enrolment.invitations import publish_revocations
 from federation.migration import archive, experiments, mlflow_restore, reasons
 from federation.migration.archive import Progress
-from federation.migration.common import ROSTER, Bar, Moved, contents_of, files_can_be_used, opened, roster_of
+from federation.migration.common import FOLDERS, ROSTER, Bar, Moved, contents_of, files_can_be_used, opened, roster_of
 from federation.protocol.masked_replies import SUMMED_OVER
 from federation.runs.run_folder import NOTE, read_note, read_study, write_note
 from federation.runs.tracking import WHERE, Where, artifact_place, read_where, tracking_uri, without_user
@@ -53,9 +53,10 @@ def import_server(
             authority = open_authority(work / "certificates")
             found = mlflow_restore.load_experiments(work / "mlflow")
             (work / "runs").mkdir(exist_ok=True)
-            of_sums = [SUMMED_OVER] if (work / SUMMED_OVER).exists() else []
-            for name in ("runs", ROSTER, *of_sums):
-                (work / name).rename(folder / name)
+            (work / ROSTER).rename(folder / ROSTER)
+            for name in (SUMMED_OVER, *FOLDERS):
+                if (work / name).exists():
+                    (work / name).rename(folder / name)
             _forget_flower(folder / "runs")
             with bar("MLflow, runs") as progress, _restored(folder.resolve(), found, work / "mlflow", progress) as made:
                 _note_mlflow(folder / "runs", tracking_uri(folder.resolve()), made)

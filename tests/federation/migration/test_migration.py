@@ -141,6 +141,9 @@ def old(bare: Path, empty_database: Path) -> Path:
     (run / "release").mkdir()
     (run / "release" / "card.md").write_text("a card")
     tracker.register(run / "release", "ab" * 32)
+    for name in ("releases/trial-1/model.json", "releases/trial-1.pub", "encoders/ct/encoder.json"):
+        (bare / name).parent.mkdir(parents=True, exist_ok=True)
+        (bare / name).write_text(name)
     (run / "checkpoints" / "killed.tmp").write_bytes(b"half")
     return bare
 
@@ -175,8 +178,14 @@ def test_imported_server_has_all_runs_checkpoints_and_history(
 
     after = files(new)
     for name, content in before.items():
-        if name.startswith("runs/") and not name.endswith((".tmp", WHERE, "run.json")):
+        is_carried = name.startswith(("runs/", "releases/", "encoders/"))
+        if is_carried and not name.endswith((".tmp", WHERE, "run.json")):
             assert after[name] == content, name
+    assert {name for name in after if name.startswith(("releases/", "encoders/"))} == {
+        "releases/trial-1/model.json",
+        "releases/trial-1.pub",
+        "encoders/ct/encoder.json",
+    }
     assert not [name for name in after if name.endswith(".tmp")]
     loaded = load_latest(new / "runs" / "trial-1" / "checkpoints").state
     np.testing.assert_array_equal(loaded.arrays["w"], state(2).arrays["w"])
