@@ -235,7 +235,8 @@ INTERNAL = Reason(
 NOT_SHADOWED = Reason(
     "E_NOT_SHADOWED",
     "this model has never run in shadow, so its difference from the live model is unknown",
-    "Run it in shadow first with `fedthorax clinic shadow CLINIC MODEL`, or promote it with --force.",
+    "Run it in shadow first with `fedthorax clinic shadow CLINIC MODEL`. On the clinic's machine, "
+    "`fedthorax clinic promote CLINIC MODEL --force` makes it live without that.",
 )
 IS_LIVE = Reason(
     "E_IS_LIVE", "this model is already the live model", "No action is needed. Choose another model to run in shadow."

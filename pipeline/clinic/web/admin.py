@@ -58,15 +58,13 @@ def delete_shadow(clinic: TheClinic, store: TheStore, caller: Admin, sha256: Sha
     responses=documented(404, 409),
     summary="Make a model the live one",
 )
-def post_promote(
-    clinic: TheClinic,
-    store: TheStore,
-    caller: Admin,
-    sha256: Sha256,
-    force: Annotated[bool, Query(description="Promote the model even if it never ran in shadow.")] = False,
-) -> Any:
-    """Make this model the live one from the next scan on. Earlier answers keep the name of their model."""
-    model_registry.promote(store, sha256, by=caller.name, force=force)
+def post_promote(clinic: TheClinic, store: TheStore, caller: Admin, sha256: Sha256) -> Any:
+    """Make this model, which ran in shadow, the live one from the next scan on.
+
+    Earlier answers keep the name of their model. Only `fedthorax clinic promote --force`, on the machine, makes a model
+    live that never ran in shadow.
+    """
+    model_registry.promote(store, sha256, by=caller.name)
     return {"models": model_registry.overview(clinic, store)}
 
 

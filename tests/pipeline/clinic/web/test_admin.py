@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from fastapi.testclient import TestClient
 
@@ -19,7 +20,9 @@ SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.0625)
 Clients = Callable[..., TestClient]
 
 
-def test_model_role_changes_from_none_to_shadow_to_live(clinic: Clinic, client: Clients, tmp_path: Path) -> None:
+def test_model_role_changes_from_none_to_shadow_to_live(
+    clinic: Clinic, answer_to: Callable[..., Answer], client: Clients, tmp_path: Path
+) -> None:
     first, second = (
         save_release(tmp_path / name, build_network(SMALL, seed=1), description(study=name, network=SMALL)).sha256
         for name in ("first", "second")
@@ -40,10 +43,29 @@ def test_model_role_changes_from_none_to_shadow_to_live(clinic: Clinic, client: 
     assert refused(admin.post(f"/api/v1/models/{first}/shadow")) == "E_IS_LIVE"
     assert refused(admin.post(f"/api/v1/models/{'0' * 64}/promote")) == "E_NO_SUCH_MODEL"
     assert roles(admin.delete(f"/api/v1/models/{second}/shadow")) == {"first": "live", "second": None}
-    promoted = admin.post(f"/api/v1/models/{second}/promote", params={"force": True})
+    answer_to(model_sha256=second)
+    promoted = admin.post(f"/api/v1/models/{second}/promote")
     assert roles(promoted) == {"first": None, "second": "live"}
     with clinic.store() as store:
         assert (store.audit.records()[-1].who, store.audit.records()[-1].action) == ("a admin", "promote")
+
+
+def test_model_that_never_ran_in_shadow_is_not_made_live_over_the_network(
+    clinic: Clinic, client: Clients, tmp_path: Path
+) -> None:
+    """A browser that is taken over can create a token for itself, so the API has no such power for anybody."""
+    added = []
+    for name in ("first", "second"):
+        save_release(tmp_path / name, build_network(SMALL, seed=1), description(study=name, network=SMALL))
+        added.append(model_registry.add(clinic, tmp_path / name, by="test").sha256)
+    with clinic.store() as store:
+        store.models.set_live(added[0], by="test")
+    admin, promote = client("admin"), f"/api/v1/models/{added[1]}/promote"
+    forms: list[dict[str, Any]] = [{"params": {"force": word}} for word in ("true", "1", "on", "yes")]
+    for sent in [*forms, {"json": {"force": True}}, {"data": {"force": "true"}}]:
+        assert refused(admin.post(promote, **sent)) == "E_NOT_SHADOWED"
+    with clinic.store() as store:
+        assert {model.sha256: model.role for model in store.models.all()} == {added[0]: "live", added[1]: None}
 
 
 def test_audit_log_contains_answers_and_models_but_no_patient(
