@@ -186,6 +186,8 @@ def main() -> None:
     parser.add_argument("--aorta", type=float, default=0.0, help="chance of a wide aorta, or one beside the spine")
     parser.add_argument("--arch", type=float, default=0.0, help="chance of an aorta with a high arch far to the left")
     parser.add_argument("--fluid", type=float, default=0.0, help="chance of a layer of fluid along the chest's wall")
+    parser.add_argument("--full-side", type=float, default=0.0, help="chance that fluid fills a side of the chest")
+    parser.add_argument("--solid-lung", type=float, default=0.0, help="chance that most of a lung is solid")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train(

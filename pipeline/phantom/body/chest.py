@@ -41,13 +41,16 @@ def make_chest(
     tubes: Generator | None = None,
     aorta: Generator | None = None,
     arch: Generator | None = None,
+    full_side: Surgery | None = None,
 ) -> Chest:
     """Build the contents of the chest, and write their HU into `trunk.hu` except those of the lungs.
 
     `tubes`: draws those of a patient who is ventilated. `aorta`: draws a wide one, left of the spine or beside it.
-    `arch`: draws an aorta with a high arch that reaches far into the left half of the chest.
+    `arch`: draws an aorta with a high arch that reaches far into the left half of the chest. `full_side`: the side of
+    the chest that is full of fluid.
     """
-    surgery = Surgery.draw(rng)
+    drawn = Surgery.draw(rng)  # in any case, so that the rest is the same
+    surgery = full_side or drawn
     walls, frame = frame, surgery.shifted(frame)
     hila = {side: np.array([rng.normal(-14, 6), rng.normal(2, 6), side * rng.uniform(30, 46)]) for side in SIDES}
     floor = {side: _diaphragm(walls, side, rng) + surgery.raised_mm(side) for side in SIDES}

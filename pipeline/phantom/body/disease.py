@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipeline.phantom.body.chest import Chest
@@ -229,6 +230,40 @@ def add_layers_of_fluid(lung: Lung, frame: Frame, rng: Generator) -> float:
             collapsed = lung.lungs[side] & (_behind(mine, frame) < rim_mm) & (layer_mm > 2)
             lung.consolidation = np.maximum(lung.consolidation, collapsed.astype(np.float32))
     return fluid_hu
+
+
+def fill_side(lung: Lung, frame: Frame, side: int, hilum: NDArray[np.float64], rng: Generator) -> float:
+    """Let fluid fill most of one side, press what is left of its lung to the hilum, and return the fluid's HU.
+
+    `hilum`: the point (z, y, x) in mm where bronchi and vessels enter. What is left has little air, or none.
+    """
+    fluid_hu, mine = float(rng.uniform(-5, 25)), lung.lungs[side]
+    at = hilum + np.array([rng.uniform(-10, 60), rng.uniform(-50, 10), side * rng.uniform(0, 30)])
+    radii = rng.uniform((25, 18, 15), (110, 65, 50))
+    radius = frame.ellipsoid(tuple(at), tuple(radii)) + 0.15 * frame.noise(20, rng)
+    left = mine & (radius < 1)
+    lung.outside_hu[mine & ~left] = fluid_hu
+    lung.lungs[side] = left
+    airless = np.clip((radius - rng.uniform(-0.5, 0.9)) / 0.2, 0, 1) * left
+    lung.consolidation = np.maximum(lung.consolidation, airless.astype(np.float32))
+    return fluid_hu
+
+
+def add_solid_lung(lung: Lung, frame: Frame, rng: Generator) -> None:
+    """Let 45 to 100 % of one lung or of both be solid, as in the severest pneumonia, without any fluid."""
+    sides = SIDES if rng.random() < 0.35 else (int(rng.choice(SIDES)),)
+    for side in sides:
+        mine = lung.lungs[side]
+        if not mine.any():
+            continue
+        patches = frame.noise(rng.uniform(12, 50), rng)
+        order = patches + rng.uniform(-0.5, 1.5) * frame.y / 60 - rng.uniform(-0.5, 1.0) * frame.z / 80
+        limit = np.quantile(order[mine], 1 - rng.uniform(0.45, 1.0))
+        solid = np.clip((order - limit) / rng.uniform(0.05, 0.5) + 0.5, 0, 1) * rng.uniform(0.8, 1.0) * mine
+        lung.consolidation = np.maximum(lung.consolidation, solid.astype(np.float32))
+        if rng.random() < 0.6:
+            lung.ground_glass = np.maximum(lung.ground_glass, (rng.uniform(0.2, 1.0) * mine).astype(np.float32))
+    lung.ground_glass = lung.ground_glass * (1 - lung.consolidation)
 
 
 def _scars(lung: Lung, frame: Frame, rng: Generator) -> None:

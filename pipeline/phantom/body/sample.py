@@ -10,9 +10,10 @@ from models.lung_segmenter import Region, Tissue
 from pipeline.phantom.body.abdomen import USUAL, Gas, add_abdomen
 from pipeline.phantom.body.acquisition import LOWEST_HU, acquire, circle
 from pipeline.phantom.body.chest import Chest, make_chest
-from pipeline.phantom.body.disease import Lung, add_disease, add_layers_of_fluid, healthy
+from pipeline.phantom.body.disease import Lung, add_disease, add_layers_of_fluid, add_solid_lung, fill_side, healthy
 from pipeline.phantom.body.frame import SIDES, Field, Frame, Mask, Point, draw_frame
 from pipeline.phantom.body.person import Person
+from pipeline.phantom.body.surgery import Surgery
 from pipeline.phantom.body.trees import filled_share, grow
 from pipeline.phantom.body.trunk import Tissues, make_trunk
 
@@ -44,6 +45,8 @@ class Variety:
     have fat there. `tubes`: to have one in the trachea, as a patient who is ventilated. `aorta`: to have one that is
     wide, and left of the spine or beside it. `arch`: to have an aorta with a high arch that reaches far to the left;
     not together with `aorta`. `fluid`: to have a layer of fluid along the chest wall, less dense than solid lung.
+    `full_side`: to have fluid that fills one side, whose lung was removed or is pressed together.
+    `solid_lung`: to have a lung, or both, most of which is solid.
     """
 
     solid: float = 0.0
@@ -53,6 +56,8 @@ class Variety:
     aorta: float = 0.0
     arch: float = 0.0
     fluid: float = 0.0
+    full_side: float = 0.0
+    solid_lung: float = 0.0
 
 
 PLAIN = Variety()
@@ -88,20 +93,28 @@ def compose(
     frame: Frame, rng: Generator, dense: Dense | None = None, gas: Gas = USUAL, variety: Variety = PLAIN
 ) -> Sample:
     """Draw a body with its disease into a frame, without a scanner. `dense`: drawn too if None."""
-    muscles, tubes, aorta, arch, fluid = rng.spawn(5)  # of their own, so that everything else is the same without them
+    # Generators of their own, so that a body without an option is the same.
+    muscles, tubes, aorta, arch, fluid, full, solid = rng.spawn(7)
     person = Person.draw(rng)
     tissues = Tissues.draw(person, rng)
     trunk = make_trunk(frame, tissues, person, rng, muscles if muscles.random() < variety.muscles else None)
     own_tubes = tubes if tubes.random() < variety.tubes else None
     own_aorta = aorta if aorta.random() < variety.aorta else None
     own_arch = arch if own_aorta is None and arch.random() < variety.arch else None
-    chest = make_chest(frame, trunk, tissues, person, rng, own_tubes, own_aorta, own_arch)
+    full_side = Surgery.draw_full_side(full) if full.random() < variety.full_side else None
+    chest = make_chest(frame, trunk, tissues, person, rng, own_tubes, own_aorta, own_arch, full_side)
     bowel_gas = add_abdomen(frame, trunk, chest, tissues, rng, gas)
     lung = healthy(frame, chest, rng)
     add_disease(lung, frame, person, rng, variety.solid)
+    if solid.random() < variety.solid_lung:
+        add_solid_lung(lung, frame, solid)
+        dense = (solid.uniform(20, 75), solid.uniform(120, 480))  # denser than fluid, or nobody could tell them apart
     if fluid.random() < variety.fluid:
         denser = add_layers_of_fluid(lung, frame, fluid) + fluid.uniform(15, 75)
         dense = (denser, fluid.uniform(120, 480))
+    if full_side and not full_side.without:
+        denser = fill_side(lung, frame, full_side.side, chest.hila[full_side.side], full) + full.uniform(15, 75)
+        dense = (denser, full.uniform(120, 480))
     hu, inner = lungs_into(trunk.hu, lung, chest, tissues, frame, rng, dense)
     devices(frame, hu, trunk.body, lung.both, rng)
     return Sample(hu, _regions(chest, lung, bowel_gas), inner, frame.step_mm)

@@ -182,6 +182,33 @@ def test_layer_of_fluid_takes_the_back_of_the_lungs_and_is_less_dense_than_solid
 
 
 @pytest.mark.slow
+def test_side_full_of_fluid_has_little_lung_or_none() -> None:
+    removed, pressed = 0, 0
+    for seed in SEEDS:
+        sample = draw_sample(np.random.default_rng(seed), step_mm=8.0, variety=Variety(full_side=1.0))
+        sizes = sorted(np.count_nonzero(sample.regions == side) for side in (Region.RIGHT_LUNG, Region.LEFT_LUNG))
+        assert sizes[0] < 0.5 * sizes[1]
+        removed, pressed = removed + (sizes[0] == 0), pressed + (sizes[0] > 0)
+    assert removed >= 3 and pressed >= 3
+
+
+@pytest.mark.slow
+def test_solid_lung_keeps_its_place_and_has_little_air() -> None:
+    for seed in SEEDS[:6]:
+        frames = [draw_frame((64, 72, 88), 4.0, (-60.0, 0.0, 0.0), np.random.default_rng(seed)) for _ in range(2)]
+        plain, solid = (
+            compose(frame, np.random.default_rng(seed), variety=variety)
+            for frame, variety in zip(frames, (PLAIN, Variety(solid_lung=1.0)), strict=True)
+        )
+        assert np.array_equal(plain.regions, solid.regions)
+        shares = [
+            np.mean(solid.tissues[solid.regions == side] == Tissue.CONSOLIDATION)
+            for side in (Region.RIGHT_LUNG, Region.LEFT_LUNG)
+        ]
+        assert max(shares) > 0.35
+
+
+@pytest.mark.slow
 def test_turned_bodies_lie_off_the_middle() -> None:
     def off_the_middle(variety: Variety) -> float:
         samples = [draw_sample(np.random.default_rng(seed), step_mm=8.0, variety=variety) for seed in SEEDS]
