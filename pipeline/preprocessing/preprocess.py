@@ -16,7 +16,7 @@ from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.air import air_around, require_lung
 from pipeline.preprocessing.area_resample import area_means
 from pipeline.preprocessing.external_lungs import sides_on_grid
-from pipeline.preprocessing.field_of_view import require_aerated, require_uncut
+from pipeline.preprocessing.field_of_view import require_aerated, require_in_tissue, require_uncut
 from pipeline.preprocessing.lung_regions import LungRegions, find_regions
 from pipeline.preprocessing.lungs import bounding_box, crop_box, find_lungs, require_lungs, require_proportions
 from pipeline.preprocessing.preprocess_settings import EXTERNAL, THRESHOLD, Preprocessing
@@ -189,6 +189,7 @@ def _lungs(
     lungs = found.lungs
     require_aerated(hu, lungs)
     require_uncut(hu, lungs)
+    require_in_tissue(hu, lungs, step)
     require_lungs(lungs, (step, step, step))
     return lungs, found
 

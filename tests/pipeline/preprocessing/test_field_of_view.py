@@ -14,7 +14,14 @@ from pipeline.imaging.volume import Volume
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.body.sample import Sample, draw_sample
 from pipeline.preprocessing.air import air_around
-from pipeline.preprocessing.field_of_view import MOST_CUT, cut_share, padding, require_aerated, require_uncut
+from pipeline.preprocessing.field_of_view import (
+    MOST_CUT,
+    cut_share,
+    padding,
+    require_aerated,
+    require_in_tissue,
+    require_uncut,
+)
 from pipeline.preprocessing.lung_regions import are_lungs, dice, find_regions
 from pipeline.preprocessing.measuring import measure
 from pipeline.preprocessing.plausibility import look_at, require_chest
@@ -157,3 +164,17 @@ def test_mask_of_all_air_outside_the_patient_is_refused_as_cut() -> None:
     with pytest.raises(Refusal) as caught:
         require_uncut(body.hu, (body.hu < -900) & ~body.lungs)
     assert caught.value.code == "E_LUNGS_CUT"
+
+
+def test_lungs_in_a_chest_are_in_tissue() -> None:
+    body = phantoms.thorax(GRID)
+    require_in_tissue(body.hu, body.lungs, 4.0)
+
+
+@pytest.mark.parametrize(("mean", "sigma"), [(-300, 100), (-300, 400), (0, 700), (-500, 1000)])
+def test_lungs_in_noise_are_refused(mean: float, sigma: float) -> None:
+    """Their shape is right, but neither air nor tissue is where it should be."""
+    noise = np.random.default_rng(0).normal(mean, sigma, GRID.shape).astype(np.float32)
+    with pytest.raises(Refusal) as caught:
+        require_in_tissue(noise, phantoms.thorax(GRID).lungs, 4.0)
+    assert caught.value.code == "E_NO_LUNGS"
