@@ -107,9 +107,15 @@ lungs: .venv/installed  ## trains the lung segmenter again into build/, from syn
 	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/seventh.safetensors \
 		--steps 1680 --seed 7 --rate 0.0015 --difficult 0.1 --solid 0.5 --turned 0.5 --muscles 0.7 --tubes 0.15 \
 		--aorta 0.15 --arch 0.5 --start build/sixth.safetensors
-	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/lung_segmenter.safetensors \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/eighth.safetensors \
 		--steps 1100 --seed 8 --rate 0.0015 --difficult 0.1 --solid 0.5 --turned 0.5 --muscles 0.7 --tubes 0.15 \
 		--aorta 0.15 --arch 0.3 --fluid 0.4 --start build/seventh.safetensors
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/ninth.safetensors \
+		--steps 2200 --seed 9 --rate 0.0015 --difficult 0.15 --solid 0.5 --turned 0.5 --muscles 0.7 --tubes 0.15 \
+		--aorta 0.15 --arch 0.2 --fluid 0.3 --full-side 0.12 --start build/eighth.safetensors
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/lung_segmenter.safetensors \
+		--steps 3000 --seed 11 --rate 0.0015 --difficult 0.15 --solid 0.5 --turned 0.5 --muscles 0.7 --tubes 0.15 \
+		--aorta 0.15 --arch 0.2 --fluid 0.25 --full-side 0.15 --solid-lung 0.15 --start build/ninth.safetensors
 	$(BIN)/python benchmarks/lungs.py
 
 canary: .venv/installed peers  ## does anything of a patient leave? whole runs, every byte looked at; writes docs/canary.md

@@ -1,6 +1,6 @@
 """Does the audit flag a planted shortcut, and not flag a clean study? Twenty seeds of three synthetic hospitals.
 
-    python benchmarks/shortcuts.py [--seeds 20] [--first 1] [--method 7]
+    python benchmarks/shortcuts.py [--seeds 20] [--first 1] [--method 8]
 
 For each seed there are three studies, trained by plain federated averaging in this process, with the audit of a run:
 

@@ -17,7 +17,7 @@ from models.reasons import SEGMENTER_ALTERED
 from models.refusal import Refusal
 
 WEIGHTS = Path(__file__).with_name("lung_segmenter.safetensors")
-WEIGHTS_SHA256 = "12eb2924f3e4be12a84325068a2ad64fe35431b3c29da25c65a851836b7965f3"
+WEIGHTS_SHA256 = "83820084e5ea12259c24237121f86c01ffaab27c3b10c559a765dcdf2463e022"
 SPACING_MM = 4.0  # the grid on which it was trained
 FEATURES = (32, 32, 64, 96, 96, 32)
 FOLD = 2  # voxels along each axis that are folded into channels

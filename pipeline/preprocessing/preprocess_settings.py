@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Size = Annotated[int, Field(ge=8, le=512)]
 THRESHOLD: Final = 1
-SEGMENTER: Final = 7
+SEGMENTER: Final = 8
 EXTERNAL: Final = 3
-_EARLIER_SEGMENTERS: Final = (2, 4, 5, 6)
+_EARLIER_SEGMENTERS: Final = (2, 4, 5, 6, 7)
 METHODS = {"threshold": THRESHOLD, "segmenter": SEGMENTER, "external": EXTERNAL}  # words of `Preprocessing.method`
 
 
@@ -21,10 +21,10 @@ class Preprocessing(BaseModel):
 
     Parameters
     ----------
-    method : 1, 3 or 7
-        Version of `prepare` itself. 1 finds the lungs by threshold, 7 with the lung segmenter; 3 takes them from an
-        external mask. The words "threshold", "segmenter" and "external" mean the same. 2, 4, 5 and 6 were
-        earlier segmenters.
+    method : 1, 3 or 8
+        Version of `prepare` itself. 1 finds the lungs by threshold, 8 with the lung segmenter; 3 takes them from an
+        external mask. The words "threshold", "segmenter" and "external" mean the same. 2 and 4 to 7 were earlier
+        segmenters.
     shape : tuple of int
         Shape of the tensor: slices, rows, columns; each 8 to 512 voxels.
     working_spacing_mm : float
@@ -42,7 +42,7 @@ class Preprocessing(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     # Version of `prepare`; increases when the same settings give other tensors, as with other weights of the segmenter.
-    method: Literal[1, 3, 7] = SEGMENTER
+    method: Literal[1, 3, 8] = SEGMENTER
     shape: tuple[Size, Size, Size] = (40, 56, 56)
     working_spacing_mm: float = Field(default=4.0, ge=1, le=10)
     margin_mm: float = Field(default=8.0, ge=0, le=50)

@@ -14,7 +14,7 @@ from pipeline.preprocessing.opacity import CONSOLIDATION_HU, Opacity
 
 Ranges = dict[str, tuple[float, float]]  # "ground_glass", "consolidation": lowest and highest share, 0 to 1
 # Times the dense tissue that is on the wrong side of the lungs' border on average, plus a least share.
-CONSOLIDATION_TIMES, LEAST_CONSOLIDATION = 2.53, 0.002
+CONSOLIDATION_TIMES, LEAST_CONSOLIDATION = 1.82, 0.002
 # Times the share, plus a least share: what is faint or beside vessels is counted or not.
 GROUND_GLASS_TIMES, LEAST_GROUND_GLASS = 0.24, 0.02
 

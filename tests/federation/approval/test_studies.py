@@ -112,9 +112,9 @@ def digest_of(study: Study) -> str:
 @pytest.mark.parametrize(
     ("size", "digest"),
     [
-        ("small-cpu", "f0ba4049b1a2"),
-        ("standard-gpu", "9903c15043d0"),
-        ("large-gpu", "8210df50f8ce"),
+        ("small-cpu", "8f72045b36f4"),
+        ("standard-gpu", "ab23f32437ee"),
+        ("large-gpu", "0362ddd56914"),
     ],
 )
 def test_digest_of_a_size_is_stable(size: str, digest: str) -> None:

@@ -40,7 +40,7 @@ def moved(mask: LungMask, *mm: float) -> LungMask:
 
 
 def test_mask_of_the_segmenter_gives_the_tensor_of_the_segmenter(volume: Volume) -> None:
-    by_segmenter = prepare(volume, Preprocessing(method=7))
+    by_segmenter = prepare(volume, Preprocessing(method=8))
     assert by_segmenter.found is not None
     labels = by_segmenter.found.regions * by_segmenter.lungs
     mask = LungMask(labels.astype(np.uint8), by_segmenter.affine)
@@ -126,18 +126,18 @@ def test_shifted_mask_disagrees_with_the_threshold(volume: Volume, truth: LungMa
 
 
 def test_method_name_and_number_give_the_same_settings() -> None:
-    for word, number in {"threshold": 1, "external": 3, "segmenter": 7}.items():
+    for word, number in {"threshold": 1, "external": 3, "segmenter": 8}.items():
         settings = Preprocessing.model_validate({"method": word})
         assert settings.method == number
         assert settings_digest(settings) == settings_digest(Preprocessing.model_validate({"method": number}))
-    for wrong in ("other", 2, 4, 5, 6, 8, 0, ["external"]):
+    for wrong in ("other", 2, 4, 5, 6, 7, 9, 0, ["external"]):
         with pytest.raises(ValueError):
             Preprocessing.model_validate({"method": wrong})
 
 
 def test_settings_digests_equal_those_of_earlier_releases() -> None:
     assert settings_digest(Preprocessing(method=1)) == "0ea60248d3c05328"
-    assert settings_digest(Preprocessing()) == "73713ab6cd26b34f"
+    assert settings_digest(Preprocessing()) == "00f96a02a08dce23"
 
 
 def test_golden_volume_has_its_own_mask() -> None:

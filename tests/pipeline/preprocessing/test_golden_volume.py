@@ -24,7 +24,7 @@ OTHER_ORDER = 1e-6  # how much summing floats in another order changes a voxel o
 
 def test_digest_equals_that_of_all_releases_with_this_preprocessing() -> None:
     """A change of `prepare` changes the digest; `Preprocessing.method` must then be raised too."""
-    assert DIGEST == "4cb775f5d80706f2b0eaf710dff3f4c36cbf4a26f788fa4c7681211ed06df3cf"
+    assert DIGEST == "b289c1de49e93ded1d6d4919c0e48191fcf0275292b50592ab2716605abe2a65"
     assert golden_digest(THRESHOLD) == "f38ba8262f1f68c12f3068f73895fceb32539bf38d26c56c0154b70765096d14"
 
 
