@@ -12,7 +12,7 @@ from pipeline.system.locks import is_held
 _UNDER_WAY = {
     "a scan is being scored": "SELECT count(*) FROM jobs WHERE state = 'working'",
     "scans wait to be scored": "SELECT count(*) FROM jobs WHERE state = 'waiting'",
-    "answers wait to be sent to the PACS": "SELECT count(*) FROM deliveries WHERE state = 'waiting'",
+    "answers wait to be sent to the PACS or another system": "SELECT count(*) FROM deliveries WHERE state = 'waiting'",
 }
 
 
