@@ -23,6 +23,21 @@ MOST_WAITING = 16  # connections without an association
 BUSY_SECONDS = 5.0  # after the last part of an image, during which an association keeps its place
 
 
+def end_connection(association: Association, *, is_associated: bool) -> None:
+    """End a connection of another thread, which notices this and ends.
+
+    Only that thread may close the socket. If another one did, the number of the socket could be that of a file by the
+    time TLS writes its last message.
+    """
+    connection = association.dul.socket
+    if connection and connection.socket:
+        with suppress(OSError):
+            # The plain socket's method: that of a TLS socket takes TLS away from the thread that reads.
+            socket.socket.shutdown(connection.socket, socket.SHUT_RDWR)
+    if not is_associated:  # its thread waits for a request; None means timeout
+        association.dul.to_user_queue.put(None)  # type: ignore[arg-type]
+
+
 @dataclass(eq=False)
 class _Place:
     """One connection. `image_at`: when it last received part of an image."""
@@ -41,14 +56,7 @@ class _Place:
         return dul.ident is not None and not dul.is_alive()
 
     def close(self) -> None:
-        """End the connection; its threads notice this and end."""
-        connection = self.association.dul.socket
-        if connection and connection.socket:
-            with suppress(OSError):
-                # The plain socket's method: a TLS socket's thread may be reading.
-                socket.socket.shutdown(connection.socket, socket.SHUT_RDWR)
-        if not self.is_associated:  # its thread waits for a request; None means timeout
-            self.association.dul.to_user_queue.put(None)  # type: ignore[arg-type]
+        end_connection(self.association, is_associated=self.is_associated)
 
 
 class Places:

@@ -22,7 +22,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 from models.refusal import Refusal
 from pipeline.imaging.functional_groups import CT_CLASSES
 from pipeline.pacs import reasons
-from pipeline.pacs.places import Places
+from pipeline.pacs.places import Places, end_connection
 
 log = logging.getLogger("fedthorax.pacs")
 
@@ -295,9 +295,8 @@ def receiver(
         socketserver.BaseServer.shutdown(server)  # pynetdicom's version expects a server that it started itself
         server.server_close()
         for association in server.active_associations:
-            connection = association.dul.socket
             if association.is_established:
                 association.abort()
-            elif connection and connection.socket:
-                server.shutdown_request(connection.socket)
+            else:
+                end_connection(association, is_associated=False)
         thread.join()

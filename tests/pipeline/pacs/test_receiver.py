@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from io import BytesIO
+from io import SEEK_END, BytesIO
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
@@ -331,6 +331,23 @@ def test_unfinished_tls_handshake_does_not_block_the_pacs(tmp_path: Path) -> Non
         stranger.sendall(b"\x16\x03\x01")
         with desk.association(tls=known) as association:
             assert association.send_c_store(image).Status == 0
+
+
+def test_unfinished_tls_handshake_writes_into_no_file_that_is_opened_later(tmp_path: Path) -> None:
+    """The system gives the number of a closed socket to the next file."""
+    server, _, _ = _contexts(tmp_path)
+    desk, before = Desk([], tls=server), set(threading.enumerate())
+    with desk.open():
+        strangers = [socket.create_connection(("127.0.0.1", desk.port)) for _ in range(5)]
+        for stranger in strangers:
+            stranger.sendall(b"\x16\x03\x01")
+        time.sleep(0.3)
+    with ExitStack() as stack:
+        files = [stack.enter_context((tmp_path / str(number)).open("w+b")) for number in range(50)]
+        for stranger in strangers:
+            stranger.close()
+        assert eventually(lambda: not set(threading.enumerate()) - before)
+        assert [file.seek(0, SEEK_END) for file in files] == [0] * len(files)
 
 
 def test_no_received_data_is_logged_or_printed(
