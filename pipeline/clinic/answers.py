@@ -131,10 +131,12 @@ class Answers:
     def repeat(self, job: Job, answer: Answer, *, deliver: Iterable[Target] = ()) -> None:
         """End a job with the answer that the same scan has already, and write an audit record.
 
-        `deliver`: also queue the answer for these systems, if it never was. Raises Refusal E_ALREADY_ANSWERED.
+        `deliver`: also queue the answer for these systems, if it never was, unless a reader decided about it: then only
+        what the reader decided is sent. Raises Refusal E_ALREADY_ANSWERED.
         """
         with self._database.transaction() as db:
-            for target in deliver:
+            is_decided = db.execute("SELECT 1 FROM decisions WHERE answer_id = ?", (answer.id,)).fetchone() is not None
+            for target in () if is_decided else deliver:
                 queue_in(db, answer.id, target)
             end_job(db, job, "answered", answer_id=answer.id, patient=self._keys.patient_text(answer.patient))
             share_reader(db, job.id)

@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -384,6 +385,22 @@ def test_answers_are_deleted_with_their_jobs(store: Store) -> None:
     assert [job.id for job in store.jobs.newest()] == [waiting.id]
     assert actions(store) == ["answer", "pcr"]  # audit records are kept
     assert b"CANARY" not in _bytes(store)
+
+
+@pytest.mark.parametrize("verdict", ["accepted", "rejected"])
+def test_scan_that_is_sent_again_hides_no_failed_delivery_of_a_decision(store: Store, verdict: Any) -> None:
+    """What the reader decided is still to be sent; the answer as it was before is not sent any more."""
+    answer = answered(store)
+    reason = "other" if verdict == "rejected" else None
+    proposal = Proposal(verdict, answer.revision, reason)
+    decide(store, answer.id, proposal, by="x", person="A^B", targets=("pacs",))
+    (waiting,) = store.deliveries.of(answer.id)
+    store.deliveries.set(replace(store.deliveries.begin(waiting), state="failed", code="E_PACS_STORE", due_at=None))
+    queued(store)
+    store.answers.repeat(taken(store), answer, deliver=("pacs", "hl7"))
+    (failed,) = store.deliveries.problems()
+    assert (failed.decision_id, failed.state) == (waiting.decision_id, "failed")
+    assert len(store.deliveries.of(answer.id)) == 1
 
 
 def test_answer_waiting_to_be_sent_is_not_deleted(store: Store) -> None:
