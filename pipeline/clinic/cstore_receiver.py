@@ -8,6 +8,7 @@ sends the series again. If images are still missing, scoring detects it: it refu
 
 The job's name is derived from the images of the series. A kill at any moment therefore loses nothing and queues nothing
 twice. The images are kept one hour longer: if more images of the series arrive, the complete series is queued again.
+Images that are sent again are queued if their files differ, or if the series got no score before.
 Each axial series is a scan of its own. Images that scoring ignores (localizers, reformats, everything that is not CT)
 are accepted with the status "success", so that the PACS does not send them again, and are not queued.
 """
@@ -20,7 +21,7 @@ import shutil
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Lock
@@ -33,7 +34,7 @@ from pynetdicom.events import Event as StoreEvent
 from models.refusal import Refusal
 from pipeline.clinic.pacs_source import hold_back_libraries, image_file
 from pipeline.clinic.reasons import NO_SUCH_JOB
-from pipeline.clinic.records import Patient
+from pipeline.clinic.records import Job, Patient
 from pipeline.clinic.settings import Clinic, ReceiverTable
 from pipeline.clinic.store import Store
 from pipeline.imaging import reasons
@@ -61,9 +62,13 @@ _PATIENT = tags("PatientName", "PatientSex", "PatientAge")
 
 @dataclass
 class _Arrival:
-    """State of a received series. `at`: when its last image arrived, on the receiver's clock."""
+    """State of a received series.
+
+    `at`: when its last image arrived, on the receiver's clock. `sha256`: of its files, by name, as far as known.
+    """
 
     at: float
+    sha256: dict[str, str] = field(default_factory=dict)
     associations: set[Association] = field(default_factory=set)
     last: Association | None = None
     is_queued: bool = False
@@ -137,7 +142,7 @@ class Reception:
             return self._count("set_aside", SUCCESS)
         part = self._folder / f".{os.urandom(16).hex()}.part"
         try:
-            self._write(event, part)
+            sha256 = self._write(event, part)
             series, image = _names(part)  # first: what names no series may be a damaged slice, and is not set aside
             try:
                 inspect_file(part)
@@ -145,7 +150,7 @@ class Reception:
                 if refusal.reason in BESIDES_THE_SCAN:
                     return self._count("set_aside", SUCCESS)
                 # All other problems of a slice are reported when it is scored.
-            self._keep(part, series, image, event.assoc)
+            self._keep(part, series, image_file(image), sha256, event.assoc)
             return self._count("kept", SUCCESS)
         except OSError as error:
             log.warning("a received image cannot be written: %s", errno.errorcode.get(error.errno or 0, "?"))
@@ -182,35 +187,42 @@ class Reception:
             self.counts[fate] += 1
         return status
 
-    def _write(self, event: StoreEvent, part: Path) -> None:
-        """Write the file of an image (PS3.10). Raises OSError."""
+    def _write(self, event: StoreEvent, part: Path) -> str:
+        """Write the file of an image (PS3.10), and return its SHA-256. Raises OSError."""
         # In one piece with its preamble, the image would be in memory twice.
         image = event.encoded_dataset(include_meta=False)
         if shutil.disk_usage(self._folder).free < _RESERVE_BYTES + len(image):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        digest = hashlib.sha256()
         with part.open("wb") as file:
-            file.writelines([PREAMBLE, encode_file_meta(event.file_meta), image])
+            for content in (PREAMBLE, encode_file_meta(event.file_meta), image):
+                file.write(content)
+                digest.update(content)
             file.flush()
             os.fsync(file.fileno())
+        return digest.hexdigest()
 
-    def _keep(self, part: Path, key: str, image: str, association: Association) -> None:
+    def _keep(self, part: Path, key: str, name: str, sha256: str, association: Association) -> None:
         """Move an image into the folder of its series. Raises OSError."""
         folder = self._folder / key
         with self._lock:
             if not folder.exists():
                 folder.mkdir(mode=0o700)
                 sync_folder(self._folder)
-            part.replace(folder / image_file(image))
+            part.replace(folder / name)
             sync_folder(folder)
             arrival = self._arrivals.setdefault(key, _Arrival(0.0))
             arrival.at, arrival.last, arrival.is_queued = self._clock(), association, False
             arrival.associations.add(association)
+            arrival.sha256[name] = sha256
 
     def _queue(self, key: str, store: Store) -> None:
         """Create a job for the images of a series, unless it exists. Raises Refusal E_CLINIC_FILE, OSError."""
         images = sorted((self._folder / key).glob("*.dcm"))
-        job_id = _digest(key, *(path.name for path in images))
-        if not images or _is_known(job_id, store):
+        known = self._arrivals[key].sha256
+        known |= {path.name: _sha256(path) for path in images if path.name not in known}  # received before a restart
+        job_id = _free_id(_digest(key, *(f"{path.name} {known[path.name]}" for path in images)), images, store)
+        if not images or not job_id:
             return
         folder = self._clinic.scans / job_id
         shutil.rmtree(folder, ignore_errors=True)  # left by a kill
@@ -254,14 +266,31 @@ def _tls(table: ReceiverTable, folder: Path) -> ssl.SSLContext | None:
     return as_server(folder, authority=table.ca_certificate, certificate=table.certificate, key=table.key)
 
 
-def _is_known(job_id: str, store: Store) -> bool:
+def _free_id(job_id: str, images: Sequence[Path], store: Store) -> str:
+    """Return the name of a new job for these images; "" if they have one that was answered, or is still to be scored.
+
+    A series that got no score may be sent again, as its refusal says. The new name is derived from the earlier job.
+    """
+    arrived = max((path.stat().st_mtime for path in images), default=0.0)
+    while (job := _job(job_id, store)) is not None:
+        if job.state != "no_score" or job.ended_at is None or arrived <= job.ended_at.timestamp():
+            return ""
+        job_id = _digest(job_id, job.ended_at.isoformat())
+    return job_id
+
+
+def _job(job_id: str, store: Store) -> Job | None:
     try:
-        store.jobs.get(job_id)
+        return store.jobs.get(job_id)
     except Refusal as refusal:
         if refusal.reason is not NO_SUCH_JOB:
             raise
-        return False
-    return True
+        return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(*parts: str) -> str:

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -26,12 +27,14 @@ from models.refusal import Refusal
 from pipeline.clinic.cstore_receiver import IDLE_SECONDS, PREAMBLE, Reception
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
+from pipeline.imaging.reasons import TRUNCATED
 from pipeline.pacs.association import keep_answers
 from pipeline.scoring.single_scan import read_one
 from pipeline.site.tls import as_client
 from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, write_series
 from tests.helpers.enhanced import enhanced, legacy_converted, save_frames, single_frames
 from tests.helpers.waiting import eventually
+from tests.pipeline.clinic.test_store import answer_to
 from tests.pipeline.pacs.authority import Authority
 from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, images
 
@@ -210,6 +213,51 @@ def test_images_sent_again_do_not_create_a_new_job(clinic: Clinic, store: Store)
             deliver(reception, *sent)
             reception.sweep(store)
     assert len(store.jobs.newest()) == 1
+
+
+@pytest.mark.parametrize("is_after_an_hour", [False, True])
+def test_changed_images_sent_again_are_queued_although_their_uids_are_the_same(
+    clinic: Clinic, store: Store, is_after_an_hour: bool
+) -> None:
+    now, sent = [1000.0], images(3)
+    reception = Reception(clinic, clock=lambda: now[0])
+    for name in ("WRONG^NAME", "RIGHT^NAME", "RIGHT^NAME"):
+        for image in sent:
+            image.PatientName = name
+        deliver(reception, *sent)
+        now[0] += 1
+        reception.sweep(store)
+        now[0] += 4000 * is_after_an_hour
+        reception.sweep(store)
+    assert [job.patient and job.patient.name for job in store.jobs.newest()] == ["RIGHT^NAME", "WRONG^NAME"]
+
+
+def test_series_without_a_score_is_queued_each_time_that_it_is_sent_again(clinic: Clinic, store: Store) -> None:
+    """Its refusal says so, and neither a restart nor a kill may queue it once more."""
+    sent = images(3)
+    for times in (1, 2, 3):
+        deliver(Reception(clinic), *sent)
+        for _ in range(2):
+            Reception(clinic).sweep(store)
+        assert len(store.jobs.newest()) == times
+        job = store.jobs.take()
+        assert job is not None and store.jobs.take() is None and len(list(job.folder.iterdir())) == 3
+        store.jobs.refuse(job, Refusal(TRUNCATED))
+        time.sleep(0.05)  # times of files are some milliseconds late
+        Reception(clinic).sweep(store)
+    assert [job.state for job in store.jobs.newest()] == ["no_score"] * 3
+
+
+def test_series_that_was_answered_is_not_queued_again(clinic: Clinic, store: Store) -> None:
+    sent = images(3)
+    deliver(Reception(clinic), *sent)
+    Reception(clinic).sweep(store)
+    job = store.jobs.take()
+    assert job is not None
+    store.answers.add(job, answer_to(store, job))
+    deliver(Reception(clinic), *sent)
+    Reception(clinic).sweep(store)
+    assert [job.state for job in store.jobs.newest()] == ["answered"]
 
 
 def test_images_of_different_series_or_patients_are_never_mixed(clinic: Clinic, store: Store) -> None:
