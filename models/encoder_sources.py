@@ -35,6 +35,8 @@ def of_release(release: Path, folder: Path, *, name: str, licence: str) -> Encod
     network = found.description.network
     if network.is_own or network.encoder:
         raise Refusal(ENCODER_WEIGHTS, problem="the release's network is not one of this version")
+    provenance = found.description.provenance
+    sites = provenance.sites if provenance else {}
     card = EncoderCard(
         name=name,
         layers=network,
@@ -42,6 +44,7 @@ def of_release(release: Path, folder: Path, *, name: str, licence: str) -> Encod
         preprocessing=found.description.preprocessing,
         source=f"the backbone of the release {found.sha256}",
         licence=licence,
+        learnt_at=tuple(sorted(site for site, record in sites.items() if record.trained)),
         weights_sha256=_UNKNOWN,
     )
     return save_encoder(folder, card, found.network.backbone)

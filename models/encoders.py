@@ -18,7 +18,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ class EncoderCard(BaseModel):
     first layer. `axes`: where each axis of the network's input points to (superior, inferior, anterior, posterior,
     left, right): "SPL" is as the cohort has them, "RAS" is MONAI's usual order. `preprocessing`: that of the studies
     that may use it (`pipeline.preprocessing.preprocess`). `source`, `licence`: where the weights come from, and the
-    terms under which they may be used.
+    terms under which they may be used. `learnt_at`: the hospitals whose patients trained them, as far as known.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,6 +73,7 @@ class EncoderCard(BaseModel):
     preprocessing: dict[str, Any]
     source: str = Field(min_length=1, max_length=500)
     licence: str = Field(min_length=1, max_length=100)
+    learnt_at: tuple[Annotated[str, Field(pattern=r"^[^\x00-\x1f|]{1,100}$")], ...] = ()
     weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
     @model_validator(mode="after")
@@ -92,11 +93,13 @@ class EncoderCard(BaseModel):
         return axes
 
     @model_serializer(mode="wrap")
-    def usual_axes_are_left_out(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the usual `axes`, so that encoders made before keep their names."""
+    def usual_values_are_left_out(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the usual `axes` and an empty `learnt_at`, so that encoders made before keep their names."""
         content: dict[str, Any] = write(self)
         if self.axes == AXES:
             del content["axes"]
+        if not self.learnt_at:
+            del content["learnt_at"]
         return content
 
     @cached_property

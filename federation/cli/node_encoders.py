@@ -102,6 +102,8 @@ def show_encoder(card: "EncoderCard") -> None:
         "source": card.source,
         "licence": card.licence,
     }
+    if card.learnt_at:
+        rows["learnt at"] = ", ".join(card.learnt_at)
     for name, value in rows.items():
         typer.echo(f"{name:<12}{printable(value)}")
     typer.echo(

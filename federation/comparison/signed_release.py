@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,10 @@ RELEASES, KEY = "releases", "release.key"
 # Prefixes of the site metrics that go into the card; results.json has the others.
 _FIGURES = ("auroc_", "auprc_", "brier_", "ece_", "calibration_", "prevalence_", "sens_at_rule", "spec_at_rule")
 _INTERNAL = "No hospital outside the training has evaluated it: its performance elsewhere is not known."
+_LEARNT_BEFORE = (
+    "Its encoder learnt before from patients of {sites}. Differential privacy here does not cover that, and a figure "
+    "without one of these hospitals is not that of a model which never saw its patients."
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ def release_run(
         encoder = run / ENCODERS / candidate.description.network.encoder
     brought = _encoder_of(candidate.description, encoder)
     key = key or _own_key(server)
-    described = describe(candidate.description, results, reason=reason if found else "")
+    learnt_before = brought.learnt_at if brought else ()
+    described = describe(candidate.description, results, reason=reason if found else "", learnt_before=learnt_before)
     if brought:
         record = EncoderRecord(name=brought.name, source=brought.source, licence=brought.licence)
         described = described.model_copy(update={"encoder": record})
@@ -158,8 +163,13 @@ def _written_whole(out: Path, key: Path) -> Iterator[tuple[Path, Path]]:
         folder.rename(out)
 
 
-def describe(candidate: Description, results: Results, *, reason: str) -> Description:
-    """Return the candidate's description with the run's results: thresholds, hospitals, audit, doubts, limits."""
+def describe(
+    candidate: Description, results: Results, *, reason: str, learnt_before: Collection[str] = ()
+) -> Description:
+    """Return the candidate's description with the run's results: thresholds, hospitals, audit, doubts, limits.
+
+    `learnt_before`: the hospitals whose patients trained its encoder.
+    """
     provenance = Provenance(
         candidate=results.release,
         seed=results.study.study.seed,
@@ -167,7 +177,7 @@ def describe(candidate: Description, results: Results, *, reason: str) -> Descri
         rounds_lost=sum(bool(entry["lost"]) for entry in _rounds(results)),
         stopped_early=results.stopped_early,
         strategy_options=dict(results.study.strategy.options),
-        sites=_sites(results),
+        sites=_sites(results, learnt_before),
         audit=_audit(results.audit),
         doubts=tuple(FlagRecord(**flag.model_dump()) for flag in doubts(results)),
         despite_flags=reason,
@@ -175,12 +185,15 @@ def describe(candidate: Description, results: Results, *, reason: str) -> Descri
         sums=_sums(results),
     )
     has_external = any(record.figures and not record.trained for record in provenance.sites.values())
+    limits = [] if has_external else [_INTERNAL]
+    if learnt_before:
+        limits.append(_LEARNT_BEFORE.format(sites=", ".join(learnt_before)))
     return candidate.model_copy(
         update={
             "operating_points": results.operating_points or candidate.operating_points,
             "missing_points": results.missing_points or candidate.missing_points,
             "provenance": provenance,
-            "limits": candidate.limits if has_external else (*candidate.limits, _INTERNAL),
+            "limits": (*candidate.limits, *limits),
         }
     )
 
@@ -252,8 +265,11 @@ def _rounds(results: Results) -> list[dict[str, Any]]:
     return [entry for entry in results.history if "round" in entry]
 
 
-def _sites(results: Results) -> dict[str, SiteRecord]:
-    """Return each site that answered the handshake, trained, or evaluated the model."""
+def _sites(results: Results, learnt_before: Collection[str]) -> dict[str, SiteRecord]:
+    """Return each site that answered the handshake, trained, or evaluated the model.
+
+    `learnt_before`: sites whose patients trained the model's encoder.
+    """
     federated, rounds = results.model(FEDERATED), _rounds(results)
     counted = Counter(site for entry in rounds for site in entry["sites"])
     trained = set(federated.trained_at if federated else counted)
@@ -264,7 +280,7 @@ def _sites(results: Results) -> dict[str, SiteRecord]:
         records[site] = SiteRecord(
             patients=about.patients if about else "",
             software=about.version if about else "",
-            trained=site in trained,
+            trained=site in trained or site in learnt_before,
             rounds=counted[site],
             dropouts=dict(Counter(entry["refused"][site] for entry in rounds if site in entry["refused"])),
             figures=_kept(figures.get(site, {})),

@@ -25,7 +25,12 @@ class Silent:
 
 
 def small_encoder(
-    folder: Path, preprocessing: Preprocessing, *, name: str = "small", layers: NetworkSettings = LAYERS
+    folder: Path,
+    preprocessing: Preprocessing,
+    *,
+    name: str = "small",
+    layers: NetworkSettings = LAYERS,
+    learnt_at: tuple[str, ...] = (),
 ) -> Encoder:
     """Write an encoder into a folder. Its weights are random. Without other layers it has FEATURES."""
     card = EncoderCard(
@@ -35,6 +40,7 @@ def small_encoder(
         preprocessing=preprocessing.model_dump(mode="json"),
         source="random weights",
         licence="Apache-2.0",
+        learnt_at=learnt_at,
         weights_sha256="0" * 64,
     )
     return save_encoder(folder, card, build_layers(card))

@@ -26,6 +26,7 @@ from models.encoders import (
 )
 from models.network import build_network
 from models.network_settings import NetworkSettings
+from models.provenance import Provenance, SiteRecord
 from models.refusal import Refusal
 from models.release import load_release, save_release
 from models.saliency import saliency
@@ -155,7 +156,27 @@ def test_backbone_of_a_release_becomes_an_encoder(tmp_path: Path) -> None:
     save_release(tmp_path / "release", network, description(network=settings))
     made = of_release(tmp_path / "release", tmp_path / "made", name="ours", licence="Apache-2.0")
     assert load_release(tmp_path / "release").sha256 in made.card.source
+    assert made.card.learnt_at == () and b"learnt_at" not in made.card.content
     torch.testing.assert_close(load_encoder(tmp_path / "made").encode(SCANS), network.backbone(SCANS))
+
+
+def test_encoder_names_the_hospitals_whose_patients_trained_the_release(tmp_path: Path) -> None:
+    settings = NetworkSettings(architecture="resnet10", widen_factor=1 / 16)
+    site = SiteRecord(patients="", software="", trained=True, rounds=3, dropouts={}, figures={}, left_out={})
+    story = Provenance(
+        candidate="",
+        seed=1,
+        rounds_planned=3,
+        rounds_lost=0,
+        stopped_early=False,
+        strategy_options={},
+        sites={"south": site, "north": site, "coast": site.model_copy(update={"trained": False})},
+        audit=None,
+        study={},
+    )
+    save_release(tmp_path / "release", build_network(settings, seed=5), description(network=settings, provenance=story))
+    of_release(tmp_path / "release", tmp_path / "made", name="ours", licence="Apache-2.0")
+    assert load_encoder(tmp_path / "made").card.learnt_at == ("north", "south")
 
 
 @pytest.mark.parametrize("form", ["safetensors", "state dict", "wrapped", "bundle"])

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Encoder]:
     folder = tmp_path_factory.mktemp("encoder")
-    return folder, small_encoder(folder, SMALL)
+    return folder, small_encoder(folder, SMALL, learnt_at=("elsewhere", "north"))
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,8 @@ def test_run_trains_a_head_and_its_release_brings_the_encoder(
     card = (released.folder / "card.md").read_text()
     for part in (made.card.sha256, "random weights", "Apache-2.0", f"{FEATURES} features"):
         assert part in card
+    assert "learnt before from patients of elsewhere, north." in card
+    assert any("learnt before" in limit for limit in release.description.limits)
     described = json.loads((released.folder / "model.json").read_text())
     assert described["encoder"] == {"name": "small", "source": "random weights", "licence": "Apache-2.0"}
     answers = []
