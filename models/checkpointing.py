@@ -53,7 +53,7 @@ def _with_checkpoint(stage: nn.Module, forward: Callable[[Tensor], Tensor]) -> C
         return nullcontext(), uncounted(stage)
 
     def run(scan: Tensor) -> Tensor:
-        # No layer of our networks draws random numbers.
+        # No layer draws random numbers: those of packages are tried (`models.network_layers.try_layers`).
         made: Tensor = checkpoint(forward, scan, use_reentrant=False, context_fn=contexts, preserve_rng_state=False)
         return made
 

@@ -65,25 +65,35 @@ def plan_of(layers: nn.Module) -> Plan:
 
 
 def try_layers(layers: nn.Module, plan: Plan) -> None:
-    """Run the layers on noise: shape, finite values and, without batch norm, whether patients stay apart.
+    """Run the layers on noise: shape, finite values, no chance and, without batch norm, whether patients stay apart.
 
-    Raises Refusal E_NETWORK_PLAN. A network whose code behaves otherwise with other scans is not found this way.
+    Random numbers, as of dropout, would make two trainings with one seed differ, and gradients wrong where a stage is
+    computed twice (`models.checkpointing`). Raises Refusal E_NETWORK_PLAN. A network whose code behaves otherwise with
+    other scans is not found this way.
     """
     backbone = OwnBackbone(layers, plan.features, "mean").train()
     scans = torch.randn(3, 2, *TRIAL, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
+        drawn = torch.get_rng_state()
         try:
-            together = backbone(scans.clone())
+            together, again = backbone(scans.clone()), backbone(scans.clone())
         except Exception as error:  # whatever foreign code raises
             raise Refusal(NETWORK_PLAN, problem="the network cannot compute them", private=repr(error)) from None
         if not torch.isfinite(together).all():
             raise _unusable("its features are not finite")
+        # Batch norms in training use the statistics of the batch alone, so the second answer is the same.
+        if not torch.equal(torch.get_rng_state(), drawn) or not _are_same(again, together):
+            raise _unusable("it draws random numbers in training, as dropout does, or keeps something between scans")
         if not plan.has_batch_norm:
             alone = torch.cat([backbone(scans[number : number + 1].clone()) for number in range(3)])
-            if not torch.allclose(alone, together, rtol=_SAME, atol=_SAME * float(together.abs().max())):
-                raise _unusable("it mixes the patients of a batch, or draws random numbers")
+            if not _are_same(alone, together):
+                raise _unusable("it mixes the patients of a batch")
     if plan_of(layers) != plan:
         raise _unusable("they change when it computes")
+
+
+def _are_same(features: Tensor, others: Tensor) -> bool:
+    return torch.allclose(features, others, rtol=_SAME, atol=_SAME * float(others.abs().max()))
 
 
 def stand_in(plan: Plan) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -42,6 +43,35 @@ class Growing(Plain):
     def forward(self, scan: Tensor) -> Tensor:
         self.register_buffer("seen", scan.clone())
         return super().forward(scan)
+
+
+class Chance(Plain):
+    """Has a layer that draws random numbers in training."""
+
+    def __init__(self, layer: nn.Module, norm: nn.Module | None = None) -> None:
+        super().__init__(norm)
+        self.chance = layer
+
+    def forward(self, scan: Tensor) -> Tensor:
+        maps: Tensor = self.chance(super().forward(scan))
+        return maps
+
+
+class DropPath(nn.Module):
+    """Stochastic depth with numpy's random numbers."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps * float(np.random.default_rng().uniform(0.5, 1))
+
+
+class Remembering(nn.Module):
+    """Keeps what it saw before, out of sight of the plan."""
+
+    seen = 0.0
+
+    def forward(self, maps: Tensor) -> Tensor:
+        self.seen += float(maps.abs().mean())
+        return maps * self.seen
 
 
 def problem(change: Callable[[Plain], object]) -> str:
@@ -89,6 +119,20 @@ def test_what_the_gateway_has_no_bound_for_is_refused(change: Callable[[Plain], 
 def test_network_that_breaks_a_rule_when_it_computes_is_refused(layers: Plain) -> None:
     with pytest.raises(Refusal, match="E_NETWORK_PLAN"):
         try_layers(layers, plan_of(layers))
+
+
+@pytest.mark.parametrize("norm", [None, nn.GroupNorm(2, 4)], ids=["batch", "group"])
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Dropout3d(0.5), nn.Dropout(1e-6), DropPath(), Remembering()],
+    ids=["dropout", "rare dropout", "stochastic depth", "memory"],
+)
+def test_network_that_draws_random_numbers_is_refused(layer: nn.Module, norm: nn.Module | None) -> None:
+    """Two trainings with one seed would differ, and checkpoints would give wrong gradients."""
+    layers = Chance(layer, norm)
+    with pytest.raises(Refusal) as refused:
+        try_layers(layers, plan_of(layers))
+    assert refused.value.code == "E_NETWORK_PLAN" and "random numbers" in refused.value.says
 
 
 @pytest.mark.parametrize("norm", [None, nn.GroupNorm(2, 4)], ids=["batch", "group"])
