@@ -203,7 +203,8 @@ class Examination:
         if asked.fine_tune:
             self._fine_tuned(model, drawn)
         if asked.pooled and simulated_folders():
-            self.judge("pooled", "pooled", pooled_model(self.study, self.say), sorted(self.sites.names.values()))
+            together = pooled_model(self.study, rounds, self.say)
+            self.judge("pooled", "pooled", together, sorted(self.sites.names.values()))
         if asked.local_models:
             alone = Alone(self.study, self.folder / "compared", self.run, self.say)
             for node, local in alone.train(self.sites.only(drawn), rounds).items():
@@ -245,10 +246,11 @@ class Examination:
             self.judge(name, "left_out", model, [self.sites.name(node) for node in rest])
 
 
-def pooled_model(study: Study, say: Callable[[str], None]) -> Model:
-    """Train a model of all patients in one place. Only a simulation can do this."""
+def pooled_model(study: Study, rounds: int, say: Callable[[str], None]) -> Model:
+    """Train a model of all patients in one place, as long as so many rounds. Only a simulation can do this."""
     from federation.coordinator.baselines import train_together
     from pipeline.site.folder import Site
 
     say("pooled model: training")
-    return Model(*pack(train_together(study, [Site.open(folder) for folder in simulated_folders()])))
+    sites = [Site.open(folder) for folder in simulated_folders()]
+    return Model(*pack(train_together(study, sites, rounds=rounds)))

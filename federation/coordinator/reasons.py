@@ -25,6 +25,12 @@ MODEL_REJECTED = Reason(
     "too high. If this happens again, end the study, and run it with a list without one hospital at a time until it no "
     "longer happens.",
 )
+BASELINE_UNLIKE = Reason(
+    "E_BASELINE_UNLIKE",
+    "a baseline is trained from the study's seed, and without protection, but the study file has {what}",
+    "Train it with a copy of the file without these lines. For tuned stages of an encoder, set pooled = true in "
+    "[evaluation] and run the study as a simulation.",
+)
 SHORTCUT_TAGS = Reason(
     "W_SHORTCUT_TAGS",
     "acquisition tags alone predict {label} at {where}: AUROC {auroc}, 95 % interval from {low}",

@@ -295,11 +295,12 @@ class ServerRun:
 
     def _examined(self, model: Model, features: int, trained_at: list[str]) -> Examined:
         """Calibrate and test the model: from single sites' answers, or from sums alone."""
+        rounds = self.training.state.round
         if self.study.sums_answers:
             with self._sums(features) as sums:
-                return SummedExamination(self.study, sums, say).examine(model, trained_at)
+                return SummedExamination(self.study, sums, say).examine(model, trained_at, rounds)
         examination = Examination(self.study, self.sites, self.folder, self.name, self.robust, say, self.history)
-        return examination.examine(model, features, trained_at, self.training.state.round)
+        return examination.examine(model, features, trained_at, rounds)
 
     @contextmanager
     def _sums(self, features: int) -> Iterator[Sums]:

@@ -40,8 +40,11 @@ class SummedExamination:
     say: Callable[[str], None]
     models: list[ModelFigures] = field(default_factory=list)
 
-    def examine(self, model: Model, trained_at: list[str]) -> Examined:
-        """Calibrate and test the federated model, and judge whether it may read the scanner instead of the lung."""
+    def examine(self, model: Model, trained_at: list[str], rounds: int) -> Examined:
+        """Calibrate and test the federated model, and judge whether it may read the scanner instead of the lung.
+
+        `rounds`: of the pooled model.
+        """
         # Embedding and audit also use training patients, which the noise of a private study does not cover.
         is_private = self.study.privacy is not None
         calibrated = self.calibrate(model, *((None, 0) if is_private else self.embed(model)))
@@ -50,7 +53,7 @@ class SummedExamination:
         means = dict(found.means) if found else {}
         audit = shortcut_audit.judge_means(means) if audited else None
         if self.study.evaluation.pooled and simulated_folders():
-            self.judge("pooled", "pooled", pooled_model(self.study, self.say), trained_at)
+            self.judge("pooled", "pooled", pooled_model(self.study, rounds, self.say), trained_at)
         shown = {name: value for name, value in means.items() if name in FIGURES["evaluate.test"]}
         return Examined(self.models, calibrated, audit, shown)
 

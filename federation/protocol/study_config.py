@@ -405,13 +405,12 @@ class Study(BaseModel, extra="forbid"):
         """Local epochs over all rounds, over which the learning rate decreases."""
         return self.study.rounds * self.epochs_a_round
 
-    @property
-    def kept_epochs(self) -> int:
-        """Local epochs whose steps are in the final model; baselines are trained for the same number.
+    def kept_epochs(self, rounds: int) -> int:
+        """Local epochs of so many rounds whose steps are in the final model; baselines are trained for the same number.
 
         The last round of a masked study only judges the model.
         """
-        return (self.study.rounds - self.aggregation.secure) * self.epochs_a_round
+        return (rounds - self.aggregation.secure) * self.epochs_a_round
 
     @property
     def private_round(self) -> PrivateRound | None:

@@ -2,12 +2,15 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from federation.coordinator.baselines import train_together
 from federation.coordinator.rehearsal import rehearse
 from federation.protocol.study_config import Study
 from federation.runs.results import Results, read_results
+from models.network import SeverityNetwork
 from pipeline.site.folder import Site
 from tests.federation.coordinator.conftest import SMALL
 
@@ -42,6 +45,33 @@ def test_every_model_has_figures_at_every_site_by_site_name(results: Results) ->
         assert set(model.figures) == {"north", "south"}
         for figures in model.figures.values():
             assert figures["auroc_pcr_positive_low"] <= figures["auroc_pcr_positive"]
+
+
+def test_pooled_model_is_trained_as_long_as_a_federation_that_stops_early(
+    sites: list[Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[SeverityNetwork] = []
+
+    def kept(*arguments: Any, **options: Any) -> SeverityNetwork:
+        made.append(train_together(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr("federation.coordinator.baselines.train_together", kept)
+    table = {"name": "early", "rounds": 8, "local_steps": 2, "sites": 2, "quorum": 2, "synthetic": True}
+    study = Study.model_validate(
+        {
+            "study": table,
+            "network": {"architecture": "resnet10", "widen_factor": 0.0625},
+            "preprocessing": SMALL.model_dump(),
+            "stopping": {"figure": "auroc_pcr_positive", "patience_rounds": 1, "least_gain": 1.0},
+            "evaluation": {"pooled": True, "shortcut_audit": False},
+        }
+    )
+    results = read_results(rehearse(study, tmp_path / "server", [site.folder for site in sites]))
+    rounds = len([entry for entry in results.history if "round" in entry])
+    assert results.stopped_early and rounds < 8
+    steps = {int(count) for name, count in made[0].named_buffers() if name.endswith("num_batches_tracked")}
+    assert steps == {rounds * 2 * len(sites)}
 
 
 def test_audit_covers_only_the_federated_model(results: Results) -> None:

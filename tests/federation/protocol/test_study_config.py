@@ -161,8 +161,8 @@ def secure_study(tmp_path, text=SECURE):
 def test_last_round_of_a_masked_study_is_not_in_the_model(tmp_path):
     masked = secure_study(tmp_path)
     plain = secure_study(tmp_path, SECURE.partition("[aggregation]")[0])
-    assert masked.kept_epochs == (masked.study.rounds - 1) * masked.study.local_epochs
-    assert plain.kept_epochs == plain.total_epochs == masked.total_epochs
+    assert masked.kept_epochs(masked.study.rounds) == (masked.study.rounds - 1) * masked.study.local_epochs
+    assert plain.kept_epochs(plain.study.rounds) == plain.total_epochs == masked.total_epochs
 
 
 def test_study_with_secure_aggregation_is_valid(tmp_path):
