@@ -23,11 +23,13 @@ import secrets
 import sqlite3
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from threading import RLock
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from federation.secure_aggregation import reasons
 from federation.secure_aggregation.keys import KEY_BYTES, seal, unseal
@@ -35,6 +37,8 @@ from models.refusal import Refusal
 from pipeline.system.atomic_files import write_ahead, write_atomically
 from pipeline.system.sqlite_format import SqliteFormat, bring_up
 
+P = ParamSpec("P")
+T = TypeVar("T")
 FILE = "rounds.sqlite"
 _WAIT_SECONDS = 30.0
 _FROM_LEDGER = "from the ledger"  # the kind of a row whose model is a `revealed_key`
@@ -84,14 +88,27 @@ class Attempt:
     changes: int = 0
 
 
+def _locked(method: Callable[Concatenate["Store", P], T]) -> Callable[Concatenate["Store", P], T]:
+    """Let one thread after the other run these methods of a store."""
+
+    @wraps(method)
+    def alone(store: "Store", *arguments: P.args, **options: P.kwargs) -> T:
+        with store.lock:
+            return method(store, *arguments, **options)
+
+    return alone
+
+
 class Store:
-    """The two files. `folder`: for the database; `witness`: the folder of the witness."""
+    """The two files; thread-safe. `folder`: for the database; `witness`: the folder of the witness."""
 
     def __init__(self, folder: Path, witness: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _make_private(witness)
         self._file, self._witness = folder / FILE, witness / "secagg.json"
-        # Several threads of the gateway use it, one after the other.
+        # Threads of several runs use it. On one connection, a second transaction would undo the first one, and two
+        # changes of the witness could lose one.
+        self.lock = RLock()
         self._database = sqlite3.connect(
             self._file, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
         )
@@ -103,6 +120,7 @@ class Store:
     def close(self) -> None:
         self._database.close()
 
+    @_locked
     def last(self, run: str) -> Attempt | None:
         """Return the run's last attempt, without secrets if they are gone."""
         row = self._database.execute("SELECT * FROM runs WHERE run = ?", (run,)).fetchone()
@@ -121,12 +139,14 @@ class Store:
             return content
         return {}
 
+    @_locked
     def begin(self, attempt: Attempt) -> None:
         """Store the first step of a new attempt, and make the secrets of the one before unreadable."""
         seen = self._seen()
         self._write_witness({**seen, attempt.run: (secrets.token_hex(KEY_BYTES), 0)})
         self.advance(attempt)
 
+    @_locked
     def advance(
         self, attempt: Attempt, *, revealed: tuple[str, str] | None = None, summed: tuple[str, str] | None = None
     ) -> None:
@@ -160,6 +180,7 @@ class Store:
                     raise Refusal(reasons.SECAGG_NOT_SAME)
         self._write_witness({**seen, attempt.run: (key.hex(), attempt.step)})
 
+    @_locked
     def summed_over(self, roster: str, kind: str) -> tuple[str, ...] | None:
         """Return the hospitals of a roster over which figures or answers of this kind were summed; None if never."""
         found = self._database.execute(
@@ -167,12 +188,14 @@ class Store:
         ).fetchone()
         return tuple(json.loads(found[0])) if found else None
 
+    @_locked
     def was_revealed(self, model: str, kind: str) -> bool:
         """Tell whether a sum of this kind for this model may have been revealed."""
         query = "SELECT 1 FROM revealed WHERE (model, kind) IN ((?, ?), (?, ?))"
         found = self._database.execute(query, (model, kind, revealed_key(model, kind), _FROM_LEDGER)).fetchone()
         return found is not None
 
+    @_locked
     def add_revealed(self, keys: Iterable[str]) -> None:
         """Store, durably, that sums were revealed which the ledger names by their `revealed_key`."""
         with self._database as database:
