@@ -13,7 +13,7 @@ A run has several chains if its study also trains local models or leaves sites o
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ from federation.gateway.schema import Schema
 from federation.protocol.batch_norm import is_counter
 from federation.protocol.metric_allowlist import Kind
 from models.refusal import Refusal
-from pipeline.system.atomic_files import replacing, write_durably
+from pipeline.system.atomic_files import replacing, sync_folder, write_durably
 
 KEPT_RUNS = 16
 _ANY = np.inf
@@ -133,8 +133,10 @@ class Lineage:
             state.chains[place : place + 1] = [chain]
         state.tasks += 1
         state.trained.setdefault(digest, round_number)
-        self._keep_chunks(state, folder)
+        # After a kill at any moment, the last state that was written has all of its chunks.
+        wanted = self._keep_chunks(state, folder)
         self._write(state)
+        self._drop_chunks(wanted)
 
     def _place(self, state: _State, round_number: int, digest: str, model: Arrays) -> int:
         """Return the index of the chain that the model continues; one past the last for a new chain."""
@@ -234,8 +236,8 @@ class Lineage:
         }
         write_durably(self._folder / "state.json", json.dumps(content).encode())
 
-    def _keep_chunks(self, state: _State, folder: Path) -> None:
-        """Keep the chunks of all chains, and only those, in the run's folder; delete the folders of old runs."""
+    def _keep_chunks(self, state: _State, folder: Path) -> set[str]:
+        """Add the chunks of all chains to the run's folder, and return their names; delete the folders of old runs."""
         if not self._folder.is_dir():
             self._folder.mkdir(parents=True, mode=0o700)
             _forget_old_runs(self._folder.parent)
@@ -248,8 +250,16 @@ class Lineage:
         }
         for chunk in wanted:
             if not (self._folder / chunk).exists():
-                with (folder / chunk).open("rb") as spooled, replacing(self._folder / chunk) as kept:
+                with (
+                    (folder / chunk).open("rb") as spooled,
+                    replacing(self._folder / chunk, flush=True) as kept,
+                ):
                     shutil.copyfileobj(spooled, kept)
+        sync_folder(self._folder)
+        return wanted
+
+    def _drop_chunks(self, wanted: Container[str]) -> None:
+        """Delete all other chunks from the run's folder."""
         for path in self._folder.iterdir():
             if path.name not in wanted and path.name != "state.json":
                 path.unlink()

@@ -316,6 +316,25 @@ def test_local_model_and_common_model_are_tracked_separately(site: Site) -> None
 # --- storage ----------------------------------------------------------------------------------------------
 
 
+def test_kill_while_a_model_is_remembered_does_not_end_the_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the new state or the old one is on the disk: it has all of its chunks."""
+    second, third = moved(FIRST, 0, 40_000, 0.001), moved(FIRST, 0, 40_000, 0.002)
+    site.train(FIRST, 1)
+    site.train(second, 2)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("write_durably", "Lineage._drop_chunks"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(f"federation.gateway.lineage.{place}", killed)
+            site.train(third, 3)
+        assert site.code(third, 3) == ""
+        assert site.code(second, 3, kind="evaluate.test") in {"", "E_MODEL_UNTRAINED"}
+    site.train(third, 3)
+    assert site.code(moved(third, 0, 40_000, 0.001), 4) == ""
+
+
 def test_only_the_last_models_and_the_newest_runs_are_stored(site: Site) -> None:
     site.train(FIRST, 1)
     kept = len(list((site.folder / "models" / "run").iterdir()))
