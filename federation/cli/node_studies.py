@@ -26,7 +26,7 @@ StudyName = Annotated[
     ),
 ]
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
-_SHOWN_DIGITS = 12
+_ALL_DIGITS, _SHOWN_DIGITS = 64, 12
 
 
 def studies(
@@ -43,9 +43,10 @@ def studies(
     site = Site.open(site_dir)
     approvals = StudyApprovals(site)
     if show:
-        review, verdict = _review(approvals, show)
+        found = _found(approvals, show)
+        review, verdict = _review(approvals, found)
         if as_json:
-            refused = _refused_with(site, _found(approvals, show))
+            refused = _refused_with(site, found)
             print_json({"verdict": verdict, "refused_with": refused, **review.to_json()})
         else:
             _show(review, verdict)
@@ -83,7 +84,10 @@ def approve_study(
     study: StudyName,
     note: Note = "",
     yes: Annotated[
-        bool, typer.Option("--yes", help="Approve without a question; for a study that was reviewed before.")
+        bool,
+        typer.Option(
+            "--yes", help="Approve without a question; for a study that was reviewed before. A digest must be whole."
+        ),
     ] = False,
 ) -> None:
     """Review a study's settings and let it run here. Only its name, seeds and sites may change later."""
@@ -92,12 +96,16 @@ def approve_study(
 
     site = Site.open(site_dir)
     approvals = StudyApprovals(site)
-    review, verdict = _review(approvals, study)
+    if yes and _DIGEST.fullmatch(study.lower()) and len(study) < _ALL_DIGITS:
+        raise Refusal(reasons.STUDY_DIGITS)
+    # Once: while somebody reads, the server may send another study with the same first digits.
+    found = _found(approvals, study)
+    review, verdict = _review(approvals, found)
     _show(review, verdict)
     _say_labels(site)
     if not yes:
         typer.confirm("Let this study train on this hospital's patients?", abort=True, err=True)
-    digest = approvals.approve(_found(approvals, study).model_dump_json(), by=user(), note=note)
+    digest = approvals.approve(found.model_dump_json(), by=user(), note=note)
     say(f"Approved {digest}. It may run here from now on; `fedthorax node revoke-study` ends that.")
 
 
@@ -107,7 +115,7 @@ def revoke_study(site_dir: SiteDir, study: StudyName, note: Note = "") -> None:
     from pipeline.site.folder import Site
 
     approvals = StudyApprovals(Site.open(site_dir))
-    review, _ = _review(approvals, study)
+    review, _ = _review(approvals, _found(approvals, study))
     approvals.revoke(review.digest, by=user(), note=note)
     say(f"Revoked {review.digest}.")
 
@@ -157,13 +165,12 @@ def _found(approvals: "StudyApprovals", study: str) -> "Study":
 # --- output -----------------------------------------------------------------------------------------------
 
 
-def _review(approvals: "StudyApprovals", name: str) -> tuple["StudyReview", str]:
+def _review(approvals: "StudyApprovals", study: "Study") -> tuple["StudyReview", str]:
     """Return a study's review and whether it may run here."""
     from federation.approval.presets import names_of
     from federation.approval.studies import study_digest
     from federation.approval.study_review import review_study
 
-    study = _found(approvals, name)
     digest = study_digest(study.model_dump_json())
     names = names_of(digest)
     return review_study(study, digest, names), approvals.verdict(digest, names)
@@ -171,7 +178,7 @@ def _review(approvals: "StudyApprovals", name: str) -> tuple["StudyReview", str]
 
 def _about(approvals: "StudyApprovals", digest: str) -> dict[str, Any]:
     """Return a row of the list of studies."""
-    review, verdict = _review(approvals, digest)
+    review, verdict = _review(approvals, _found(approvals, digest))
     decision = approvals.decision(digest)
     return {
         "study": digest,

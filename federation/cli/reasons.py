@@ -69,6 +69,12 @@ STUDY_AMBIGUOUS = Reason(
     "{count} studies have digests that begin with these digits",
     "Give more digits of the digest.",
 )
+STUDY_DIGITS = Reason(
+    "E_STUDY_DIGITS",
+    "with --yes, a study's digest needs all of its 64 digits, because a server can send another study that begins with "
+    "the same ones",
+    "Copy the digest that `fedthorax node studies SITE_DIR --show STUDY` prints, or leave out --yes.",
+)
 WITHDRAW_FILE = Reason(
     "E_WITHDRAW_FILE",
     "the file with the identifiers of patients is not a text in UTF-8",

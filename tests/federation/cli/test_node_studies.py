@@ -1,5 +1,6 @@
 """Tests of the commands `fedthorax node studies | approve-study | revoke-study`."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -90,8 +91,46 @@ def test_requested_study_is_listed_and_approved_by_digest(site: Site) -> None:
     asked = Study.model_validate({"study": {"name": "asked", "rounds": 7, "sites": 2, "quorum": 2}}).model_dump_json()
     digest = StudyApprovals(site).keep(asked)
     assert verdicts(site)[digest] == "unknown"
-    assert run("approve-study", site, digest[:8], "--yes").exit_code == 0
+    assert run("approve-study", site, digest[:8], answer="y\n").exit_code == 0
     assert StudyApprovals(site).verdict(study_digest(asked), ()) == "approved"
+
+
+def test_without_a_question_a_digest_must_be_whole(site: Site) -> None:
+    """A server that chooses both studies needs few seconds to find two whose digests begin with the same digits."""
+    asked = Study.model_validate({"study": {"name": "asked", "rounds": 7, "sites": 2, "quorum": 2}}).model_dump_json()
+    digest = StudyApprovals(site).keep(asked)
+    for digits in (8, 12, 63):
+        result = run("approve-study", site, digest[:digits], "--yes")
+        assert isinstance(result.exception, Refusal) and result.exception.code == "E_STUDY_DIGITS"
+    assert run("approve-study", site, digest, "--yes").exit_code == 0
+    assert StudyApprovals(site).verdict(digest, ()) == "approved"
+
+
+def test_study_that_takes_the_place_of_the_shown_one_is_not_approved(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While somebody reads, the server may send many studies: the shown one is then no longer kept for review."""
+    approvals, names = StudyApprovals(site), itertools.count()
+    shown, other = (
+        Study.model_validate({"study": {"name": "asked", "rounds": rounds, "sites": 2, "quorum": 2}})
+        for rounds in (7, 8)
+    )
+    file = tmp_path / "study.toml"
+    digest = approvals.keep(shown.model_dump_json())
+
+    def reading(*_: object, **__: object) -> bool:
+        for _ in range(25):
+            table = {"name": "more", "rounds": 100 + next(names), "sites": 2, "quorum": 2}
+            approvals.keep(Study.model_validate({"study": table}).model_dump_json())
+        file.write_text(file.read_text().replace("rounds = 7", "rounds = 8"))
+        return True
+
+    monkeypatch.setattr("typer.confirm", reading)
+    for name in (digest[:8], str(file)):
+        file.write_text("[study]\nname = 'asked'\nrounds = 7\nsites = 2\nquorum = 2\n")
+        assert run("approve-study", site, name).exit_code == 0
+        assert approvals.verdict(digest, ()) == "approved"
+        assert approvals.verdict(study_digest(other.model_dump_json()), ()) == "unknown"
 
 
 def test_control_characters_from_the_server_are_escaped(site: Site) -> None:
