@@ -151,18 +151,27 @@ class Answers:
         Raises Refusal E_NO_SUCH_ANSWER; TypeError if `collected_on` is not a day.
         """
         answer = self.get(answer_id)
-        checked = check_day(collected_on)
-        day = checked.isoformat() if checked else None
+        pcr = Pcr(result, check_day(collected_on), source, by)
         with self._database.transaction() as db:
-            db.execute("INSERT OR REPLACE INTO pcr VALUES (?, ?, ?, ?, ?)", (answer_id, result, day, source, by))
-            said = {"result": result, "source": source}
-            write_record(db, by, "pcr", job_id=answer.job_id, answer_id=answer_id, output=said)
+            _write_pcr(db, answer, pcr)
         return self.get(answer_id)
 
-    def without_pcr(self, since: datetime) -> list[Answer]:
-        """Return live answers of known patients without a PCR result, oldest first."""
+    def follow_laboratory(self, answer_id: str, pcr: Pcr | None) -> None:
+        """Store what the laboratory says now, and an audit record, if it said something else before.
+
+        None: it has no decisive result (any more). A result that a person entered stays. Nothing happens if the answer
+        has been deleted.
+        """
+        with self._database.transaction() as db:  # nobody can enter a result between the check and the change
+            answer = next(iter(self._answers("answers.id = ?", answer_id)), None)
+            if answer and answer.pcr != pcr and not (answer.pcr and answer.pcr.source == "entered"):
+                _write_pcr(db, answer, pcr)
+
+    def without_entered_pcr(self, since: datetime) -> list[Answer]:
+        """Return live answers of known patients whose PCR result no person entered, oldest first."""
         return self._answers(
-            "created_at >= ? AND role = 'live' AND patient_key <> '' AND result IS NULL ORDER BY answers.number",
+            "created_at >= ? AND role = 'live' AND patient_key <> '' AND ifnull(pcr.source, '') <> 'entered'"
+            " ORDER BY answers.number",
             stamp(since),
         )
 
@@ -204,6 +213,18 @@ class Answers:
             deliveries=tuple(delivery_of(each) for each in json.loads(row["deliveries"])),
             decision=decision_of(row, "decision_") if row["decision_id"] else None,
         )
+
+
+def _write_pcr(db: sqlite3.Connection, answer: Answer, pcr: Pcr | None) -> None:
+    """Replace an answer's PCR result, and write an audit record. None: the result that it has is taken back."""
+    said = pcr or answer.pcr
+    assert said is not None
+    db.execute("DELETE FROM pcr WHERE answer_id = ?", (answer.id,))
+    if pcr:
+        day = pcr.collected_on and pcr.collected_on.isoformat()
+        db.execute("INSERT INTO pcr VALUES (?, ?, ?, ?, ?)", (answer.id, pcr.result, day, pcr.source, pcr.by))
+    told = {"result": pcr and pcr.result, "source": said.source}
+    write_record(db, said.by, "pcr", job_id=answer.job_id, answer_id=answer.id, output=told)
 
 
 def _pcr(row: sqlite3.Row) -> Pcr:

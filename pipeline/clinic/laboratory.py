@@ -1,7 +1,7 @@
 """The PCR result that matches a scan, from the node's laboratory feed, by the site's own rules.
 
 The clinic uses the node's settings: [laboratory] and [join] of site.toml. A feed is read again when one of its files or
-the day has changed. Otherwise a lookup only compares the files' sizes and times.
+the day has changed. Otherwise `open_feed` only compares the files' sizes and times.
 """
 
 import logging
@@ -31,8 +31,8 @@ _reading = Lock()
 
 
 @dataclass(frozen=True)
-class _Feed:
-    """A parsed feed.
+class _Content:
+    """What a feed says.
 
     `results`: by patient. `spoilt`: patients with a row that was left out, so that no negative result is certain.
     """
@@ -42,37 +42,57 @@ class _Feed:
 
 
 # By site folder: the state of the feed when it was read, and its content.
-_feeds: dict[Path, tuple[tuple[str, str, date], _Feed | Refusal]] = {}
+_feeds: dict[Path, tuple[tuple[str, str, date], _Content | Refusal]] = {}
 
 
-def find_pcr(patient_id: str, issuer: str, scan_day: date, site_folder: Path) -> Pcr | None:
-    """Find the patient's PCR result for the day of the scan; None if there is no decisive result.
+@dataclass(frozen=True)
+class Feed:
+    """The laboratory's feed as it is now. `issuer`, `rules`: of the site."""
 
-    It is the result by which the node would label the scan (`records.join`): a positive result in its window; else a
-    negative one without a positive one nearby; else an indeterminate one in either window. `collected_on` is the day of
-    the specimen; of several days, the one nearest to the scan. A feed that cannot be read does not prevent scoring: its
-    code is logged.
+    content: _Content
+    issuer: str
+    rules: JoinRules
+
+    def find(self, patient_id: str, issuer: str, scan_day: date) -> Pcr | None:
+        """Find the patient's PCR result for the day of the scan; None if there is no decisive result.
+
+        It is the result by which the node would label the scan (`records.join`): a positive result in its window; else
+        a negative one without a positive one nearby; else an indeterminate one in either window. `collected_on` is the
+        day of the specimen; of several days, the one nearest to the scan.
+        """
+        if not patient_id:
+            return None
+        if self.issuer and issuer not in ("", self.issuer):
+            _log_why_not(site_reasons.ISSUER.code)
+            return None
+        return _decide(patient_id, scan_day, self.content, self.rules)
+
+
+def open_feed(site_folder: Path) -> Feed | None:
+    """Return the site's feed; None if it has none, or one that cannot be read: then nothing is known about any patient.
+
+    A feed that cannot be read does not prevent scoring: its code is logged.
     """
     try:
         site = Site.open(site_folder)
-        if site.settings.laboratory is None or not patient_id:
+        if site.settings.laboratory is None:
             return None
-        ours = site.settings.site.issuer
-        if ours and issuer not in ("", ours):
-            raise Refusal(site_reasons.ISSUER)
         with _reading:  # reading a feed can take long: read it only once
-            feed = _feed(site, date.today())
-        return _decide(patient_id, scan_day, feed, site.settings.join)
+            content = _content(site, date.today())
+        return Feed(content, site.settings.site.issuer, site.settings.join)
     except Refusal as refusal:
-        log.warning("the PCR lookup in the laboratory's feed failed: %s", refusal.code)
-        return None
+        _log_why_not(refusal.code)
     except OSError:
-        log.warning("the PCR lookup in the laboratory's feed failed: %s", records_reasons.TABLE_FILE.code)
-        return None
+        _log_why_not(records_reasons.TABLE_FILE.code)
+    return None
 
 
-def _feed(site: Site, today: date) -> _Feed:
-    """Return the feed; read it again only if files, settings or the day have changed.
+def _log_why_not(code: str) -> None:
+    log.warning("the PCR lookup in the laboratory's feed failed: %s", code)
+
+
+def _content(site: Site, today: date) -> _Content:
+    """Return what the feed says; read it again only if files, settings or the day have changed.
 
     Raises Refusal as `read_pcr` does, and OSError.
     """
@@ -88,7 +108,7 @@ def _feed(site: Site, today: date) -> _Feed:
     return kept[1]
 
 
-def _read(table: Laboratory, site: SiteTable, today: date) -> _Feed | Refusal:
+def _read(table: Laboratory, site: SiteTable, today: date) -> _Content | Refusal:
     """Read the feed, or return why it cannot be used: a broken feed takes as long to read, so that is cached too."""
     try:
         rows, findings = read_pcr(table, time_zone=site.time_zone, issuer=site.issuer, today=today)
@@ -97,10 +117,10 @@ def _read(table: Laboratory, site: SiteTable, today: date) -> _Feed | Refusal:
     results: dict[str, list[PcrResult]] = defaultdict(list)
     for row in rows:
         results[row.patient_id].append(row)
-    return _Feed(dict(results), frozenset(f.patient_id for f in findings if f.reason in SPOILS_NEGATIVE))
+    return _Content(dict(results), frozenset(f.patient_id for f in findings if f.reason in SPOILS_NEGATIVE))
 
 
-def _decide(patient_id: str, scan_day: date, feed: _Feed, rules: JoinRules) -> Pcr | None:
+def _decide(patient_id: str, scan_day: date, feed: _Content, rules: JoinRules) -> Pcr | None:
     results = feed.results.get(patient_id, [])
     label = label_pcr(results, datetime.combine(scan_day, time()), rules)
     if label.positive:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -33,7 +33,7 @@ from models.compute_settings import ComputeSettings
 from models.reasons import COMPUTE_FAILED, MODEL_ALTERED, NO_MODEL
 from models.refusal import Refusal
 from models.release import Release, load_release
-from pipeline.clinic.laboratory import find_pcr
+from pipeline.clinic.laboratory import open_feed
 from pipeline.clinic.pictures import write_pictures
 from pipeline.clinic.reasons import (
     ALREADY_ANSWERED,
@@ -74,7 +74,7 @@ class Worker:
     def __init__(self, clinic: Clinic, store: Store) -> None:
         self._clinic, self._store, self._outbox = clinic, store, Outbox(clinic)
         self._loaded: dict[str, Release] = {}  # by SHA-256
-        self._look_at = 0.0  # when missing PCR results are looked up again
+        self._look_at = 0.0  # when PCR results are looked up again
 
     @cached_property
     def compute(self) -> Compute:
@@ -130,7 +130,7 @@ class Worker:
                 self._store.jobs.refuse(job, refusal, patient=patient, input_sha256=digest, model_sha256=live.sha256)
             return
         self._ask_shadow(job, scan, patient)
-        self._add_pcr(answer)
+        self._follow_laboratory([answer])
 
     def _earlier(self, scan: OneScan, patient: Patient | None, live: Release) -> Answer | None:
         """Return the answer that the scan has already; None if there is none, or if its results are not complete.
@@ -223,20 +223,21 @@ class Worker:
             log.warning("the shadow model gave no answer: %s", _why_not(error).code)
 
     def look_for_pcr(self) -> None:
-        """Look up missing PCR results again: a result comes hours after the scan."""
+        """Look up PCR results again: a result comes hours after the scan, and the next specimen may change it."""
         self._look_at = time.monotonic() + LOOK_AGAIN_SECONDS
         if self._clinic.node:
-            for answer in self._store.answers.without_pcr(now() - LOOK_BACK):
-                self._add_pcr(answer)
+            self._follow_laboratory(self._store.answers.without_entered_pcr(now() - LOOK_BACK))
 
-    def _add_pcr(self, answer: Answer) -> None:
-        """Store the laboratory's PCR result that matches the scan, if there is one."""
-        if not (self._clinic.node and answer.patient and answer.acquired_at):
+    def _follow_laboratory(self, answers: Iterable[Answer]) -> None:
+        """Give each answer the laboratory's PCR result that matches the scan now; none if there is none (any more)."""
+        feed = open_feed(self._clinic.node.folder) if self._clinic.node else None
+        if feed is None:  # a feed that cannot be read says nothing: earlier results stay
             return
-        patient, day = answer.patient, answer.acquired_at.date()
-        pcr = find_pcr(patient.id, patient.issuer, day, self._clinic.node.folder)
-        if pcr and not self._store.answers.get(answer.id).pcr:  # nobody has entered a result in the meantime
-            self._store.answers.set_pcr(answer.id, pcr.result, pcr.collected_on, pcr.source, pcr.by)
+        for answer in answers:
+            if answer.patient and answer.acquired_at:
+                pcr = feed.find(answer.patient.id, answer.patient.issuer, answer.acquired_at.date())
+                if pcr != answer.pcr:
+                    self._store.answers.follow_laboratory(answer.id, pcr)
 
     def release(self, role: Role) -> Release:
         """Return the model of this role, loaded once. Raises Refusal E_NO_MODEL, and what `load_release` raises."""

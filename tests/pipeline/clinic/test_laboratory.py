@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.clinic import laboratory
-from pipeline.clinic.laboratory import find_pcr
+from pipeline.clinic.labels_export import export_labels
+from pipeline.clinic.laboratory import Feed, open_feed
+from pipeline.clinic.records import Pcr
+from pipeline.clinic.records import PcrResult as Result
+from pipeline.clinic.worker import Worker
 from pipeline.site.folder import init_site
+from tests.pipeline.clinic.later_hospital import LaterHospital
 
 SCAN = date(2021, 3, 10)
 SITE = """
@@ -39,7 +44,8 @@ class Hospital:
 
     def find(self, patient: str = "0042", issuer: str = "") -> tuple[str, int] | None:
         """The result, and its day relative to the scan."""
-        pcr = find_pcr(patient, issuer, SCAN, self.folder)
+        feed = open_feed(self.folder)
+        pcr = feed.find(patient, issuer, SCAN) if feed else None
         if pcr is None:
             return None
         assert pcr.source == "laboratory" and pcr.collected_on is not None
@@ -107,9 +113,9 @@ def test_missing_or_broken_feed_gives_no_result_and_logs_its_code(
     missing = Hospital(tmp_path / "missing", file="nowhere.csv")
     broken = Hospital(tmp_path / "broken", ("0042", 0, "CANARY"))
     with caplog.at_level(logging.DEBUG):
-        assert missing.find() is None
-        assert broken.find() is None and broken.find() is None
-        assert find_pcr("0042", "", SCAN, tmp_path / "no-site") is None
+        assert open_feed(missing.folder) is None
+        assert open_feed(broken.folder) is None and open_feed(broken.folder) is None
+        assert open_feed(tmp_path / "no-site") is None
     codes = [record.args[0] for record in caplog.records if record.name == "fedthorax.clinic" and record.args]
     assert codes == ["E_TABLE_FILE", "E_PCR_UNMAPPED", "E_PCR_UNMAPPED", "E_NO_SITE"]
     assert not any(word in caplog.text for word in ("CANARY", "0042", str(tmp_path)))
@@ -117,4 +123,124 @@ def test_missing_or_broken_feed_gives_no_result_and_logs_its_code(
 
 def test_site_with_its_own_labels_has_no_laboratory(tmp_path: Path) -> None:
     init_site(tmp_path / "site", '[site]\nname = "synthetic"\n[labels]\nfile = "labels.csv"\n')
-    assert find_pcr("0042", "", SCAN, tmp_path / "site") is None
+    assert open_feed(tmp_path / "site") is None
+
+
+# --- looked up again --------------------------------------------------------------------------------------
+
+NEGATIVE, POSITIVE = ("2021-03-04", "not detected"), ("2021-03-05", "detected")
+
+
+class Ward:
+    """A clinic with a node, and one answer without a PCR result. `look` plays a worker's lookup."""
+
+    def __init__(self, folder: Path) -> None:
+        self.hospital = LaterHospital.make(folder)
+        self.answer = self.hospital.scored("P1", pcr=None)
+        self.report()
+
+    def report(self, *specimens: tuple[str, str]) -> None:
+        """Write the laboratory's file: day and result of each specimen of the patient."""
+        lines = [f"P1,{day}T08:00,{result}" for day, result in specimens]
+        file = self.hospital.site.folder / "laboratory.csv"
+        file.write_text("\n".join(["patient_id,collected,result", *lines]) + "\n")
+
+    def look(self) -> str | None:
+        """Return the answer's result after the worker has looked it up."""
+        with self.hospital.clinic.store() as store:
+            Worker(self.hospital.clinic, store).look_for_pcr()
+            pcr = store.answers.get(self.answer.id).pcr
+        return pcr and pcr.result
+
+    def enter(self, result: Result) -> None:
+        with self.hospital.clinic.store() as store:
+            store.answers.set_pcr(self.answer.id, result, None, "entered", "night desk")
+
+    def recorded(self) -> list[tuple[str, str | None]]:
+        """Return who changed the result to what, from the audit records."""
+        with self.hospital.clinic.store() as store:
+            records = [each for each in store.audit.records() if each.action == "pcr"]
+        return [(each.who, (each.output or {})["result"]) for each in records]
+
+
+@pytest.fixture
+def ward(tmp_path: Path) -> Ward:
+    return Ward(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("first", "result"),
+    [(NEGATIVE, "negative"), (("2021-03-04", "inconclusive"), "indeterminate")],
+    ids=lambda x: x[-1],
+)
+def test_later_specimen_replaces_the_first_result(ward: Ward, first: tuple[str, str], result: str) -> None:
+    ward.report(first)
+    assert ward.look() == result
+    ward.report(first, POSITIVE)
+    assert ward.look() == "positive"
+    with ward.hospital.clinic.store() as store:
+        assert store.answers.get(ward.answer.id).pcr == Pcr("positive", date(2021, 3, 5), "laboratory", "laboratory")
+    assert ward.recorded() == [("laboratory", result), ("laboratory", "positive")]
+
+
+def test_label_of_the_next_study_follows_the_later_specimen(ward: Ward, tmp_path: Path) -> None:
+    ward.hospital.know()
+    for number, specimens in enumerate([(NEGATIVE,), (NEGATIVE, POSITIVE)]):
+        ward.report(*specimens)
+        ward.look()
+        file = tmp_path / f"labels-{number}.csv"
+        export_labels(ward.hospital.clinic, file, by="test")
+        assert file.read_text().splitlines()[1].split(",")[:2] == ["P1", str(number)]
+
+
+def test_positive_result_stays_and_is_written_once(ward: Ward) -> None:
+    ward.report(POSITIVE)
+    assert [ward.look(), ward.look()] == ["positive", "positive"]
+    ward.report(POSITIVE, ("2021-03-06", "not detected"))  # by the node's rules the scan stays positive
+    assert ward.look() == "positive"
+    assert ward.recorded() == [("laboratory", "positive")]
+
+
+@pytest.mark.parametrize("specimens", [(POSITIVE,), ()], ids=["positive", "none"])
+def test_entered_result_stays_whatever_the_laboratory_says(ward: Ward, specimens: tuple[tuple[str, str], ...]) -> None:
+    ward.report(NEGATIVE)
+    ward.look()
+    ward.enter("indeterminate")
+    ward.report(*specimens)
+    assert ward.look() == "indeterminate"
+    assert ward.recorded() == [("laboratory", "negative"), ("night desk", "indeterminate")]
+
+
+@pytest.mark.parametrize("was_known", [True, False], ids=["result", "no result"])
+def test_result_entered_during_the_lookup_stays(ward: Ward, monkeypatch: pytest.MonkeyPatch, was_known: bool) -> None:
+    if was_known:
+        ward.report(NEGATIVE)
+        ward.look()
+    ward.report(NEGATIVE, POSITIVE)
+    find = Feed.find
+
+    def find_slowly(*arguments: object) -> Pcr | None:
+        ward.enter("indeterminate")
+        return find(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Feed, "find", find_slowly)
+    assert ward.look() == "indeterminate"
+    assert ward.recorded()[-1] == ("night desk", "indeterminate")
+
+
+def test_withdrawn_result_is_taken_back(ward: Ward) -> None:
+    ward.report(POSITIVE)
+    assert ward.look() == "positive"
+    ward.report()
+    assert [ward.look(), ward.look()] == [None, None]
+    assert ward.recorded() == [("laboratory", "positive"), ("laboratory", None)]
+
+
+def test_feed_that_cannot_be_read_takes_nothing_back(ward: Ward) -> None:
+    ward.report(POSITIVE)
+    ward.look()
+    (ward.hospital.site.folder / "laboratory.csv").unlink()
+    assert ward.look() == "positive"
+    ward.report(("2021-03-04", "CANARY"))
+    assert ward.look() == "positive"
+    assert ward.recorded() == [("laboratory", "positive")]

@@ -20,7 +20,7 @@ import pytest
 from models.refusal import Refusal
 from pipeline.clinic.database import FILE, FORMAT
 from pipeline.clinic.queue import MOST_ATTEMPTS
-from pipeline.clinic.records import Answer, Job, Patient, Role
+from pipeline.clinic.records import Answer, Job, Patient, Pcr, PcrResult, Role
 from pipeline.clinic.review import Proposal, decide
 from pipeline.clinic.schema import MIGRATIONS
 from pipeline.clinic.store import LEAST_AUDIT_DAYS, Store, new_id, now
@@ -315,10 +315,7 @@ def test_patient_key_is_stable_and_differs_between_clinics(store: Store, tmp_pat
 
 def test_pcr_result_can_be_set_and_corrected(store: Store) -> None:
     answer = answered(store)
-    assert [each.id for each in store.answers.without_pcr(answer.created_at)] == [answer.id]
-    assert store.answers.without_pcr(answer.created_at + timedelta(seconds=1)) == []
-    store.answers.set_pcr(answer.id, "negative", date(2021, 3, 4), "laboratory", "laboratory")
-    assert store.answers.without_pcr(answer.created_at) == []
+    store.answers.set_pcr(answer.id, "negative", date(2021, 3, 4), "entered", "day desk")
     changed = store.answers.set_pcr(answer.id, "positive", None, "entered", "night desk")
     assert changed.pcr
     assert changed.pcr.to_json() == {
@@ -326,6 +323,50 @@ def test_pcr_result_can_be_set_and_corrected(store: Store) -> None:
     }  # fmt: skip
     assert actions(store) == ["answer", "pcr", "pcr"]
     assert code_of(store.answers.set_pcr, "nowhere", "positive", None, "entered", "x") == "E_NO_SUCH_ANSWER"
+
+
+def from_laboratory(result: PcrResult, day: int = 4) -> Pcr:
+    return Pcr(result, date(2021, 3, day), "laboratory", "laboratory")
+
+
+def test_laboratory_is_asked_again_about_each_result_that_nobody_entered(store: Store) -> None:
+    missing, told, entered = answered(store), answered(store), answered(store)
+    answered(store, patient=None)
+    store.answers.follow_laboratory(told.id, from_laboratory("negative"))
+    store.answers.set_pcr(entered.id, "negative", None, "entered", "night desk")
+    assert [each.id for each in store.answers.without_entered_pcr(missing.created_at)] == [missing.id, told.id]
+    assert store.answers.without_entered_pcr(entered.created_at + timedelta(seconds=1)) == []
+
+
+def test_laboratory_replaces_and_takes_back_its_own_result(store: Store) -> None:
+    answer = answered(store)
+    said: list[Pcr | None] = [
+        from_laboratory("negative"), from_laboratory("positive"), from_laboratory("positive", 5), None,
+    ]  # fmt: skip
+    for pcr in said:
+        for _ in range(2):  # the second time nothing changes, so nothing is recorded
+            store.answers.follow_laboratory(answer.id, pcr)
+            assert store.answers.get(answer.id).pcr == pcr
+    records = [record for record in store.audit.records() if record.action == "pcr"]
+    assert [(record.who, record.answer_id) for record in records] == [("laboratory", answer.id)] * 4
+    assert [record.output for record in records] == [
+        {"result": pcr and pcr.result, "source": "laboratory"} for pcr in said
+    ]
+
+
+@pytest.mark.parametrize("pcr", [from_laboratory("positive"), None], ids=["positive", "none"])
+def test_laboratory_does_not_replace_what_a_person_entered(store: Store, pcr: Pcr | None) -> None:
+    answer = answered(store)
+    store.answers.follow_laboratory(answer.id, from_laboratory("negative"))
+    entered = store.answers.set_pcr(answer.id, "indeterminate", None, "entered", "night desk").pcr
+    store.answers.follow_laboratory(answer.id, pcr)
+    assert store.answers.get(answer.id).pcr == entered
+    assert actions(store) == ["answer", "pcr", "pcr"]
+
+
+def test_result_for_an_answer_that_was_deleted_meanwhile_is_dropped(store: Store) -> None:
+    store.answers.follow_laboratory("nowhere", from_laboratory("positive"))
+    assert actions(store) == []
 
 
 def test_deliveries_wait_until_they_are_due(store: Store) -> None:

@@ -19,7 +19,7 @@ from hl7.mllp import open_hl7_connection
 from federation.migration.backup import back_up_site
 from federation.node.start import node_status
 from models.refusal import Refusal
-from pipeline.clinic.laboratory import find_pcr
+from pipeline.clinic.laboratory import open_feed
 from pipeline.doctor.connectivity import listener as listener_lines
 from pipeline.doctor.environment import secret_files
 from pipeline.feeds.mllp_sender import send_message
@@ -80,10 +80,12 @@ def test_message_is_stored_privately_acknowledged_and_read_by_the_ingest(tmp_pat
 
 def test_clinic_finds_a_received_result(tmp_path: Path) -> None:
     with running(Rig.make(tmp_path)) as rig:
-        assert find_pcr("P-SECRET", "", date(2020, 4, 1), rig.site.folder) is None
+        before = open_feed(rig.site.folder)
+        assert before is None or before.find("P-SECRET", "", date(2020, 4, 1)) is None
         rig.send(result())
-        found = find_pcr("P-SECRET", "", date(2020, 4, 1), rig.site.folder)
-        assert found is not None and found.result == "positive"
+        feed = open_feed(rig.site.folder)
+        found = feed and feed.find("P-SECRET", "", date(2020, 4, 1))
+        assert found and found.result == "positive"
 
 
 def test_replay_is_acknowledged_and_stored_once(rig: Rig) -> None:
