@@ -2,16 +2,18 @@
 
 A line marks the restore, another one that the hospital has accepted it, and why. In between the gateway takes part in
 nothing (E_RESTORED). `fedthorax node restore` writes the mark. A folder that was restored by other means is recognised
-by the inode of the ledger's file, which is only ever appended to: a copy has another one.
+by the inode of the ledger's file, which is only ever appended to: a copy has another one. A file system may give the
+inode of a deleted file to the next one; it then has another generation.
 
-SITE_DIR/ledger/place.json   the inode of the ledger's file
+SITE_DIR/ledger/place.json   inode and generation of the ledger's file
 
 Not recognised: a disk that was set back as a whole, such as a virtual machine's snapshot, and a copy over the old file.
 """
 
 import json
+import struct
+import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from federation.ledger import reasons
@@ -21,6 +23,7 @@ from pipeline.system.atomic_files import write_durably
 
 RESTORED, ACCEPTED = "restored", "restore accepted"
 MAX_NOTE = 200  # characters
+_GET_VERSION = 2 << 30 | struct.calcsize("l") << 16 | ord("v") << 8 | 1  # FS_IOC_GETVERSION: _IOR('v', 1, long)
 
 
 def mark_restored(path: Path, source: str) -> None:
@@ -34,10 +37,7 @@ def mark_if_copied(path: Path) -> None:
 
     A ledger without `place.json` counts as a copy if something came in or went out before.
     """
-    place = None
-    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-        place = int(json.loads(_place(path).read_bytes())["inode"])
-    if place is not None and path.exists() and place == path.stat().st_ino:
+    if path.exists() and _is_in_its_place(path):
         return
     if any(line.direction != "here" for line in read_lines(path)):
         mark_restored(path, "the file is a copy")
@@ -87,5 +87,34 @@ def _place(path: Path) -> Path:
     return path.with_name("place.json")
 
 
+def _is_in_its_place(path: Path) -> bool:
+    """Tell whether the file is the one of which `place.json` speaks. An earlier version wrote no generation."""
+    try:
+        known = json.loads(_place(path).read_bytes())
+        inode, generation = known["inode"], known.get("generation")
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    now = _generation(path)
+    is_same = inode == path.stat().st_ino and generation in (None, now)
+    if is_same and generation != now:
+        _write_place(path)
+    return is_same
+
+
 def _write_place(path: Path) -> None:
-    write_durably(_place(path), json.dumps({"inode": path.stat().st_ino}).encode())
+    write_durably(_place(path), json.dumps({"inode": path.stat().st_ino, "generation": _generation(path)}).encode())
+
+
+def _generation(path: Path) -> int | None:
+    """Return the generation of a file's inode, which changes when a new file gets the inode of a deleted one.
+
+    None where the file system or the operating system has none. Source: ioctl_iflags(2), FS_IOC_GETVERSION.
+    """
+    try:
+        import fcntl
+
+        with path.open("rb") as file:
+            answer = fcntl.ioctl(file, _GET_VERSION, bytes(struct.calcsize("l")))
+    except (ImportError, OSError):
+        return None
+    return int.from_bytes(answer[:4], sys.byteorder)  # the kernel writes 32 bits
