@@ -132,15 +132,16 @@ class Questions:
             raise Refusal(reasons.QUESTIONS_MONTH, allowed=self._a_month)
 
     def check_cohort(self, cohort: Collection[str], *, min_patients: int) -> None:
-        """Check that means over these training patients may leave. `cohort`: the patients' digests.
+        """Check that means over these training patients may leave. `cohort`: see `training_patients`.
 
-        Raises Refusal: E_COHORT_ALMOST_SAME if means over a cohort left that differs by fewer than `min_patients`;
-        E_MEMORY_LOST if means left, and it is not known over which cohort.
+        Raises Refusal: E_COHORT_ALMOST_SAME if means over a cohort left that differs by fewer than `min_patients`
+        patients, or patients with another scan; E_MEMORY_LOST if means left, and it is not known over which cohort. The
+        same scans that were prepared with other settings have other names, but nearly the same means.
         """
         for kept in self._all():
             if kept["kind"] == EMBED and kept.get("lost"):
                 raise Refusal(reasons.MEMORY_LOST)
-            if kept["kind"] == EMBED and 0 < len(set(kept["cohort"]) ^ set(cohort)) < min_patients:
+            if kept["kind"] == EMBED and _are_almost_same(kept["cohort"], cohort, min_patients):
                 raise Refusal(reasons.COHORT_ALMOST_SAME)
 
     def keep(self, question: Question, answer: KeptAnswer, cohort: Collection[str] = ()) -> None:
@@ -182,3 +183,13 @@ class Questions:
     def _all(self) -> Iterator[dict[str, Any]]:
         for path in self._folder.glob("*.json"):
             yield json.loads(path.read_bytes())
+
+
+def _are_almost_same(earlier: Collection[str], later: Collection[str], min_patients: int) -> bool:
+    """Tell whether fewer than `min_patients` patients, but at least one, make the difference between two cohorts."""
+    before, after = (
+        {patient: scan for patient, _, scan in (each.partition("-") for each in cohort)} for cohort in (earlier, later)
+    )
+    joined_or_left = len(before.keys() ^ after.keys())
+    with_another_scan = sum(before[patient] != after[patient] for patient in before.keys() & after.keys())
+    return 0 < joined_or_left < min_patients or 0 < joined_or_left + with_another_scan < min_patients

@@ -123,6 +123,12 @@ COHORT_ALMOST_SAME = Reason(
     "No action is needed. The statistics can leave again when min_patients patients have joined or left since then. "
     "The study goes on without this site's statistics.",
 )
+COHORT_CHANGED = Reason(
+    "E_COHORT_CHANGED",
+    "the cohort changed while a question about its training patients was being answered",
+    "No action is needed. The statistics can leave at the next such question. The study goes on without this site's "
+    "statistics.",
+)
 PRIVACY_REQUIRED = Reason(
     "E_PRIVACY_REQUIRED",
     "this site takes part only in studies with differential privacy",

@@ -41,7 +41,7 @@ from federation.gateway.masked_only import check_masked
 from federation.gateway.masked_rounds import NO_LIST, MaskedRounds
 from federation.gateway.model_votes import ModelVotes
 from federation.gateway.policy import policy_digest
-from federation.gateway.questions import KeptAnswer
+from federation.gateway.questions import EMBED, KeptAnswer
 from federation.gateway.reply import Outgoing, Records, compose_failure, compose_records, compose_reply
 from federation.gateway.reply_checks import Rules, Values, check_reply
 from federation.gateway.reply_intake import Reception
@@ -55,7 +55,7 @@ from federation.ledger.chain import PASSED, Entry, Head, Ledger
 from federation.protocol import reasons as protocol_reasons
 from federation.protocol.error_codes import OF_APPS, code_in
 from federation.protocol.metric_allowlist import EPSILON, EXAMPLES, HANDSHAKE
-from federation.protocol.patient_counts import Patients, count_patients
+from federation.protocol.patient_counts import Patients, count_patients, training_patients
 from federation.secure_aggregation.ballots import NO_VOTE, WORSE, Answer
 from federation.secure_aggregation.messages import Header
 from models.refusal import Reason, Refusal
@@ -346,6 +346,8 @@ class Exchange:
             about=await self._about(task),
         )
         values = await asyncio.to_thread(check_reply, content, going_out.get, rules)
+        if asked.kind == EMBED and await asyncio.to_thread(training_patients, self._site) != task.cohort:
+            raise Refusal(reasons.COHORT_CHANGED)  # the means may be over others than those that were checked
         if task.epsilon is not None:
             values["metrics"][EPSILON] = task.epsilon
         figures = dict(values["metrics"]) if "metrics" in values else {}

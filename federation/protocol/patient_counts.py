@@ -94,13 +94,16 @@ class Patients:
 
 
 def training_patients(site: Site) -> frozenset[str]:
-    """Return short digests of the training patients, to recognise the same cohort; they never leave the site."""
+    """Return short digests of each training patient and the scan, "PATIENT-SCAN", to recognise the same cohort.
+
+    They never leave the site.
+    """
     path = site.cohort_folder / "cohort.sqlite"
     if not path.is_file():
         return frozenset()
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)) as database:
         rows = database.execute("SELECT pseudonym, tensor FROM patients WHERE split = 'train'").fetchall()
-    return frozenset(hashlib.sha256("|".join(row).encode()).hexdigest()[:16] for row in rows)
+    return frozenset("-".join(hashlib.sha256(each.encode()).hexdigest()[:16] for each in row) for row in rows)
 
 
 def count_patients(site: Site, *, pretrains: bool = False) -> Patients:

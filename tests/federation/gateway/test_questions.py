@@ -108,6 +108,26 @@ def test_means_of_almost_the_same_cohort_are_refused(tmp_path: Path) -> None:
     assert refused({*before, *"abcdefghijk"}) == "E_COHORT_ALMOST_SAME"
 
 
+def test_scans_with_new_names_hide_no_single_patient(tmp_path: Path) -> None:
+    """Prepared with other settings, a scan has another name, but nearly the same features."""
+    kept, before = Questions(tmp_path, a_month=100), {number: "old" for number in range(60)}
+
+    def names(cohort: dict[int, str]) -> set[str]:
+        return {f"{patient}-{scan}" for patient, scan in cohort.items()}
+
+    def refused(cohort: dict[int, str]) -> str:
+        return code(lambda: kept.check_cohort(names(cohort), min_patients=10))
+
+    kept.keep(replace(TEST, kind="evaluate.embed"), ANSWER, names(before))
+    renamed = dict.fromkeys(before, "new")
+    assert refused(renamed) == ""
+    assert refused(renamed | {60: "new"}) == refused({**renamed, 60: "new", 61: "new"}) == "E_COHORT_ALMOST_SAME"
+    few = before | dict.fromkeys(range(5), "new")
+    assert refused(few) == refused(few | {60: "old"}) == "E_COHORT_ALMOST_SAME"
+    assert refused(before | dict.fromkeys(range(10), "new")) == ""
+    assert refused(renamed | dict.fromkeys(range(60, 70), "new")) == ""
+
+
 @pytest.mark.parametrize(
     ("evaluation", "tests", "heads"),
     [
@@ -202,6 +222,24 @@ def test_question_after_one_patient_was_added_is_refused(bench: Bench) -> None:
         bench.server.give(task_content(trained_here(bench)), message_type="evaluate.embed")
         assert node.fetch() is None
         assert wait_for_reply(bench.server, 2).error.reason == "E_COHORT_ALMOST_SAME"
+
+
+def test_patient_who_joins_while_a_question_is_answered_is_in_no_statistics(bench: Bench) -> None:
+    """A server may hold back the model until the cohort has changed."""
+    out = moments(SCHEMA, RNG)
+    records = {record: record_of(arrays) for record, arrays in out.items()}
+    content = RecordDict({**records, "metrics": MetricRecord({"num-examples": 31})})  # type: ignore[arg-type]
+
+    def answer(task: Message) -> Message:
+        with Cohort(bench.site) as cohort:
+            rows = [*cohort.patients(), PatientRow("newcomer", "train", "new.npy", 71.0, "M", True, True)]
+            cohort.replace(rows, [], [])  # type: ignore[arg-type]
+        return Message(content, reply_to=task)
+
+    with bench.node() as node:
+        bench.server.give(task_content(trained_here(bench)), message_type="evaluate.embed")
+        work(node, answer)
+        assert wait_for_reply(bench.server).error.reason == "E_COHORT_CHANGED"
 
 
 def test_second_audit_of_the_same_model_is_refused(bench: Bench) -> None:
