@@ -2,9 +2,11 @@
 
 All resources have ids and identifiers of the answer and are written with PUT, by their id or by their identifier: sent
 again, or after a decision, they replace what was there. The status says what they are: preliminary (nobody decided),
-final (a person accepted or corrected it), corrected (a later decision), entered-in-error (rejected).
+final (a person accepted or corrected it), corrected (a later decision), entered-in-error (rejected). An observation
+that was sent before and no longer holds is withdrawn: without it in the transaction, the server would keep it as final.
 """
 
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
@@ -20,6 +22,7 @@ from pipeline.clinic.web.inert_text import inert
 from pipeline.scoring.verdict import withheld
 
 UNVERIFIED = "Created by software; not verified by a person."
+WITHDRAWN = "Withdrawn: it was sent before, and does not hold by a later decision."
 CORRECTED_MASK = "Computed from a mask of the lungs that the reader corrected by hand."
 _UCUM = "http://unitsofmeasure.org"
 _CT_CHEST = {"system": "http://loinc.org", "code": "24627-2", "display": "CT Chest"}
@@ -40,12 +43,16 @@ def status_of(answer: Answer, *, is_later: bool = False) -> str:
     return "corrected" if is_later else "final"
 
 
-def diagnostic_report(answer: Answer, *, is_later: bool = False, ids: ResourceIds = "client") -> dict[str, Any]:
-    """Create the transaction. `ids`: who gives the resources their ids. Raises Refusal E_NOT_FOR_PATIENTS."""
+def diagnostic_report(answer: Answer, *, earlier: Sequence[Answer] = (), ids: ResourceIds = "client") -> dict[str, Any]:
+    """Create the transaction. Raises Refusal E_NOT_FOR_PATIENTS.
+
+    `earlier`: this answer as it was sent before, with the decision of that time. `ids`: who gives the resources their
+    ids.
+    """
     if withheld(answer.score):
         raise Refusal(NOT_FOR_PATIENTS)
-    status = status_of(answer, is_later=is_later)
-    observations = [*_probabilities(answer, status), *_lungs(answer, status)]
+    status = status_of(answer, is_later=any(each.decision for each in earlier))
+    observations = _observations(answer, status)
     report = {
         "resourceType": "DiagnosticReport",
         "id": answer.id,
@@ -59,7 +66,8 @@ def diagnostic_report(answer: Answer, *, is_later: bool = False, ids: ResourceId
         "imagingStudy": _study(answer),
         "conclusion": " ".join([decision_text(answer) or UNVERIFIED, *notes_of(answer.score)]),
     }
-    entries = [_entry(_without_empty(each), ids) for each in (*observations, report)]
+    resources = [*observations, *_withdrawn(answer, observations, earlier), report]
+    entries = [_entry(_without_empty(each), ids) for each in resources]
     return {"resourceType": "Bundle", "type": "transaction", "entry": entries}
 
 
@@ -94,6 +102,32 @@ def _common(answer: Answer, status: str) -> dict[str, Any]:
     """Return what report and observations have in common. A time of the scan has no zone, so only its day is sent."""
     at = answer.acquired_at
     return {"status": status, "subject": subject_of(answer), "effectiveDateTime": at and at.date().isoformat()}
+
+
+def _observations(answer: Answer, status: str) -> list[dict[str, Any]]:
+    return [*_probabilities(answer, status), *_lungs(answer, status)]
+
+
+def _withdrawn(
+    answer: Answer, observations: Sequence[dict[str, Any]], earlier: Sequence[Answer]
+) -> list[dict[str, Any]]:
+    """Return in error, without their values, the observations that were sent earlier and are not sent any more.
+
+    The report does not refer to them. R4 requires no value, and a reader who overlooks the status must
+    not find the old one.
+    """
+    codes = {each["id"]: each["code"] for before in earlier for each in _observations(before, "final")}
+    for each in observations:
+        codes.pop(each["id"], None)
+    return [
+        _observation(
+            answer,
+            "entered-in-error",
+            resource_id.removeprefix(f"{answer.id}-"),
+            {"code": code, "note": [{"text": WITHDRAWN}]},
+        )
+        for resource_id, code in codes.items()
+    ]
 
 
 def _observation(answer: Answer, status: str, name: str, content: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """What holds of an answer as HL7 v2.5.1 ORU^R01, for a reading list or an information system.
 
 The result status (OBR-25, OBX-11; HL7 tables 0123 and 0085) says what it is: P preliminary, F final, C corrected after
-an earlier decision; D deletes what was sent before, when a person rejected it. Texts are Unicode; every separator in
-them is escaped, and every control character removed.
+an earlier decision; D deletes what was sent before, when a person rejected it, or when a single result no longer holds:
+a receiver that updates its results one by one would keep it. Texts are Unicode; every separator in them is escaped, and
+every control character removed.
 """
 
 import unicodedata
+from collections.abc import Sequence
 from datetime import datetime
 from hashlib import sha256
 
@@ -29,23 +31,27 @@ def control_id_of(answer: Answer) -> str:
     return sha256(what.encode()).hexdigest()[:20]
 
 
-def oru_message(answer: Answer, *, is_later: bool = False) -> bytes:
-    """Create the message. `is_later`: the receiver has an earlier decision. Raises Refusal E_NOT_FOR_PATIENTS."""
+def oru_message(answer: Answer, *, earlier: Sequence[Answer] = ()) -> bytes:
+    """Create the message. `earlier`: this answer as it was sent before, with the decision of that time.
+
+    Raises Refusal E_NOT_FOR_PATIENTS.
+    """
     if withheld(answer.score):
         raise Refusal(NOT_FOR_PATIENTS)
-    status = _status(answer, is_later=is_later)
+    status = _status(answer, is_later=any(each.decision for each in earlier))
     order_status = "C" if status == "D" else status
     made = answer.decision.at if answer.decision else answer.created_at
     at = answer.acquired_at.strftime("%Y%m%d%H%M%S" if answer.has_clock else "%Y%m%d") if answer.acquired_at else ""
     header = {9: "ORU^R01^ORU_R01", 10: control_id_of(answer), 11: "P", 12: "2.5.1", 18: "UNICODE UTF-8"}
     request = {1: "1", 3: answer.id, 4: "24627-2^CT Chest^LN", 7: at, 18: _text(answer.accession), 22: _zoned(made)}
     request |= {24: "RAD", 25: order_status, 32: _reader(answer)}
-    results = [{1: str(number), **each, 11: status, 14: at} for number, each in enumerate(_results(answer), start=1)]
+    held = _results(answer)
+    results = [*({**each, 11: status} for each in held), *_withdrawn(held, earlier)]
     segments = [
         _segment("MSH", {2: "^~\\&", 3: "FEDTHORAX", 7: _zoned(made), **header}),
         _segment("PID", {1: "1", **_patient(answer)}),
         _segment("OBR", request),
-        *(_segment("OBX", each) for each in results),
+        *(_segment("OBX", {1: str(number), **each, 14: at}) for number, each in enumerate(results, start=1)),
     ]
     return "".join(f"{segment}\r" for segment in segments).encode()
 
@@ -93,6 +99,19 @@ def _results(answer: Answer) -> list[dict[int, str]]:
             found.append(_percent(density, meaning, both[density]))
     remarks = [decision_text(answer) or UNVERIFIED, *notes_of(answer.score)]
     return [*found, *({2: "TX", 3: f"comment^Comment^{SCHEME}", 5: _text(remark)} for remark in remarks)]
+
+
+def _withdrawn(held: Sequence[dict[int, str]], earlier: Sequence[Answer]) -> list[dict[int, str]]:
+    """Return, without values, the results that were sent earlier and are not among those that are `held` now."""
+    names = {_identity(each): each for before in earlier for each in _results(before)}
+    for each in held:
+        names.pop(_identity(each), None)
+    return [{number: each.get(number, "") for number in (2, 3, 4)} | {11: "D"} for each in names.values()]
+
+
+def _identity(result: dict[int, str]) -> tuple[str, str]:
+    """Return by what a receiver tells the results of a message apart: OBX-3 and OBX-4."""
+    return result[3], result.get(4, "")
 
 
 def _percent(code: str, meaning: str, share: float) -> dict[int, str]:

@@ -170,7 +170,7 @@ class Outbox:
             if delivery.target == "pacs":
                 self._send(self._files(answer, decisions, earlier))
             else:
-                self._tell(delivery.target, answer, is_later=any(each.decision_id for each in earlier))
+                self._tell(delivery.target, answer, _as_sent(answer, decisions, earlier))
             outcome = replace(tried, state="sent", code=None, due_at=None, sent_at=now())
         except Refusal as refusal:
             outcome = self._not_sent(tried, refusal.reason)
@@ -188,8 +188,8 @@ class Outbox:
             return replace(tried, state="failed", code=reason.code, due_at=None)
         return replace(tried, code=reason.code, due_at=now() + self._pause(tried.attempts))
 
-    def _tell(self, target: Target, answer: Answer, *, is_later: bool) -> None:
-        """Send what holds as FHIR or HL7 v2. Raises Refusal."""
+    def _tell(self, target: Target, answer: Answer, earlier: Sequence[Answer]) -> None:
+        """Send what holds as FHIR or HL7 v2. `earlier`: the answer as it was sent before. Raises Refusal."""
         from pipeline.clinic.results import fhir_report, oru_message
         from pipeline.feeds.fhir_client import FhirClient
         from pipeline.feeds.mllp_sender import send_message
@@ -197,12 +197,12 @@ class Outbox:
         table, folder = self._table(target), self._clinic.folder
         if isinstance(table, FhirResultsTable):
             with FhirClient(table.server, folder) as server:
-                server.transaction(fhir_report.diagnostic_report(answer, is_later=is_later, ids=table.ids))
+                server.transaction(fhir_report.diagnostic_report(answer, earlier=earlier, ids=table.ids))
         elif isinstance(table, Hl7ResultsTable):
             tls = None
             if table.ca_certificate:
                 tls = as_client(folder, authority=table.ca_certificate, certificate=table.certificate, key=table.key)
-            message = oru_message.oru_message(answer, is_later=is_later)
+            message = oru_message.oru_message(answer, earlier=earlier)
             control_id = oru_message.control_id_of(answer)
             send_message(message, control_id, table.host, table.port, tls=tls, timeout_seconds=table.timeout_seconds)
 
@@ -232,6 +232,12 @@ class Outbox:
 def _is_current(delivery: Delivery, answer: Answer) -> bool:
     """Whether the delivery is of what holds now."""
     return delivery.decision_id == (answer.decision.id if answer.decision else "")
+
+
+def _as_sent(answer: Answer, decisions: Sequence[Decision], earlier: Sequence[Delivery]) -> list[Answer]:
+    """Return the answer as each earlier delivery said it; without a decision, as the model did."""
+    by_id = {each.id: each for each in decisions}
+    return [replace(answer, decision=by_id.get(each.decision_id)) for each in earlier]
 
 
 def _has_nothing_to_take_back(delivery: Delivery, answer: Answer, earlier: Sequence[Delivery]) -> bool:

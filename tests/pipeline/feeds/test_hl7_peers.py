@@ -18,7 +18,7 @@ import pytest
 
 from federation.system.process import free_port
 from models.refusal import Refusal
-from pipeline.clinic.records import Answer
+from pipeline.clinic.records import Answer, Correction
 from pipeline.clinic.results.oru_message import control_id_of, oru_message
 from pipeline.clinic.store import new_id
 from pipeline.feeds.mllp_sender import send_message
@@ -49,12 +49,14 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> Answer:
 # --- hl7apy ---
 
 
-@pytest.mark.parametrize("verdict", [None, "accepted", "rejected"])
+@pytest.mark.parametrize("verdict", [None, "accepted", "rejected", "corrected"])
 def test_message_is_valid_for_another_library(verdict: Any, answer: Answer) -> None:
     """By structure, data types, lengths and cardinality of 2.5.1; only tables for own codes give warnings."""
     parser = pytest.importorskip("hl7apy.parser", reason="hl7apy is not installed")
-    decided = replace(answer, decision=verdict and decision(verdict=verdict))
-    message = parser.parse_message(oru_message(decided).decode(), validation_level=1, find_groups=True)
+    unusable = {"correction": Correction(lungs_usable=False)} if verdict == "corrected" else {}
+    decided = replace(answer, decision=verdict and decision(verdict=verdict, **unusable))
+    sent_text = oru_message(decided, earlier=[answer]).decode()
+    message = parser.parse_message(sent_text, validation_level=1, find_groups=True)
     assert message.validate()
     results = message.oru_r01_patient_result.oru_r01_order_observation
     assert results.obr.obr_18.value == "ACC-7"

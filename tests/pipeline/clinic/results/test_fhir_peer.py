@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from models.refusal import Refusal
-from pipeline.clinic.records import Answer
+from pipeline.clinic.records import Answer, Correction
 from pipeline.clinic.results.fhir_report import diagnostic_report
 from pipeline.clinic.results.outbox import Outbox
 from pipeline.clinic.review import Proposal, decide
@@ -89,18 +89,19 @@ NAMES = ["CANARY^SYNTHETIC", "", "<b>Müller</b>", "\u202eA\u0000B"]
 
 
 @pytest.mark.parametrize("ids", ["client", "server"])
-@pytest.mark.parametrize("verdict", [None, "accepted", "rejected"])
+@pytest.mark.parametrize("verdict", [None, "accepted", "rejected", "corrected"])
 def test_what_is_sent_is_valid_by_the_published_schema(verdict: Any, ids: ResourceIds, answer: Answer) -> None:
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     schema = json.loads(SCHEMA.read_text())
     validator = jsonschema.Draft6Validator(schema)
+    unusable = {"correction": Correction(lungs_usable=False)} if verdict == "corrected" else {}
     for name in NAMES:
         decided = replace(
             answer,
             patient=replace(PATIENT, name=name),
-            decision=verdict and decision(verdict=verdict),
+            decision=verdict and decision(verdict=verdict, **unusable),
         )
-        for entry in diagnostic_report(decided, ids=ids)["entry"]:
+        for entry in diagnostic_report(decided, earlier=[answer], ids=ids)["entry"]:
             kind = entry["resource"]["resourceType"]
             found = validator.evolve(schema={"$ref": f"#/definitions/{kind}"}).iter_errors(entry["resource"])
             assert [error.json_path for error in found] == []

@@ -109,8 +109,9 @@ def test_status_says_whether_a_person_accepted(
     verdict: Any, is_later: bool, fhir: str, hl7_status: str, answer: Answer
 ) -> None:
     decided = replace(answer, decision=verdict and decision(verdict=verdict))
-    assert {each["status"] for each in resources(decided, is_later=is_later).values()} == {fhir}
-    lines = oru_message(decided, is_later=is_later).decode().split("\r")
+    earlier = [answer, *([replace(answer, decision=decision(2))] if is_later else [])]
+    assert {each["status"] for each in resources(decided, earlier=earlier).values()} == {fhir}
+    lines = oru_message(decided, earlier=earlier).decode().split("\r")
     assert {line.split("|")[11] for line in lines if line.startswith("OBX")} == {hl7_status}
     (order,) = (line.split("|") for line in lines if line.startswith("OBR"))
     assert order[25] == ("C" if hl7_status == "D" else hl7_status)
