@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -76,14 +76,19 @@ class Answers:
             raise Refusal(NO_SUCH_ANSWER)
         return found[0]
 
-    def newest(self, limit: int = 100, before: str | None = None, role: Role | None = "live") -> list[Answer]:
-        """Return answers, newest first. `before`: the id of an answer; only older ones are returned."""
+    def newest(
+        self,
+        limit: int = 100,
+        before: str | None = None,
+        role: Role | None = "live",
+        ids: Sequence[str] | None = None,
+    ) -> list[Answer]:
+        """Return answers, newest first. `before`: the id of an answer; only older ones. `ids`: only these."""
         return self._answers(
             "(?1 IS NULL OR role = ?1) AND (?2 IS NULL OR answers.number < (SELECT number FROM answers WHERE id = ?2))"
+            " AND (?4 IS NULL OR answers.id IN (SELECT value FROM json_each(?4)))"
             " ORDER BY answers.number DESC LIMIT ?3",
-            role,
-            before,
-            limit,
+            *(role, before, limit, None if ids is None else json.dumps(ids)),
         )
 
     def of_model(self, model_sha256: str, most: int) -> list[Answer]:

@@ -3,6 +3,7 @@
 Only the worker that took a scan last can end it, and only once.
 """
 
+import hashlib
 import json
 import secrets
 import sqlite3
@@ -17,7 +18,17 @@ from pipeline.clinic.patient_keys import PatientKeys
 from pipeline.clinic.reasons import ALREADY_ANSWERED, NO_SUCH_JOB, QUEUE_FULL, SCORING_DIED
 from pipeline.clinic.records import Job, JobState, Patient, ScanReader, Source
 
+_REVISION_DIGITS = 16
 MOST_ATTEMPTS = 3  # to score a scan during which the worker dies
+# What can change about an answer: found here, because the answers themselves are too large for each refresh of a list.
+_SELECT = """
+    SELECT *, CASE WHEN answer_id IS NOT NULL THEN json_array(
+        answer_id,
+        (SELECT max(number) FROM decisions WHERE decisions.answer_id = jobs.answer_id),
+        (SELECT json_array(result, collected_on, source, by) FROM pcr WHERE pcr.answer_id = jobs.answer_id)
+    ) END AS said
+    FROM jobs
+"""
 
 
 def new_id() -> str:
@@ -61,7 +72,7 @@ class Jobs:
 
     def get(self, job_id: str) -> Job:
         """Return a job by its id. Raises Refusal E_NO_SUCH_JOB."""
-        row = self._database.row("SELECT * FROM jobs WHERE id = ?", job_id)
+        row = self._database.row(f"{_SELECT} WHERE id = ?", job_id)
         if row is None:
             raise Refusal(NO_SUCH_JOB)
         return self._job(row)
@@ -79,7 +90,7 @@ class Jobs:
         those that nobody has.
         """
         found = self._database.rows(
-            "SELECT * FROM jobs WHERE (?1 IS NULL OR state = ?1)"
+            f"{_SELECT} WHERE (?1 IS NULL OR state = ?1)"  # noqa: S608  our own text
             " AND (?2 IS NULL OR number < (SELECT number FROM jobs WHERE id = ?2))"
             " AND (?4 IS NULL OR coalesce(reader_by, '') = ?4) ORDER BY number DESC LIMIT ?3",
             *(state, before, limit, reader),
@@ -166,6 +177,8 @@ class Jobs:
     def _job(self, row: sqlite3.Row) -> Job:
         values = {**dict(row), "is_whole": bool(row["is_whole"])}
         del values["number"]
+        said = values.pop("said", None)  # only what `get` and `newest` return may be answered
+        values["answer_revision"] = said and hashlib.sha256(said.encode()).hexdigest()[:_REVISION_DIGITS]
         by, person, at = (values.pop(f"reader_{part}") for part in ("by", "person", "at"))
         values["reader"] = ScanReader(by, person, datetime.fromisoformat(at)) if by else None
         for name in ("received_at", "started_at", "ended_at"):

@@ -67,7 +67,7 @@ class Job:
     `folder`: its files, until it is answered. `pictures`: the viewable scan, if it was read but got no score.
     `study_uid`, `series_uid`: the series to score, None if not given. `attempts`: how often a worker took it.
     `is_whole`: whether all of its files are present. `code`, `says`, `remedy`: why there is no score.
-    `reader`: who has it.
+    `reader`: who has it. `answer_revision`: another text after each decision about its answer and each PCR result.
     """
 
     id: str
@@ -88,6 +88,7 @@ class Job:
     says: str | None = None
     remedy: str | None = None
     answer_id: str | None = None
+    answer_revision: str | None = None
     reader: ScanReader | None = None
 
     @property
@@ -109,6 +110,7 @@ class Job:
             "remedy": self.remedy,
             "has_pictures": self.has_pictures,
             "answer_id": self.answer_id,
+            "answer_revision": self.answer_revision,
             "patient": self.patient and self.patient.to_json(),
             "reader": self.reader and self.reader.to_json(),
         }

@@ -2,11 +2,15 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from pipeline.clinic.records import Answer
 from pipeline.clinic.store import Store, new_id
+from pipeline.clinic.web.auth import Tokens
 from tests.e2e.browser import Page, open_browser
 from tests.e2e.clinic_rig import Clinic, open_clinic
 from tests.e2e.conftest import Command
@@ -222,3 +226,44 @@ def test_earlier_scan_of_the_patient_is_shown_beside_this_one(page: Page, clinic
     page.click("#compare-close")
     page.wait_for("!document.querySelector('#compare').checkVisibility()")
     assert page.js("document.querySelectorAll('#compare img').length") == 0
+
+
+def test_line_of_the_worklist_shows_what_another_reader_decided(page: Page, clinic: Clinic, tmp_path: Path) -> None:
+    folder = clinic.scans.parent / "site"
+    job_id = page.js("location.hash").rpartition("/")[2]
+    page.js("window.isSamePage = true")
+    leave(page)
+    line = f"#scans [href='#/scans/{job_id}']"
+    page.wait_for_text("severe", line)
+    with Store(folder) as store:
+        views = [each.action for each in store.audit.records() if each.who == "a reader"]
+        token = Tokens(folder).make("another reader", "score", by="a test", person="Other^Reader")
+    with open_browser(tmp_path / "browser") as other:
+        other.sized(1280, 900)
+        sign_in(other, replace(clinic, token=token))
+        other.js(f"location.hash = '#/scans/{job_id}'")
+        other.wait_for(SHOWN)
+        other.click("#reject")
+        other.click("#reasons [value=wrong_scan]")
+        other.wait_for_text("Rejected by Other, Reader", "#decide-says")
+        page.wait_for_text("Rejected", line)
+        with Store(folder) as store:  # found in the laboratory's results, hours after the answer
+            answer_id = str(store.jobs.get(job_id).answer_id)
+            store.answers.set_pcr(answer_id, "negative", None, "laboratory", "a test")
+        for each in (page, other):
+            each.wait_for_text("PCR negative: severe does not apply", line)
+    page.requests.clear()
+    page.wait_until_equal(lambda: count(page, "/jobs") >= 2, True)
+    assert count(page, "/answers") == 0  # nothing changed, so nothing is fetched again
+    assert page.js("isSamePage")
+    with Store(folder) as store:
+        again = [each.action for each in store.audit.records() if each.who == "a reader"]
+    assert [each for each in again if each != "list"] == [
+        each for each in views if each != "list"
+    ]  # nothing was opened
+
+
+def count(page: Page, path: str) -> int:
+    """Count the requests of one path since the list of requests was cleared."""
+    page.js("1")  # reads the events of the browser
+    return sum(urlsplit(each).path.endswith(f"/api/v1{path}") for each in page.requests)

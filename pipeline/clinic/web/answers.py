@@ -74,9 +74,12 @@ def get_answers(
     view_audit: TheViewAudit,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     before: Annotated[Id | None, Query(description="The id of an answer: return only older ones.")] = None,
+    ids: Annotated[
+        list[Id] | None, Query(alias="id", max_length=100, description="Return only these; may be given many times.")
+    ] = None,
 ) -> Any:
     """List answers, newest first."""
-    found = store.answers.newest(limit, before)
+    found = store.answers.newest(limit, before, ids=ids)
     view_audit.note(store, caller, View("list", shown=tuple(answer.id for answer in found)))
     return {"answers": [answer_json(answer) for answer in found]}
 

@@ -44,6 +44,8 @@ class Job(BaseModel):
     """A scan in the queue. `position`: its place among the waiting ones. `code` to `remedy`: why there is no score.
 
     `has_pictures`: whether a scan without a score has pictures. `reader`: null if nobody has taken it.
+    `answer_revision`: another text after each decision about the answer and each PCR result; null without an answer.
+    It is not the `revision` that a decision names.
     """
 
     id: str
@@ -58,6 +60,7 @@ class Job(BaseModel):
     remedy: str | None
     has_pictures: bool
     answer_id: str | None
+    answer_revision: str | None
     patient: Patient | None
     reader: ScanReader | None
 

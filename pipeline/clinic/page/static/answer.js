@@ -139,6 +139,7 @@ const naming = (patient) => [outside(personName(patient.name) || "No name"), " Â
 
 async function showAnswer(found) {
   answer = found;
+  learnAnswer(answer); // it may have changed since the list was drawn
   show(byId("state"), false);
   const { patient, study, score, id } = answer;
   byId("patient-name").replaceChildren(outside(personName(patient?.name) || patient?.id || "The scan does not name a patient"));

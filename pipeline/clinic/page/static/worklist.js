@@ -9,11 +9,14 @@ import { isMine, showReader } from "./reader.js";
 import { LEVELS, STATES, SYNTHETIC, VERDICTS } from "./words.js";
 
 const PAGE = 50;
+const MOST_JOBS = 500; // that one request lists
+const MOST_ANSWERS = 50; // that one request names
 const BUSY_MS = 1000;
 const IDLE_MS = 8000;
 
 const jobs = new Map(); // by id, the newest first
 const answers = new Map(); // by id: probability and level of each answer
+const learnt = new Map(); // by id of an answer: its revision in the list of jobs, when it was fetched
 const items = new Map(); // by id of a job: its line in the list
 let problems = new Map(); // by id of an answer: its deliveries that failed or are retried
 let timer = null;
@@ -40,7 +43,7 @@ export function stopWorklist() {
   generation++;
   isStarted = isKnown = false;
   chosen = null;
-  for (const kept of [jobs, answers, items]) kept.clear();
+  for (const kept of [jobs, answers, learnt, items]) kept.clear();
   byId("scans").replaceChildren();
   clearFind();
   say(byId("find-says"), "");
@@ -52,9 +55,10 @@ export async function refresh() {
   clearTimeout(timer);
   const mine = ++generation;
   try {
-    const { jobs: found } = await ask(`jobs?limit=${PAGE}`);
+    const limit = Math.min(MOST_JOBS, Math.max(PAGE, jobs.size)); // older ones that were loaded may change too
+    const { jobs: found } = await ask(`jobs?limit=${limit}`);
     if (mine !== generation) return; // signed out or refreshed in the meantime
-    await take(found);
+    await take(found, found.length === limit);
     say(byId("worklist-refused"), "");
   } catch (error) {
     if (error.status === 401) return;
@@ -72,13 +76,14 @@ async function loadOlder() {
   await draw();
 }
 
-async function take(found) {
+/** `mayHaveOlder`: the service may have older jobs than these. */
+async function take(found, mayHaveOlder) {
   const before = new Map(jobs);
   const newest = new Map(found.map((job) => [job.id, job]));
-  const older = [...jobs].filter(([id]) => !newest.has(id) && found.length === PAGE);
+  const older = [...jobs].filter(([id]) => !newest.has(id) && mayHaveOlder);
   jobs.clear();
   for (const [id, job] of [...newest, ...older]) jobs.set(id, job);
-  if (!isKnown) show(byId("more"), found.length === PAGE);
+  if (!isKnown) show(byId("more"), mayHaveOlder);
   await draw();
   const wasOpen = ({ id }) => !before.has(id) || isOpen(before.get(id));
   const ended = found.filter((job) => !isOpen(job) && wasOpen(job));
@@ -90,16 +95,17 @@ async function take(found) {
   if (shown && (was?.state !== shown.state || was?.position !== shown.position)) whenChanged(shown);
 }
 
-/** Fetches new answers from the list of answers: fetching them singly would be recorded as opening them. */
+/** Fetches answers that are new or changed, from the list of answers: fetching them singly would be recorded as opening them. */
 async function learnAnswers() {
-  const missing = () => [...jobs.values()].filter((job) => job.answer_id && !answers.has(job.answer_id)).length;
-  let before = "";
-  for (let limit = missing(); missing(); limit *= 2) {
-    limit = Math.min(limit, PAGE);
-    const { answers: found } = await ask(`answers?limit=${limit}${before}`);
+  const mine = generation;
+  const isNew = ({ answer_id: id, answer_revision: revision }) => id && learnt.get(id) !== revision;
+  const asked = shownJobs().filter(isNew);
+  while (asked.length) {
+    const some = asked.splice(0, MOST_ANSWERS);
+    const { answers: found } = await ask(`answers?${some.map((job) => `id=${job.answer_id}`).join("&")}`);
+    if (mine !== generation) return; // signed out, or the next refresh asks for them
     for (const answer of found) answers.set(answer.id, answer);
-    if (found.length < limit) return;
-    before = `&before=${found.at(-1).id}`;
+    for (const job of some) learnt.set(job.answer_id, job.answer_revision);
   }
 }
 
@@ -221,5 +227,8 @@ export function neighbour(step) {
   return ids[at < 0 ? 0 : Math.min(ids.length - 1, Math.max(0, at + step))];
 }
 
-/** Replaces an answer in the list, for example after a PCR result was entered. */
-export const learnAnswer = (answer) => answers.set(answer.id, answer);
+/** Shows an answer as it is now in the list, for example after it was opened or a PCR result was entered. */
+export function learnAnswer(answer) {
+  answers.set(answer.id, answer);
+  if (isKnown) arrange();
+}

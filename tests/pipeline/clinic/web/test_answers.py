@@ -47,6 +47,53 @@ def test_answer_contains_probabilities_patient_study_and_model(answer_to: Put, c
     assert (job["state"], job["answer_id"], job["position"]) == ("answered", answer.id, None)
 
 
+def test_worklist_tells_that_an_answer_has_a_pcr_result(answer_to: Put, client: Clients, clinic: Clinic) -> None:
+    answer, other = answer_to(), answer_to()
+    with clinic.store() as store:
+        waiting = store.jobs.add(new_id(), source="upload", asked_by="test")
+
+    def revisions() -> dict[str, str | None]:
+        listed = client("read").get("/api/v1/jobs").json()["jobs"]
+        for job in listed:
+            assert client("read").get(f"/api/v1/jobs/{job['id']}").json() == job
+        return {job["id"]: job["answer_revision"] for job in listed}
+
+    before = revisions()
+    assert before[waiting.id] is None and before[answer.job_id] and before[answer.job_id] != before[other.job_id]
+    with clinic.store() as store:  # neither a look nor a reader who takes the scan changes the answer
+        client("read").get(f"/api/v1/answers/{answer.id}")
+        store.assignments.take(answer.job_id, by="test", person="Leser^Anna")
+    assert revisions() == before
+    seen = [before[answer.job_id]]
+    for result, day in (("positive", None), ("negative", None), ("negative", date(2021, 3, 4))):
+        with clinic.store() as store:  # found in the laboratory's results, after the answer
+            store.answers.set_pcr(answer.id, result, day, "laboratory", "test")
+        after = revisions()
+        assert after[answer.job_id] not in seen
+        assert after == {**before, answer.job_id: after[answer.job_id]}
+        assert not any(word in str(after) for word in ("positive", "negative"))  # the list itself shows no result
+        seen.append(after[answer.job_id])
+    assert revisions() == after
+
+
+def test_answers_named_by_id_are_listed_without_the_others(answer_to: Put, client: Clients, clinic: Clinic) -> None:
+    made = [answer_to() for _ in range(3)]
+    reader = client("read")
+
+    def listed(*ids: str) -> list[str]:
+        return [each["id"] for each in reader.get("/api/v1/answers", params={"id": ids}).json()["answers"]]
+
+    assert listed(made[0].id) == [made[0].id]
+    assert listed(made[0].id, made[2].id, "0" * 32) == [made[2].id, made[0].id]
+    assert listed(made[0].id) == [made[0].id]
+    with clinic.store() as store:
+        told = [(each.action, each.output) for each in store.audit.records() if each.who == "a read"]
+    assert told == [("list", {"shown": [made[0].id]}), ("list", {"shown": [made[2].id]})]  # nothing was opened
+    for odd in ("x", made[0].id.upper() + "'"):
+        assert refused(reader.get("/api/v1/answers", params={"id": odd})) == "E_REQUEST"
+    assert refused(reader.get("/api/v1/answers", params={"id": [new_id() for _ in range(101)]})) == "E_REQUEST"
+
+
 def test_control_characters_in_names_are_removed(answer_to: Put, client: Clients) -> None:
     answer = answer_to()
     for path in (f"answers/{answer.id}", f"jobs/{answer.job_id}", f"answers/{answer.id}/risk-assessment"):

@@ -55,6 +55,20 @@ def test_decision_is_returned_with_its_person_and_kept_in_the_record(
     assert record.output is not None and record.output["verdict"] == "accepted"
 
 
+def test_worklist_tells_each_decision_about_an_answer(reader: TestClient, answer_to: Put) -> None:
+    answer = answer_to()
+
+    def revision() -> str:
+        (job,) = reader.get("/api/v1/jobs").json()["jobs"]
+        return str(job["answer_revision"])
+
+    seen = [revision()]
+    for reason in ("lungs", "wrong_scan"):
+        assert post(reader, _again(reader, answer), "rejected", reason=reason).status_code == 201
+        assert revision() not in seen
+        seen.append(revision())
+
+
 def test_corrections_replace_levels_and_shares_and_the_model_is_kept(reader: TestClient, answer_to: Put) -> None:
     answer = answer_to()
     shares = {"right": {"lower": {"ground_glass": 0.5, "consolidation": 0.25}}}
