@@ -231,5 +231,6 @@ def test_questions_after_the_rounds_are_masked_as_well(folders: list[Path]) -> N
     plain = PlainSums(open_sites, [], lines.append, features=network.features, timeout_s=60)
     compared = Compared(masked, plain)
     with masked.serving():
-        SummedExamination(what, compared, lines.append).examine(Model(*pack(network)), ["site-2", "site-3", "site-4"])
+        examination = SummedExamination(what, compared, lines.append)
+        examination.examine(Model(*pack(network)), ["site-2", "site-3", "site-4"], 2)
     assert compared.kinds == ["evaluate.embed", "evaluate.calibrate", "evaluate.test"]

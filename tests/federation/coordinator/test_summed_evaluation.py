@@ -200,7 +200,7 @@ def examined(folders: list[Path]) -> tuple[SummedExamination, Any, list[str]]:
     names = {node: Site.open(folder).name for node, folder in enumerate(folders, start=1)}
     sums = PlainSums(Sites(grid, names, {}, {}), [], said.append, features=network.features, timeout_s=60)
     examination = SummedExamination(STUDY, sums, said.append)
-    return examination, examination.examine(Model(*pack(network)), ["north"]), said
+    return examination, examination.examine(Model(*pack(network)), ["north"], 2), said
 
 
 def test_label_with_two_hospitals_has_no_figures_and_says_why(folders: list[Path], tmp_path: Path) -> None:
