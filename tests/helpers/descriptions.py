@@ -5,6 +5,7 @@ from typing import Any
 from models.calibration import Platt
 from models.description import Description
 from models.network_settings import LABELS, NetworkSettings
+from models.provenance import Provenance, SiteRecord
 from pipeline.preprocessing.preprocess_settings import Preprocessing
 
 # As good as the identity, which would mean that a label was not calibrated.
@@ -27,3 +28,19 @@ def description(**changes: Any) -> Description:
         "trained_on_synthetic_data": True,
     }
     return Description.model_validate(fields | changes)
+
+
+def provenance(**is_trained: bool) -> Provenance:
+    """Return the provenance of a run with these sites; a model was trained on the patients of those that are True."""
+    site = SiteRecord(patients="", software="", trained=True, rounds=3, dropouts={}, figures={}, left_out={})
+    return Provenance(
+        candidate="",
+        seed=1,
+        rounds_planned=3,
+        rounds_lost=0,
+        stopped_early=False,
+        strategy_options={},
+        sites={name: site.model_copy(update={"trained": trained}) for name, trained in is_trained.items()},
+        audit=None,
+        study={},
+    )

@@ -26,12 +26,11 @@ from models.encoders import (
 )
 from models.network import build_network
 from models.network_settings import NetworkSettings
-from models.provenance import Provenance, SiteRecord
 from models.refusal import Refusal
 from models.release import load_release, save_release
 from models.saliency import saliency
 from pipeline.preprocessing.preprocess_settings import Preprocessing
-from tests.helpers.descriptions import description
+from tests.helpers.descriptions import description, provenance
 from tests.helpers.encoders import FEATURES, head_on, small_encoder
 
 PREPROCESSING = Preprocessing(method=1, shape=(16, 16, 16))
@@ -162,19 +161,11 @@ def test_backbone_of_a_release_becomes_an_encoder(tmp_path: Path) -> None:
 
 def test_encoder_names_the_hospitals_whose_patients_trained_the_release(tmp_path: Path) -> None:
     settings = NetworkSettings(architecture="resnet10", widen_factor=1 / 16)
-    site = SiteRecord(patients="", software="", trained=True, rounds=3, dropouts={}, figures={}, left_out={})
-    story = Provenance(
-        candidate="",
-        seed=1,
-        rounds_planned=3,
-        rounds_lost=0,
-        stopped_early=False,
-        strategy_options={},
-        sites={"south": site, "north": site, "coast": site.model_copy(update={"trained": False})},
-        audit=None,
-        study={},
+    save_release(
+        tmp_path / "release",
+        build_network(settings, seed=5),
+        description(network=settings, provenance=provenance(south=True, north=True, coast=False)),
     )
-    save_release(tmp_path / "release", build_network(settings, seed=5), description(network=settings, provenance=story))
     of_release(tmp_path / "release", tmp_path / "made", name="ours", licence="Apache-2.0")
     assert load_encoder(tmp_path / "made").card.learnt_at == ("north", "south")
 

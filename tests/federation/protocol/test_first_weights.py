@@ -18,12 +18,11 @@ from federation.protocol.release_files import BEGINS_FROM, copy_release
 from federation.protocol.study_config import Study
 from models.encoders import Encoder
 from models.network import HEAD_RMS, SeverityNetwork, build_network
-from models.provenance import Provenance, SiteRecord
 from models.refusal import Refusal
 from models.release import save_release
 from pipeline.preprocessing.preprocess_settings import Preprocessing
 from tests.helpers.adapting import adaptation
-from tests.helpers.descriptions import description
+from tests.helpers.descriptions import description, provenance
 from tests.helpers.encoders import small_encoder, tuned_on
 
 TABLES: dict[str, Any] = {
@@ -183,20 +182,7 @@ def test_unknown_or_unsuitable_release_is_not_copied(tmp_path: Path) -> None:
 
 
 def test_training_sites_of_the_release_are_listed(tmp_path: Path) -> None:
-    site = SiteRecord(patients="", software="", trained=True, rounds=3, dropouts={}, figures={}, left_out={})
-    story = Provenance(
-        candidate="",
-        seed=1,
-        rounds_planned=3,
-        rounds_lost=0,
-        stopped_early=False,
-        strategy_options={},
-        sites={"north": site, "coast": site.model_copy(update={"trained": False})},
-        audit=None,
-        despite_flags="",
-        study={},
-    )
-    sha256, folder = begun(tmp_path, another_network(), provenance=story)
+    sha256, folder = begun(tmp_path, another_network(), provenance=provenance(north=True, coast=False))
     assert begun_sites(study_from(sha256), folder) == ["north"]
     assert begun_sites(STUDY, folder) == []
 
