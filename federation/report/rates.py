@@ -4,16 +4,18 @@ A site reports a share over L patients in steps of 1/L', so that no single patie
 intervals allow for this rounding: the true number of patients may be half a step less or more.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from federation.protocol.grids import parts_of
-from federation.protocol.metric_allowlist import BINS
+from federation.protocol.grids import MAX_PARTS, Shares, parts_of
+from federation.protocol.metric_allowlist import BINS, FIGURES
 from federation.protocol.operating_points import lower_bound
 from federation.report.estimates import Estimate, as_estimate, number
 from pipeline.evaluation.combining import Interval
 
 _TAIL = 0.025
+_EXACT = 1e-6  # of a multiple; results are stored as floats
 
 
 class ClassSizes(NamedTuple):
@@ -34,6 +36,24 @@ def class_sizes(figures: Mapping[str, float], label: str) -> ClassSizes | None:
     ]
     positive, negative = (round(one or other) for one, other in zip(stated, bins, strict=True))
     return ClassSizes(positive, negative) if positive and negative else None
+
+
+def half_step(figures: Mapping[str, float], label: str) -> float:
+    """Return half the step of the shares that cover all test patients with a known label.
+
+    Without counts the number of these patients is not known. The step is then the longest of which all shares that the
+    site released are multiples: never shorter than the true one.
+    """
+    if sizes := class_sizes(figures, label):
+        return 0.5 / parts_of(sum(sizes))
+    names = [name for name, each in FIGURES["evaluate.test"].items() if each.label == label and each.grid == Shares()]
+    shares = [share for name in names if (share := number(figures, name)) is not None]
+    fitting = (parts for parts in range(1, MAX_PARTS + 1) if all(_is_multiple(share, parts) for share in shares))
+    return 0.5 / next(fitting, MAX_PARTS)
+
+
+def _is_multiple(share: float, parts: int) -> bool:
+    return math.isclose(share * parts, round(share * parts), rel_tol=0, abs_tol=_EXACT)
 
 
 def rate(value: float, patients: int) -> Estimate:

@@ -15,13 +15,14 @@ from federation.report.estimates import (
     sites,
     spread,
 )
-from federation.report.rates import class_sizes, predictive_value, rate
+from federation.report.rates import class_sizes, half_step, predictive_value, rate
 from federation.runs.figures_from_counts import PERCENTS, means_row
 from federation.runs.results import Results
 from models.calibration import Platt
 from models.operating_points import AIM, FLOOR, NO_POINT, RATES, evidence_text
 
 WITH_BAND = (0.1, 0.3, 0.5, 0.7)  # calibrated probabilities whose band is shown
+_FLOAT = 1e-9  # more than the error of these sums; a difference of exactly the rounding is none
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "sex": {"female": "women", "male": "men"},
     "age": {"under_50": "under 50 years", "50_to_69": "50 to 69 years", "from_70": "70 years or more"},
@@ -74,21 +75,39 @@ def decision(results: Results) -> dict[str, Any]:
     """By label and site: the decision curve (Vickers & Elkin, Medical Decision Making 2006;26:565).
 
     It is the net benefit of acting on the model at each threshold probability, and of treating all; treating none has
-    the net benefit 0. `better`: the number of sites at which the model is above both, by threshold.
+    the net benefit 0. `better`: the number of sites at which the model is above both, whatever the rounding hides, by
+    threshold.
     """
     by_label: dict[str, Any] = {}
     for label in LABELS:
         rows = {site: curve for site, figures in federated(results).items() if (curve := _curve(figures, label))}
+        halves = {site: half_step(federated(results)[site], label) for site in rows}
         better = {
             str(percent): {
-                "sites": sum(row[str(percent)]["model"] > max(0.0, row[str(percent)]["treat_all"]) for row in having),
+                "sites": sum(_is_best(rows[site][str(percent)], percent, halves[site]) for site in having),
                 "of": len(having),
             }
             for percent in PERCENTS
-            if (having := [row for row in rows.values() if str(percent) in row])
+            if (having := [site for site, row in rows.items() if str(percent) in row])
         }
         by_label[label] = {"by_site": rows, "better": better}
     return by_label
+
+
+def _is_best(point: Mapping[str, float], percent: int, half: float) -> bool:
+    """Whether the true net benefit of the model is above those of treating all and none, for any rounding.
+
+    The model's net benefit b and the prevalence p are each at most `half` a step from the true ones. Treating all has
+    p - (1 - p) odds = p (1 + odds) - odds, so its error is at most half (1 + odds). Treating none is exactly 0.
+    """
+    of_all = half * (1 + _odds(percent))
+    margin = half + _FLOAT
+    return point["model"] > margin and point["model"] - point["treat_all"] > margin + of_all
+
+
+def _odds(percent: int) -> float:
+    """Return how many true positives a false positive weighs at this threshold probability."""
+    return percent / (100 - percent)
 
 
 def _curve(figures: Mapping[str, float], label: str) -> dict[str, dict[str, float]]:
@@ -96,8 +115,7 @@ def _curve(figures: Mapping[str, float], label: str) -> dict[str, dict[str, floa
     for percent in PERCENTS:
         model = number(figures, f"net_benefit_{label}_{percent}")
         if model is not None and prevalence is not None:
-            odds = percent / (100 - percent)
-            curve[str(percent)] = {"model": model, "treat_all": prevalence - (1 - prevalence) * odds}
+            curve[str(percent)] = {"model": model, "treat_all": prevalence - (1 - prevalence) * _odds(percent)}
     return curve
 
 
