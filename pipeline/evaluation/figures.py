@@ -1,7 +1,9 @@
 """The metrics that leave a site after an evaluation: named, finite, and each over enough patients of both classes.
 
 A label of which one class has fewer than `min_patients` has no metric, not even one over the other class alone. The
-number of patients is known, so the size of one class reveals that of the other.
+number of patients is known, so the size of one class reveals that of the other. Neither has a label for which the model
+gives a patient a logit that is not finite: metrics of the other patients alone would show how many such patients there
+are, and in which class (so too `federation.client.score_counts`).
 
 `federation/protocol/metric_allowlist.py` lists the names; the site's gateway blocks all others. `logits` and `targets`
 have the shape (patients, labels), in the order of LABELS; a missing target is NaN.
@@ -71,13 +73,14 @@ def may_report_loss(targets: Logits, *, min_patients: int) -> bool:
 
 
 def _known(logits: Logits, targets: Logits, min_patients: int) -> list[_Known]:
-    """Select the patients with a known label, for each label with enough patients of both classes."""
+    """Select the patients with a known label: for each label with enough of both classes, all with a finite logit."""
     found = []
     for column in range(len(LABELS)):
         where = np.flatnonzero(~np.isnan(targets[:, column]))
         if min(classes_of(targets[:, column])) >= min_patients:
             x, y = discrimination.known_of(logits[:, column], targets[:, column])
-            found.append(_Known(column, where, x, y))
+            if np.isfinite(x).all():
+                found.append(_Known(column, where, x, y))
     return found
 
 
@@ -119,8 +122,7 @@ def calibration_figures(logits: Logits, targets: Logits, *, min_patients: int) -
         assert fitted.covariance is not None
         names = (f"variance_slope_{known.label}", f"covariance_{known.label}", f"variance_intercept_{known.label}")
         figures |= dict(zip(names, fitted.covariance, strict=True))
-        if np.isfinite(x).all():
-            tails |= tail_figures(x, y, known.label, min_patients=min_patients)
+        tails |= tail_figures(x, y, known.label, min_patients=min_patients)
     return _sound(figures) | tails
 
 

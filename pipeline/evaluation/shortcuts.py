@@ -163,15 +163,18 @@ def outside_auroc(network: SeverityNetwork, held_out: Examples, *, compute: Comp
 
     The lungs are those of the mean scan of these patients. With a constant instead, the input resembles no scan that
     the network knows, and in trials this hid a learned mark. The score as a function of the outside alone is a partial
-    dependence (Friedman, Ann Stat 2001; 29:1189).
+    dependence (Friedman, Ann Stat 2001; 29:1189). Undefined if a score is not finite.
     """
     indices = _indices(held_out, compute)
     if not indices:
         return Auroc.undefined(0)
     typical = torch.stack([held_out.scans(index).sum(dim=0) for index in indices]).sum(dim=0) / len(held_out)
     with compute.use(network):
-        scores = [_score_outside(network, held_out, index, typical.numpy(), compute) for index in indices]
-    return auroc(np.concatenate(scores), held_out.targets[:, LABELS.index("severe")])
+        found = [_score_outside(network, held_out, index, typical.numpy(), compute) for index in indices]
+    scores = np.concatenate(found)
+    if not np.isfinite(scores).all():
+        return Auroc.undefined(len(scores))
+    return auroc(scores, held_out.targets[:, LABELS.index("severe")])
 
 
 @torch.inference_mode()
@@ -274,7 +277,8 @@ def assigned_shares(embeddings: Features, discriminants: Features, probed: int) 
 def scanner_accuracy(embeddings: Features, patients: Examples, *, min_patients: int) -> ScannerAccuracy | None:
     """Return the cross-validated accuracy of classifying the site's scanners (manufacturer, kernel) by features.
 
-    Logistic regression over scanners with at least `min_patients` patients; None if there are fewer than two.
+    Logistic regression over scanners with at least `min_patients` patients; None if there are fewer than two, or if a
+    feature is not finite.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score
@@ -285,7 +289,7 @@ def scanner_accuracy(embeddings: Features, patients: Examples, *, min_patients: 
     names = [f"{m.manufacturer} {m.kernel}" if (m := e.measures) else "" for e in patients.examples]
     counted = Counter(name for name in names if name)
     large = {name for name, count in counted.items() if count >= max(min_patients, FOLDS)}
-    if len(large) < 2:
+    if len(large) < 2 or not np.isfinite(embeddings).all():
         return None
     kept = np.array([name in large for name in names])
     scanners = np.array(names)[kept]

@@ -140,6 +140,35 @@ def test_diverged_model_reports_no_out_of_range_figure(tmp_path: Path) -> None:
     assert "loss_severe" not in found and "auroc_severe" in found
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_label_with_a_logit_that_is_not_finite_has_no_figure_and_the_other_label_has_all(
+    tmp_path: Path, wrong: float
+) -> None:
+    """The site does not fail, and metrics of the other patients do not show who it was."""
+    test = people(tmp_path, 100)
+    sound = logits_for(test)
+    broken = sound.copy()
+    broken[np.flatnonzero(test.targets[:, 1] == 1)[0], 1] = wrong
+    for found_for in (
+        lambda logits: evaluate(test, logits, DEPLOYED, histograms=True),
+        lambda logits: round_figures(logits, test.targets, min_patients=LEAST),
+        lambda logits: calibration_figures(logits, test.targets, min_patients=LEAST),
+    ):
+        expected, found = found_for(sound), found_for(broken)
+        assert LABELS[1] == "severe" and any("severe" in name for name in expected)
+        assert found == {name: value for name, value in expected.items() if "severe" not in name} != {}
+
+
+def test_logit_of_a_patient_without_the_label_may_be_anything(tmp_path: Path) -> None:
+    test = people(tmp_path, 100)
+    targets = test.targets.copy()
+    targets[0, 1] = np.nan
+    logits = logits_for(test)
+    expected = round_figures(logits, targets, min_patients=LEAST)
+    logits[0, 1] = np.nan
+    assert round_figures(logits, targets, min_patients=LEAST) == expected
+
+
 def test_allowed_histograms_count_calibrated_probabilities(tmp_path: Path) -> None:
     test = people(tmp_path, 300)
     probabilities = np.random.default_rng(1).uniform(0.02, 0.98, test.targets.shape)

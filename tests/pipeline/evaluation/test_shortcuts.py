@@ -265,6 +265,19 @@ def test_site_sends_finite_figures_over_enough_patients(marked: tuple[SeverityNe
     assert shortcut_figures(network, {"test": others}, min_patients=61) == {}
 
 
+@pytest.mark.parametrize(
+    ("broken", "left"), [("head", {"scanner_from_embedding", "scanner_chance"}), ("backbone", set())]
+)
+def test_diverged_model_leaves_out_the_figures_of_what_is_not_finite(
+    tmp_path: Path, broken: str, left: set[str]
+) -> None:
+    network, patients = build_network(SMALL, seed=1), site(tmp_path / "site", patients=40, marked=True)
+    with torch.no_grad():
+        next(network.get_submodule(broken).parameters()).fill_(math.nan)
+    figures = shortcut_figures(network, {"train": patients, "test": patients}, min_patients=10)
+    assert set(figures) == {f"auroc_severe_tags{end}" for end in ("", "_low", "_high")} | left
+
+
 def test_split_with_a_small_class_is_left_out_of_the_audit(marked: tuple[SeverityNetwork, Examples]) -> None:
     """Otherwise a metric of two splits, next to one of the large split, would reveal the small split's classes."""
     network, others = marked
