@@ -5,8 +5,10 @@ that a hospital's gateway can compute them without that code.
 """
 
 import math
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from models.refusal import Refusal
 
 MOMENTUM = 0.1  # of batch norm; the gateway's bounds on running statistics assume it
 TRIAL = (16, 32, 32)  # slices, rows, columns of the scans with which a network is tried
+_REPEATS = 3  # of the trial: a draw from a generator of the network's own may have no effect in one of them
 _SAME = 1e-3  # largest difference of a patient's features, alone and among others, relative to their size
 
 
@@ -65,35 +68,60 @@ def plan_of(layers: nn.Module) -> Plan:
 
 
 def try_layers(layers: nn.Module, plan: Plan) -> None:
-    """Run the layers on noise: shape, finite values, no chance and, without batch norm, whether patients stay apart.
+    """Run the layers on noise as in training: shape, finite values, no random numbers, and that patients stay apart.
 
-    Random numbers, as of dropout, would make two trainings with one seed differ, and gradients wrong where a stage is
-    computed twice (`models.checkpointing`). Raises Refusal E_NETWORK_PLAN. A network whose code behaves otherwise with
-    other scans is not found this way.
+    The last is asked of layers without batch norm only. The layers' tensors are the same afterwards. Raises Refusal
+    E_NETWORK_PLAN. A network whose code behaves otherwise with other scans, on another device or in a backward pass is
+    not found this way.
     """
     backbone = OwnBackbone(layers, plan.features, "mean").train()
     scans = torch.randn(3, 2, *TRIAL, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        drawn = torch.get_rng_state()
-        try:
-            together, again = backbone(scans.clone()), backbone(scans.clone())
-        except Exception as error:  # whatever foreign code raises
-            raise Refusal(NETWORK_PLAN, problem="the network cannot compute them", private=repr(error)) from None
+    kept = {name: tensor.clone() for name, tensor in layers.state_dict().items()}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        together = _features(backbone, scans)
         if not torch.isfinite(together).all():
             raise _unusable("its features are not finite")
-        # Batch norms in training use the statistics of the batch alone, so the second answer is the same.
-        if not torch.equal(torch.get_rng_state(), drawn) or not _are_same(again, together):
+        if not _repeats(backbone, scans, together):
             raise _unusable("it draws random numbers in training, as dropout does, or keeps something between scans")
         if not plan.has_batch_norm:
-            alone = torch.cat([backbone(scans[number : number + 1].clone()) for number in range(3)])
-            if not _are_same(alone, together):
+            alone = torch.cat([_features(backbone, scans[number : number + 1]) for number in range(len(scans))])
+            if not torch.allclose(alone, together, rtol=_SAME, atol=_SAME * float(together.abs().max())):
                 raise _unusable("it mixes the patients of a batch")
-    if plan_of(layers) != plan:
-        raise _unusable("they change when it computes")
+        if plan_of(layers) != plan:
+            raise _unusable("they change when it computes")
+        for name, tensor in layers.state_dict().items():
+            tensor.copy_(kept[name])  # batch norm has counted the trial
 
 
-def _are_same(features: Tensor, others: Tensor) -> bool:
-    return torch.allclose(features, others, rtol=_SAME, atol=_SAME * float(others.abs().max()))
+def _features(backbone: OwnBackbone, scans: Tensor) -> Tensor:
+    try:
+        features: Tensor = backbone(scans.clone())
+    except Exception as error:  # whatever foreign code raises
+        raise Refusal(NETWORK_PLAN, problem="the network cannot compute them", private=repr(error)) from None
+    return features
+
+
+def _repeats(backbone: OwnBackbone, scans: Tensor, features: Tensor) -> bool:
+    """Whether the same scans give the same features to the bit, and no generator of the process was drawn from.
+
+    Training seeds none of these generators, and a checkpoint computes a stage a second time, after other draws. Batch
+    norm does not hide a draw: in training it normalises with the batch, whatever it has counted before. Each repeat
+    begins at another state of torch's generator, because a network could put the former state back after a draw.
+    """
+    for seed in range(_REPEATS):
+        torch.default_generator.manual_seed(seed)
+        before = _generators()
+        if not torch.equal(_features(backbone, scans), features) or _generators() != before:
+            return False
+    return True
+
+
+def _generators() -> tuple[object, ...]:
+    """Return the states of the generators that all code of a process shares: torch's, Python's and NumPy's."""
+    of_numpy = np.random.get_state(legacy=False)
+    words, place = of_numpy["state"]["key"].tobytes(), of_numpy["state"]["pos"]
+    numpys = words, place, of_numpy["has_gauss"], of_numpy["gauss"]
+    return bytes(torch.get_rng_state().tolist()), random.getstate(), numpys
 
 
 def stand_in(plan: Plan) -> nn.Module:

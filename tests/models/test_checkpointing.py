@@ -45,6 +45,19 @@ def test_checkpoints_change_no_bit(architecture: str, norm: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_no_built_in_network_draws_random_numbers(architecture: str, norm: str) -> None:
+    """A checkpoint computes a stage twice, and training seeds no generator for the layers."""
+    trained = network(architecture, norm)
+    scans, tabular, _ = batch()
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        first, again = (trained(scans, tabular) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_fewer_activations_are_kept(architecture: str) -> None:
     def kept(trained: SeverityNetwork) -> int:
         sizes: dict[int, int] = {}

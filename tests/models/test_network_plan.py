@@ -1,5 +1,6 @@
 """The plan of a network of one's own: what has no bound is refused, and a stand-in has the same tensors."""
 
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -64,6 +65,25 @@ class DropPath(nn.Module):
         return maps * float(np.random.default_rng().uniform(0.5, 1))
 
 
+class RareDropPath(nn.Module):
+    """Stochastic depth by hand that a few trials do not show."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps if self.draw() >= 1e-6 else torch.zeros_like(maps)
+
+
+class Covered(nn.Module):
+    """Dropout that leaves torch's generator as it was."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            return nn.functional.dropout(maps)
+
+
 class Remembering(nn.Module):
     """Keeps what it saw before, out of sight of the plan."""
 
@@ -124,8 +144,16 @@ def test_network_that_breaks_a_rule_when_it_computes_is_refused(layers: Plain) -
 @pytest.mark.parametrize("norm", [None, nn.GroupNorm(2, 4)], ids=["batch", "group"])
 @pytest.mark.parametrize(
     "layer",
-    [nn.Dropout3d(0.5), nn.Dropout(1e-6), DropPath(), Remembering()],
-    ids=["dropout", "rare dropout", "stochastic depth", "memory"],
+    [
+        nn.Dropout3d(0.5),
+        nn.Dropout(1e-6),
+        DropPath(),
+        RareDropPath(random.random),
+        RareDropPath(np.random.rand),
+        Covered(),
+        Remembering(),
+    ],
+    ids=["dropout", "rare dropout", "stochastic depth", "rare, Python's", "rare, NumPy's", "covered", "memory"],
 )
 def test_network_that_draws_random_numbers_is_refused(layer: nn.Module, norm: nn.Module | None) -> None:
     """Two trainings with one seed would differ, and checkpoints would give wrong gradients."""
@@ -136,9 +164,12 @@ def test_network_that_draws_random_numbers_is_refused(layer: nn.Module, norm: nn
 
 
 @pytest.mark.parametrize("norm", [None, nn.GroupNorm(2, 4)], ids=["batch", "group"])
-def test_network_within_the_rules_passes(norm: nn.Module | None) -> None:
-    layers = Plain(norm)
+def test_network_within_the_rules_passes_and_is_left_as_it_was(norm: nn.Module | None) -> None:
+    layers = Chance(nn.Dropout3d(0.0), norm)  # no chance
+    before, draws = {name: tensor.clone() for name, tensor in layers.state_dict().items()}, torch.get_rng_state()
     try_layers(layers, plan_of(layers))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in layers.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), draws)
 
 
 def test_stand_in_has_the_tensors_of_the_network() -> None:
