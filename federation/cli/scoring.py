@@ -13,7 +13,7 @@ from models.release import load_release
 from pipeline.preprocessing.lesion_burden import EXTERNAL_MASK, PARTS, SIDES
 from pipeline.scoring.score import Score, score_scan
 from pipeline.scoring.single_scan import OneScan, read_one
-from pipeline.scoring.verdict import SYNTHETIC
+from pipeline.scoring.verdict import SYNTHETIC, percent
 from pipeline.system.garbage import uncollected
 from pipeline.system.malloc import keep_memory
 
@@ -83,8 +83,8 @@ def _print(result: Score) -> None:
         [
             [
                 label,
-                _percent(p),
-                " to ".join(map(_percent, result.intervals.get(label, ()))),
+                percent(p),
+                " to ".join(map(percent, result.intervals.get(label, ()))),
                 "not valid" if result.withheld else result.levels[label] or "",
                 *(_percent(points.get(label, {}).get(point, {}).get("threshold")) for point in POINTS),
             ]
@@ -151,4 +151,5 @@ def _say_points(result: Score, label: str) -> None:
 
 
 def _percent(share: float | None) -> str:
+    """Format a threshold or a share, which may be 0; for a probability, see `percent`."""
     return "" if share is None else f"{100 * share:.1f} %"

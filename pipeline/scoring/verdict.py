@@ -73,12 +73,17 @@ def level(points: Mapping[str, Mapping[str, Any]]) -> Level | None:
     return "intermediate" if is_out == is_in else "low" if is_out else "high"
 
 
-def percent(probability: float) -> str:
-    """Format a probability in percent with one decimal; never as 0 or 100, because no model is certain."""
+def limit(probability: float) -> tuple[Literal["<", ">"], float] | None:
+    """Return what replaces a probability next to 0 or 1, as comparator and percent: no model is certain."""
     if probability < 0.001:
-        return "< 0.1 %"
-    if probability > 0.999:
-        return "> 99.9 %"
+        return "<", 0.1
+    return (">", 99.9) if probability > 0.999 else None
+
+
+def percent(probability: float) -> str:
+    """Format a probability in percent with one decimal; never as 0 or 100."""
+    if beyond := limit(probability):
+        return f"{beyond[0]} {beyond[1]} %"
     return f"{probability * 100:.1f} %"
 
 

@@ -19,7 +19,7 @@ from pipeline.clinic.review import decision_text, plain_name, reviewed_levels, r
 from pipeline.clinic.settings import ResourceIds
 from pipeline.clinic.web.fhir import OUTCOMES, notes_of, subject_of, uid_identifier
 from pipeline.clinic.web.inert_text import inert
-from pipeline.scoring.verdict import withheld
+from pipeline.scoring.verdict import limit, withheld
 
 UNVERIFIED = "Created by software; not verified by a person."
 WITHDRAWN = "Withdrawn: it was sent before, and does not hold by a later decision."
@@ -156,13 +156,13 @@ def _probabilities(answer: Answer, status: str) -> list[dict[str, Any]]:
         ends = zip(("Lower", "Upper"), band, strict=bool(band))
         content = {
             "code": {"text": f"Probability of: {OUTCOMES.get(label, label)}"},
-            "valueQuantity": _percent(probability),
+            "valueQuantity": _quantity(probability),
             "interpretation": [{"text": said}] if level else [],
             "method": {"text": f"{answer.model_name}, SHA-256 {answer.model_sha256}"},
             "component": [
                 {
                     "code": {"text": f"{end} end of the 95 % band of the calibration"},
-                    "valueQuantity": _percent(value),
+                    "valueQuantity": _quantity(value),
                 }
                 for end, value in ends
             ],
@@ -192,6 +192,14 @@ def _lungs(answer: Answer, status: str) -> list[dict[str, Any]]:
         )
         for side, parts in regions.items()
     ]
+
+
+def _quantity(probability: float) -> dict[str, Any]:
+    """Return a probability in percent; next to 0 or 100 as less or more than a limit, because no model is certain."""
+    if beyond := limit(probability):
+        comparator, value = beyond
+        return {**_percent(probability), "value": value, "comparator": comparator}
+    return _percent(probability)
 
 
 def _percent(share: float) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pipeline.clinic.records import Answer
 from pipeline.clinic.results.sr_codes import LEVELS, SCHEME
 from pipeline.clinic.review import decision_text, reviewed_levels, reviewed_lungs
 from pipeline.clinic.web.fhir import OUTCOMES, notes_of
-from pipeline.scoring.verdict import withheld
+from pipeline.scoring.verdict import limit, withheld
 
 UNVERIFIED = "Created by software; not verified by a person."
 _ESCAPES = {"\\": "\\E\\", "|": "\\F\\", "^": "\\S\\", "&": "\\T\\", "~": "\\R\\"}
@@ -87,7 +87,7 @@ def _results(answer: Answer) -> list[dict[int, str]]:
     """Return type, code, value and unit of each result: probabilities, levels, dense lung, and remarks."""
     found = []
     for label, probability in answer.score["probability"].items():
-        found.append(_percent(label, f"Probability of: {OUTCOMES.get(label, label)}", probability))
+        found.append(_probability(label, probability))
         if level := reviewed_levels(answer).get(label):
             code = LEVELS[level]
             value = f"{code.value}^{code.meaning}^SCT"
@@ -112,6 +112,15 @@ def _withdrawn(held: Sequence[dict[int, str]], earlier: Sequence[Answer]) -> lis
 def _identity(result: dict[int, str]) -> tuple[str, str]:
     """Return by what a receiver tells the results of a message apart: OBX-3 and OBX-4."""
     return result[3], result.get(4, "")
+
+
+def _probability(label: str, probability: float) -> dict[int, str]:
+    """Return a probability as a number (NM); next to 0 or 100 as a limit with a comparator (SN)."""
+    found = _percent(label, f"Probability of: {OUTCOMES.get(label, label)}", probability)
+    if beyond := limit(probability):
+        comparator, value = beyond
+        return {**found, 2: "SN", 5: f"{comparator}^{value}"}
+    return found
 
 
 def _percent(code: str, meaning: str, share: float) -> dict[int, str]:

@@ -12,7 +12,7 @@ from pipeline.clinic.reasons import NOT_FOR_PATIENTS
 from pipeline.clinic.records import Answer
 from pipeline.clinic.review import decision_text, reviewed_levels
 from pipeline.clinic.web.inert_text import inert
-from pipeline.scoring.verdict import SYNTHETIC, evidence_texts, withheld
+from pipeline.scoring.verdict import SYNTHETIC, evidence_texts, limit, percent, withheld
 
 MEDIA_TYPE = "application/fhir+json"
 OUTCOMES = {
@@ -77,7 +77,7 @@ def _prediction(answer: Answer, label: str) -> dict[str, Any]:
     score = answer.score
     prediction: dict[str, Any] = {
         "outcome": {"text": OUTCOMES.get(label, label)},
-        "probabilityDecimal": round(100 * score["probability"][label], 2),
+        **_probability(score["probability"][label]),
     }
     level = reviewed_levels(answer).get(label)
     is_readers = answer.decision is not None and label in answer.decision.correction.levels
@@ -92,10 +92,20 @@ def _prediction(answer: Answer, label: str) -> dict[str, Any]:
     rationale = evidence_texts(score, label)
     if interval:
         low, high = interval
-        rationale = [f"95 % band of the calibration: {100 * low:.1f} to {100 * high:.1f} %", *rationale]
+        rationale = [f"95 % band of the calibration: {percent(low)} to {percent(high)}", *rationale]
     if rationale:
         prediction["rationale"] = ". ".join(text.removesuffix(".") for text in rationale)
     return prediction
+
+
+def _probability(probability: float) -> dict[str, Any]:
+    """Return the element of a probability; next to 0 or 100 a range with one end, because no model is certain."""
+    beyond = limit(probability)
+    if beyond is None:
+        return {"probabilityDecimal": round(100 * probability, 2)}
+    comparator, value = beyond
+    end = {"value": value, "unit": "%", "system": "http://unitsofmeasure.org", "code": "%"}
+    return {"probabilityRange": {"high" if comparator == "<" else "low": end}}
 
 
 def notes_of(score: dict[str, Any]) -> list[str]:

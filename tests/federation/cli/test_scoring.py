@@ -28,8 +28,15 @@ def told(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     """Function that scores one scan and returns the terminal output as one line."""
     monkeypatch.setenv("COLUMNS", "200")
 
-    def tell(*, edit: Callable[[Dataset, int], None] | None = None, synthetic: bool = True, spread: float = 0.0) -> str:
-        calibration = {label: Platt(slope=0.05, covariance=(0.0, 0.0, spread)) for label in LABELS}
+    def tell(
+        *,
+        edit: Callable[[Dataset, int], None] | None = None,
+        synthetic: bool = True,
+        spread: float = 0.0,
+        intercept: float = 0.0,
+    ) -> str:
+        calibrated = Platt(slope=0.05, intercept=intercept, covariance=(0.0, 0.0, spread))
+        calibration = dict.fromkeys(LABELS, calibrated)
         points = {label: {"rule_out": 0.7, "rule_in": 0.8} for label in LABELS}
         described = description(calibration=calibration, operating_points=points, trained_on_synthetic_data=synthetic)
         save_release(tmp_path / "model", build_network(NetworkSettings(), seed=3), described)
@@ -60,6 +67,13 @@ def test_band_across_a_threshold_is_uncertain(told: Callable[..., str]) -> None:
     assert said.count(" uncertain ") == 2
     assert "the 95 % band crosses a threshold" in said
     assert SYNTHETIC not in said
+
+
+@pytest.mark.parametrize(("intercept", "shown"), [(-30.0, "< 0.1 %"), (100.0, "> 99.9 %")])
+def test_probability_is_never_shown_as_0_or_100_percent(intercept: float, shown: str, told: Callable[..., str]) -> None:
+    said = told(synthetic=False, intercept=intercept, spread=0.01)
+    for label in LABELS:
+        assert f"│ {label} │ {shown} │ {shown} to {shown} │" in said
 
 
 def test_label_that_was_not_judged_has_no_number_and_the_terminal_says_why(

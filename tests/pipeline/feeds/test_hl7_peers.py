@@ -64,6 +64,15 @@ def test_message_is_valid_for_another_library(verdict: Any, answer: Answer) -> N
     assert message.oru_r01_patient_result.oru_r01_patient.pid.pid_5.xpn_1.value == "CANARY"
 
 
+def test_probability_next_to_1_is_valid_for_another_library(answer: Answer) -> None:
+    parser = pytest.importorskip("hl7apy.parser", reason="hl7apy is not installed")
+    extreme = replace(answer, score={**answer.score, "probability": {"severe": 0.99997}})
+    message = parser.parse_message(oru_message(extreme).decode(), validation_level=1, find_groups=True)
+    assert message.validate()
+    (obx, *_) = message.oru_r01_patient_result.oru_r01_order_observation.oru_r01_observation
+    assert (obx.obx.obx_2.value, obx.obx.obx_5.value) == ("SN", ">^99.9")
+
+
 @contextmanager
 def hl7apy_receiver(code: str, received: list[str]) -> Iterator[int]:
     mllp = pytest.importorskip("hl7apy.mllp", reason="hl7apy is not installed")

@@ -8,6 +8,7 @@ from typing import Any
 import hl7
 import pytest
 from fhir.resources.R4B.bundle import Bundle
+from fhir.resources.R4B.observation import Observation
 
 from models.refusal import Refusal
 from pipeline.clinic.records import Answer, Correction, Patient
@@ -195,6 +196,42 @@ def test_control_id_is_the_same_until_the_next_decision(answer: Answer) -> None:
     decided = replace(answer, decision=decision())
     assert control_id_of(answer) == control_id_of(answer) != control_id_of(decided)
     assert str(fields(oru_message(decided)).segment("MSH")(10)) == control_id_of(decided)
+
+
+@pytest.mark.parametrize(
+    ("probability", "comparator", "limit"),
+    [(0.0, "<", 0.1), (0.00004, "<", 0.1), (0.00099, "<", 0.1), (0.99997, ">", 99.9), (1.0, ">", 99.9)],
+)
+def test_no_probability_is_sent_as_0_or_100_percent(
+    probability: float, comparator: str, limit: float, answer: Answer
+) -> None:
+    score = {**answer.score, "probability": {"severe": probability}, "interval": {"severe": [probability] * 2}}
+    extreme = replace(answer, score=score)
+    severe = resources(extreme)["severe"]
+    for each in (severe, *severe["component"]):
+        assert (each["valueQuantity"]["comparator"], each["valueQuantity"]["value"]) == (comparator, limit)
+    Observation.model_validate(severe)
+    (obx,) = (line.split("|") for line in oru_message(extreme).decode().split("\r") if "|severe^" in line)
+    assert (obx[2], obx[5], obx[6]) == ("SN", f"{comparator}^{limit}", "%^Percent^UCUM")
+
+
+@pytest.mark.parametrize("probability", [0.001, 0.999])
+def test_probability_at_the_limit_is_a_number(probability: float, answer: Answer) -> None:
+    ordinary = replace(answer, score={**answer.score, "probability": {"severe": probability}})
+    quantity = resources(ordinary)["severe"]["valueQuantity"]
+    assert "comparator" not in quantity and quantity["value"] == round(100 * probability, 2)
+    assert results(oru_message(ordinary))["severe"] == f"{100 * probability:.2f}"
+
+
+def test_lungs_without_dense_parts_are_sent_as_0_percent(answer: Answer) -> None:
+    """A measured share may be 0, other than a probability."""
+    lungs = answer.score["lungs"]
+    both = {**lungs["regions"]["both"]}
+    both["whole"] = {**both["whole"], "ground_glass": 0.0, "consolidation": 0.0}
+    healthy = replace(answer, score={**answer.score, "lungs": {**lungs, "regions": {**lungs["regions"], "both": both}}})
+    assert results(oru_message(healthy))["ground_glass"] == "0.00"
+    shares = [each["valueQuantity"] for each in resources(healthy)["lungs-both"]["component"]]
+    assert [each["value"] for each in shares] == [0, 0] and not any("comparator" in each for each in shares)
 
 
 # --- over a network ---

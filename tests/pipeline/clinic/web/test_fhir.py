@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
 from fhir.resources.R4B.riskassessment import RiskAssessment
 
@@ -40,9 +41,27 @@ def test_probabilities_are_percentages(answer_to: Callable[..., Answer]) -> None
     assert pcr["probabilityDecimal"] == round(100 * PCR_POSITIVE, 2)
     assert severe["qualitativeRisk"]["coding"][0]["code"] == "moderate"  # between the operating points
     assert "qualitativeRisk" not in pcr  # the release has no operating points for it
-    assert f"{100 * BAND[0]:.1f} to {100 * BAND[1]:.1f} %" in severe["rationale"]
+    assert f"{100 * BAND[0]:.1f} % to {100 * BAND[1]:.1f} %" in severe["rationale"]
     assert "To rule out: The number of patients behind this threshold is not recorded" in severe["rationale"]
     assert pcr["rationale"] == "The release defines no operating points"
+
+
+@pytest.mark.parametrize(
+    ("probability", "end"),
+    [(0.0, {"high": 0.1}), (4e-5, {"high": 0.1}), (0.99997, {"low": 99.9}), (1.0, {"low": 99.9})],
+)
+def test_probability_next_to_0_or_1_is_a_range_with_one_end(
+    probability: float, end: dict[str, float], answer_to: Callable[..., Answer]
+) -> None:
+    answer = answer_to()
+    score = {**answer.score, "probability": {"severe": probability}, "interval": {"severe": [0.0, 1.0]}}
+    (severe,) = resource_of(replace(answer, score=score))["prediction"]
+    assert "probabilityDecimal" not in severe
+    assert {name: each["value"] for name, each in severe["probabilityRange"].items()} == end
+    assert {(each["system"], each["code"]) for each in severe["probabilityRange"].values()} == {
+        ("http://unitsofmeasure.org", "%")  # required by the invariant ras-1
+    }
+    assert "< 0.1 % to > 99.9 %" in severe["rationale"]
 
 
 def test_unknown_values_are_omitted(answer_to: Callable[..., Answer]) -> None:
