@@ -97,8 +97,16 @@ def _results(answer: Answer) -> list[dict[int, str]]:
         if both.get(density) is not None:
             meaning = f"Share of both lungs with density of {density.replace('_', ' ')}"
             found.append(_percent(density, meaning, both[density]))
+    return [*found, *_remarks(answer)]
+
+
+def _remarks(answer: Answer) -> list[dict[int, str]]:
+    """Return the remarks, numbered in OBX-4: by OBX-3 alone a receiver could keep only the last."""
     remarks = [decision_text(answer) or UNVERIFIED, *notes_of(answer.score)]
-    return [*found, *({2: "TX", 3: f"comment^Comment^{SCHEME}", 5: _text(remark)} for remark in remarks)]
+    return [
+        {2: "TX", 3: f"comment^Comment^{SCHEME}", 4: str(number), 5: _text(remark)}
+        for number, remark in enumerate(remarks, start=1)
+    ]
 
 
 def _withdrawn(held: Sequence[dict[int, str]], earlier: Sequence[Answer]) -> list[dict[int, str]]:

@@ -198,6 +198,19 @@ def test_control_id_is_the_same_until_the_next_decision(answer: Answer) -> None:
     assert str(fields(oru_message(decided)).segment("MSH")(10)) == control_id_of(decided)
 
 
+def test_each_result_has_an_identity_of_its_own(answer: Answer) -> None:
+    """A receiver that keeps results by OBX-3 and OBX-4 keeps all of them, and a decision replaces its own remark."""
+    sent = [oru_message(each) for each in (answer, replace(answer, decision=decision()))]
+    kept: dict[tuple[str, str], str] = {}
+    for message in sent:
+        lines = [line.split("|") for line in message.decode().split("\r") if line.startswith("OBX")]
+        kept |= {(obx[3], obx[4]): obx[5] for obx in lines}
+        assert len(kept) == len(lines)
+        assert [text for (code, _), text in kept.items() if code.startswith("comment^")] == results(message)["comment"]
+    numbers = [number for code, number in kept if code.startswith("comment^")]
+    assert len(numbers) > 1 and numbers == [str(number) for number in range(1, len(numbers) + 1)]
+
+
 @pytest.mark.parametrize(
     ("probability", "comparator", "limit"),
     [(0.0, "<", 0.1), (0.00004, "<", 0.1), (0.00099, "<", 0.1), (0.99997, ">", 99.9), (1.0, ">", 99.9)],
