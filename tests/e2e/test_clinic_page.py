@@ -391,6 +391,47 @@ def test_severe_and_certain_scans_come_first_if_ordered_by_urgency(page):
     assert order == ["higher", "high", "intermediate", "uncertain", "waiting", "withheld", "low"]
 
 
+def test_level_of_the_reader_counts_in_filter_and_order(page):
+    def line(name, level, share, reviewed=None):
+        score = {"probability": {"severe": share}, "level": level and {"severe": level}, "withheld": None}
+        says = reviewed and {"level": {"severe": reviewed}, "lungs": None}
+        return [{"id": name, "state": "answered"}, {"pcr": None, "score": score, "reviewed": says}]
+
+    lines = [
+        line("low", "low", 0.1),
+        line("made high", "low", 0.05, "high"),
+        line("high", "high", 0.9),
+        line("made low", "high", 0.95, "low"),
+        line("not changed", "intermediate", 0.4, "intermediate"),
+        line("set without thresholds", None, 0.5, "uncertain"),
+    ]
+    order, attention = page.js(
+        f"""import('./static/find.js').then(({{ byUrgency, matches }}) => [
+            byUrgency({json.dumps(lines)}),
+            {json.dumps(lines)}.filter(([job, answer]) => matches(job, answer, {{ text: '', shown: 'attention' }})),
+        ].map((found) => found.map(([job]) => job.id)))"""
+    )
+    assert order == ["high", "made high", "not changed", "set without thresholds", "made low", "low"]
+    assert attention == ["made high", "high", "not changed", "set without thresholds"]
+
+
+def test_scan_of_the_wrong_patient_is_not_in_the_trend(page):
+    def answer(uid, share, verdict=None, reason=None):
+        score = {"input": {}, "probability": {"severe": share}}
+        decision = verdict and {"verdict": verdict, "reason": reason}
+        return {"study": {"series_uid": uid, "acquired_at": f"2020-03-0{uid}"}, "score": score, "decision": decision}
+
+    answers = [
+        answer("4", 0.4, "rejected", "image_quality"),  # of this patient all the same
+        answer("3", 0.3),  # the wrong scan was scored again
+        answer("3", 0.35, "rejected", "wrong_scan"),
+        answer("2", 0.2, "corrected", "wrong_scan"),
+        answer("1", 0.1, "accepted"),
+    ]
+    points = page.js(f"import('./static/history.js').then(({{ trend }}) => trend({json.dumps(answers)}))")
+    assert points == [0.1, 0.2, 0.4]
+
+
 def test_scan_is_fetched_from_the_pacs_and_its_result_sent_back(page, clinic):
     if clinic.orthanc is None:
         pytest.skip("no real PACS here (Debian packages orthanc and orthanc-dicomweb)")

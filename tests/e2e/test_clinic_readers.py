@@ -228,6 +228,21 @@ def test_earlier_scan_of_the_patient_is_shown_beside_this_one(page: Page, clinic
     assert page.js("document.querySelectorAll('#compare img').length") == 0
 
 
+def test_level_that_a_reader_set_is_in_the_filter_and_the_history(page: Page) -> None:
+    line = f"#scans [href='{page.js('location.hash')}']"
+    page.wait_for_text("Intermediate", line)
+    page.wait_for_text("intermediate", "#history tr:has(th span)")
+    lines(page, "attention")
+    page.wait_for_text("Intermediate", line)
+    page.click("#correct")
+    page.js("document.querySelector('#level-severe').value = 'low'")
+    page.click("#reasons [value=level]")
+    page.wait_for_text("low", "#history tr:has(th span)")  # without opening the scan again
+    page.wait_for(f'!document.querySelector("{line}")')
+    lines(page, "all")
+    page.wait_for_text("Low", line)
+
+
 def test_line_of_the_worklist_shows_what_another_reader_decided(page: Page, clinic: Clinic, tmp_path: Path) -> None:
     folder = clinic.scans.parent / "site"
     job_id = page.js("location.hash").rpartition("/")[2]
@@ -246,6 +261,7 @@ def test_line_of_the_worklist_shows_what_another_reader_decided(page: Page, clin
         other.click("#reject")
         other.click("#reasons [value=wrong_scan]")
         other.wait_for_text("Rejected by Other, Reader", "#decide-says")
+        other.wait_for_text("rejected: wrong scan or patient", "#history")
         page.wait_for_text("Rejected", line)
         with Store(folder) as store:  # found in the laboratory's results, hours after the answer
             answer_id = str(store.jobs.get(job_id).answer_id)

@@ -194,6 +194,7 @@ function learn(changed) {
   showResult();
   showFacts(answer);
   showDelivery();
+  showHistory(answer, () => answer?.id === changed.id).catch(() => {}); // the decision is in its line
 }
 
 /** Shows the answer as it is now: it changed while it was shown. */

@@ -1,7 +1,7 @@
 // An earlier answer of the same patient beside the one that is shown: two axial slices, and the figures of both.
 
 import { ask } from "./api.js";
-import { reviewedLungs } from "./decide.js";
+import { reviewedLevel, reviewedLungs } from "./decide.js";
 import { byId, element, moment, outside, percent, roughly, say, show, table } from "./dom.js";
 import { onWheel } from "./gestures.js";
 import { Slices, placeOf } from "./slices.js";
@@ -32,7 +32,7 @@ export function closeCompare() {
 }
 
 const dayOf = ({ study }) => study.acquired_at && Date.parse(study.acquired_at.slice(0, DAY_CHARACTERS));
-const scanOf = ({ study, score }) => `${study.series_uid} ${score.input?.hu_sha256}`;
+export const scanOf = ({ study, score }) => `${study.series_uid} ${score.input?.hu_sha256}`;
 
 /** Days from an earlier scan to a later one; null if a date is unknown. */
 export function daysBetween(earlier, later) {
@@ -128,10 +128,11 @@ function figures(earlier, current) {
   return table("Figures of both scans", ["", "Earlier", "This scan"], rows);
 }
 
-function probability({ score, reviewed }, label) {
+function probability(answer, label) {
+  const { score } = answer;
   const share = score.probability[label];
   if (share === undefined) return "no number";
-  const level = score.withheld ? "not valid" : LEVELS[(reviewed?.level ?? score.level)?.[label]]?.toLowerCase();
+  const level = score.withheld ? "not valid" : LEVELS[reviewedLevel(answer, label)]?.toLowerCase();
   return [percent(share), level].filter(Boolean).join(", ");
 }
 

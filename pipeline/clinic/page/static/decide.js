@@ -243,6 +243,12 @@ async function send({ verdict: wanted, reason = null, correction, comment = want
 /** The table of the lungs after a decision, for the page: what the reader left of the model's measures. */
 export const reviewedLungs = (answer) => (answer.reviewed ? answer.reviewed.lungs : answer.score.lungs);
 
+/** The level that counts: the reader's, else the model's; null if there is none. */
+export const reviewedLevel = ({ reviewed, score }, label) => reviewed?.level[label] ?? score.level?.[label] ?? null;
+
+/** Whether a reader found that the scan is a wrong one, or of another patient. */
+export const isWrongScan = ({ decision }) => decision?.verdict === "rejected" && decision.reason === "wrong_scan";
+
 /** One line for a card: which level the reader set. */
 export function readersLevel(answer, label) {
   const level = answer.decision?.correction.levels[label];

@@ -1,5 +1,6 @@
 // Which lines of the worklist are shown, and in which order. Ordering hides no line.
 
+import { reviewedLevel } from "./decide.js";
 import { byId, personName } from "./dom.js";
 import { pcrMeaning } from "./probability.js";
 import { isMine } from "./reader.js";
@@ -7,10 +8,10 @@ import { isMine } from "./reader.js";
 const RANKS = { high: 0, intermediate: 1, uncertain: 2, low: 4 };
 const NO_LEVEL = 3; // nothing is known: waiting, no score, no level, or a result that does not apply
 
-/** Returns the level of a severe course, if it is a verdict on this patient. */
+/** Returns the level of a severe course that counts, if it is a verdict on this patient. */
 function levelOf(answer) {
   if (!answer || answer.score.withheld || !pcrMeaning(answer).applies) return null;
-  return answer.score.level?.severe ?? null;
+  return reviewedLevel(answer, "severe");
 }
 
 /** The place of a line by urgency, the smallest first: severe and certain, then the less severe and the uncertain. */

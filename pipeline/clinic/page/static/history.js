@@ -1,14 +1,17 @@
 // All scores of one patient, newest first, each with its model, and their trend.
 
 import { ask } from "./api.js";
-import { daysBetween, isPrior, openCompare } from "./compare.js";
+import { daysBetween, isPrior, openCompare, scanOf } from "./compare.js";
+import { isWrongScan, reviewedLevel } from "./decide.js";
 import { byId, element, moment, outside, percent, table } from "./dom.js";
-import { LEVELS } from "./words.js";
+import { LEVELS, REASONS } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const DAY_CHARACTERS = "2021-03-04".length;
 const WIDTH = 220;
 const HEIGHT = 40;
+
+let asking = 0; // counts requests: the response to an older one is dropped
 
 function svg(tag, attributes) {
   const made = document.createElementNS(SVG, tag);
@@ -32,17 +35,24 @@ const number = (share) => (share === undefined ? "no number" : percent(share));
 
 function row(answer, current) {
   const isThis = answer.id === current.id;
-  const { probability, level, withheld } = answer.score;
+  const { probability, withheld } = answer.score;
   const when = moment(answer.study.acquired_at ?? answer.created_at);
-  const word = withheld ? "not valid" : LEVELS[level?.severe];
+  const level = withheld ? "not valid" : LEVELS[reviewedLevel(answer, "severe")];
+  const words = [number(probability.severe), "severe" in probability && level?.toLowerCase()].filter(Boolean).join(", ");
   return [
     isThis ? element("span", {}, when, " (this)") : element("a", { href: `#/scans/${answer.job_id}` }, when),
-    word && "severe" in probability ? `${number(probability.severe)}, ${word.toLowerCase()}` : number(probability.severe),
+    element("span", {}, words, ...rejection(answer)),
     number(probability.pcr_positive),
     answer.pcr?.result ?? "–",
     outside(answer.model.name),
     isPrior(answer, current) ? priorOf(answer, current) : "",
   ];
+}
+
+/** Says that and why a reader rejected a result: its figures must not be taken for valid ones. */
+function rejection({ decision }) {
+  if (decision?.verdict !== "rejected") return [];
+  return [" ", element("span", { className: "rejected" }, `rejected: ${REASONS[decision.reason].toLowerCase()}`)];
 }
 
 /** How much earlier a scan is, and a button to see it beside the current one. */
@@ -54,12 +64,17 @@ function priorOf(answer, current) {
   return element("span", { className: "prior" }, days === 1 ? "1 day earlier " : `${days} days earlier `, button);
 }
 
-/** The probabilities of a severe course by one model, one for each scan (its newest answer), in the order of the scans. */
+/**
+ * The probabilities of a severe course by one model, one for each scan (its newest answer), in the order of the scans.
+ * A scan that a reader rejected as the wrong scan or patient has none, whichever of its answers they rejected.
+ */
 export function trend(answers, model) {
+  const wrong = new Set(answers.filter(isWrongScan).map(scanOf));
   const byScan = new Map();
   for (const answer of answers) {
-    const scan = `${answer.study.series_uid} ${answer.score.input?.hu_sha256}`;
-    if (answer.model?.sha256 === model && !byScan.has(scan) && answer.score.probability.severe !== undefined) byScan.set(scan, answer);
+    const scan = scanOf(answer);
+    if (wrong.has(scan) || answer.model?.sha256 !== model || answer.score.probability.severe === undefined) continue;
+    if (!byScan.has(scan)) byScan.set(scan, answer);
   }
   const when = ({ study, created_at }) => study.acquired_at ?? created_at;
   const inOrder = [...byScan.values()].sort((a, b) => (when(a) < when(b) ? -1 : 1));
@@ -67,6 +82,7 @@ export function trend(answers, model) {
 }
 
 export async function showHistory(answer, isCurrent) {
+  const mine = ++asking;
   const box = byId("history");
   box.replaceChildren();
   if (!answer.patient?.key) {
@@ -74,7 +90,7 @@ export async function showHistory(answer, isCurrent) {
     return;
   }
   const { answers } = await ask(`patients/${answer.patient.key}/answers`);
-  if (!isCurrent()) return;
+  if (mine !== asking || !isCurrent()) return;
   const headings = ["Scan", "Severe course", "Positive PCR", "PCR", "Model", "Earlier"];
   box.replaceChildren(table("Scores of this patient", headings, answers.map((each) => row(each, answer))));
   const shares = trend(answers, answer.model.sha256);

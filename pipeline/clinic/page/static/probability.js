@@ -1,7 +1,7 @@
 // The two probabilities: value, band, the release's operating points and their meaning, drawn and in words.
 
 import { byId, element, percent, roughly } from "./dom.js";
-import { readersLevel } from "./decide.js";
+import { readersLevel, reviewedLevel } from "./decide.js";
 import { LABELS, LEVELS, SYNTHETIC } from "./words.js";
 
 /** Explains what the PCR result means for the probability of a severe course. It changes only the text. */
@@ -70,7 +70,7 @@ function scale(p, interval, points) {
 function card(label, { score, ...answer }, applies, aside) {
   const p = score.probability[label];
   const interval = score.interval?.[label];
-  const level = answer.reviewed?.level[label] ?? score.level?.[label] ?? null;
+  const level = reviewedLevel({ score, ...answer }, label);
   const points = score.operating_points?.[label];
   const band = interval
     ? `95 % band of the calibration: ${percent(interval[0])} to ${percent(interval[1])}`

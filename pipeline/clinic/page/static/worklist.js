@@ -2,6 +2,7 @@
 
 import { ask } from "./api.js";
 import { briefly, byId, element, outside, percent, personName, say, show } from "./dom.js";
+import { reviewedLevel } from "./decide.js";
 import { briefProblems, openProblems } from "./deliveries.js";
 import { byUrgency, clearFind, matches, startFind, wanted } from "./find.js";
 import { pcrMeaning } from "./probability.js";
@@ -201,7 +202,7 @@ function outcome(job, answer) {
   if (score.probability.severe === undefined) {
     return [element("span", { title: score.no_number?.severe ?? "" }, "severe: no number, not calibrated or not evaluated"), synthetic];
   }
-  const level = answer.reviewed?.level.severe ?? score.level?.severe;
+  const level = reviewedLevel(answer, "severe");
   const className = score.withheld ? "figure withheld" : "figure";
   const figure = element("span", { className }, `severe ${percent(score.probability.severe)}`);
   return [figure, level ? element("span", { className: `level ${level}` }, LEVELS[level]) : "", synthetic];
