@@ -11,7 +11,7 @@ import typer
 
 from federation.cli.backup import backup_clinic, restore_clinic
 from federation.cli.clinic_deliveries import send_again, status
-from federation.cli.console import print_json, print_table, say
+from federation.cli.console import print_json, print_json_list, print_table, say
 from federation.cli.options import Json
 from federation.cli.serve import BY, SignedBy
 from federation.cli.support import report_clinic
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The clinician's page: its folder, its users and its models.", no_args_is_help=True)
 ClinicDir = Annotated[Path, typer.Argument(metavar="CLINIC", help="The clinic's folder.")]
+_SHOWN_RECORDS = 1000  # of the audit log, in a table without --since
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="The model's SHA-256 or its first digits.")]
 
 
@@ -222,17 +223,29 @@ def export_labels(
 def audit(
     folder: ClinicDir,
     since: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Show records from this day on.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Most records to show.")] = 1000,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1_000_000,
+            help="Show only the newest records, so many. Default: all with --since or --json, else 1000.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show the audit log: who did what and when, with the hashes of scans and models. It names no patient."""
+    most = limit if limit or since or as_json else _SHOWN_RECORDS
     with _open(folder).store() as store:
-        records = [record.to_json() for record in store.audit.records(since, limit)]
-    if as_json:
-        print_json(records)
-        return
-    columns = ("at", "who", "action", "answer_id", "model_sha256", "code")
-    _print(columns, records)
+        found = store.audit.newest(most, since) if most else store.audit.every(since)
+        left_out = max(0, store.audit.count(since) - most) if most else 0
+        records = (record.to_json() for record in found)
+        if as_json:
+            print_json_list(records)
+        else:
+            _print(("at", "who", "action", "answer_id", "model_sha256", "code"), list(records))
+    if left_out:
+        how = "Leave --limit out" if since or as_json else "Give --since, --json or a larger --limit"
+        say(f"Older records that are not shown: {left_out}. {how} to get them.")
 
 
 def _print(columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -36,6 +36,16 @@ def say(text: str) -> None:
 def print_json(content: Any) -> None:
     """Print the result as JSON on standard output."""
     sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def print_json_list(items: Iterable[Any]) -> None:
+    """Print a list as JSON, one item at a time, like `print_json`: the list may be too long for the memory."""
+    before = "["
+    for item in items:
+        text = json.dumps(item, indent=1, ensure_ascii=False).replace("\n", "\n ")  # a line break in a text is escaped
+        sys.stdout.write(f"{before}\n {text}")
+        before = ","
+    sys.stdout.write("[]\n" if before == "[" else "\n]\n")
 
 
 _BORDER_CHARACTERS = 3  # of each column of a table: a line, and a space on both sides

@@ -7,12 +7,15 @@ proves something only to those who store its last hash elsewhere.
 
 import json
 import sqlite3
+from collections.abc import Iterator
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any, TypedDict, Unpack
 
 from pipeline.clinic.database import Database, now, stamp
 from pipeline.clinic.records import AuditRecord
+
+AT_ONCE = 5000  # records that `every` reads at once
 
 
 class Parts(TypedDict, total=False):
@@ -40,14 +43,35 @@ class Audit:
         with self._database.transaction() as db:
             write_record(db, who, action, **parts)
 
-    def records(self, since: datetime | None = None, limit: int = 1000) -> list[AuditRecord]:
-        """Return the records since a time, oldest first; without a time, the newest `limit` records."""
-        rows = self._database.rows
-        if since:
-            found = rows("SELECT * FROM audit WHERE at >= ? ORDER BY number LIMIT ?", stamp(since), limit)
-        else:
-            found = rows("SELECT * FROM audit ORDER BY number DESC LIMIT ?", limit)[::-1]
+    def records(self, since: datetime | None = None, limit: int = 1000, after: int | None = None) -> list[AuditRecord]:
+        """Return the first `limit` records since a time and after a number, oldest first; without both, the newest."""
+        if since is None and after is None:
+            return self.newest(limit)
+        found = self._database.rows(
+            "SELECT * FROM audit WHERE (?1 IS NULL OR at >= ?1) AND number > ?2 ORDER BY number LIMIT ?3",
+            *(since and stamp(since), after or 0, limit),
+        )
         return [_record(row) for row in found]
+
+    def newest(self, limit: int, since: datetime | None = None) -> list[AuditRecord]:
+        """Return the newest `limit` records, of those since a time if one is given, oldest first."""
+        found = self._database.rows(
+            "SELECT * FROM audit WHERE (?1 IS NULL OR at >= ?1) ORDER BY number DESC LIMIT ?2",
+            *(since and stamp(since), limit),
+        )
+        return [_record(row) for row in reversed(found)]
+
+    def every(self, since: datetime | None = None) -> Iterator[AuditRecord]:
+        """Yield all records since a time, oldest first, a part at a time: half a year of them need much memory."""
+        after = 0
+        while found := self.records(since, AT_ONCE, after):
+            yield from found
+            after = found[-1].number
+
+    def count(self, since: datetime | None = None) -> int:
+        """Count all records since a time."""
+        query = "SELECT count(*) FROM audit WHERE ?1 IS NULL OR at >= ?1"
+        return int(self._database.rows(query, since and stamp(since))[0][0])
 
     def search(
         self,

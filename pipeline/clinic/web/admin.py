@@ -17,6 +17,7 @@ from pipeline.clinic.web.schemas import Sha256
 from pipeline.system.days import Moment
 
 _EARLIEST, _LATEST = datetime(2020, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)  # every record lies between
+_LARGEST = 2**53  # that every client of JSON can write
 
 routes = APIRouter(tags=["administration"])
 
@@ -87,8 +88,14 @@ def get_audit(
     store: TheStore,
     _: Admin,
     since: Moment | None = None,
+    after: Annotated[
+        int | None, Query(ge=0, le=_LARGEST, description="`number` of the last record of the page before; 0: all.")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> Any:
-    """List audit records, oldest first: those since a time, or the newest ones."""
+    """List audit records, oldest first: the first ones since a time or after a number, else the newest ones.
+
+    There may be more than `limit`: ask again with `after` until `records` is empty.
+    """
     some = min(max(since, _EARLIEST), _LATEST) if since else None
-    return {"records": [record.to_json() for record in store.audit.records(some, limit)]}
+    return {"records": [record.to_json() for record in store.audit.records(some, limit, after)]}

@@ -14,6 +14,7 @@ from models.network import build_network
 from models.network_settings import NetworkSettings
 from models.refusal import Refusal
 from models.release import save_release
+from pipeline.clinic.audit import write_record
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.web.auth import Tokens
 from tests.helpers.descriptions import description
@@ -85,6 +86,36 @@ def test_models_are_added_shadowed_and_promoted(folder: Path, tmp_path: Path) ->
     assert records[-1]["action"] == "promote"
     assert "promote" in done("audit", folder, "--limit", "1")
     assert json.loads(done("audit", folder, "--since", "2999-01-01", "--json")) == []
+
+
+def test_export_of_the_audit_log_has_every_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.clinic.audit.AT_ONCE", 400)  # read in parts, which must meet
+    with Clinic.open(folder).store() as store, store.database.transaction() as db:
+        for number in range(1500):
+            write_record(db, "test", "look", output={"Zoë": [number]})
+    for chosen in (["--since", "2020-01-01", "--json"], ["--json"]):
+        exported = run("audit", folder, *chosen)
+        records = json.loads(exported.stdout)
+        assert [record["number"] for record in records] == list(range(1, 1501))
+        assert records[-1]["output"] == {"Zoë": [1499]} and "Zoë" in exported.stdout
+        assert exported.stderr == ""
+    whole = run("audit", folder, "--since", "2020-01-01")
+    assert (whole.stdout.count("look"), whole.stderr) == (1500, "")
+
+
+def test_limited_audit_log_shows_the_newest_and_says_what_is_left_out(folder: Path) -> None:
+    with Clinic.open(folder).store() as store, store.database.transaction() as db:
+        for number in range(1003):
+            write_record(db, f"reader {number}", "look")
+    table = run("audit", folder)
+    assert (table.stdout.count("look"), "reader 1002" in table.stdout) == (1000, True)
+    assert "Older records that are not shown: 3." in table.stderr and "--since" in table.stderr
+    for chosen in (["--json"], ["--since", "2020-01-01", "--json"]):
+        limited = run("audit", folder, "--limit", "2", *chosen)
+        assert [record["who"] for record in json.loads(limited.stdout)] == ["reader 1001", "reader 1002"]
+        assert "Older records that are not shown: 1001. Leave --limit out" in limited.stderr
+    for limit in ("1003", "2000"):
+        assert run("audit", folder, "--limit", limit, "--json").stderr == ""
 
 
 def test_first_start_prints_a_sign_in_address_only_once(

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from federation.cli import main as command_line
-from federation.cli.console import live, print_refusal, print_table, say
+from federation.cli.console import live, print_json, print_json_list, print_refusal, print_table, say
 from federation.runs.progress import Standing
 from models.reasons import SETTINGS_FILE
 from models.refusal import Refusal
@@ -153,3 +153,11 @@ def test_library_that_the_machine_cannot_load_is_named(capsys, monkeypatch, erro
     said = capsys.readouterr().err
     assert ended.value.code == 1
     assert f"E_LIBRARY: a library of this installation cannot be loaded: {shown}" in said
+
+
+def test_list_is_printed_item_by_item_as_it_is_printed_at_once(capsys):
+    for items in ([], [{}], [1, [], "a\nb\u2028c\x85Zoë"], [{"a": {"b": [1, None]}}, {"c": "d"}]):
+        print_json(items)
+        at_once = capsys.readouterr().out
+        print_json_list(iter(items))
+        assert capsys.readouterr().out == at_once

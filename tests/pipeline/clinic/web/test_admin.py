@@ -80,6 +80,31 @@ def test_audit_log_contains_answers_and_models_but_no_patient(
     assert not any(word in given.text for word in ("SYNTHETIC", "Doe", answer.study_uid, answer.series_uid))
 
 
+def test_audit_log_is_read_to_its_end_page_by_page(clinic: Clinic, client: Clients) -> None:
+    with clinic.store() as store:
+        for number in range(7):
+            store.audit.add("test", "look", output={"number": number})
+        kept = [record.number for record in store.audit.records()]
+    admin = client("admin")
+
+    def page(**asked: Any) -> list[int]:
+        records = admin.get("/api/v1/audit", params={"limit": 3, **asked}).json()["records"]
+        return [record["number"] for record in records]
+
+    yesterday = (datetime.now(UTC) - timedelta(days=1)).isoformat()
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    for since in ({}, {"since": yesterday}):
+        found, after = [], 0
+        while some := page(after=after, **since):
+            found += some
+            after = some[-1]
+        assert found == kept
+    assert page() == kept[-3:] and page(since=yesterday) == kept[:3]
+    assert page(after=0, since=tomorrow) == page(after=2**53) == []
+    for odd in (-1, "x", 2**53 + 1):
+        assert refused(admin.get("/api/v1/audit", params={"after": odd})) == "E_REQUEST"
+
+
 def test_audit_log_can_be_filtered_by_time(answer_to: Callable[..., Answer], client: Clients) -> None:
     answer_to()
     admin = client("admin")
