@@ -32,9 +32,10 @@ from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.events import Event as StoreEvent
 
 from models.refusal import Refusal
+from pipeline.clinic.header_patient import patient_in_headers
 from pipeline.clinic.pacs_source import hold_back_libraries, image_file
 from pipeline.clinic.reasons import NO_SUCH_JOB
-from pipeline.clinic.records import Job, Patient
+from pipeline.clinic.records import Job
 from pipeline.clinic.settings import Clinic, ReceiverTable
 from pipeline.clinic.store import Store
 from pipeline.imaging import reasons
@@ -237,12 +238,12 @@ class Reception:
             asked_by=self._table.pacs_aet,
             study_uid=text(header, "StudyInstanceUID"),
             series_uid=text(header, "SeriesInstanceUID"),
-            patient=Patient(
-                id=text(header, "PatientID"),
-                issuer=text(header, "IssuerOfPatientID"),
-                name=text(header, "PatientName"),
-                sex=text(header, "PatientSex") or None,
-                age_years=age_in_years(text(header, "PatientAge")),
+            patient=patient_in_headers(
+                text(header, "PatientID"),
+                text(header, "IssuerOfPatientID"),
+                text(header, "PatientName"),
+                text(header, "PatientSex") or None,
+                age_in_years(text(header, "PatientAge")),
             ),
         )
 

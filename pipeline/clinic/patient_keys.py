@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, replace
 
 from pipeline.clinic.database import Database
+from pipeline.clinic.header_patient import is_decoded
 from pipeline.clinic.records import Patient
 
 
@@ -21,9 +22,9 @@ class PatientKeys:
     def patient_key(self, patient_id: str, issuer: str = "") -> str:
         """Return the patient's key in URLs: 32 hex digits, valid in this clinic only.
 
-        '' if there is no identifier: the patient is unknown.
+        '' if there is no identifier, or one that could not be decoded: the patient is unknown.
         """
-        if not patient_id:
+        if not patient_id or not is_decoded(patient_id, issuer):
             return ""
         return self._key(f"{len(issuer)}|{issuer}|{patient_id}")
 

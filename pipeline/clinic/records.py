@@ -34,7 +34,7 @@ JOB_STATES: tuple[JobState, ...] = get_args(JobState)
 class Patient:
     """The patient according to the scan's headers.
 
-    `key` replaces (id, issuer) in URLs; the store fills it in. '' if there is no id.
+    `key` replaces (id, issuer) in URLs; the store fills it in. '' if there is no id (`header_patient.py`).
     """
 
     id: str

@@ -33,6 +33,7 @@ from models.compute_settings import ComputeSettings
 from models.reasons import COMPUTE_FAILED, MODEL_ALTERED, NO_MODEL
 from models.refusal import Refusal
 from models.release import Release, load_release
+from pipeline.clinic.header_patient import patient_in_headers
 from pipeline.clinic.laboratory import open_feed
 from pipeline.clinic.pictures import write_pictures
 from pipeline.clinic.reasons import (
@@ -206,12 +207,13 @@ class Worker:
         )
 
     def _patient(self, series: Series) -> Patient | None:
-        """Return the scan's patient; None for a volume file, whose name may not be a patient's."""
-        if is_volume_file(series.files[0].name) or not series.patient_id:
+        """Return the scan's patient; None without a usable identifier; a volume file has none."""
+        if is_volume_file(series.files[0].name):
             return None
         with quiet_pydicom():
             name = text(read_header(series.files[0], _NAME), "PatientName")
-        return self._store.keys.keyed(Patient(series.patient_id, series.issuer, name, series.sex, series.age_years))
+        patient = patient_in_headers(series.patient_id, series.issuer, name, series.sex, series.age_years)
+        return self._store.keys.keyed(patient) if patient.id else None
 
     def _ask_shadow(self, job: Job, scan: OneScan, patient: Patient | None) -> None:
         """Score with the shadow model too. An error here does not affect the clinician."""

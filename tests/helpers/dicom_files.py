@@ -108,6 +108,19 @@ def write_series(
     return paths
 
 
+def write_mislabelled(image: Dataset, path: Path) -> None:
+    """Write texts in Latin-1 in a header that says UTF-8, as some exports do."""
+    image.SpecificCharacterSet = "ISO_IR 100"
+    image.save_as(path, enforce_file_format=True)
+    path.write_bytes(mislabel(path.read_bytes()))
+
+
+def mislabel(content: bytes) -> bytes:
+    """Let an encoded header with texts in Latin-1 (ISO_IR 100) say that they are UTF-8."""
+    assert content.count(b"ISO_IR 100") == 1
+    return content.replace(b"ISO_IR 100", b"ISO_IR 192")
+
+
 def body(slices: int = 24, rows: int = 16, columns: int = 12) -> np.ndarray:
     """Create a block of tissue in air, with a different value in each slice."""
     hu = np.full((slices, rows, columns), -1000.0)

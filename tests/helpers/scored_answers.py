@@ -24,7 +24,7 @@ from pipeline.scoring.score import Score
 from pipeline.scoring.single_scan import read_one
 from tests.helpers import phantoms
 from tests.helpers.descriptions import description
-from tests.helpers.dicom_files import anything_goes
+from tests.helpers.dicom_files import anything_goes, write_mislabelled
 from tests.helpers.lungs import burden_of
 
 ANSWERED_AT = datetime(2026, 5, 4, 3, 2, 1, 987654, tzinfo=UTC)
@@ -49,6 +49,17 @@ def rename(scan: Path, folder: Path, **attributes: Any) -> Series:
         for keyword, value in attributes.items():
             setattr(image, keyword, value)
         image.save_as(folder / path.name)
+    return series_of(folder)
+
+
+def mislabelled(scan: Path, folder: Path, **attributes: str) -> Series:
+    """Copy a few slices with changed headers, whose texts are Latin-1 although they say that they are UTF-8."""
+    folder.mkdir()
+    for path in sorted(scan.iterdir())[:3]:
+        image = dcmread(path)
+        for keyword, value in attributes.items():
+            setattr(image, keyword, value)
+        write_mislabelled(image, folder / path.name)
     return series_of(folder)
 
 

@@ -16,6 +16,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from models.refusal import Refusal
+from pipeline.clinic.header_patient import is_decoded
 from pipeline.clinic.reasons import RESULT_IDENTITY, RESULT_NO_DICOM
 from pipeline.imaging.discovery import Series, read_header, tags, text
 from pipeline.imaging.nifti_reader import is_volume_file
@@ -42,6 +43,7 @@ _FORMS = {
     "CS": re.compile(r"[A-Z0-9 _]{1,16}", re.ASCII),
     "UI": re.compile(r"[0-9.]{1,64}", re.ASCII),
 }
+_NAMES_AND_NUMBERS = {"PN", "SH"}  # left out if not decoded: they could be those of another
 _SEXES = {"M", "F", "O"}
 _LONGEST = {"SH": 16, "LO": 64}
 _REORDERING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # Unicode Standard Annex 9
@@ -91,13 +93,16 @@ def read_source(folder: Path) -> Source | None:
 
 
 def _identity(header: Dataset) -> Dataset:
-    """Return the cleaned attributes. Raises ValueError if cleaning changes an identifier: it could be another's."""
+    """Return the cleaned attributes.
+
+    Raises ValueError if cleaning changes an identifier, or if it was not decoded: it could be another's.
+    """
     kept = Dataset()
     kept.SpecificCharacterSet = UNICODE
     for keyword in _KEPT:
         written = text(header, keyword).strip()
         value = _clean(keyword, written)
-        if keyword in _EXACT and value != written:
+        if keyword in _EXACT and (value != written or not is_decoded(written)):
             raise ValueError(keyword)
         if value or keyword not in _MAY_BE_ABSENT:
             setattr(kept, keyword, value)
@@ -112,6 +117,8 @@ def _clean(keyword: str, value: str) -> str:
     """Return the value without control characters, cut to its maximum length; '' if it is invalid."""
     value = "".join(sign for sign in value if _is_shown(sign)).strip()
     vr = dictionary_VR(keyword)
+    if vr in _NAMES_AND_NUMBERS and not is_decoded(value):
+        return ""
     if (vr in _FORMS and not _FORMS[vr].fullmatch(value)) or (keyword == "PatientSex" and value not in _SEXES):
         return ""
     return value[: _LONGEST.get(vr)]

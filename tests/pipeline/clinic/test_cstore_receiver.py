@@ -31,7 +31,7 @@ from pipeline.imaging.reasons import TRUNCATED
 from pipeline.pacs.association import keep_answers
 from pipeline.scoring.single_scan import read_one
 from pipeline.site.tls import as_client
-from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, write_series
+from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, mislabel, write_series
 from tests.helpers.enhanced import enhanced, legacy_converted, save_frames, single_frames
 from tests.helpers.waiting import eventually
 from tests.pipeline.clinic.test_store import answer_to
@@ -268,6 +268,21 @@ def test_images_of_different_series_or_patients_are_never_mixed(clinic: Clinic, 
     jobs = store.jobs.newest()
     assert len(jobs) == 4
     assert {len(list(job.folder.iterdir())) for job in jobs} == {2}
+
+
+def test_identity_that_cannot_be_decoded_counts_as_none(clinic: Clinic, store: Store) -> None:
+    reception, sender = Reception(clinic), Sender()
+    for number, patient_id in enumerate(("Ä1", "Ö1")):
+        whose = {"PatientID": patient_id, "PatientName": "Müll^A", "SeriesInstanceUID": f"1.2.{number}"}
+        for image in images(2, SpecificCharacterSet="ISO_IR 100", **whose):
+            content = Sent(image, sender, CTImageStorage).encoded_dataset(include_meta=False)
+            assert send(reception, sender, mislabel(content)) == [SUCCESS]
+    sender.end()
+    reception.sweep(store)
+    patients = [job.patient for job in store.jobs.newest()]
+    assert [patient and (patient.id, patient.key, patient.name, patient.sex) for patient in patients] == [
+        ("", "", "", "F")
+    ] * 2
 
 
 def test_images_other_than_axial_ct_are_accepted_but_not_kept(clinic: Clinic, store: Store) -> None:

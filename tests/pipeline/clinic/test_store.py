@@ -325,6 +325,14 @@ def test_pcr_result_can_be_set_and_corrected(store: Store) -> None:
     assert code_of(store.answers.set_pcr, "nowhere", "positive", None, "entered", "x") == "E_NO_SUCH_ANSWER"
 
 
+@pytest.mark.parametrize("patient", [Patient("\ufffd1", "WARD"), Patient("7", "W\ufffdRD")], ids=["id", "issuer"])
+def test_identifier_that_was_not_decoded_makes_no_patient_key(store: Store, patient: Patient) -> None:
+    answers = [answered(store, patient=patient) for _ in range(2)]
+    assert [answer.patient and answer.patient.key for answer in answers] == ["", ""]
+    assert store.answers.history(store.keys.patient_key(patient.id, patient.issuer)) == []
+    assert store.answers.without_entered_pcr(answers[0].created_at) == []
+
+
 def from_laboratory(result: PcrResult, day: int = 4) -> Pcr:
     return Pcr(result, date(2021, 3, day), "laboratory", "laboratory")
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 
 from models.compute import PROCESSOR
 from models.network import build_network
@@ -33,7 +33,7 @@ from pipeline.clinic.worker import Worker
 from pipeline.imaging.phantom_marker import mark
 from tests.helpers import volume_images
 from tests.helpers.descriptions import description
-from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, write_series
+from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, write_mislabelled, write_series
 from tests.pipeline.scoring.test_score import SPACING_MM, chest
 
 MODELS = ("live", "shadow")
@@ -187,6 +187,38 @@ def test_answer_names_why_it_has_no_results(clinic: Clinic, store: Store, scan: 
     unnamed = tmp_path / "unnamed"
     write_series(unnamed, chest(), spacing_mm=SPACING_MM, edit=_without_a_study)
     assert why_no_results(answer_of(clinic, store, unnamed).folder) is RESULT_IDENTITY
+
+
+@pytest.mark.slow
+def test_patients_whose_identifiers_cannot_be_decoded_are_not_one_patient(
+    clinic: Clinic, store: Store, scan: Path, tmp_path: Path
+) -> None:
+    answers = []
+    for number, patient_id in enumerate(("Ä1", "Ö1")):
+        folder = tmp_path / f"patient-{number}"
+        folder.mkdir()
+        for path in scan.iterdir():
+            image = dcmread(path)
+            image.PatientID, image.StudyInstanceUID, image.SeriesInstanceUID = patient_id, "2.25.8", f"2.25.9{number}"
+            write_mislabelled(image, folder / path.name)
+        answers.append(answer_of(clinic, store, folder))
+    assert [answer.patient for answer in answers] == [None, None]
+    assert [store.jobs.get(answer.job_id).patient for answer in answers] == [None, None]
+    assert [why_no_results(answer.folder) for answer in answers] == [RESULT_IDENTITY] * 2
+    assert "\ufffd" not in str([answer.to_json() for answer in answers])
+
+
+@pytest.mark.slow
+def test_name_that_cannot_be_decoded_is_left_empty(clinic: Clinic, store: Store, scan: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "named"
+    folder.mkdir()
+    for path in scan.iterdir():
+        image = dcmread(path)
+        image.PatientName = "Müll^A"
+        write_mislabelled(image, folder / path.name)
+    answer = answer_of(clinic, store, folder)
+    assert answer.patient and (answer.patient.id, answer.patient.name) == (PATIENT_ID, "")
+    assert why_no_results(answer.folder) is None
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pydicom import dcmread
 
 from pipeline.clinic.results.source import IMAGES, SOURCE, keep_source, read_source
 from tests.helpers import volume_images
-from tests.helpers.scored_answers import rename, series_of
+from tests.helpers.scored_answers import mislabelled, rename, series_of
 from tests.pipeline.scoring.test_score import chest
 
 PRIVATE = "CANARY-PRIVATE"
@@ -104,6 +104,32 @@ def test_invalid_identity_gives_no_results(attributes: dict[str, Any], scan: Pat
     assert refusal.code == "E_RESULT_IDENTITY"
     assert "CANARY" not in str(refusal)
     assert read_source(tmp_path) is None
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "IssuerOfPatientID"])
+def test_identifier_that_cannot_be_decoded_gives_no_results(keyword: str, scan: Path, tmp_path: Path) -> None:
+    """Otherwise the results of two patients, "Ä1" and "Ö1", would go to the PACS under one identifier."""
+    series = mislabelled(scan, tmp_path / "scan", **{keyword: "Ä1"})
+    refusal = keep_source(series, tmp_path)
+    assert refusal is not None and refusal.code == "E_RESULT_IDENTITY"
+    assert read_source(tmp_path) is None
+
+
+def test_identifier_in_the_character_set_that_the_header_names_gives_results(scan: Path, tmp_path: Path) -> None:
+    series = rename(scan, tmp_path / "scan", SpecificCharacterSet="ISO_IR 192", PatientID="Ä1", PatientName="Müll^A")
+    assert keep_source(series, tmp_path) is None
+    source = read_source(tmp_path)
+    assert source is not None
+    assert (source.header.PatientID, str(source.header.PatientName)) == ("Ä1", "Müll^A")
+
+
+def test_names_and_numbers_that_cannot_be_decoded_are_left_empty(scan: Path, tmp_path: Path) -> None:
+    lost = {"PatientName": "Müll^A", "ReferringPhysicianName": "Möller^B", "AccessionNumber": "Ä7"}
+    assert keep_source(mislabelled(scan, tmp_path / "scan", PatientID="P-1", **lost), tmp_path) is None
+    source = read_source(tmp_path)
+    assert source is not None
+    assert [str(source.header[keyword].value or "") for keyword in lost] == ["", "", ""]
+    assert source.header.PatientID == "P-1"
 
 
 def test_a_volume_file_gives_no_results(tmp_path: Path) -> None:
