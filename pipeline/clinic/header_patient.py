@@ -1,17 +1,7 @@
-"""The patient that a scan's headers name.
-
-Where bytes do not fit the header's character set, pydicom puts U+FFFD. Identifiers of two patients can then look alike,
-so such an identifier counts as none.
-"""
+"""The patient that a scan's headers name. An identifier that could not be decoded counts as none (`is_decoded`)."""
 
 from pipeline.clinic.records import Patient
-
-_UNDECODED = "\N{REPLACEMENT CHARACTER}"
-
-
-def is_decoded(*texts: str) -> bool:
-    """Whether all texts of a header were read without loss."""
-    return not any(_UNDECODED in text for text in texts)
+from pipeline.imaging.discovery import is_decoded
 
 
 def patient_in_headers(patient_id: str, issuer: str, name: str, sex: str | None, age_years: float | None) -> Patient:

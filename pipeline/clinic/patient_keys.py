@@ -9,8 +9,8 @@ import json
 from dataclasses import asdict, replace
 
 from pipeline.clinic.database import Database
-from pipeline.clinic.header_patient import is_decoded
 from pipeline.clinic.records import Patient
+from pipeline.imaging.discovery import is_decoded
 
 
 class PatientKeys:

@@ -168,6 +168,14 @@ def text(header: Dataset, keyword: str) -> str:
         raise Refusal(reasons.PARSE, private=f"{keyword}: {error}") from None
 
 
+def is_decoded(*texts: str) -> bool:
+    """Whether all texts of a header were read without loss.
+
+    Where bytes do not fit the header's character set, pydicom puts U+FFFD: identifiers of two patients can look alike.
+    """
+    return not any("\N{REPLACEMENT CHARACTER}" in each for each in texts)
+
+
 @dataclass
 class _Group:
     """The files of one series found so far: (name relative to its root, path)."""

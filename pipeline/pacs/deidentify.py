@@ -28,7 +28,7 @@ from pydicom.tag import BaseTag, Tag
 from models.refusal import Refusal
 from pipeline.imaging import codecs, image_type
 from pipeline.imaging import reasons as imaging_reasons
-from pipeline.imaging.discovery import PIXEL_DATA, BoundedFile, tags, text
+from pipeline.imaging.discovery import PIXEL_DATA, BoundedFile, is_decoded, tags, text
 from pipeline.imaging.functional_groups import CT_CLASSES, GROUPS, MULTI_FRAME_CT, PER_FRAME, SHARED
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.imaging.vendor_tags import known_kernel, known_manufacturer
@@ -142,8 +142,8 @@ def strip(part10: bytes, site: Site, *, patient_id: str | None = None) -> tuple[
     """Return name and content of the de-identified file for a complete DICOM file (PS3.10).
 
     PatientID becomes the site's pseudonym. Pixels are copied unchanged, compressed or not. `patient_id`: the patient
-    according to the PACS. Raises `Refusal`: E_NOT_DICOM, E_PARSE, E_TRANSFER_SYNTAX, E_NO_PATIENT_ID, E_ISSUER,
-    E_PATIENT_DIFFERS.
+    according to the PACS. Raises `Refusal`: E_NOT_DICOM, E_PARSE, E_TRANSFER_SYNTAX, E_NO_PATIENT_ID,
+    E_PATIENT_ID_UNDECODED, E_ISSUER, E_PATIENT_DIFFERS.
     """
     meta, source = _read(part10)
     study, series, image = (_text(source, tag) for tag in _UIDS)
@@ -183,9 +183,14 @@ def series_folder(site: Site, study_uid: str, series_uid: str) -> str:
 
 
 def check_patient(patient_id: str, issuer: str, site: Site) -> None:
-    """Check a patient's identifier. Raises Refusal E_NO_PATIENT_ID if empty, E_ISSUER if of another authority."""
+    """Check a patient's identifier.
+
+    Raises Refusal: E_NO_PATIENT_ID if empty, E_PATIENT_ID_UNDECODED if read with loss, E_ISSUER if from elsewhere.
+    """
     if not patient_id:
         raise Refusal(site_reasons.NO_PATIENT_ID)
+    if not is_decoded(patient_id, issuer):
+        raise Refusal(site_reasons.UNDECODED_ID)
     expected = site.settings.site.issuer
     if expected and issuer and issuer != expected:
         raise Refusal(site_reasons.ISSUER, private=issuer)

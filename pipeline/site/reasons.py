@@ -12,6 +12,12 @@ NO_PATIENT_ID = Reason(
     "the series has no PatientID",
     "Export it with its PatientID. Without it, laboratory results cannot be assigned to the series.",
 )
+UNDECODED_ID = Reason(
+    "E_PATIENT_ID_UNDECODED",
+    "the patient identifier, or its issuer, has bytes that do not fit the character set that the header names",
+    "Correct SpecificCharacterSet where the header is made, and export the series again. Otherwise the identifiers of "
+    "two patients could be taken for one.",
+)
 ISSUER = Reason(
     "E_ISSUER",
     "another authority than the site's issued the patient identifier",

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from models.refusal import Reason, Refusal
 from pipeline.imaging import reasons as imaging_reasons
-from pipeline.imaging.discovery import Series, find_series
+from pipeline.imaging.discovery import Series, find_series, is_decoded
 from pipeline.imaging.readers import find_scans
 from pipeline.records import reasons as records_reasons
 from pipeline.records.join import NO_RECORDS, Records
@@ -151,6 +151,8 @@ def _under_pseudonym(series: Series, site: Site) -> Series:
 def _no_owner(series: Series, issuer: str) -> Reason | None:
     if not series.patient_id:
         return reasons.NO_PATIENT_ID
+    if not is_decoded(series.patient_id, series.issuer):
+        return reasons.UNDECODED_ID
     # An identifier without issuer belongs to the site.
     return reasons.ISSUER if issuer and series.issuer not in ("", issuer) else None
 

@@ -111,7 +111,7 @@ def write_series(
 def write_mislabelled(image: Dataset, path: Path) -> None:
     """Write texts in Latin-1 in a header that says UTF-8, as some exports do."""
     image.SpecificCharacterSet = "ISO_IR 100"
-    image.save_as(path, enforce_file_format=True)
+    save(image, path)
     path.write_bytes(mislabel(path.read_bytes()))
 
 

@@ -18,11 +18,12 @@ from pipeline.imaging.series_reader import read_series
 from pipeline.imaging.vendor_tags import known_kernel
 from pipeline.pacs.deidentify import image_file, strip
 from pipeline.site.folder import Site, init_site
-from tests.helpers.dicom_files import PATIENT_ID, anything_goes, body, ct_slice, save, write_series
+from tests.helpers.dicom_files import PATIENT_ID, anything_goes, body, ct_slice, mislabel, save, write_series
 from tests.helpers.enhanced import enhanced, legacy_converted, save_frames, single_frames
 from tests.pipeline.pacs.planted import NAME, holds, plant
 
 SETTINGS = '[site]\nname = "ward"\n[labels]\nfile = "labels.csv"\n'
+DAMAGED = {"E_NOT_DICOM", "E_PARSE", "E_TRANSFER_SYNTAX", "E_NO_PATIENT_ID", "E_PATIENT_ID_UNDECODED"}
 SYNTAXES = [
     uid.ImplicitVRLittleEndian,
     uid.ExplicitVRLittleEndian,
@@ -175,7 +176,7 @@ def test_reader_accepts_and_refuses_the_same_real_images(site: Site, real_data: 
         try:
             _, content = strip(path.read_bytes(), site)
         except Refusal as refusal:
-            assert refusal.code in {"E_NOT_DICOM", "E_PARSE", "E_TRANSFER_SYNTAX", "E_NO_PATIENT_ID"}
+            assert refusal.code in DAMAGED
             continue
         (tmp_path / "stored.dcm").write_bytes(content)
         assert outcome(tmp_path / "stored.dcm") == outcome(path), path.name
@@ -241,6 +242,16 @@ def test_patient_id_in_any_character_set_gets_the_pseudonym_of_its_text(
     assert refusal_of(content, site, patient_id="another") == "E_PATIENT_DIFFERS"
 
 
+@pytest.mark.parametrize("keyword", ["PatientID", "IssuerOfPatientID"])
+def test_patients_whose_identifiers_cannot_be_decoded_get_no_pseudonym(
+    keyword: str, site: Site, tmp_path: Path
+) -> None:
+    """Otherwise "Ä1" and "Ö1" would be one patient, with the PCR results of both."""
+    for value in ("Ä1", "Ö1"):
+        content = mislabel(part10(tmp_path, SpecificCharacterSet="ISO_IR 100", **{keyword: value}))
+        assert refusal_of(content, site) == refusal_of(content, site, patient_id="\ufffd1") == "E_PATIENT_ID_UNDECODED"
+
+
 def test_image_without_known_patient_is_refused(tmp_path: Path) -> None:
     site = init_site(tmp_path / "site", SETTINGS.replace("[labels]", 'issuer = "HOSP"\n[labels]'))
     assert refusal_of(part10(tmp_path, PatientID=" "), site) == "E_NO_PATIENT_ID"
@@ -278,7 +289,7 @@ def test_damaged_file_gives_an_image_or_a_refusal(site: Site, seed: bytes, damag
     try:
         _, kept = strip(bytes(content), site)
     except Refusal as refusal:
-        assert refusal.code in {"E_NOT_DICOM", "E_PARSE", "E_TRANSFER_SYNTAX", "E_NO_PATIENT_ID"}
+        assert refusal.code in DAMAGED
     else:
         dcmread(BytesIO(kept))
         assert not holds(kept, "Ptarmigan^")

@@ -333,6 +333,20 @@ def test_series_with_other_issuer_or_no_patient_id_is_not_fetched(pacs: MemoryPa
     assert len(pacs.sent) == 4
 
 
+def test_series_whose_patient_id_cannot_be_decoded_is_not_fetched_nor_kept(
+    pacs: MemoryPacs, make: Callable[..., Site]
+) -> None:
+    """It may have been fetched by a version that gave "Ä1" and "Ö1" one pseudonym."""
+    site = make()
+    uid = pacs.add(1)
+    run(site)
+    pacs.change(uid, patient_id="\ufffd1")
+    assert codes(run(site)) == ["E_PATIENT_ID_UNDECODED"]
+    assert len(pacs.sent) == 4
+    pacs.change(uid, patient_id="P1")
+    assert stored(site) == {} and run(site).fetched_now == 1
+
+
 def test_filters_select_series(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     pacs.add(1)
     pacs.add(2, body_part="chest")
