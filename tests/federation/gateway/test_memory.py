@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import Message, MetricRecord, RecordDict
 
+from federation.approval.approvals import own_app_sha256
 from federation.gateway import task_exchange, task_intake
 from federation.gateway.memory import Memory, charged, private, summed
 from federation.gateway.schema import Schema
@@ -213,6 +214,7 @@ def test_private_round_leaves_the_line_from_which_it_can_be_charged(
     schema: Callable[[Schema], None],  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    own_app_sha256()  # kept from now on: it needs the process that the next line replaces
     monkeypatch.setattr(privacy_budget.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=COSTS))
     schema(replace(SCHEMA, private_round=PrivateRound(1.0, 0.1, 10, 1e-5)))
     bench.server.give(task_content(first_of(SCHEMA), **{"server-round": 1}))
