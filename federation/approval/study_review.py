@@ -200,8 +200,14 @@ def _of_evaluation(study: "Study") -> list[str]:
         )
     if asked.fine_tune:
         found.append("Fine tuning: a head that was fitted only to this hospital's patients is sent.")
-    if asked.shortcut_audit and study.privacy is None and not study.network.pretrains:
+    if study.privacy is None and not study.network.pretrains:
         found.append(
-            "Shortcut audit: means and variances of the network's features over the training patients are sent once."
+            "Familiarity of scans: means and variances of the network's features, and of what scans look like, over "
+            "the training patients are sent once."
+        )
+    if study.audits:
+        found.append(
+            "Shortcut audit: figures over all patients are sent, of how well the scanner's tags predict the label and "
+            "the network's features predict the scanner."
         )
     return found

@@ -66,11 +66,10 @@ class Examination:
 
         `features`: numbers that the network computes per scan. `rounds`: of each of the other models.
         """
-        # Embedding and audit also use training patients, which the noise of a private study does not cover.
-        is_private = self.study.privacy is not None
-        embedded = {} if is_private else self.embed(model, features)
+        # The embedding uses training patients, which the noise of a private study does not cover.
+        embedded = {} if self.study.privacy is not None else self.embed(model, features)
         calibrated = self.calibrate(model, embedded)
-        audited = self.study.evaluation.shortcut_audit and not is_private
+        audited = self.study.audits
         config = {**to_config(calibrated.deployed), "audit": audited}
         found = self.judge(FEDERATED, "federated", model, trained_at, config, calibrated.answers)
         audit = self.audit(model, found, embedded) if audited else None

@@ -45,10 +45,9 @@ class SummedExamination:
 
         `rounds`: of the pooled model.
         """
-        # Embedding and audit also use training patients, which the noise of a private study does not cover.
-        is_private = self.study.privacy is not None
-        calibrated = self.calibrate(model, *((None, 0) if is_private else self.embed(model)))
-        audited = self.study.evaluation.shortcut_audit and not is_private
+        # The embedding uses training patients, which the noise of a private study does not cover.
+        calibrated = self.calibrate(model, *((None, 0) if self.study.privacy is not None else self.embed(model)))
+        audited = self.study.audits
         found = self.judge(FEDERATED, "federated", model, trained_at, audit=audited)
         means = dict(found.means) if found else {}
         audit = shortcut_audit.judge_means(means) if audited else None

@@ -54,7 +54,7 @@ def questions_of(study: "Study") -> dict[str, int]:
         "evaluate.test": 1 + others * compared,
         "evaluate.embed": int(embeds),
         # Which site's features a patient's are like cannot be asked from sums.
-        "evaluate.assign": int(embeds and asked.shortcut_audit and not study.sums_answers),
+        "evaluate.assign": int(study.audits and not study.sums_answers),
     }
 
 

@@ -228,6 +228,12 @@ SECAGG_SETTINGS = Reason(
     "Install the same version of fedthorax at the site and at the server. If they are the same, tell the other "
     "hospitals.",
 )
+AUDIT_KIND = Reason(
+    "E_AUDIT_KIND",
+    "the server asks for the figures of the shortcut audit, which the approved study does not have",
+    "Install the same version of fedthorax at the site and at the server. If they are the same, the server asks for "
+    "more than was approved: tell the other hospitals.",
+)
 SECAGG_THRESHOLDS = Reason(
     "E_SECAGG_THRESHOLDS",
     "a test in a study with secure aggregation comes with a calibration or thresholds, which it does not need",

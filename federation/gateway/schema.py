@@ -50,7 +50,7 @@ TRAINING: tuple[Kind, ...] = ("train", "train.head")  # the replies to these kin
 MAX_STUDY_BYTES = 64 * 1024
 KEPT_SCHEMAS = 32
 _UNLIKE = 3  # the exit status if a release does not fit the study that starts from it
-_FORMAT = 5  # of a stored schema; older ones lack `summed_answers`, so answers would leave outside of a sum
+_FORMAT = 6  # of a stored schema; older ones lack `audits`, so each study would seem to have no shortcut audit
 _SECONDS = 300.0  # importing torch from a slow disk for the first time takes long
 
 
@@ -112,7 +112,8 @@ class Schema:
     `server_factor`: how much it may lengthen the sites' updates. `is_robust`: whether medians pool the calibrations.
     `secure`: whether updates are masked. `groups`: over how many groups of sites they are summed; 0: one.
     `summed_answers`: whether figures of rounds and answers to questions leave only as part of a sum.
-    `pretrains`: whether the network learns measures of scans, of patients without labels too.
+    `pretrains`: whether the network learns measures of scans, of patients without labels too. `audits`: whether a test
+    may ask for the figures of the shortcut audit.
     """
 
     arrays: Specs
@@ -138,6 +139,7 @@ class Schema:
     summed_answers: bool = False
     groups: int = 0
     pretrains: bool = False
+    audits: bool = False
 
     @property
     def summed(self) -> bool:
@@ -329,6 +331,7 @@ def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = N
         summed_answers=study.aggregation.summed_answers,
         groups=study.aggregation.groups,
         pretrains=study.network.pretrains,
+        audits=study.audits,
         is_robust=is_robust(build_strategy(chosen.name, chosen.options, code=chosen.code)),
         rounds=study.study.rounds,
         local_epochs=study.epochs_a_round,

@@ -225,6 +225,15 @@ def check_without_thresholds(content: Content, schema: Schema) -> None:
         raise Refusal(reasons.SECAGG_THRESHOLDS)
 
 
+def check_audit(content: Content, schema: Schema) -> None:
+    """Check that the server asks for the figures of the shortcut audit only where the study has one.
+
+    Raises Refusal E_AUDIT_KIND.
+    """
+    if content.configs["config"].get("audit") and not schema.audits:
+        raise Refusal(reasons.AUDIT_KIND)
+
+
 def _are_own(settings: Mapping[str, Any], kind: Kind) -> bool:
     """Tell whether these are valid settings that only messages of this kind have."""
     if kind == "evaluate.test":

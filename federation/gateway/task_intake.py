@@ -200,6 +200,7 @@ class Arrivals:
         task.chunks = task_checks.expected_chunks(task.content, schema.takes(kind))
         task.round, head = task_checks.check_config(task.content.configs["config"], kind)
         task_checks.check_without_thresholds(task.content, schema)
+        task_checks.check_audit(task.content, schema)
         if not await asyncio.to_thread(self._ledger.contains, head):
             raise Refusal(ledger_reasons.LEDGER_CUT, line=head.lines)
         if kind == EMBED:

@@ -373,6 +373,11 @@ class Study(BaseModel, extra="forbid"):
         return self.aggregation.secure or self.aggregation.summed_answers
 
     @property
+    def audits(self) -> bool:
+        """Whether sites answer the shortcut audit; its figures use training patients, which no noise would cover."""
+        return self.evaluation.shortcut_audit and self.privacy is None and not self.network.pretrains
+
+    @property
     def single_models(self) -> list[str]:
         """The settings of [evaluation] that ask for models of single sites, or for models without a single site."""
         return [name for name in ("local_models", "leave_one_out", "fine_tune") if getattr(self.evaluation, name)]

@@ -142,6 +142,7 @@ def schema_for(
         features=features,
         head_from=weights * 3 // 4,
         questions=dict.fromkeys(QUESTIONS, 10),
+        audits=True,
     )
     return replace(bare, first=heads_as_json(write_chunks(first_of(bare))), parts=parts_for(bare, share=ANYWHERE))
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
+from federation.approval.study_review import weakenings
 from federation.gateway import questions, task_exchange, task_intake
 from federation.gateway.questions import KeptAnswer, Question, Questions, questions_of
-from federation.gateway.schema import Schema
+from federation.gateway.schema import Schema, work_out
 from federation.protocol.calibration_answers import to_record
 from federation.protocol.metric_allowlist import LABELS, class_counts, tail
 from federation.protocol.pooled_calibration import pooled, settings_of
@@ -149,6 +150,24 @@ def test_masked_study_does_not_ask_which_sites_a_patients_features_are_like() ->
     masked = {**plain, "aggregation": {"secure": True}}
     assert questions_of(Study.model_validate(plain))["evaluate.assign"] == 1
     assert questions_of(Study.model_validate(masked))["evaluate.assign"] == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "audits"),
+    [
+        ({}, True),
+        ({"evaluation": {"shortcut_audit": False}}, False),
+        ({"network": {"norm": "group"}, "privacy": {"noise_multiplier": 1.0, "sample_rate": 0.1}}, False),
+    ],
+    ids=["usual", "without", "private"],
+)
+def test_schema_and_review_say_whether_the_study_has_an_audit(more: Mapping[str, Any], audits: bool) -> None:
+    table = {"name": "trial", "rounds": 3, "sites": 3, "quorum": 3}
+    study = Study.model_validate({"study": table, "strategy": {"name": "FedAvg"}, **more})
+    assert work_out(study.model_dump_json().encode()).audits == study.audits == audits
+    told = [line.split(":")[0] for line in weakenings(study)]
+    assert ("Shortcut audit" in told) == audits
+    assert ("Familiarity of scans" in told) == (study.privacy is None)
 
 
 # --- through the gateway ----------------------------------------------------------------------------------
@@ -338,6 +357,20 @@ def test_other_thresholds_are_refused(bench: Bench, answers: list[dict[str, floa
 def test_thresholds_are_refused_if_the_site_was_not_calibrated(bench: Bench) -> None:
     ask_at_thresholds(bench, trained_here(bench), OTHERS, {}, calibrated=False)
     is_refused(bench, "E_THRESHOLDS")
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_study_without_audit_that_asks_for_its_figures_is_refused(
+    is_masked: bool,
+    bench: Bench,
+    schema: Callable[[Schema], None],  # noqa: F811
+) -> None:
+    """They cover training patients too, so the noise of a private study does not protect them."""
+    schema(replace(SCHEMA, secure=is_masked, audits=False))
+    bench.server.give(task_content(trained_here(bench), audit=True), message_type="evaluate.test")
+    with bench.node() as node:
+        assert node.fetch() is None
+        is_refused(bench, "E_AUDIT_KIND")
 
 
 def test_masked_study_that_asks_at_thresholds_is_refused(
