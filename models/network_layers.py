@@ -46,7 +46,7 @@ def plan_of(layers: nn.Module) -> Plan:
     weights = dict(layers.named_parameters(remove_duplicate=False))
     tensors = layers.state_dict()
     for name, tensor in tensors.items():
-        expected = torch.int64 if name.endswith("num_batches_tracked") else torch.float32
+        expected = torch.int64 if name.rpartition(".")[2] == "num_batches_tracked" else torch.float32
         if not isinstance(tensor, Tensor) or tensor.dtype != expected or not tensor.is_contiguous():
             raise _unusable(f"{name} is not a plain tensor of {expected}")
     if not all(weight.requires_grad for weight in weights.values()):

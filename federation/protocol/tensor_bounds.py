@@ -280,15 +280,16 @@ def _rows(head: "Tensor", network: "SeverityNetwork") -> "Iterator[tuple[Tensor,
 
 def _pieces(name: str, tensor: "Tensor", first: str) -> "Iterator[tuple[Tensor, Bound]]":
     """Yield a tensor of another layer than the head's weights with its bound."""
+    last = name.rpartition(".")[2]
     if name == "head.bias":
         yield tensor, _HEAD_BIAS
-    elif name.endswith(MEAN):
+    elif last == MEAN:
         yield tensor, _RUNNING_MEAN
-    elif name.endswith(VARIANCE):
+    elif last == VARIANCE:
         yield tensor, _RUNNING_VARIANCE
     elif name == first:
         yield tensor, _FIRST_CONVOLUTION
     elif tensor.ndim <= 1:
-        yield tensor, _NORM_SHIFT if name.endswith("bias") else _NORM_SCALE
+        yield tensor, _NORM_SHIFT if last == "bias" else _NORM_SCALE
     else:
         yield tensor, _CONVOLUTION if tensor.ndim > 2 else _OTHER

@@ -153,6 +153,21 @@ def test_layers_of_a_package_get_no_bound_of_our_attention(tmp_path: Path) -> No
     assert share_of(network, "backbone.pool.importance") == 0.9
 
 
+@pytest.mark.parametrize("ending", ["_running_mean", "_running_var", "_num_batches_tracked", "_bias"])
+def test_weight_whose_name_only_ends_like_a_statistic_has_the_bound_of_other_weights(
+    ending: str, tmp_path: Path
+) -> None:
+    """A wide bound of running statistics would let a server move such a weight anywhere."""
+    shares = []
+    for number, name in enumerate(("plain", f"my{ending}")):
+        code = CODE.replace("return self.blocks(scan)", f"return self.blocks(scan) * self.{name}.view(1, -1, 1, 1, 1)")
+        code = code.replace("widths = (", f"self.{name} = nn.Parameter(torch.ones(self.features))\n        widths = (")
+        code = code.replace("from torch import", "import torch\nfrom torch import")
+        network = own(tmp_path, f"ends{ending.replace('_', '')}{number}-nets", code)
+        shares.append(share_of(network, f"backbone.maps.{name}"))
+    assert shares[0] == shares[1]
+
+
 @pytest.mark.parametrize("name", ["gate", "content", "importance", "layer1", "bn"])
 def test_names_in_a_package_do_not_change_its_bounds(tmp_path: Path, name: str) -> None:
     usual = own(tmp_path, f"usual-{name}-nets")
