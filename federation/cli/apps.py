@@ -65,7 +65,10 @@ def approve(
     app: AppName,
     note: Note = "",
     yes: Annotated[
-        bool, typer.Option("--yes", help="Approve without a question; for an app that was reviewed before.")
+        bool,
+        typer.Option(
+            "--yes", help="Approve without a question; for an app that was reviewed before. A hash must be whole."
+        ),
     ] = False,
 ) -> None:
     """Review an app and let it run here."""
@@ -73,6 +76,8 @@ def approve(
     from pipeline.site.folder import Site
 
     approvals = Approvals(Site.open(site_dir))
+    if yes and _HASH.fullmatch(app) and len(app) < _HASH_DIGITS:
+        raise Refusal(reasons.APP_DIGITS)
     content = _content(approvals, app)  # the bytes that are shown are approved: the file is not read again
     review = _review(approvals, content)
     _show(review, approvals.verdict(review.sha256))

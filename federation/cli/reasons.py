@@ -69,6 +69,12 @@ STUDY_AMBIGUOUS = Reason(
     "{count} studies have digests that begin with these digits",
     "Give more digits of the digest.",
 )
+APP_DIGITS = Reason(
+    "E_APP_DIGITS",
+    "with --yes, an app's hash needs all of its 64 digits, because a server can send another app that begins with the "
+    "same ones",
+    "Copy the hash that `fedthorax node apps SITE_DIR --show APP` prints, or leave out --yes.",
+)
 STUDY_DIGITS = Reason(
     "E_STUDY_DIGITS",
     "with --yes, a study's digest needs all of its 64 digits, because a server can send another study that begins with "

@@ -28,7 +28,7 @@ from pipeline.system.findings import Finding
 from pipeline.system.folder_format import stamp_folder
 
 # Of series that are no patient's here; they are counted, not examined.
-_NOBODYS = {site_reasons.NO_PATIENT_ID, site_reasons.UNDECODED_ID, site_reasons.ISSUER, site_reasons.WITHDRAWN}
+_NOBODYS = {site_reasons.NO_PATIENT_ID, site_reasons.PATIENT_ID_UNDECODED, site_reasons.ISSUER, site_reasons.WITHDRAWN}
 
 
 @dataclass(frozen=True)

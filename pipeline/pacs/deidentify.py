@@ -190,7 +190,7 @@ def check_patient(patient_id: str, issuer: str, site: Site) -> None:
     if not patient_id:
         raise Refusal(site_reasons.NO_PATIENT_ID)
     if not is_decoded(patient_id, issuer):
-        raise Refusal(site_reasons.UNDECODED_ID)
+        raise Refusal(site_reasons.PATIENT_ID_UNDECODED)
     expected = site.settings.site.issuer
     if expected and issuer and issuer != expected:
         raise Refusal(site_reasons.ISSUER, private=issuer)

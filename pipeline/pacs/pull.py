@@ -192,7 +192,7 @@ class _Pull:
                 raise
             if refusal.reason in reasons.MAY_PASS:
                 self._pacs.echo()  # raises if the PACS does not respond at all
-            if refusal.reason in (reasons.PATIENT_DIFFERS, site_reasons.UNDECODED_ID):
+            if refusal.reason in (reasons.PATIENT_DIFFERS, site_reasons.PATIENT_ID_UNDECODED):
                 store.clear()
             self._report.failed += 1
             self._note(refusal.reason, store, refusal.private)

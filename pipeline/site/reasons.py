@@ -12,7 +12,7 @@ NO_PATIENT_ID = Reason(
     "the series has no PatientID",
     "Export it with its PatientID. Without it, laboratory results cannot be assigned to the series.",
 )
-UNDECODED_ID = Reason(
+PATIENT_ID_UNDECODED = Reason(
     "E_PATIENT_ID_UNDECODED",
     "the patient identifier, or its issuer, has bytes that do not fit the character set that the header names",
     "Correct SpecificCharacterSet where the header is made, and export the series again. Otherwise the identifiers of "

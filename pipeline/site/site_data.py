@@ -152,7 +152,7 @@ def _no_owner(series: Series, issuer: str) -> Reason | None:
     if not series.patient_id:
         return reasons.NO_PATIENT_ID
     if not is_decoded(series.patient_id, series.issuer):
-        return reasons.UNDECODED_ID
+        return reasons.PATIENT_ID_UNDECODED
     # An identifier without issuer belongs to the site.
     return reasons.ISSUER if issuer and series.issuer not in ("", issuer) else None
 

@@ -150,8 +150,19 @@ def test_revoked_app_is_not_used_for_comparison(site: Site, approvals: Approvals
 def test_own_app_can_be_revoked_and_approved_again(site: Site, approvals: Approvals) -> None:
     done("revoke", site, own_app_sha256()[:8], "--note", "until the audit")
     assert approvals.verdict(own_app_sha256()) == "revoked"
-    done("approve", site, own_app_sha256()[:8], "--yes")
+    done("approve", site, own_app_sha256(), "--yes")
     assert approvals.verdict(own_app_sha256()) == "approved"
+
+
+@pytest.mark.parametrize("digits", [8, 63])
+def test_first_digits_of_a_hash_are_not_enough_without_a_question(
+    digits: int, site: Site, approvals: Approvals
+) -> None:
+    """Somebody who knows them can make another app that begins with them, and the reviewed one may be gone."""
+    sha256 = own_app_sha256()
+    approvals.revoke(sha256, by="")
+    assert refused("approve", site, sha256[:digits].upper(), "--yes") == "E_APP_DIGITS"
+    assert approvals.verdict(sha256) == "revoked"
 
 
 def test_full_hash_can_be_revoked_before_the_app_is_received(site: Site, approvals: Approvals) -> None:
