@@ -57,7 +57,7 @@ def init(
         text, says = _for_sites(text, sites, purpose) if purpose else _protected(text, sites, size)
     write_atomically(study_file, text.encode())
     say(f"Wrote {study_file}. Review it, then run `fedthorax study run {study_file}`")
-    for line in (*says, *_of_size(text, size, study_file)):
+    for line in (*says, *_of_size(text, size, study_file), *_beyond_defaults(text)):
         say(line)
 
 
@@ -104,6 +104,16 @@ def _of_size(text: str, size: str, study_file: Path) -> list[str]:
             "another size, choose a new seed in the file."
         )
     return says
+
+
+def _beyond_defaults(text: str) -> list[str]:
+    """Return the warning that the runs of a study file ask for more than hospitals allow by default, if they do."""
+    from federation.protocol.study_config import Study
+    from federation.runs.site_demand import beyond_defaults
+
+    study = Study.model_validate(tomllib.loads(text))
+    warning = beyond_defaults([study] * max(1, len(study.study.seeds or ())))
+    return [f"{warning}. {warning.remedy}"] if warning else []
 
 
 def _for_sites(text: str, sites: int, preset: str) -> tuple[str, list[str]]:

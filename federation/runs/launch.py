@@ -19,6 +19,7 @@ from federation.protocol.study_packages import bring_packages
 from federation.runs import reasons
 from federation.runs.first_models import check_first_models
 from federation.runs.run_folder import Ended, RunNote, find_run, read_history, read_note, read_study, write_note
+from federation.runs.site_demand import beyond_defaults
 from federation.runs.submission import MARK, UNDER_WAY, simulation_server, state, stop, submit, wait
 from federation.runs.tracking import how_to_see
 from federation.runs.training_length import trained_long
@@ -90,10 +91,13 @@ def launch_all(
 
     Several studies form a group, named `group` or else the first study's name with four digits. `began` is called
     with the name of each run.
-    Raises Refusal: those of `launch`, and E_SEED_USED.
+    Says first if they ask more of a hospital than it allows by default. Raises Refusal: those of `launch`, and
+    E_SEED_USED.
     """
     if not read_server_config(server).simulated_sites:
         check_first_models(studies, server)
+        if warning := beyond_defaults(studies):
+            say(f"{warning}. {warning.remedy}")
     if len(studies) > 1:
         group = group or f"{studies[0].study.name}-{secrets.token_hex(2)}"
         say(f"group {group}: {len(studies)} runs, one after the other")

@@ -70,6 +70,12 @@ UPDATES_SEEN = Reason(
     'Set secure = true in [aggregation] (fedthorax study init FILE --preset masked), or name = "CenteredClip" in '
     "[strategy], which uses what the server sees to stop a hostile hospital. See docs/choosing-protection.md.",
 )
+SITE_LIMITS = Reason(
+    "W_SITE_LIMITS",
+    "each hospital is asked for more than site.toml allows by default: {asked}",
+    "Ask the hospitals which limits they have, and to raise them in [gateway] of site.toml if need be; else they "
+    "refuse the rest. Or run fewer seeds at a time, or compare fewer hospitals (compared_sites in [evaluation]).",
+)
 TRAINED_LONG = Reason(
     "W_TRAINED_LONG",
     "the validation loss of {label} was lowest near round {rounds} ({lowest}) and rose to {last}: the model learns its "

@@ -115,6 +115,12 @@ def test_recommended_masked_study_is_one_that_hospitals_approve_by_name(tmp_path
     assert one == other
 
 
+@pytest.mark.parametrize(("sites", "is_warned"), [(3, False), (4, True)])
+def test_init_warns_of_a_study_that_asks_for_more_than_hospitals_allow(tmp_path, sites, is_warned):
+    text = told("init", tmp_path / "study.toml", "--sites", sites, "--preset", "baselines")
+    assert ("W_SITE_LIMITS" in text) == is_warned
+
+
 def test_init_with_a_preset_sets_only_sites_and_quorum(tmp_path):
     told("init", tmp_path / "study.toml", "--sites", "7", "--preset", "fedprox")
     preset = load_settings(TEMPLATE.parent / "presets" / "fedprox.toml", Study)

@@ -244,6 +244,7 @@ def test_only_a_running_run_can_be_stopped(tmp_path, server, monkeypatch):
 # --- on a server of hospitals -----------------------------------------------------------------------------
 
 MEAN = '[study]\nname = "trial"\nrounds = 3\nsites = 3\nquorum = 3\nseed = 5\n[strategy]\nname = "FedAvg"\n'
+TOO_MANY = MEAN.replace("rounds = 3", "rounds = 167").replace("seed = 5", "seeds = [1, 2, 3]")
 MASKED = MEAN + "[aggregation]\nsecure = true\n"
 
 
@@ -253,10 +254,10 @@ def hospitals(server) -> Server:
     return server
 
 
-def warned(folder: Path, text: str) -> list[str]:
+def warned(folder: Path, text: str, code: str = "W_UPDATES_SEEN") -> list[str]:
     said: list[str] = []
     launch_all(plan([study_file(folder, text)]), folder, said.append)
-    return [line for line in said if line.startswith("W_UPDATES_SEEN")]
+    return [line for line in said if line.startswith(code)]
 
 
 @pytest.mark.parametrize("name", ["FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedYogi", "FedAdagrad"])
@@ -287,6 +288,13 @@ def test_study_that_cannot_mask_or_need_not_brings_no_warning(tmp_path, hospital
 
 def test_simulation_brings_no_warning(tmp_path, server):
     assert warned(tmp_path, MEAN) == []
+    assert warned(tmp_path, TOO_MANY, "W_SITE_LIMITS") == []
+
+
+def test_runs_that_ask_for_more_than_hospitals_allow_bring_one_warning(tmp_path, hospitals):
+    (line,) = warned(tmp_path, TOO_MANY, "W_SITE_LIMITS")
+    assert "501 training rounds (max_rounds_a_day = 500)" in line
+    assert warned(tmp_path, MEAN, "W_SITE_LIMITS") == []
 
 
 @pytest.mark.parametrize("change", [("FedAvg", "FedProx"), ("rounds = 3", "rounds = 9"), ("trial", "other")])
