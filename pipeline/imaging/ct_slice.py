@@ -48,6 +48,11 @@ OF_ONE_SCAN = (
     *("PatientBirthDate", "PatientSex", "PatientAge", "StudyDate", "AccessionNumber", "PatientPosition"),
     *("Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "FrameOfReferenceUID"),
 )
+# What tells recordings of one body apart, such as phases and reconstructions.
+OF_ONE_RECORDING = (
+    *("TemporalPositionIdentifier", "TemporalPositionIndex", "AcquisitionNumber", "AcquisitionDate"),
+    *("KVP", "ConvolutionKernel"),
+)
 _KEYWORDS = (
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
@@ -56,6 +61,7 @@ _KEYWORDS = (
     *("RescaleSlope", "RescaleIntercept", "RescaleType", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     "LossyImageCompression",
     *OF_ONE_SCAN,
+    *OF_ONE_RECORDING,
     *("SpacingBetweenSlices", "SliceLocation"),
 )
 _HEADER, _IN_HEAD = tags(*_KEYWORDS), head_tags(*_KEYWORDS)
@@ -72,8 +78,8 @@ class Slice:
 
     `position_mm`, `orientation`, `pixel_spacing_mm` (between rows, between columns): as in DICOM, LPS.
     `thickness_mm`, `spacing_mm` (SpacingBetweenSlices), `location_mm` (SliceLocation): NaN if absent.
-    `scan`: the values of `OF_ONE_SCAN`, '' where absent. `padding`: first and last stored value that mean 'outside the
-    scan'.
+    `scan`, `recording`: the values of `OF_ONE_SCAN` and `OF_ONE_RECORDING`, '' where absent. `padding`: first and last
+    stored value that mean 'outside the scan'.
     `pixels_at`, `native`: location of the pixels in the file (see `fast_header.Head`); None if unknown.
     `spans`: of the fragments of an encapsulated frame of a multi-frame image.
     """
@@ -91,6 +97,7 @@ class Slice:
     spacing_mm: float = np.nan
     location_mm: float = np.nan
     scan: tuple[str, ...] = ()
+    recording: tuple[str, ...] = ()
     pixels_at: int | None = None
     native: tuple[int, int] | None = None
     spans: tuple[Span, ...] = ()
@@ -169,6 +176,7 @@ def _checked(path: Path, frame: Frame) -> Slice:
         spacing_mm=_first(header, "SpacingBetweenSlices"),
         location_mm=_first(header, "SliceLocation"),
         scan=tuple(_text_or_nothing(header, keyword) for keyword in OF_ONE_SCAN),
+        recording=tuple(_text_or_nothing(header, keyword) for keyword in OF_ONE_RECORDING),
         slope=slope,
         intercept=intercept,
         padding=_padding(header, stored_range, slope, intercept),

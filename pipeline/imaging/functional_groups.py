@@ -111,7 +111,7 @@ def _flat(header: Dataset) -> Dataset:
     flat = Dataset()
     _copy(header, flat)
     if header.get("ContrastBolusAgentSequence"):
-        flat.ContrastBolusAgent = "YES"
+        flat.add_new("ContrastBolusAgent", "LO", "YES")
     if "NumberOfFrames" in flat:
         del flat.NumberOfFrames
     return flat
@@ -135,15 +135,19 @@ def _is_sequence(element: DataElement | RawDataElement | None) -> bool:
 
 
 def _with_groups(flat: Dataset, items: list[Dataset]) -> Dataset:
-    """Add to `flat` the attributes of the groups of `items`, and return it."""
+    """Add to `flat` the attributes of the groups of `items`, and return it.
+
+    Elements are replaced, never changed: the frames share those of the image.
+    """
     for item in items:
         for keyword in GROUPS:
             for group in list(item.get(keyword) or [])[:1]:
                 _copy(group, flat, overrides=keyword not in _CONVERTED)
                 if "FrameType" in group:
-                    flat.ImageType = group.FrameType
+                    flat.add_new("ImageType", "CS", group.FrameType)
                 if "ContrastBolusAgentAdministered" in group:
-                    flat.ContrastBolusAgent = "YES" if group.ContrastBolusAgentAdministered == "YES" else "NO"
+                    was_given = group.ContrastBolusAgentAdministered == "YES"
+                    flat.add_new("ContrastBolusAgent", "LO", "YES" if was_given else "NO")
     return flat
 
 

@@ -5,13 +5,15 @@ contain beside them then disagrees. One sign that may have a harmless cause is f
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 
 from models.refusal import Refusal
 from pipeline.imaging import reasons
-from pipeline.imaging.ct_slice import OF_ONE_SCAN, Slice
+from pipeline.imaging.ct_slice import OF_ONE_RECORDING, OF_ONE_SCAN, Slice
 
 _LEAST_OF_A_FRAME = 4  # slices for each FrameOfReferenceUID; some de-identification gives each file another one
 _MOST_DIFFERENCE = 0.2  # share; a tilt of 30 degrees makes 0.15
@@ -29,6 +31,24 @@ def require_one_scan(slices: Sequence[Slice]) -> None:
         different = len(set(values) - {""})
         is_noise = keyword == "FrameOfReferenceUID" and different * _LEAST_OF_A_FRAME > len(slices)
         if different > 1 and not is_noise:
+            found.append(keyword)
+    if found:
+        raise Refusal(reasons.SEVERAL_SCANS, attributes=", ".join(found))
+
+
+def require_one_recording(slices: Sequence[Slice]) -> None:
+    """Refuse slices of several recordings that lie between each other, such as two phases half a slice apart.
+
+    `slices`: sorted by position. A value may change along the body, which some scanners record piece by piece; it must
+    not come back then. A single slice with a value of its own is no recording.
+
+    Raises `Refusal` E_SEVERAL_SCANS, with the keywords of the attributes.
+    """
+    found = []
+    for keyword, values in zip(OF_ONE_RECORDING, zip(*(each.recording for each in slices), strict=True), strict=True):
+        counts = Counter(values)
+        repeated = [value for value in values if value and counts[value] > 1]
+        if sum(1 for _ in groupby(repeated)) > len(set(repeated)):
             found.append(keyword)
     if found:
         raise Refusal(reasons.SEVERAL_SCANS, attributes=", ".join(found))

@@ -9,7 +9,7 @@ from pipeline.imaging.ct_slice import AIR_HU, BRIGHTEST_HU, Slice, decode_slice,
 from pipeline.imaging.discovery import Series
 from pipeline.imaging.gantry_tilt import straightened
 from pipeline.imaging.geometry import MAX_TILT_DEGREES, feet_to_head, headward_normal, ras_affine, tilt_degrees
-from pipeline.imaging.one_scan import check_positions, require_one_scan
+from pipeline.imaging.one_scan import check_positions, require_one_recording, require_one_scan
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.imaging.seam import has_seam
 from pipeline.imaging.volume import MAX_VOXELS, Volume
@@ -50,6 +50,7 @@ def read_series(series: Series) -> Volume:
         _check_copies(slices, is_copy)
         slices = [each for each, copy in zip(slices, is_copy, strict=True) if not copy]
         flags.add(reasons.DUPLICATE_SLICE_FLAGGED.code)
+    require_one_recording(slices)
     affine = ras_affine(
         np.array([each.position_mm for each in slices]),
         normal,

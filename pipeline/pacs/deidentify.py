@@ -106,7 +106,7 @@ _ALLOWED: dict[int, tuple[str, Rule]] = {
         ("CS", _form(rb"[FMO]"), "PatientSex"),
         ("DS", _number, "ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness KVP"),
         ("DS", _number, "RescaleSlope RescaleIntercept SpacingBetweenSlices SliceLocation"),
-        ("IS", _number, "NumberOfFrames InstanceNumber"),
+        ("IS", _number, "NumberOfFrames InstanceNumber AcquisitionNumber TemporalPositionIdentifier"),
         ("DT", _form(rb"[0-9]{8,14}(\.[0-9]{1,6})?"), "AcquisitionDateTime"),
         # Of multi-frame images, in functional groups or for all frames.
         ("CS", _image_type, "FrameType"),

@@ -137,6 +137,35 @@ def test_a_dimension_that_varies_along_one_volume_is_accepted(tmp_path):
     assert_same(read(tmp_path / "multi"), read(tmp_path / "single"))
 
 
+def test_temporal_positions_that_lie_between_each_other_are_refused(tmp_path):
+    image = enhanced(single_frames(write_series(tmp_path / "single", body())))
+    for index, own in enumerate(image.PerFrameFunctionalGroupsSequence):
+        own.FrameContentSequence[0].TemporalPositionIndex = 1 + index % 2
+    save_frames(image, tmp_path / "multi" / "1.dcm")
+    assert code(tmp_path / "multi") == "E_SEVERAL_SCANS"
+
+
+@pytest.mark.parametrize("last", ["YES", "NO"])
+def test_contrast_agent_of_any_frame_is_flagged(tmp_path, last):
+    image = enhanced(single_frames(write_series(tmp_path / "single", body())))
+    image.ContrastBolusAgentSequence = group(CodeValue="1")
+    for own in image.PerFrameFunctionalGroupsSequence:
+        own.ContrastBolusUsageSequence = group(ContrastBolusAgentNumber=1, ContrastBolusAgentAdministered="YES")
+    own.ContrastBolusUsageSequence[0].ContrastBolusAgentAdministered = last
+    save_frames(image, tmp_path / "multi" / "1.dcm")
+    assert read(tmp_path / "multi").flags == ("W_CONTRAST",)
+
+
+def test_frame_that_is_a_localizer_is_refused_although_the_last_one_is_axial(tmp_path):
+    """Shared groups are allowed to be contradicted by no frame; some files do it all the same."""
+    image = enhanced(single_frames(write_series(tmp_path / "single", body())))
+    for index, own in enumerate(image.PerFrameFunctionalGroupsSequence):
+        kind = "LOCALIZER" if index == 3 else "AXIAL"
+        own.CTImageFrameTypeSequence = group(FrameType=["ORIGINAL", "PRIMARY", kind, "NONE"])
+    save_frames(image, tmp_path / "multi" / "1.dcm")
+    assert code(tmp_path / "multi") == "E_LOCALIZER"
+
+
 def test_repeated_frames_are_treated_like_repeated_slices(tmp_path):
     images = single_frames(write_series(tmp_path / "single", body()))
     save_frames(enhanced([*images, images[3]]), tmp_path / "copy" / "1.dcm")

@@ -480,6 +480,35 @@ def test_attributes_that_tell_nothing_are_ignored(tmp_path, edit):
     assert read(tmp_path).flags == ()
 
 
+RECORDINGS = {
+    "TemporalPositionIdentifier": ("1", "2"),
+    "AcquisitionNumber": ("3", "4"),
+    "KVP": ("80", "120"),
+    "ConvolutionKernel": ("B30f", "B70f"),
+}
+
+
+@pytest.mark.parametrize("keyword", RECORDINGS)
+def test_two_recordings_that_lie_between_each_other_are_refused(tmp_path, keyword):
+    """As breathing in and out, exported as one series; the slices of one lie half a step above those of the other."""
+    write_series(tmp_path, body(), edit=lambda ds, index: setattr(ds, keyword, RECORDINGS[keyword][index % 2]))
+    refused = refusal(tmp_path)
+    assert (refused.code, refused.numbers) == ("E_SEVERAL_SCANS", {"attributes": keyword})
+
+
+@pytest.mark.parametrize("keyword", RECORDINGS)
+@pytest.mark.parametrize(
+    "number",
+    [lambda index: int(index >= 10), lambda index: index // 3, lambda index: index, lambda index: int(index == 7)],
+    ids=["in two parts", "step by step", "a value for each slice", "one slice differs"],
+)
+def test_a_recording_in_parts_is_one_scan(tmp_path, keyword, number):
+    first, second = RECORDINGS[keyword]
+    values = [first, second, *map(str, range(5, 30))]
+    write_series(tmp_path, body(), edit=lambda ds, index: setattr(ds, keyword, values[number(index)]))
+    assert read(tmp_path).hu.shape[0] == 24
+
+
 @pytest.mark.parametrize(
     ("spacing_mm", "location_mm", "outcome"),
     [

@@ -164,7 +164,9 @@ def outcome(path: Path) -> tuple[object, ...]:
     try:
         header = inspect_slice(path)
         pixels = hashlib.sha256(decode_slice(header).tobytes()).hexdigest()
-        return (*(value for key, value in vars(header).items() if key not in ("path", "thickness_mm", "scan")), pixels)
+        kept = {key: value for key, value in vars(header).items() if key not in ("path", "thickness_mm", "scan")}
+        kept["recording"] = header.recording[:-1]  # the last is the kernel, which may become OTHER
+        return (*kept.values(), pixels)
     except Refusal as refusal:
         return (refusal.code,)
 
