@@ -25,6 +25,7 @@ from pipeline.imaging.volume import MAX_VOXELS
 _CHUNK_BYTES = 2**20
 _MAX_EXTRA_BYTES = 2**20  # of extensions between header and voxels, and of data after the voxels
 _MAX_META_HEADER_BYTES = 2**16
+_MOST_APART_MM = 0.5  # of one corner by two descriptions of the axes, which are rounded to float32
 # Numpy names of the types that hold one real number: nifti1.h, DT_*; MetaIO, MET_*.
 _NIFTI_TYPES = {2: "u1", 256: "i1", 4: "i2", 512: "u2", 8: "i4", 768: "u4", 16: "f4", 64: "f8"}
 _META_TYPES = {
@@ -92,6 +93,33 @@ def _inspect_nifti(path: Path) -> Stored:
     if not (by_quaternion or by_matrix) or not np.isfinite(numbers).all():
         raise Refusal(reasons.GEOMETRY)
     return Stored(path, int(before), tuple(sizes[:3]), np.dtype(order + _NIFTI_TYPES[kind]), packing)
+
+
+def require_one_geometry(path: Path) -> None:
+    """Check that a NIfTI-1 file places its voxels in one way: programs read its qform, its sform or its pixdim.
+
+    A file that was registered often has a new sform beside the qform of the scanner. A mask of it would then lie beside
+    it in one program, and on it in another. `path`: a file that `inspect` accepted. Raises `Refusal` E_GEOMETRY.
+    """
+    from nibabel.nifti1 import Nifti1Header  # imported here because it is large, and most scans are DICOM
+
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+        content = stream.read(348)
+    try:
+        header = Nifti1Header(content, check=False)
+        by_quaternion, by_matrix = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
+        size, steps_mm = np.array(header["dim"][1:4], float), np.array(header["pixdim"][1:4], float)
+    except Exception as error:  # nibabel raises many kinds of exceptions
+        raise Refusal(reasons.GEOMETRY, private=str(error)) from None
+    if by_matrix is None:
+        return
+    if (np.abs(np.linalg.norm(by_matrix[:3, :3], axis=0) - steps_mm) * size > _MOST_APART_MM).any():
+        raise Refusal(reasons.GEOMETRY, private="pixdim and sform differ")
+    corners = np.array([[*corner, 1.0] for corner in np.ndindex(2, 2, 2)]) * [*(size - 1), 1.0]
+    if by_quaternion is not None:
+        apart_mm = np.linalg.norm(corners @ (by_matrix - by_quaternion).T, axis=1)
+        if apart_mm.max() > _MOST_APART_MM:
+            raise Refusal(reasons.GEOMETRY, private="qform and sform differ")
 
 
 def _inspect_meta(path: Path) -> Stored:

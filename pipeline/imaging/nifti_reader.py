@@ -13,7 +13,13 @@ from models.refusal import Refusal
 from pipeline.imaging import reasons
 from pipeline.imaging.discovery import VOLUME_SUFFIXES, Series, age_in_years, fingerprint, walk
 from pipeline.imaging.geometry import check_spacing, feet_to_head, headward_normal, ras_affine
-from pipeline.imaging.nifti_header import inspect, is_meta, meta_voxel_file, read_meta_header
+from pipeline.imaging.nifti_header import (
+    inspect,
+    is_meta,
+    meta_voxel_file,
+    read_meta_header,
+    require_one_geometry,
+)
 from pipeline.imaging.series_reader import THICK_MM, finish
 from pipeline.imaging.volume import Volume, whole_hu
 from pipeline.system.findings import Finding
@@ -97,6 +103,8 @@ def read_volume_file(path: Path) -> Volume:
     path = path.resolve()  # follow a link to the header: the voxels are beside the header itself
     try:
         hu, affine = _decode(path, inspect(path).size)
+        if not is_meta(path):
+            require_one_geometry(path)
         if not np.isfinite(hu).all():
             raise Refusal(reasons.NOT_A_NUMBER)
         lowest, highest = float(hu.min()), float(hu.max())

@@ -189,6 +189,11 @@ HU_RANGE = Reason(
 EMPTY_VOLUME = Reason(
     "E_EMPTY_VOLUME", "the scan contains only air or only one value", "Choose the chest CT series of the examination."
 )
+BLANK_SLICES = Reason(
+    "E_BLANK_SLICES",
+    "{blank} slices between others show nothing: all their voxels have one value",
+    "Send the series again. If its images in the PACS are blank too, it cannot be used.",
+)
 SEAM = Reason(
     "W_SEAM",
     "two neighbouring slices differ so much that the scan may consist of two",

@@ -12,7 +12,7 @@ from pipeline.imaging.geometry import MAX_TILT_DEGREES, feet_to_head, headward_n
 from pipeline.imaging.one_scan import check_positions, require_one_recording, require_one_scan
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.imaging.seam import has_seam
-from pipeline.imaging.volume import MAX_VOXELS, Volume
+from pipeline.imaging.volume import MAX_VOXELS, Volume, filled_slices, is_blank
 
 LOWEST_HU, HIGHEST_HU = -2000, 10_000  # noise does not go lower, and no metal is denser
 THICK_MM = 5.0
@@ -78,7 +78,7 @@ def _check_copies(slices: list[Slice], is_copy: NDArray[np.bool_]) -> None:
 def finish(hu: NDArray[np.int16], affine: NDArray[np.float64], flags: set[str]) -> Volume:
     """Finish a volume, as the last step of every reader: turn padding into air, check and clip HU, undo a tilt.
 
-    `hu` is changed in place. Raises `Refusal`: E_HU_RANGE, E_EMPTY_VOLUME, E_DIMENSIONS.
+    `hu` is changed in place. Raises `Refusal`: E_HU_RANGE, E_EMPTY_VOLUME, E_BLANK_SLICES, E_DIMENSIONS.
     Flags: W_PADDING, W_SEAM, W_TILT.
     """
     lowest, highest = _range(hu)
@@ -89,6 +89,9 @@ def finish(hu: NDArray[np.int16], affine: NDArray[np.float64], flags: set[str]) 
         raise Refusal(reasons.HU_RANGE, lowest_hu=lowest, highest_hu=highest)
     if lowest == highest or _is_all_air(hu):
         raise Refusal(reasons.EMPTY_VOLUME)
+    first, end = filled_slices(hu)
+    if blank := int(sum(is_blank(each) for each in hu[first:end])):
+        raise Refusal(reasons.BLANK_SLICES, blank=blank)
     if has_seam(hu):
         flags = {*flags, reasons.SEAM.code}
     if not AIR_HU <= lowest <= highest <= BRIGHTEST_HU:

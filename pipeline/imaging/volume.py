@@ -66,3 +66,14 @@ class Volume:
 def whole_hu(hu: NDArray[np.floating]) -> NDArray[np.int16]:
     """Round HU to whole numbers and clip them to the range of int16. `hu` must not contain NaN."""
     return np.rint(hu).clip(HU_ENDS.min, HU_ENDS.max).astype(np.int16)
+
+
+def is_blank(hu: NDArray[np.int16]) -> bool:
+    """Whether a slice shows nothing: all its voxels have one value."""
+    return bool(hu.min() == hu.max())
+
+
+def filled_slices(hu: NDArray[np.int16]) -> tuple[int, int]:
+    """Return the first slice that shows something, and the one after the last; all slices if none does."""
+    filled = [index for index in range(len(hu)) if not is_blank(hu[index])]
+    return (filled[0], filled[-1] + 1) if filled else (0, len(hu))

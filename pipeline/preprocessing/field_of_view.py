@@ -3,12 +3,15 @@
 Images end at their four sides, or before: scanners fill what lies outside their round field of view with one value.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from models.refusal import Refusal
 from pipeline.imaging.ct_slice import AIR_HU
+from pipeline.imaging.volume import Volume, filled_slices
 from pipeline.preprocessing.lungs import AIR_BELOW_HU, at_sides, grown
 from pipeline.preprocessing.reasons import LUNGS_CUT_REFUSED, NO_LUNGS
 
@@ -71,6 +74,17 @@ def outside_pieces(hu: NDArray[np.float32], lungs: NDArray[np.bool_]) -> tuple[N
     labels[padded] = count + 1
     is_outside[count + 1] = True
     return labels, is_outside
+
+
+def cut_slices(volume: Volume, rows: int) -> tuple[int, int]:
+    """Return the slices of a working grid of `rows` slices at which the body ends, the lower and the upper one.
+
+    Slices that show nothing may follow a cut: they are no part of the field of view. `volume`: upright.
+    """
+    first, end = filled_slices(volume.hu)
+    scale = rows / len(volume.hu)
+    low = min(math.ceil(first * scale), rows - 1)
+    return low, max(low, math.floor(end * scale) - 1)
 
 
 def cut_share(hu: NDArray[np.float32], lungs: NDArray[np.bool_]) -> float:

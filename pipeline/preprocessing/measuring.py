@@ -12,7 +12,7 @@ from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.imaging.vendor_tags import known_kernel, known_manufacturer
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.air import air_around
-from pipeline.preprocessing.field_of_view import cut_share
+from pipeline.preprocessing.field_of_view import cut_share, cut_slices
 from pipeline.preprocessing.lungs import are_flat, lungs_size_mm
 from pipeline.preprocessing.measures import Measures
 from pipeline.preprocessing.preprocess import Prepared, orient
@@ -32,14 +32,17 @@ def measure(series: Series, volume: Volume, prepared: Prepared) -> Measures:
     slice_mm, *in_plane = volume.spacing_mm
     kernel, sharpness = known_kernel(series.kernel)
     spine, trachea, heart = body_pose(prepared)
+    upright = orient(volume)
+    low, high = cut_slices(upright, len(lungs))
+    at_ends = bool(lungs[: low + 1].any() or lungs[high:].any())
     return Measures(
         slice_mm=round(slice_mm, 2),
         pixel_mm=round(max(in_plane), 2),
         thickness_mm=thickness_mm,
         slices=len(volume.hu),
         lungs_ml=round(prepared.lungs_ml),
-        is_cut=bool(lungs[0].any() or lungs[-1].any() or cut_share(prepared.image_hu, lungs) > 0),
-        air_hu=air_around(orient(volume).hu, lungs),
+        is_cut=at_ends or cut_share(prepared.image_hu, lungs) > 0,
+        air_hu=air_around(upright.hu, lungs),
         aerated_hu=round(float(np.percentile(prepared.image_hu[lungs], 10))),
         spine_behind_mm=spine,
         windpipe_above_mm2=trachea,

@@ -26,7 +26,10 @@ def write_labels(found: Burden, volume: Volume, out: Path) -> None:
     try:
         for fine, name in ((found.found.lungs_on(shape), LUNGS), (nearest_on(shape, found.opacities), OPACITIES)):
             image = nib.Nifti1Image(fine.transpose(2, 1, 0), volume.affine[:, [2, 1, 0, 3]])
+            # Programs built on ITK cannot open an sform whose axes are not quite at right angles, as of a scan whose
+            # slices drift sideways. They read the qform, which has no such drift, and read a DICOM series so as well.
             image.set_sform(image.affine, code="scanner")
+            image.set_qform(image.affine, code="scanner")
             image.header.set_xyzt_units("mm")
             nib.save(image, out / name)
     except OSError as error:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
@@ -279,6 +280,42 @@ def test_oblique_stack_is_refused(tmp_path: Path) -> None:
     made = image(noisy())
     made.SetDirection((1, 0, 0, 0, np.cos(0.7), -np.sin(0.7), 0, np.sin(0.7), np.cos(0.7)))
     assert refusal(save(made, tmp_path / "a.mha")).code == "E_OBLIQUE"
+
+
+def placed(path: Path, *, by_sform: tuple[float, float, float], steps: float = 1.0, codes: tuple[int, int]) -> Path:
+    """Write a NIfTI file whose sform is moved by so many mm, and whose pixdim is `steps` times the right one."""
+    save(image(body()), path)
+    made = nib.load(path, mmap=False)
+    made.get_fdata()  # before the file is written again
+    moved = made.affine.copy()
+    moved[:3, 3] += by_sform
+    made.set_qform(made.affine, code=codes[0])
+    made.set_sform(moved, code=codes[1])
+    made.header["pixdim"][1:4] *= steps
+    nib.save(made, path)
+    return path
+
+
+@pytest.mark.parametrize("codes", [(1, 1), (1, 2), (1, 4), (4, 2), (2, 1)])
+@pytest.mark.parametrize("moved", [(12.0, 0.0, 0.0), (0.0, 8.0, 0.0), (0.0, 0.0, 1.0)])
+def test_file_that_places_its_voxels_in_two_ways_is_refused(
+    codes: tuple[int, int], moved: tuple[float, float, float], tmp_path: Path
+) -> None:
+    """SimpleITK and nibabel would read different places, so that a mask of the scan would lie beside it."""
+    assert refusal(placed(tmp_path / "scan.nii.gz", by_sform=moved, codes=codes)).code == "E_GEOMETRY"
+
+
+@pytest.mark.parametrize("codes", [(1, 0), (0, 1), (1, 1), (1, 2)])
+def test_file_with_one_or_two_equal_descriptions_of_its_axes_is_read(codes: tuple[int, int], tmp_path: Path) -> None:
+    path = placed(tmp_path / "scan.nii", by_sform=(0.0, 0.0, 0.0), codes=codes)
+    assert np.allclose(
+        read_volume_file(path).affine, read_volume_file(save(image(body()), tmp_path / "same.nii")).affine
+    )
+
+
+@pytest.mark.parametrize("steps", [0.9, 1.1])
+def test_spacing_that_contradicts_the_axes_is_refused(steps: float, tmp_path: Path) -> None:
+    assert refusal(placed(tmp_path / "scan.nii", by_sform=(0, 0, 0), steps=steps, codes=(0, 2))).code == "E_GEOMETRY"
 
 
 @pytest.mark.parametrize("name", FORMATS)

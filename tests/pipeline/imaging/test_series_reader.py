@@ -480,6 +480,22 @@ def test_attributes_that_tell_nothing_are_ignored(tmp_path, edit):
     assert read(tmp_path).flags == ()
 
 
+@pytest.mark.parametrize(
+    ("blank", "code"), [({9}, "E_BLANK_SLICES"), ({3, 9}, "E_BLANK_SLICES"), ({0, 23}, ""), ({22, 23}, "")]
+)
+def test_slice_that_shows_nothing_is_refused_between_others(tmp_path, blank, code):
+    """It is a lost image. At an end it is padding, as in scans that were resampled."""
+    hu = body()
+    for index in blank:
+        hu[index] = -1000
+    write_series(tmp_path, hu)
+    if code:
+        refused = refusal(tmp_path)
+        assert (refused.code, refused.numbers) == (code, {"blank": len(blank)})
+    else:
+        assert read(tmp_path).hu.shape[0] == 24
+
+
 RECORDINGS = {
     "TemporalPositionIdentifier": ("1", "2"),
     "AcquisitionNumber": ("3", "4"),

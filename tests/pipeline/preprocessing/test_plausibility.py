@@ -90,6 +90,19 @@ def test_lungs_cut_too_much_are_refused(hu: Hu, real: Volume) -> None:
     assert code(replace(real, hu=real.hu[:-15])) == "E_LUNGS_CUT", "60 mm"
 
 
+@pytest.mark.parametrize("value", [-1024, 0, 40])
+@pytest.mark.parametrize("blank", [1, 2, 9])
+def test_blank_slices_after_a_cut_do_not_hide_it(value: int, blank: int, hu: Hu) -> None:
+    lungs = np.flatnonzero(phantoms.thorax(GRID).lungs.any(axis=(1, 2)))
+    gone = round(0.3 * len(lungs))
+    nothing = np.full((blank, *hu.shape[1:]), value, np.float32)
+    for part in ((nothing, hu[lungs[0] + gone :]), (hu[: lungs[-1] + 1 - gone], nothing)):
+        # Padding of AIR_HU can make all of the lungs that reach it air outside the body.
+        assert code(phantoms.volume(np.concatenate(part), GRID)) in {"E_LUNGS_CUT", "E_NO_LUNGS"}
+    if value == -1024:  # padding, as of a scan that was turned; tissue at the ends would be no chest
+        assert code(phantoms.volume(np.concatenate([nothing, hu, nothing]), GRID)) == ""
+
+
 def within(inside: NDArray[np.bool_], value: float) -> Callable[[Hu], Hu]:
     return lambda hu: np.where(inside, value, hu).astype(np.float32)
 
