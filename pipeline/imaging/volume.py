@@ -68,6 +68,11 @@ def whole_hu(hu: NDArray[np.floating]) -> NDArray[np.int16]:
     return np.rint(hu).clip(HU_ENDS.min, HU_ENDS.max).astype(np.int16)
 
 
+def voxel_ml(affine: NDArray[np.float64]) -> float:
+    """Return the volume of a voxel of a grid whose affine, shape (4, 4), gives millimetres."""
+    return float(abs(np.linalg.det(affine[:3, :3]))) / 1000
+
+
 def is_blank(hu: NDArray[np.int16]) -> bool:
     """Whether a slice shows nothing: all its voxels have one value."""
     return bool(hu.min() == hu.max())

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from models.lung_segmenter import Region, Tissue
 from models.refusal import Refusal
 from pipeline.imaging.lung_mask import BOTH, LEFT, RIGHT, LungMask
+from pipeline.imaging.volume import voxel_ml
 from pipeline.preprocessing import reasons
 from pipeline.preprocessing.field_of_view import require_aerated, require_uncut
 from pipeline.preprocessing.lung_regions import LungRegions, are_lungs, dice
@@ -26,7 +27,7 @@ def sides_on_grid(
     """
     sides = mask.on(hu.shape, affine)
     lungs = sides > 0
-    inside = np.count_nonzero(lungs) * spacing_mm**3 / 1000 / mask.ml
+    inside = np.count_nonzero(lungs) * voxel_ml(affine) / mask.ml
     if inside < LEAST_INSIDE:
         raise Refusal(reasons.MASK_GRID, percent=round(100 * inside))
     require_aerated(hu, lungs)

@@ -88,6 +88,8 @@ def burden(
     spacing_mm: float,
     mask: NDArray[np.uint8] | None = None,
     density: NDArray[np.uint8] | None = None,
+    *,
+    voxel_ml: float | None = None,
 ) -> Burden:
     """Measure the lungs of one scan on the working grid.
 
@@ -103,12 +105,14 @@ def burden(
         An external mask on the working grid (see `external_lungs.sides_on_grid`), whose lungs are measured.
     density : NDArray or None
         The band of each voxel, from `median_density`. None for a scan on the working grid: that of `hu`.
+    voxel_ml : float or None
+        Volume of a voxel, `Prepared.voxel_ml`. None: that of a cube with this side.
     """
     found = found if mask is None else regions_from(mask, found)
     density = bands(lambda least: hu >= least) if density is None else density
     labels = without_thin(labels_of(density, found), max(1, round(THINNEST_MM / spacing_mm)))
     opacities, measured = count(labels)
-    voxel_ml = spacing_mm**3 / 1000
+    voxel_ml = spacing_mm**3 / 1000 if voxel_ml is None else voxel_ml
     regions = measure(labels, opacities, measured, voxel_ml)
     if mask is not None:
         return Burden(regions, found, opacities, labels, voxel_ml, EXTERNAL_MASK)

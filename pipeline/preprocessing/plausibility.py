@@ -137,7 +137,7 @@ def _stomach_left(prepared: Prepared) -> float | None:
     columns = np.arange(gas.shape[2]) - middle_of_body(prepared)
     aside = BESIDE_MIDLINE_MM / prepared.spacing_mm
     right, left = (int(gas[below][..., beside].sum()) for beside in (columns < -aside, columns > aside))
-    if (right + left) * prepared.spacing_mm**3 / 1000 < LEAST_GAS_ML:
+    if (right + left) * prepared.voxel_ml < LEAST_GAS_ML:
         return None
     return (left - right) / (left + right)
 

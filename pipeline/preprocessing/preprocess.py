@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models.refusal import Refusal
 from pipeline.imaging.lung_mask import LungMask
 from pipeline.imaging.reasons import POSITIONS_FLAGGED
-from pipeline.imaging.volume import Volume
+from pipeline.imaging.volume import Volume, voxel_ml
 from pipeline.preprocessing.air import air_around, require_lung
 from pipeline.preprocessing.area_resample import area_means
 from pipeline.preprocessing.external_lungs import sides_on_grid
@@ -55,6 +55,11 @@ class Prepared:
         move[:3, 3] = [side.start for side in self.box]
         extent = [side.stop - side.start for side in self.box]
         return resampled_affine(self.affine @ move, extent, self.tensor.shape[1:])
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel of the working grid: its steps differ a little from `spacing_mm`, to fill the scan."""
+        return voxel_ml(self.affine)
 
     @property
     def scan_digest(self) -> str:
@@ -166,7 +171,7 @@ def prepare(volume: Volume, settings: Preprocessing, mask: LungMask | None = Non
         image_hu=hu,
         lungs=lungs,
         spacing_mm=step,
-        lungs_ml=float(lungs.sum() * step**3 / 1000),
+        lungs_ml=float(lungs.sum() * voxel_ml(affine)),
         shift_hu=shift,
         affine=affine,
         box=box,

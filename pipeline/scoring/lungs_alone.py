@@ -30,5 +30,6 @@ def measure_lungs(volume: Volume, mask: LungMask | None = None) -> LungsAlone:
     require_chest(look_at(upright, prepared))
     hu = prepared.image_hu
     density = median_density(upright.hu, hu.shape)
-    found = burden(hu, regions_of(prepared), prepared.spacing_mm, mask_of(prepared, mask), density)
+    sides = mask_of(prepared, mask)
+    found = burden(hu, regions_of(prepared), prepared.spacing_mm, sides, density, voxel_ml=prepared.voxel_ml)
     return LungsAlone(upright, prepared, found)

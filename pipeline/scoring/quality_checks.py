@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from models.refusal import Reason
 from pipeline.imaging.discovery import Series
+from pipeline.imaging.lung_mask import RIGHT
 from pipeline.imaging.missing_slices import remark
 from pipeline.preprocessing import reasons as preprocessing_reasons
 from pipeline.preprocessing.external_lungs import agreement_with_threshold
@@ -59,15 +60,15 @@ def checks(
     found: Anatomy,
     settings: Preprocessing,
     regions: LungRegions,
-    mask: NDArray[np.bool_] | None = None,
+    sides: NDArray[np.uint8] | None = None,
 ) -> tuple[Check, ...]:
     """Return all checks of one scan, in the order of display.
 
-    `regions`: from the segmenter. `mask`: the lungs of an external mask, if there is one.
+    `regions`: from the segmenter. `sides`: an external mask, if there is one (see `external_lungs.sides_on_grid`).
     """
     return (
         *_of_files(scan, settings),
-        *_of_lungs(prepared, found, regions, mask),
+        *_of_lungs(prepared, found, regions, sides),
         *_of_density(prepared, found, settings),
         *_of_patient(scan.series),
     )
@@ -89,22 +90,31 @@ def _of_files(scan: OneScan, settings: Preprocessing) -> list[Check]:
     ]
 
 
-def _of_lungs(prepared: Prepared, found: Anatomy, regions: LungRegions, mask: NDArray[np.bool_] | None) -> list[Check]:
+def _of_lungs(prepared: Prepared, found: Anatomy, regions: LungRegions, sides: NDArray[np.uint8] | None) -> list[Check]:
+    """Return the checks of the lungs that the table shows: those of the mask, if there is one."""
+    mask = None if sides is None else sides > 0
+    lungs = prepared.lungs if mask is None else mask
     places = (("lowest", found.cut_low), ("highest", found.cut_high), ("side", found.cut_aside))
     cut = [name for name, share in places if share > 0]
-    is_alone = found.smaller_lung < LEAST_SMALLER_LUNG
+    smaller = found.smaller_lung if sides is None else _smaller_lung(sides)
     agreed = _agreement(prepared, regions, mask)
     unsure = unsure_share(prepared.image_hu, regions) if mask is None else 0.0
-    height_mm, width_mm = lungs_size_mm(prepared.lungs, prepared.spacing_mm)
+    height_mm, width_mm = lungs_size_mm(lungs, prepared.spacing_mm)
     flat = preprocessing_reasons.LUNGS_FLAT if are_flat(height_mm, width_mm) else None
     return [
-        Check("lungs", round(prepared.lungs_ml), "mL"),
+        Check("lungs", round(np.count_nonzero(lungs) * prepared.voxel_ml), "mL"),
         Check("lungs_height", round(height_mm), "mm", flat),
-        Check("smaller_lung", round(100 * found.smaller_lung), "%", reasons.ONE_LUNG if is_alone else None),
+        Check("smaller_lung", round(100 * smaller), "%", reasons.ONE_LUNG if smaller < LEAST_SMALLER_LUNG else None),
         Check("lungs_agree", round(100 * agreed), "%", reasons.LUNGS_UNSURE if agreed < LEAST_AGREEMENT else None),
         Check("unsure_border", round(100 * unsure, 1), "%", reasons.BORDER_UNSURE if unsure > MOST_UNSURE else None),
         Check("lungs_cut", " and ".join(cut) or "no", "", preprocessing_reasons.LUNGS_CUT if cut else None),
     ]
+
+
+def _smaller_lung(sides: NDArray[np.uint8]) -> float:
+    """Return the share of the smaller lung of a mask in the volume of both."""
+    right = float(np.mean(sides[sides > 0] == RIGHT))
+    return min(right, 1 - right)
 
 
 def _agreement(prepared: Prepared, regions: LungRegions, mask: NDArray[np.bool_] | None) -> float:

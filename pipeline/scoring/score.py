@@ -277,7 +277,7 @@ def score_scan(scan: OneScan, release: Release, *, compute: Compute = PROCESSOR)
     }
     return Score(
         probabilities=probabilities,
-        checks=checks(scan, prepared, anatomy, settings, found, None if mask is None else mask > 0),
+        checks=checks(scan, prepared, anatomy, settings, found, mask),
         age_band=age_band(scan.series.age_years),
         sex=scan.series.sex,
         model=release.description,
@@ -288,7 +288,9 @@ def score_scan(scan: OneScan, release: Release, *, compute: Compute = PROCESSOR)
         scored_at=datetime.now().astimezone(),
         prepared=prepared,
         volume=volume,
-        burden=burden(prepared.image_hu, found, prepared.spacing_mm, mask, density.result()),
+        burden=burden(
+            prepared.image_hu, found, prepared.spacing_mm, mask, density.result(), voxel_ml=prepared.voxel_ml
+        ),
         saliency=heat if heat is not None and heat.any() else None,
         intervals=intervals,
         distance=distance,
