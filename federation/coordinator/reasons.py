@@ -13,6 +13,11 @@ SITES_UNLIKE = Reason(
     "Golden volume: install the server's versions of fedthorax and of its libraries at these sites. Data "
     "contract: agree on [join] and on the definition of severe in site.toml. Then start the study again.",
 )
+NOTHING_LEARNT = Reason(
+    "E_NOTHING_LEARNT",
+    "no round of the run counts ({codes}): its model is still the one it began from",
+    "There is no candidate. Remove the causes that the lines of the rounds name, then run the study again.",
+)
 SERVER_DISK = Reason(
     "E_SERVER_DISK",
     "a file of the run could not be written at the server",

@@ -224,8 +224,11 @@ class ServerRun:
             self.tracker.add_artifacts(saved, "checkpoint")
 
     def _finish(self, model: Model) -> None:
-        """Evaluate the model at the sites; write the results and the candidate."""
+        """Evaluate the model at the sites; write the results and the candidate. Raises Refusal E_NOTHING_LEARNT."""
         rounds = [entry for entry in self.history if "round" in entry]
+        if not kept_rounds(rounds):
+            codes = sorted({entry["lost_for"] for entry in rounds if entry["lost_for"]})
+            raise Refusal(reasons.NOTHING_LEARNT, codes=", ".join(codes) or "none was accepted")
         begun = begun_sites(self.study, self.folder / BEGINS_FROM)
         trained_at = sorted({*begun, *(site for entry in rounds for site in entry["sites"])})
         network = load_network(self.study, model.arrays, model.buffers)

@@ -196,6 +196,20 @@ def test_lost_round_is_reported_with_its_reason(server, caplog):
     assert "round 2 of 3 LOST (E_STRATEGY_REPLIES) · 2 of 3 sites" in caplog.text
 
 
+def test_run_of_which_no_round_counts_has_no_candidate(server):
+    """Before, the untrained network was released and registered, and the run was called complete."""
+
+    def silent(message: Message, content: RecordDict):
+        return Error(1, "E_TOO_FEW") if message.metadata.message_type == "train" else content
+
+    short = study(name="FedMedian")
+    short = short.model_copy(update={"study": short.study.model_copy(update={"rounds": 2})})
+    with pytest.raises(Refusal) as refused:
+        execute(server, Grid(silent), short)
+    assert (refused.value.code, refused.value.numbers) == ("E_NOTHING_LEARNT", {"codes": "E_STRATEGY_REPLIES"})
+    assert not (server / "runs" / "trial-1" / "release").exists()
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
 def test_full_or_unwritable_disk_is_refused_with_a_code(server, monkeypatch, caplog, code):
     """This code covers all files except checkpoints, such as history and release. Checkpoints have their own code."""
