@@ -2,7 +2,8 @@
 
 Only the server writes to MLflow. The default store is SQLite and files in the server's folder; MLFLOW_TRACKING_URI
 selects another tracking server. This module lists everything that is written, so that nothing else gets there: no
-path of a site, no user, no count of a site's patients. docs/mlflow.md explains how to set up a tracking server.
+path of a site, no user, and in the figures no count of a site's patients, which the results have. docs/mlflow.md
+explains how to set up a tracking server.
 
 The runs of a group differ by seed or strategy. They are nested runs below one parent run with the group's name.
 
