@@ -22,7 +22,7 @@ from pipeline.records.laboratory import Laboratory, PcrResult, read_pcr
 from pipeline.records.laboratory.results import files_of
 from pipeline.site import reasons as site_reasons
 from pipeline.site.folder import Site, SiteTable
-from pipeline.site.site_data import SPOILS_NEGATIVE
+from pipeline.site.site_data import spoilt_patients
 
 log = logging.getLogger("fedthorax.clinic")
 
@@ -117,7 +117,7 @@ def _read(table: Laboratory, site: SiteTable, today: date) -> _Content | Refusal
     results: dict[str, list[PcrResult]] = defaultdict(list)
     for row in rows:
         results[row.patient_id].append(row)
-    return _Content(dict(results), frozenset(f.patient_id for f in findings if f.reason in SPOILS_NEGATIVE))
+    return _Content(dict(results), frozenset(spoilt_patients(findings)))
 
 
 def _decide(patient_id: str, scan_day: date, feed: _Content, rules: JoinRules) -> Pcr | None:

@@ -3,7 +3,7 @@
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -81,7 +81,8 @@ class TableFile(CsvTable):
 def read_rows(table: CsvTable, name: str, columns: Sequence[str]) -> tuple[list[list[str]], list[Finding]]:
     """Return the stripped cells of `columns`, row by row; the first column is the patient's identifier.
 
-    Blank rows do not count. A row with another length than the header, or without identifier, is a finding.
+    Blank rows do not count. A row with another length than the header, or without identifier, is a finding. The former
+    names the patient, if it can be told: the row may have held the patient's only positive result, or the death.
     Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA.
     """
     (_, header), *rows = read_lines(table, name) or [(1, [])]
@@ -90,15 +91,39 @@ def read_rows(table: CsvTable, name: str, columns: Sequence[str]) -> tuple[list[
             fault = f"column {column!r} occurs {header.count(column)} times"
             raise Refusal(reasons.SCHEMA, private=f"first row: {str(header)[:1000]}", table=name, fault=fault)
     positions = [header.index(column) for column in columns]
-    whole, findings = [], []
+    whole, torn, findings = [], [], []
     for line, row in rows:
         if len(row) != len(header):
-            findings.append(note(reasons.ROW, "", f"line {line}"))
+            torn.append((line, row))
         elif not row[positions[0]]:
             findings.append(note(reasons.NO_IDENTIFIER, "", f"line {line}"))
         else:
             whole.append([row[position] for position in positions])
+    known = {patient_id for patient_id, *_ in whole}
+    for line, row in torn:
+        findings += unreadable(reasons.ROW, _owners(row, positions[0], len(header), known), f"line {line}")
     return whole, findings
+
+
+def _owners(row: Sequence[str], position: int, width: int, known: Collection[str]) -> set[str]:
+    """Return whose row it may be: one with more or fewer cells than the `width` of the header.
+
+    Cells before the fault keep their place counted from the left, those after it counted from the right. So an
+    identifier in the first or last column is certain. In between it is one of several cells. Of these only a patient
+    with other rows matters: nobody else has a result or an outcome that this row could change.
+    """
+    extra = len(row) - width
+    left, right = sorted((position, position + extra))
+    candidates = {cell for cell in row[max(left, 0) : right + 1] if cell in known}
+    if 0 < position < width - 1:
+        return candidates
+    certain = row[0] if position == 0 else row[-1]
+    return {certain} if certain in known else {certain, *candidates} - {""}
+
+
+def count_rows(whole: Sequence[object], findings: Iterable[Finding]) -> int:
+    """Return the number of rows that `read_rows` saw, valid or not."""
+    return len(whole) + sum(finding.reason is not reasons.UNREAD_RECORD for finding in findings)
 
 
 def read_lines(table: CsvTable, name: str) -> list[tuple[int, list[str]]]:
@@ -153,6 +178,13 @@ def note(reason: Reason, patient_id: str, detail: str) -> Finding:
     """Make a finding with a short, printable detail, so that it cannot send control characters to a terminal."""
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in detail[:MAX_DETAIL_CHARACTERS])
     return Finding(reason, patient_id, shown)
+
+
+def unreadable(reason: Reason, patients: Collection[str], detail: str) -> list[Finding]:
+    """Make the finding of a record that cannot be read, and one more for each of several patients whose it may be."""
+    if len(patients) == 1:
+        return [note(reason, next(iter(patients)), detail)]
+    return [note(reason, "", detail), *(note(reasons.UNREAD_RECORD, each, detail) for each in sorted(patients))]
 
 
 def refuse_when_many(

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from pipeline.records import reasons
-from pipeline.records.csv_tables import CsvTable, note, read_rows, refuse_when_many
+from pipeline.records.csv_tables import CsvTable, count_rows, note, read_rows, refuse_when_many
 from pipeline.system.findings import Finding
 
 OLDEST_YEARS = 120
@@ -41,16 +41,17 @@ class Label:
 def read_labels(table: LabelsFile) -> tuple[dict[str, Label], list[Finding]]:
     """Read the labels file: labels by patient, and findings for skipped rows; patients without labels are omitted.
 
-    A patient has no labels if the rows disagree or contain anything other than 0, 1 or nothing. Equal rows count once.
+    A patient has no labels if the rows disagree, cannot be read, or contain anything other than 0, 1 or nothing. Equal
+    rows count once.
 
     Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA, and, above MAX_FAULTY_PERCENT of the rows, E_ROWS,
     E_IDENTIFIERS or E_LABELS.
     """
     optional = [column for column in (table.age_years, table.sex) if column]
     rows, findings = read_rows(table, "labels", (table.patient_id, table.pcr_positive, table.severe, *optional))
-    row_count = len(rows) + len(findings)
+    row_count = count_rows(rows, findings)
     by_patient: dict[str, set[Label]] = defaultdict(set)
-    faulty = set()
+    faulty = {finding.patient_id for finding in findings}
     for patient_id, pcr, severe, *cells in rows:
         if pcr not in _BITS or severe not in _BITS:
             findings.append(note(reasons.LABEL, patient_id, f"{pcr}, {severe}"))

@@ -20,7 +20,14 @@ SCHEMA = Reason(
 ROW = Reason(
     "E_ROW",
     "a row has more or fewer cells than the first row",
-    "Quote cells that contain the separator. The row was skipped.",
+    "Quote cells that contain the separator. The row was skipped. If the finding names a patient, that patient gets no "
+    "negative PCR label, or no outcome. If not, nobody knows whose row it was, and a label may lack it.",
+)
+UNREAD_RECORD = Reason(
+    "W_UNREAD_RECORD",
+    "a row, message or resource that cannot be read may be this patient's",
+    "Correct it at its source. It has a finding of its own. Until then the patient gets no negative PCR label, or no "
+    "outcome.",
 )
 ROWS = Reason(
     "E_ROWS",
@@ -72,7 +79,8 @@ TIME_ZONE = Reason(
 HL7 = Reason(
     "E_HL7",
     "a message is not well-formed HL7 v2",
-    "Export it again. Segments must end with a carriage return and contain no line breaks.",
+    "Export it again. Segments must end with a carriage return and contain no line breaks. A patient whom the finding "
+    "names gets no negative PCR label. Without one, nobody knows whose result it was, and a label may lack it.",
 )
 HL7_FILES = Reason(
     "E_HL7_FILES",
@@ -92,7 +100,9 @@ OTHER_MESSAGE = Reason(
 FHIR = Reason(
     "E_FHIR",
     "a resource is not valid FHIR R4 JSON",
-    "Export it again as R4 JSON. Files with one resource in each line must have the suffix .ndjson.",
+    "Export it again as R4 JSON. Files with one resource in each line must have the suffix .ndjson. A patient whom the "
+    "finding names gets no negative PCR label, or no outcome. Without one, nobody knows whose it was, and a label may "
+    "lack it.",
 )
 FHIR_FILES = Reason(
     "E_FHIR_FILES",
@@ -122,7 +132,7 @@ PCR_PRELIMINARY = Reason(
 PCR_WITHDRAWN = Reason(
     "W_PCR_WITHDRAWN",
     "the laboratory has withdrawn a result, or could not obtain it",
-    "No action is needed.",
+    "No action is needed. Of a CSV file, all results of the specimen are skipped: it does not tell which one is meant.",
 )
 PCR_DATE = Reason(
     "E_PCR_DATE",

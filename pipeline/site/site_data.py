@@ -22,13 +22,18 @@ from pipeline.system.findings import Finding
 
 Value = TypeVar("Value")
 
-# A row skipped for one of these reasons may have been positive, so the patient cannot be labelled negative.
+# A row skipped for one of these reasons may have been positive, so the patient cannot be labelled negative. If a row,
+# message or resource cannot be read, its patient is not always known.
 SPOILS_NEGATIVE = {
     records_reasons.DATE,
     records_reasons.PCR_DATE,
     records_reasons.PCR_UNMAPPED_FLAGGED,
     records_reasons.PCR_PRELIMINARY,
     records_reasons.PCR_GENES_ONLY,
+    records_reasons.ROW,
+    records_reasons.HL7,
+    records_reasons.FHIR,
+    records_reasons.UNREAD_RECORD,
 }
 
 
@@ -63,10 +68,15 @@ def read_records(site: Site) -> tuple[Records, list[Finding]]:
     results: dict[str, list[PcrResult]] = defaultdict(list)
     for row in rows:
         results[site.pseudonym(row.patient_id)].append(row)
-    spoilt = {site.pseudonym(f.patient_id) for f in laboratory_findings if f.reason in SPOILS_NEGATIVE}
+    spoilt = {site.pseudonym(patient) for patient in spoilt_patients(laboratory_findings)}
     under_pseudonyms = {site.pseudonym(p): outcome for p, outcome in outcomes.items()}
     records = Records(_without(results, withdrawn), _without(under_pseudonyms, withdrawn), spoilt)
     return records, list(_pseudonymous(site, [*laboratory_findings, *outcome_findings], withdrawn))
+
+
+def spoilt_patients(findings: Iterable[Finding]) -> set[str]:
+    """Return the patients with a skipped laboratory row, as far as it is known whose it is."""
+    return {finding.patient_id for finding in findings if finding.reason in SPOILS_NEGATIVE} - {""}
 
 
 def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -> tuple[list[Series], list[Finding]]:

@@ -5,11 +5,12 @@ reference is ambiguous and neither is used.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from datetime import datetime
 
 from models.refusal import Reason
 from pipeline.records import reasons
+from pipeline.records.csv_tables import unreadable
 from pipeline.records.laboratory.codes import Code, names_of
 from pipeline.records.laboratory.fhir_files import Name, Placed, read_resources, scoped
 from pipeline.records.laboratory.fhir_models import (
@@ -20,10 +21,12 @@ from pipeline.records.laboratory.fhir_models import (
     Observation,
     Patient,
     Specimen,
+    Unreadable,
 )
-from pipeline.records.laboratory.results import RANK, Identifier, RawResult, Reading, Status, choose
+from pipeline.records.laboratory.results import RANK, Identifier, RawResult, Reading, Status, candidates, choose
 from pipeline.records.laboratory.settings import FhirLaboratory
 from pipeline.records.laboratory.times import LONG_AGO, Clock, fhir_time
+from pipeline.system.findings import Finding
 
 # Of Observation and DiagnosticReport. Other statuses (registered, preliminary, partial, unknown) are not final.
 STATUSES: dict[str, Status] = {
@@ -33,7 +36,7 @@ STATUSES: dict[str, Status] = {
 
 
 def read(table: FhirLaboratory, clock: Clock, issuer: str) -> Reading:
-    """Read the raw results of all files; each unreadable resource is a finding.
+    """Read the raw results of all files; each unreadable resource is a finding of its patient.
 
     Raises Refusal: E_TABLE_FILE, E_TIME_ZONE.
     """
@@ -43,6 +46,9 @@ def read(table: FhirLaboratory, clock: Clock, issuer: str) -> Reading:
     for placed in read_resources(table.file, reading):
         files.add(placed, reading)
     reading.results += files.results(reading)
+    with_results = {each.patient.value for each in reading.results if isinstance(each.patient, Identifier)}
+    for placed in files.unreadable:
+        reading.findings += fault_of(placed, files.owners(placed, with_results))
     return reading
 
 
@@ -54,6 +60,7 @@ class _Files:
         self.patients: dict[Name, set[Identifier | Reason]] = defaultdict(set)
         self.specimens: dict[Name, set[str]] = defaultdict(set)
         self.events: list[Placed] = []
+        self.unreadable: list[Placed] = []
         self.parents: dict[Name, list[Placed]] = defaultdict(list)  # panels and reports of an Observation
 
     def add(self, placed: Placed, reading: Reading) -> None:
@@ -63,6 +70,8 @@ class _Files:
                 self.patients[name].add(self._choose(resource.identifier))
             elif isinstance(resource, Specimen):
                 self.specimens[name].add(resource.collected)
+        if isinstance(resource, Unreadable):
+            self.unreadable.append(placed)
         if isinstance(resource, Event):
             # A list, not a generator: `wants` must count the results of all other tests.
             wanted = [reading.wants(_test(code)) for code, _ in _tests(resource)]
@@ -78,6 +87,12 @@ class _Files:
                     self.parents[name].append(placed)
         for placed in newest:
             yield from self._results_of(placed, reading)
+
+    def owners(self, placed: Placed, known: Set[str]) -> set[str]:
+        """Return the patients whose unreadable resource it may be; call this after `results`."""
+        owners = owners_of(placed, self.patients, known, self.issuer)
+        reported = self._patient(self._parents(placed))
+        return {reported.value} if not owners and isinstance(reported, Identifier) else owners
 
     def _results_of(self, placed: Placed, reading: Reading) -> Iterator[RawResult]:
         event = _event(placed)
@@ -202,3 +217,26 @@ def identifier_of(given: FhirIdentifier) -> Identifier:
     names = dict.fromkeys(filter(None, (given.system, given.system.removeprefix("urn:oid:"))))
     kinds = {coding.code for coding in given.type.coding}
     return Identifier(given.value.strip(), tuple(names), "MR" if "MR" in kinds else "")
+
+
+def owners_of(
+    placed: Placed, patients: Mapping[Name, Set[Identifier | Reason]], known: Set[str], issuer: str
+) -> set[str]:
+    """Return the patients whose unreadable resource it may be, several if that is uncertain.
+
+    `patients`: the Patients of all files, by their names. `known`: the identifiers of all patients with readable
+    events; a text in a document that is not JSON counts only if it is one of these.
+    """
+    resource = placed.resource
+    assert isinstance(resource, Unreadable)
+    named = [placed.names(), *(placed.called(reference) for reference in resource.references)]  # it may be a Patient
+    found = {each for names in named for name in scoped(placed, names) for each in patients.get(name, ())}
+    owners = {each.value for each in found if isinstance(each, Identifier)}
+    owners |= candidates((identifier_of(each) for each in resource.identifiers if each.use != "old"), issuer)
+    return owners | (resource.texts & known)
+
+
+def fault_of(placed: Placed, owners: Set[str]) -> list[Finding]:
+    """Make the findings of an unreadable resource and its owners."""
+    assert isinstance(placed.resource, Unreadable)
+    return unreadable(reasons.FHIR, owners, f"{placed.where}: {placed.resource.fault}")

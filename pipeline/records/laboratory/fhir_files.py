@@ -10,16 +10,22 @@ from pydantic import ValidationError
 
 from models.refusal import Refusal
 from pipeline.records import reasons
-from pipeline.records.csv_tables import note
 from pipeline.records.fhir_store import entries
-from pipeline.records.laboratory.fhir_models import DiagnosticReport, Observation, Patient, Resource, Specimen
+from pipeline.records.laboratory.fhir_models import (
+    DiagnosticReport,
+    Observation,
+    Patient,
+    Resource,
+    Specimen,
+    Unreadable,
+)
 from pipeline.records.laboratory.results import files_of
-from pipeline.system.findings import Finding
 from pipeline.system.json_text import parse_json
 
 MODELS: dict[str, type[Resource]] = {
     model.__name__: model for model in (Patient, Specimen, Observation, DiagnosticReport)
 }
+NOT_JSON = "not a resource in JSON"
 LINES = {".ndjson", ".jsonl"}
 STORE = ".sqlite"  # what was fetched from a server
 Name = tuple[int | None, str]  # valid in one document or (None) in all files
@@ -69,37 +75,40 @@ class Placed:
 
 
 class Sink(Protocol):
-    """Where a reader counts resources and reports unreadable ones."""
+    """Where a reader counts resources, readable or not."""
 
-    findings: list[Finding]
     units: int
 
 
 def read_resources(
     path: Path, sink: Sink, models: Mapping[str, type[Resource]] = MODELS, table: str = "laboratory"
 ) -> Iterator[Placed]:
-    """Yield the resources of all files whose types are in `models`; unreadable ones become findings.
+    """Yield the resources of all files whose types are in `models`; an unreadable one as `Unreadable`.
 
-    `table`: the table of site.toml that names `path`. Raises Refusal E_TABLE_FILE.
+    The caller makes the findings of these, when it knows all Patients. `table`: the table of site.toml that names
+    `path`. Raises Refusal E_TABLE_FILE.
     """
     numbers = count()
     for document, (where, content) in enumerate(_documents(path, table)):
         try:
-            tree = parse_json(content)
+            tree, is_json = parse_json(content), True
         except ValueError:
-            tree = None
+            tree, is_json = None, False
         for raw, full_url, container, number in _walk(tree, "", None, numbers, models):
             sink.units += 1
-            try:
-                resource = models[raw["resourceType"]].model_validate(raw)
-            except (TypeError, KeyError):
-                sink.findings.append(note(reasons.FHIR, "", f"{where}: not a resource in JSON"))
-            except ValidationError as error:
-                first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-                element = ".".join(map(str, (error.title, *first["loc"])))
-                sink.findings.append(note(reasons.FHIR, "", f"{where}: {element}: {first['msg']}"))
-            else:
-                yield Placed(resource, document, number, full_url, container, where)
+            resource = _resource(raw, models) if is_json else Unreadable.of_text(content, NOT_JSON)
+            yield Placed(resource, document, number, full_url, container, where)
+
+
+def _resource(raw: Any, models: Mapping[str, type[Resource]]) -> Resource:
+    try:
+        return models[raw["resourceType"]].model_validate(raw)
+    except (TypeError, KeyError):
+        return Unreadable.of(raw, NOT_JSON)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        element = ".".join(map(str, (error.title, *first["loc"])))
+        return Unreadable.of(raw, f"{element}: {first['msg']}")
 
 
 def _documents(path: Path, table: str) -> Iterator[tuple[str, bytes]]:

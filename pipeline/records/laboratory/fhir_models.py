@@ -1,9 +1,10 @@
 """Models the elements of FHIR R4 that a PCR result needs (hl7.org/fhir/R4); all other elements are ignored."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
 
@@ -149,3 +150,66 @@ class DiagnosticReport(Event):
     @property
     def children(self) -> list[Reference]:
         return self.result
+
+
+class Unreadable(Resource):
+    """What a resource that is not valid says about its patient.
+
+    `references`: to the Patient. `identifiers`: of the Patient. `texts`: strings of a document that is not JSON, each
+    of which may be an identifier. `fault`: what is wrong, without values.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    references: list[str] = []
+    identifiers: list[FhirIdentifier] = []
+    texts: frozenset[str] = frozenset()
+    fault: str
+
+    @classmethod
+    def of(cls, raw: Any, fault: str) -> "Unreadable":
+        """Take from a resource what is valid of its subject; a Patient is its own subject."""
+        tree = raw if isinstance(raw, dict) else {}
+        kind, name = (_text(tree.get(key)) for key in ("resourceType", "id"))
+        subjects = [each for each in _every(tree.get("subject")) if isinstance(each, dict)]
+        given = [each.get("identifier") for each in (*subjects, *([tree] if kind == "Patient" else []))]
+        return cls(
+            resource_type=kind,
+            id=name,
+            references=[*filter(None, (_text(each.get("reference")) for each in subjects))],
+            identifiers=[found for each in given for one in _every(each) if (found := _identifier(one))],
+            fault=fault,
+        )
+
+    @classmethod
+    def of_text(cls, content: bytes, fault: str) -> "Unreadable":
+        """Take from a document that is not JSON, such as a file that was cut, all that may name a patient."""
+        text = content.decode("utf-8", errors="replace").replace("\\/", "/")
+        found: dict[str, set[str]] = {"reference": set(), "value": set()}
+        for key, value in NAMES_PATIENT.findall(text):
+            found[key].add(value)
+        return cls(
+            resource_type="", references=sorted(found["reference"]), texts=frozenset(found["value"]), fault=fault
+        )
+
+
+NAMES_PATIENT = re.compile(r'"(reference|value)"\s*:\s*"([^"\\]*)"')
+
+
+def _identifier(raw: Any) -> FhirIdentifier | None:
+    """Return an identifier with what is valid of it. A value that is a number may have lost leading zeros."""
+    if not isinstance(raw, dict):
+        return None
+    try:
+        return FhirIdentifier.model_validate(raw)
+    except ValidationError:
+        system, value, use = (_text(raw.get(key)) for key in ("system", "value", "use"))
+        return FhirIdentifier(system=system, value=value, use=use)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _every(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from models.refusal import Reason, Refusal
 from pipeline.records import reasons
-from pipeline.records.csv_tables import note
+from pipeline.records.csv_tables import unreadable
 from pipeline.records.laboratory.codes import Code, names_of
 from pipeline.records.laboratory.hl7_messages import (
     MAX_HEADER_BYTES,
@@ -20,10 +20,20 @@ from pipeline.records.laboratory.hl7_messages import (
     other_kind,
     parse,
     part,
+    patient_segments,
     repetitions,
     unescaped,
 )
-from pipeline.records.laboratory.results import Identifier, RawResult, Reading, Status, choose, counted, files_of
+from pipeline.records.laboratory.results import (
+    Identifier,
+    RawResult,
+    Reading,
+    Status,
+    candidates,
+    choose,
+    counted,
+    files_of,
+)
 from pipeline.records.laboratory.settings import Hl7Laboratory
 from pipeline.records.laboratory.times import Clock, hl7_time
 
@@ -49,7 +59,7 @@ class _Order:
 
 
 def read(table: Hl7Laboratory, clock: Clock, issuer: str) -> Reading:
-    """Read the raw results of all messages; each unreadable message is a finding.
+    """Read the raw results of all messages; each unreadable message is a finding of its patients.
 
     Raises Refusal: E_TABLE_FILE, E_ENCODING, E_TIME_ZONE.
     """
@@ -69,7 +79,7 @@ def read(table: Hl7Laboratory, clock: Clock, issuer: str) -> Reading:
                 else:
                     reading.results += _results(message, reading, clock, issuer, where)
             except BrokenError as error:
-                reading.findings.append(note(reasons.HL7, "", f"{where}: {error}"))
+                reading.findings += unreadable(reasons.HL7, _patients(lines, issuer), f"{where}: {error}")
     for reason, counts in ((reasons.OTHER_MESSAGE, others), (reasons.HL7_CHARSET, charsets)):
         reading.findings += counted(reason, counts)
     return reading
@@ -165,6 +175,12 @@ def identifiers_of(pid: "Segment") -> Iterator[Identifier]:
         yield Identifier(
             part(pid, 3, 1, repetition), tuple(name for name in names if name), part(pid, 3, 5, repetition)
         )
+
+
+def _patients(lines: Sequence[str], issuer: str) -> set[str]:
+    """Return whose message it may be: one that is not well-formed, of which only the PID segments are read."""
+    found = (candidates(identifiers_of(segment), issuer) for segment in patient_segments(lines))
+    return set[str]().union(*found)
 
 
 def _collected(specimens: Sequence["Segment"], obr: "Segment", obx: "Segment") -> str:

@@ -25,6 +25,9 @@ FRAMING = " \t\n\x0b\x1c\ufeff"  # start and end of a block in MLLP, and spaces 
 MAX_LINE_CHARACTERS = 16_000_000  # a line may contain a document
 MAX_HEADER_BYTES = 16_384
 MAX_MESSAGE_CHARACTERS = 300_000  # without documents; each separator becomes an object
+OVERSIZED = "oversized"  # instead of the segments of a longer message; not a segment, so `parse` refuses the message
+MAX_PATIENTS, MAX_PATIENT_CHARACTERS = 1_000, 16_384  # that are kept of an oversized message
+STANDARD_HEADER = r"MSH|^~\&"
 # Python names of the encodings in HL7 table 0211.
 CHARSETS = {"ASCII": "ascii", "UNICODE UTF-8": "utf-8", "UTF-8": "utf-8", "UTF8": "utf-8"} | {
     f"8859/{part}": f"iso8859-{part}"
@@ -62,11 +65,27 @@ def messages_in(stream: TextIO) -> Iterator[list[str]]:
             lines, size = [], 0
         if line and line[:3] not in ENVELOPE and not _is_document(line):
             size += len(line)
-            lines.append(line)
-            if size > MAX_MESSAGE_CHARACTERS:
-                lines[1:] = ["oversized"]  # not a segment, so `parse` refuses the message
+            if size <= MAX_MESSAGE_CHARACTERS:
+                lines.append(line)
+            else:
+                _keep_patients(lines, line)
     if lines:
         yield lines
+
+
+def _keep_patients(lines: list[str], line: str) -> None:
+    """Add a line to an oversized message, of which only the header and the patients are kept."""
+    if not lines:
+        lines += [line, OVERSIZED]
+    elif lines[1:2] != [OVERSIZED]:
+        patients = [each for each in (*lines[1:], line) if _is_patient(each)]
+        lines[1:] = [OVERSIZED, *patients[:MAX_PATIENTS]]
+    elif len(lines) < MAX_PATIENTS and _is_patient(line):
+        lines.append(line)
+
+
+def _is_patient(line: str) -> bool:
+    return line[:3].upper() == "PID" and len(line) <= MAX_PATIENT_CHARACTERS
 
 
 @dataclass(frozen=True)
@@ -137,6 +156,20 @@ def parse(lines: Sequence[str]) -> "Message":
     except Exception as error:  # for most faults the library has no exception of its own
         raise BrokenError("cannot be split into segments and fields") from error
     return message
+
+
+def patient_segments(lines: Sequence[str]) -> Iterator["Segment"]:
+    """Yield the PID segments of a message that cannot be read as a whole. Without a valid header, HL7's usual one."""
+    try:
+        _check_separators(lines[0])
+        header = lines[0][: len(STANDARD_HEADER)]
+    except BrokenError:
+        header = STANDARD_HEADER
+    for line in filter(_is_patient, lines):
+        try:
+            yield parse([header, f"PID{line[3:]}"])[1]
+        except BrokenError:
+            continue
 
 
 def other_kind(message: "Message") -> str:

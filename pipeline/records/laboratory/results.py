@@ -108,6 +108,13 @@ def choose(identifiers: Iterable[Identifier], issuer: str) -> Identifier | Reaso
     return replace(ours[0], kind="") if ours else reasons.NO_IDENTIFIER
 
 
+def candidates(identifiers: Iterable[Identifier], issuer: str) -> set[str]:
+    """Return the identifiers of a patient whose record cannot be read: the chosen one, else all that it may be."""
+    given = list(identifiers)
+    chosen = choose(given, issuer)
+    return {chosen.value} if isinstance(chosen, Identifier) else {each.value for each in of_site(given, issuer)}
+
+
 def interpret(reading: Reading, today: date) -> tuple[list[PcrResult], list[Finding], int]:
     """Return the PCR results, the findings for skipped results, and the number of overall results.
 

@@ -53,7 +53,8 @@ class CsvLaboratory(TableFile, Interpretation):
 
     `collected` is the local time at which the specimen was taken, never the time of the report. Without the columns
     `test` and `status`, every row is a final overall result. With them, `tests` lists the tests that are overall
-    results, and `final` lists the statuses of released results.
+    results, `final` lists the statuses of released results, and `withdrawn` those of results that do not count any
+    more. Results with other statuses may become final.
     """
 
     format: Literal["csv"] = "csv"
@@ -63,6 +64,9 @@ class CsvLaboratory(TableFile, Interpretation):
     test: str = ""
     status: str = ""
     final: list[str] = ["final", "corrected", "amended", "F", "C"]
+    withdrawn: list[str] = [
+        "withdrawn", "cancelled", "canceled", "deleted", "entered in error", "entered-in-error", "D", "W", "X",
+    ]  # fmt: skip
 
     @property
     def sources(self) -> list[Path]:

@@ -4,7 +4,7 @@ A day is the site's calendar day. An event counts from its beginning; a discharg
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from datetime import date, datetime
 from typing import cast
 
@@ -13,9 +13,9 @@ from pydantic import Field
 from models.refusal import Reason
 from pipeline.records import reasons
 from pipeline.records.csv_tables import note
-from pipeline.records.laboratory.fhir import identifier_of
+from pipeline.records.laboratory.fhir import fault_of, identifier_of, owners_of
 from pipeline.records.laboratory.fhir_files import Name, Placed, read_resources, scoped
-from pipeline.records.laboratory.fhir_models import Concept, Element, Patient, Period, Reference, Resource
+from pipeline.records.laboratory.fhir_models import Concept, Element, Patient, Period, Reference, Resource, Unreadable
 from pipeline.records.laboratory.results import Identifier, choose
 from pipeline.records.laboratory.times import Clock, fhir_time
 from pipeline.records.outcomes.coded_sources import FhirOutcomes
@@ -75,7 +75,10 @@ MODELS: dict[str, type[Resource]] = {
 
 
 def read(table: FhirOutcomes, clock: Clock, issuer: str) -> Histories:
-    """Read all files; each unreadable resource is a finding. Raises Refusal: E_TABLE_FILE, E_TIME_ZONE."""
+    """Read all files; each unreadable resource is a finding of its patient.
+
+    Raises Refusal: E_TABLE_FILE, E_TIME_ZONE.
+    """
     assert table.file is not None  # SiteSettings ensures it
     histories = Histories()
     reader = _Reader(histories, clock, issuer)
@@ -86,17 +89,22 @@ def read(table: FhirOutcomes, clock: Clock, issuer: str) -> Histories:
     for placed in newest:
         if isinstance(placed.resource, Event):
             reader.add_event(placed)
+    known = {*histories.seen, *histories.deaths, *(each.patient_id for each in histories.events)}
+    for placed in newest:
+        if isinstance(placed.resource, Unreadable):
+            reader.add_unreadable(placed, known)
     return histories
 
 
 def _newest(found: Iterator[Placed], clock: Clock) -> list[Placed]:
-    """Return the newest version of each resource; of two with the same time, the last."""
+    """Return the newest version of each resource; of two with the same time, the last. All unreadable ones count."""
     best: dict[str, tuple[tuple[datetime, int], Placed]] = {}
     for placed in found:
         meta = placed.resource.meta
         is_number = meta.version_id.isascii() and meta.version_id.isdecimal() and len(meta.version_id) < 18
         version = clock.instant(fhir_time(meta.last_updated)), int(meta.version_id) if is_number else 0
-        name = next(iter(placed.names()), str(placed.number))
+        names = [] if isinstance(placed.resource, Unreadable) else placed.names()
+        name = next(iter(names), str(placed.number))
         if name not in best or version >= best[name][0]:
             best[name] = version, placed
     return [placed for _, placed in best.values()]
@@ -129,6 +137,10 @@ class _Reader:
             self._procedure(patient.value, resource)
         elif isinstance(resource, Condition):
             self._condition(patient.value, resource)
+
+    def add_unreadable(self, placed: Placed, known: Set[str]) -> None:
+        """Report a resource that cannot be read; it may be the event that makes its patient's outcome severe."""
+        self._histories.findings += fault_of(placed, owners_of(placed, self._patients, known, self._issuer))
 
     def _encounter(self, patient: str, encounter: Encounter) -> None:
         if encounter.status not in _TOOK_PLACE:

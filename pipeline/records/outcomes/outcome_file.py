@@ -5,7 +5,15 @@ from datetime import date
 from typing import Literal
 
 from pipeline.records import reasons
-from pipeline.records.csv_tables import TableFile, note, read_moment, read_rows, refuse_early_days, refuse_when_many
+from pipeline.records.csv_tables import (
+    TableFile,
+    count_rows,
+    note,
+    read_moment,
+    read_rows,
+    refuse_early_days,
+    refuse_when_many,
+)
 from pipeline.records.outcomes.outcome import Outcome, fault
 from pipeline.system.findings import Finding
 
@@ -42,7 +50,7 @@ def read_file(table: OutcomeFile, today: date) -> tuple[dict[str, Outcome], list
     """
     columns = [table.patient_id, table.intubated, table.died, table.followed_until, *filter(None, [table.icu])]
     rows, findings = read_rows(table, "outcome", columns)
-    row_count = len(rows) + len(findings)
+    row_count = count_rows(rows, findings)
     outcomes: dict[str, set[Outcome]] = defaultdict(set)
     read = []
     for patient_id, *texts in rows:

@@ -195,3 +195,32 @@ def test_table_of_codes_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         read(tmp_path, patient("A"), codes=other)
     outcomes, _ = read(tmp_path, patient("A"), encounter("A"), codes=other, declared={"may_lack_events": True})
     assert days(outcomes["A"])[0] == ""
+
+
+# --- resources that cannot be read ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        procedure("A", performedPeriod=None),
+        procedure("A", code="8-701", subject=[{"reference": "Patient/pA"}]),
+        procedure("A", subject={"identifier": {"value": "A"}}, status=7),
+        condition("A", recordedDate=2020),
+        encounter("A", "2020-04-08", hospitalization=[]),
+        patient("A") | {"deceasedBoolean": "dead"},
+        patient("A") | {"identifier": "A", "deceasedDateTime": "2020-04-09"},
+    ],
+)
+def test_invalid_resource_leaves_its_patient_without_outcome(tmp_path: Path, broken: Json) -> None:
+    for resources in ([patient("A"), encounter("A"), broken], [broken, patient("A"), encounter("A")]):
+        assert read(tmp_path, *resources) == ({}, [("E_FHIR", "A")])
+    others, findings = read(tmp_path, patient("A"), encounter("A"), patient("B"), encounter("B"), broken)
+    assert (others.keys(), findings) == ({"B"}, [("E_FHIR", "A")])
+
+
+def test_newer_valid_version_does_not_hide_an_invalid_one(tmp_path: Path) -> None:
+    """An invalid resource has no version that could be trusted."""
+    newer = procedure("A", status="not-done") | {"meta": {"versionId": "2"}}
+    broken = procedure("A", performedPeriod=None) | {"meta": {"versionId": "1"}}
+    assert read(tmp_path, patient("A"), encounter("A"), broken, newer) == ({}, [("E_FHIR", "A")])

@@ -74,6 +74,13 @@ def test_values_other_than_0_and_1_leave_the_patient_without_labels(tmp_path: Pa
     assert findings == [("E_LABEL", "P99")]
 
 
+@pytest.mark.parametrize("row", ["P99,1,1,died, in ICU", "P99,1"])
+def test_row_of_wrong_length_leaves_the_patient_without_labels(tmp_path: Path, row: str) -> None:
+    labels, findings = read(tmp_path, HEADER, *GOOD, row, "P99,0,0")
+    assert labels.keys() == {f"P{number}" for number in range(10)}
+    assert findings == [("E_ROW", "P99")]
+
+
 def test_contradictory_rows_are_a_conflict_and_equal_rows_are_one_label(tmp_path: Path) -> None:
     labels, findings = read(tmp_path, HEADER, "P1,1,0", "P2,1,0", "P1,1,1", "P2,1,0")
     assert labels == {"P2": Label(True, False)}

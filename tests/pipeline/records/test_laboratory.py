@@ -176,8 +176,48 @@ def test_row_of_wrong_length_is_skipped_and_many_such_rows_refuse_the_file(tmp_p
     shifted = "P99,2020-04-01T08:30,see note, POSITIVE"
     results, findings = read(tmp_path, HEADER, *GOOD, shifted, "P98,2020-04-01T08:30")
     assert len(results) == len(GOOD)
-    assert findings == [("E_ROW", "", "line 12"), ("E_ROW", "", "line 13")]
+    assert findings == [("E_ROW", "P99", "line 12"), ("E_ROW", "P98", "line 13")]
     assert refused(tmp_path, "\n".join([HEADER, *GOOD[:3], shifted])).code == "E_ROWS"
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "owners"),
+    [
+        ("patient_id,collected,result,note", "P1,2020-04-02T08:30,POSITIVE,repeat, confirmed", "P1"),
+        ("patient_id,collected,result,note", "P1,2020-04-02T08:30,POSITIVE", "P1"),
+        ("patient_id,collected,result,note", "P1,P2,2020-04-02T08:30,POSITIVE,", "P1"),
+        ("patient_id,collected,result,note", ",P1,2020-04-02T08:30,POSITIVE,", "P1"),  # one cell too many before it
+        ("patient_id,collected,result,note", "2020-04-02T08:30,POSITIVE,", "2020-04-02T08:30"),  # nobody's
+        ("patient_id,collected,result,note", ",,2020-04-02T08:30,POSITIVE,", ""),
+        ("collected,result,note,patient_id", "2020-04-02T08:30,POSITIVE,repeat, confirmed,P1", "P1"),
+        ("collected,result,note,patient_id", "2020-04-02T08:30,POSITIVE,P1", "P1"),
+        ("collected,patient_id,result,note", "2020-04-02T08:30,P1,POSITIVE,repeat, confirmed, again", "P1"),
+        ("note,patient_id,collected,result", "repeat, confirmed, again,P1,2020-04-02T08:30,POSITIVE", "P1"),
+        ("note,patient_id,collected,result", "P1,2020-04-02T08:30,POSITIVE", "P1"),
+        ("note,patient_id,collected,result", "see ,P2,P1,2020-04-02T08:30,POSITIVE", "P1 P2"),
+        ("note,patient_id,collected,result", "P2,P1,2020-04-02T08:30", "P1 P2"),
+        ("note,patient_id,collected,result", "a,b,2020-04-02T08:30,POSITIVE,P1", ""),  # cannot be the identifier's cell
+        ("note,patient_id,collected,result", "repeat, confirmed,P99,2020-04-02T08:30,POSITIVE", ""),  # has no other row
+    ],
+)
+def test_row_of_wrong_length_names_its_patient(tmp_path: Path, header: str, row: str, owners: str) -> None:
+    """Only the cells in which the identifier can be are looked at; several of them may be patients."""
+    cells = {"collected": "2020-04-01T08:30", "result": "NEGATIVE", "note": ""}
+    good = [",".join((cells | {"patient_id": f"P{n}"})[column] for column in header.split(",")) for n in range(10)]
+    results, findings = read(tmp_path, header, *good, row)
+    assert len(results) == len(good)
+    found = owners.split()
+    several = [("W_UNREAD_RECORD", each, "line 12") for each in found]
+    assert findings == ([("E_ROW", owners, "line 12")] if len(found) == 1 else [("E_ROW", "", "line 12"), *several])
+
+
+def test_row_that_may_be_of_several_patients_counts_once(tmp_path: Path) -> None:
+    header, good = "note,patient_id,collected,result", [f",P{n},2020-04-01T08:30,NEGATIVE" for n in range(8)]
+    torn = "see ,P2,P1,2020-04-02T08:30,POSITIVE"
+    assert len(read(tmp_path, header, *good, torn, torn)[0]) == len(good)  # 2 of 10 are 20 %
+    refusal = refused(tmp_path, "\n".join([header, *good, torn, torn, torn]))
+    assert (refusal.code, refusal.numbers["percent"]) == ("E_ROWS", 27)
+    assert "P1" not in str(refusal)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +315,42 @@ def test_export_with_several_rows_per_specimen_is_read_by_test_and_status(tmp_pa
         ("W_PCR_GENES_ONLY", "P4", "2020-04-01 08:30:00"),
         ("W_OTHER_TEST", "", "INFA: 2"),
     ]
+
+
+@pytest.mark.parametrize("status", ["cancelled", "Entered in error", "withdrawn", "W", "X"])
+@pytest.mark.parametrize("result", ["POSITIVE", "NEGATIVE", ""])
+def test_withdrawn_row_withdraws_the_results_of_its_specimen(tmp_path: Path, status: str, result: str) -> None:
+    """The file does not tell whether it is a later version of the final row, or another test of the specimen."""
+    when = "2020-04-01T08:30"
+    rows = [f"P1,{when},COVPCR,POSITIVE,F", f"P1,{when},COVPCR,{result},{status}"]
+    for ordered in (rows, rows[::-1]):
+        results, findings = read(tmp_path, LIS, *ordered, f"P2,{when},COVPCR,POSITIVE,F", **LIS_COLUMNS)
+        assert [(each.patient_id, each.positive) for each in results] == [("P2", True)]
+        assert sorted(findings) == [("W_PCR_PRELIMINARY", "P1", ""), ("W_PCR_WITHDRAWN", "P1", "")]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "P1,2020-04-01T08:30,COVPCR,POSITIVE,pending",
+        "P1,2020-04-01T08:30,COVPCR,POSITIVE,preliminary",
+        "P1,2020-04-01T08:31,COVPCR,POSITIVE,cancelled",  # another specimen
+        "P1,,COVPCR,,cancelled",  # nothing was taken
+        "P1,2020-04-01T08:30,94533-7,POSITIVE,cancelled",  # a single gene
+        "P1,2020-04-01T08:30,INFA,POSITIVE,cancelled",
+        "P9,2020-04-01T08:30,COVPCR,POSITIVE,cancelled",
+    ],
+)
+def test_other_row_that_is_not_final_leaves_a_positive_result(tmp_path: Path, other: str) -> None:
+    results, _ = read(tmp_path, LIS, "P1,2020-04-01T08:30,COVPCR,POSITIVE,F", other, **LIS_COLUMNS)
+    assert [(each.patient_id, each.positive) for each in results] == [("P1", True)]
+
+
+def test_words_for_withdrawn_results_are_configurable(tmp_path: Path) -> None:
+    rows = [f"P1,2020-04-01T08:30,COVPCR,POSITIVE,{status}" for status in ("F", "storniert", "X")]
+    assert read(tmp_path, LIS, *rows[:2], **LIS_COLUMNS)[0]
+    assert not read(tmp_path, LIS, *rows[:2], withdrawn=["Storniert"], **LIS_COLUMNS)[0]
+    assert len(read(tmp_path, LIS, *rows[::2], final=["F", "X"], **LIS_COLUMNS)[0]) == 1  # `final` has priority
 
 
 def test_export_without_a_pcr_row_is_refused_with_its_test_codes(tmp_path: Path) -> None:

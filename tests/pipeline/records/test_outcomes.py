@@ -117,6 +117,23 @@ def test_impossible_row_leaves_its_patient_without_outcome(tmp_path: Path, row: 
     assert {patient for _, patient in findings} == {"P99"}
 
 
+@pytest.mark.parametrize(
+    "row", ["P99,2020-04-05,2020-04-09,2020-04-09, palliative", "P99,2020-04-05", "P99,,2020-04-09,,,"]
+)
+def test_row_of_wrong_length_leaves_its_patient_without_outcome(tmp_path: Path, row: str) -> None:
+    for rows in ([row, "P99,,,2020-05-20"], ["P99,,,2020-05-20", row]):
+        outcomes, findings = read(tmp_path, HEADER, *GOOD, *rows)
+        assert outcomes.keys() == {f"P{number}" for number in range(10)}
+        assert findings == [("E_ROW", "P99")]
+
+
+def test_row_that_may_be_of_two_patients_leaves_both_without_outcome(tmp_path: Path) -> None:
+    header, good = "ward,patient_id,intubated,died,followed_until", [f"A,{row}" for row in GOOD]
+    outcomes, findings = read(tmp_path, header, *good, "A, P1,P2,2020-04-05,,2020-05-20")
+    assert outcomes.keys() == {f"P{number}" for number in (0, *range(3, 10))}
+    assert findings == [("E_ROW", ""), ("W_UNREAD_RECORD", "P1"), ("W_UNREAD_RECORD", "P2")]
+
+
 def test_event_today_and_death_on_the_day_of_intubation_are_accepted(tmp_path: Path) -> None:
     outcomes, findings = read(tmp_path, HEADER, "P1,,,2020-06-01", "P2,2020-04-09,2020-04-09,2020-04-01")
     assert outcomes.keys() == {"P1", "P2"}

@@ -585,6 +585,74 @@ def test_findings_contain_no_values_of_a_resource(tmp_path: Path) -> None:
     assert findings == [("E_FHIR", "", "synthetic.json: Patient.identifier.0.value: Input should be a valid string")]
 
 
+# --- whose an invalid resource is --------------------------------------------------------------------------
+
+LOGICAL = {"identifier": {"system": MRN, "value": "A"}}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        observation("A", component={"code": {}}),
+        observation("A", issued=None),
+        observation("A", specimen=[{"reference": "Specimen/s"}]),
+        observation("A", code="94500-6"),
+        observation("A", subject=[{"reference": "Patient/pA"}]),
+        observation("A", subject={"reference": "https://fhir.example/r4/Patient/pA"}, issued=None),
+        observation("A", subject=LOGICAL, issued=None),
+        observation("A", subject={"reference": 7, **LOGICAL}),
+        observation("A", subject={"reference": "Patient/unknown", "identifier": [LOGICAL["identifier"], 7]}),
+        specimen("s", "2020-04-01") | {"collection": [], "subject": {"reference": "Patient/pA"}},
+        {"resourceType": "DiagnosticReport", "subject": {"reference": "Patient/pA"}, "status": 1},
+        {"subject": {"reference": "Patient/pA"}},
+        patient("A", "again") | {"meta": []},
+        patient("4711", "pA") | {"identifier": "4711"},
+        {"resourceType": "Patient", "identifier": [{"system": MRN, "value": "A", "type": "MR"}]},
+    ],
+)
+def test_invalid_resource_names_its_patient(tmp_path: Path, broken: Json) -> None:
+    for resources in ([patient("A"), broken], [broken, patient("A")]):
+        results, findings = beside_good(tmp_path, *resources)
+        assert [each[:2] for each in findings] == [("E_FHIR", "A")]
+        assert results == []
+
+
+def test_invalid_observation_without_subject_is_of_the_patient_of_its_report(tmp_path: Path) -> None:
+    report = {
+        "resourceType": "DiagnosticReport",
+        "id": "r",
+        "status": "final",
+        "subject": {"reference": "Patient/pA"},
+        "result": [{"reference": "Observation/oA"}],
+    }
+    broken = observation("A", issued=None)
+    del broken["subject"]
+    assert [each[:2] for each in beside_good(tmp_path, patient("A"), report, broken)[1]] == [("E_FHIR", "A")]
+    assert [each[:2] for each in beside_good(tmp_path, patient("A"), broken)[1]] == [("E_FHIR", "")]
+
+
+def test_invalid_resource_that_contradicts_itself_is_of_both_patients(tmp_path: Path) -> None:
+    broken = observation("A", subject={"reference": "Patient/pG1", **LOGICAL}, issued=None)
+    findings = beside_good(tmp_path, broken)[1]
+    assert [each[:2] for each in findings] == [("E_FHIR", ""), ("W_UNREAD_RECORD", "A"), ("W_UNREAD_RECORD", "G1")]
+    foreign = observation("A", subject={"identifier": {"system": "urn:other", "value": "A"}}, issued=None)
+    assert [each[:2] for each in beside_good(tmp_path, foreign, issuer=MRN)[1]] == [("E_FHIR", "")]
+
+
+def test_file_that_was_cut_is_of_all_known_patients_in_it(tmp_path: Path) -> None:
+    """Without them, a Bundle with many positive results would count as one unreadable resource of nobody."""
+    whole = bundle(observation("G1"), patient("G2", "other"), observation("G3", subject={"reference": "urn:uuid:3"}))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "cut.json").write_text(json.dumps(whole).replace("/", r"\/")[:-1])
+    (tmp_path / "in" / "good.json").write_text(json.dumps(bundle(*GOOD)))
+    table = FhirLaboratory(format="fhir", file=tmp_path / "in")
+    results, findings = read_pcr(table, time_zone="Europe/Paris", today=TODAY)
+    assert len(results) == 10
+    assert [(each.reason.code, each.patient_id) for each in findings] == [
+        ("E_FHIR", ""), ("W_UNREAD_RECORD", "G1"), ("W_UNREAD_RECORD", "G2"),
+    ]  # fmt: skip
+
+
 # --- arbitrary input --------------------------------------------------------------------------------------
 
 KEYS = st.sampled_from(

@@ -551,9 +551,38 @@ def test_broken_message_is_a_finding_and_many_of_them_refuse_the_files(tmp_path:
     results, findings = read(tmp_path, GOOD + broken if broken[:3] == "MSH" else broken + GOOD)
     assert len(results) == 10
     ((code, patient, detail),) = findings
-    assert (code, patient) == ("E_HL7", "")
+    assert (code, patient) == ("E_HL7", "A" if "PID|1||A" in broken else "")
     assert "SYNTHETIC" not in detail
     assert refused(tmp_path, broken).code == "E_HL7_FILES"
+
+
+TORN = "NTE|1||Confirmed\rby a second assay\r"
+
+
+@pytest.mark.parametrize(
+    ("broken", "owners"),
+    [
+        (usual("A", DETECTED) + TORN, {"A"}),
+        (usual("A", DETECTED).replace("||SYNTHETIC^ONE", "||SYNTHETIC\rCANARY^ONE"), {"A"}),
+        (usual("A", DETECTED).replace("||SYNTHETIC", "~B^^^CLINIC^PI||SYNTHETIC") + TORN, {"A"}),
+        (usual("A", DETECTED).replace("^MR", "").replace("||SYNTHETIC", "~B^^^HOSP||SYNTHETIC") + TORN, {"A", "B"}),
+        (message(PID.format(patient="A"), OBR.format(order="1"), PID.format(patient="B"), "torn"), {"A", "B"}),
+        (usual("A", DETECTED).replace("|", "#").replace("^~", "$~").replace("^", "$") + TORN, {"A"}),
+        (usual("A", DETECTED).replace("MSH|^~\\&|", "MSH|^^\\&|"), {"A"}),
+        (usual("A", DETECTED).replace("PID|", "pid|"), {"A"}),
+        (usual("A", DETECTED).replace("PID|1||A", "PID^1^^A") + TORN, set()),
+        (usual("", DETECTED) + TORN, set()),
+        (message(OBR.format(order="1"), "torn", "PID"), set()),
+        (message(*[f"OBX|{n}|TX|X||{'~' * 200_000}" for n in range(3)], PID.format(patient="A")), {"A"}),
+    ],
+)
+def test_broken_message_names_its_patients(tmp_path: Path, broken: str, owners: set[str]) -> None:
+    results, findings = read(tmp_path, GOOD + broken, issuer="HOSP")
+    assert len(results) == 10
+    first, *others = findings
+    assert first[:2] == ("E_HL7", next(iter(owners)) if len(owners) == 1 else "")
+    assert [each[:2] for each in others] == [("W_UNREAD_RECORD", each) for each in sorted(owners) if len(owners) > 1]
+    assert not any(word in detail for _, _, detail in findings for word in ("SYNTHETIC", "CANARY", "assay"))
 
 
 def test_other_message_types_are_counted(tmp_path: Path) -> None:
