@@ -79,14 +79,16 @@ def matched(data_set: str, rows: Mapping[str, object], scans: Mapping[str, Path]
     return both
 
 
-def make_site(folder: Path, about: str, tables: str, links: Mapping[str, Path]) -> None:
+def make_site(folder: Path, about: str, tables: str, links: Mapping[str, Path], *, time_zone: str = "") -> None:
     """Create one site: its settings, its key, and links to its scans by their names under ct/.
 
     `about`: a comment in site.toml about the origin of the patients. `tables`: of site.toml, besides [site].
+    `time_zone`: of the hospitals; needed if their scans may state an offset from UTC and labels depend on days.
     """
     comment = textwrap.fill(about, width=118, initial_indent="# ", subsequent_indent="# ")
     name = json.dumps(folder.name)
-    text = f"{comment}\n\n[site]\nname = {name}\nmin_patients = 10\n\n{tables}\n{_STUDIES}{_JOINING}"
+    zone = f"time_zone = {json.dumps(time_zone)}\n" if time_zone else ""
+    text = f"{comment}\n\n[site]\nname = {name}\nmin_patients = 10\n{zone}\n{tables}\n{_STUDIES}{_JOINING}"
     # Published patients need no secret key; a constant key gives the same training and test patients in every import.
     init_site(folder, text, key=hashlib.sha256(f"public data set, site {folder.name}".encode()).digest())
     for link, target in links.items():

@@ -164,7 +164,7 @@ def _make_site(site: Path, patients: list[Clinical], links: dict[str, dict[str, 
             outcomes.append((patient.patient_id, outcome.intubated, outcome.died, outcome.followed_until))
         kept |= links[patient.patient_id]
     if swabs:
-        make_site(site, ABOUT, TABLES, kept)
+        make_site(site, ABOUT, TABLES, kept, time_zone="Europe/London")
         write_table(site / "laboratory.csv", ("patient_id", "collected", "result"), swabs)
         write_table(site / "outcomes.csv", ("patient_id", "intubated", "died", "followed_until"), outcomes)
     return len({patient_id for patient_id, *_ in swabs})

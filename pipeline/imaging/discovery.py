@@ -9,7 +9,7 @@ import re
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,6 +33,11 @@ def tags(*keywords: str) -> list[BaseTag]:
 
 
 PIXEL_DATA = Tag("PixelData")
+DATES = (
+    *("AcquisitionDate", "AcquisitionTime", "SeriesDate", "SeriesTime", "StudyDate", "StudyTime"),
+    *("AcquisitionDateTime", "TimezoneOffsetFromUTC"),
+)
+AGE = ("PatientAge", "PatientBirthDate", *DATES)  # what `patient_age` needs
 _HEADER = tags(
     *(
         "SOPClassUID",
@@ -42,9 +47,7 @@ _HEADER = tags(
         "StudyInstanceUID",
         "SeriesInstanceUID",
     ),
-    *("PatientID", "IssuerOfPatientID", "PatientAge", "PatientSex", "InstanceNumber"),
-    *("AcquisitionDate", "AcquisitionTime", "SeriesDate", "SeriesTime", "StudyDate", "StudyTime"),
-    *("AcquisitionDateTime", "NumberOfFrames", SHARED),
+    *("PatientID", "IssuerOfPatientID", *AGE, "PatientSex", "InstanceNumber", "NumberOfFrames", SHARED),
 )
 _HEADER += phantom_marker.TAGS
 _NUMBER = int(Tag("InstanceNumber"))
@@ -67,7 +70,11 @@ _MAX_READS, _BYTES_A_READ = 100_000, 256
 _MAX_INFLATED_BYTES = 2**26
 _FIRST_CT_YEAR = 1972  # earlier dates are placeholders of de-identification tools
 _OLDEST_YEARS = 120
+_FIRST_BIRTH_YEAR = 1901  # earlier dates are placeholders too: 19000101, 18991230
 _YEARS_PER_UNIT = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+_WHOLE_TIME = re.compile(r"(.{0,8})(.*?)([+-]\d{4})?", re.ASCII | re.DOTALL)  # a DT: day, time, offset (PS3.5, 6.2)
+_OFFSET = re.compile(r"([+-])(\d\d)([0-5]\d)", re.ASCII)
+_OFFSETS = range(-12 * 60, 14 * 60 + 1)  # in minutes, as PS3.3 allows them
 
 
 @dataclass(frozen=True)
@@ -75,9 +82,10 @@ class Series:
     """One scan, as described by the headers of its files. Stays at the site: it holds identifiers and paths.
 
     `files`: the files of a DICOM series, sorted by name, or one volume file.
-    `patient_id`, `issuer`: PatientID and IssuerOfPatientID as written ('' if absent), never guessed.
-    `acquired`: local time of the site without time zone; None if the header has no usable date. `has_clock`: false if
-    the header gives only the day; `acquired` is then midnight.
+    `patient_id`, `issuer`: PatientID and IssuerOfPatientID without padding ('' if absent), never guessed.
+    `acquired`: time of the scan, without time zone if it is local time; None if the header has no usable date. Where
+    the header states an offset from UTC, it has this offset until `site_data` converts it to the site's time zone.
+    `has_clock`: false if the header gives only the day; `acquired` is then midnight, and has no offset.
     `fingerprint`: SHA-256 over relative path, size and modification time of all files.
     `numbers`: the InstanceNumbers of the files that have one, in no particular order.
     `slices`: number of images: of files, or of frames in multi-frame images; 0 if unknown (a volume file).
@@ -166,6 +174,14 @@ def text(header: Dataset, keyword: str) -> str:
         return "\\".join("" if part is None else str(part) for part in parts)
     except Exception as error:  # pydicom converts values only on access
         raise Refusal(reasons.PARSE, private=f"{keyword}: {error}") from None
+
+
+def identifier(header: Dataset, keyword: str) -> str:
+    """Return an identifier without its padding, '' if absent: spaces on both sides mean nothing (DICOM PS3.5, 6.2).
+
+    Raises `Refusal`: E_PARSE.
+    """
+    return text(header, keyword).strip(" \0")
 
 
 def is_decoded(*texts: str) -> bool:
@@ -313,7 +329,8 @@ def is_companion(name: str) -> bool:
 
 def _key(header: Dataset, path: Path) -> tuple[str, ...]:
     study, series = text(header, "StudyInstanceUID"), text(header, "SeriesInstanceUID")
-    return text(header, "PatientID"), text(header, "IssuerOfPatientID"), study, series or str(path.parent)
+    patient, issuer = identifier(header, "PatientID"), identifier(header, "IssuerOfPatientID")
+    return patient, issuer, study, series or str(path.parent)
 
 
 def _frames(header: Dataset) -> int:
@@ -341,12 +358,12 @@ def _series(header: Dataset, files: list[tuple[str, Path]], numbers: tuple[int, 
     acquired, has_clock = _acquired(header)
     return Series(
         files=tuple(path for _, path in files),
-        patient_id=text(header, "PatientID"),
-        issuer=text(header, "IssuerOfPatientID"),
+        patient_id=identifier(header, "PatientID"),
+        issuer=identifier(header, "IssuerOfPatientID"),
         study_uid=text(header, "StudyInstanceUID"),
         series_uid=text(header, "SeriesInstanceUID"),
         modality=text(header, "Modality"),
-        age_years=age_in_years(text(header, "PatientAge")),
+        age_years=age_in_years(patient_age(header)),
         sex=sex if sex in {"M", "F"} else None,
         acquired=acquired,
         has_clock=has_clock,
@@ -373,24 +390,95 @@ def age_in_years(age: str) -> float | None:
     return years if 0 < years <= _OLDEST_YEARS else None
 
 
+def patient_age(header: Dataset) -> str:
+    """Return the age at the scan as an Age String, '' if unknown.
+
+    If PatientAge is absent or cannot be used, the age is calculated from PatientBirthDate and the day of the scan.
+
+    Raises `Refusal`: E_PARSE.
+    """
+    stated = text(header, "PatientAge").strip()
+    if age_in_years(stated) is not None:
+        return stated
+    try:
+        born = text(header, "PatientBirthDate").strip()
+    except Refusal:  # no reason to leave out the scan
+        return ""
+    acquired, _ = _acquired(header)
+    return _age_on(acquired.date(), born) if acquired else ""
+
+
+def _age_on(day: date, born: str) -> str:
+    """Return the age on a day as an Age String: whole years, in the first year months, in the first month days.
+
+    '' if the birth date is malformed or a placeholder, or not before that day.
+    """
+    birth = _day(born)
+    if birth is None or birth.year < _FIRST_BIRTH_YEAR or birth >= day:
+        return ""
+    months = (day.year - birth.year) * 12 + day.month - birth.month - (day.day < birth.day)
+    if months == 0:
+        return f"{(day - birth).days:03d}D"
+    if months < 12:
+        return f"{months:03d}M"
+    return f"{months // 12:03d}Y" if months // 12 <= _OLDEST_YEARS else ""
+
+
 def _acquired(header: Dataset) -> tuple[datetime | None, bool]:
     """Return the first usable date of acquisition, series or study, with its own time or midnight.
 
+    A time has a time zone if the header states its offset from UTC, in TimezoneOffsetFromUTC (DICOM PS3.3, C.12.1.1.8)
+    or in AcquisitionDateTime, which overrides it. A day without time cannot be converted, so it has none.
+
     Also return whether it has a time of its own.
     """
-    moment = text(header, "AcquisitionDateTime").strip()  # what multi-frame images have instead of two attributes
-    said = [
+    whole = _WHOLE_TIME.fullmatch(text(header, "AcquisitionDateTime").strip())
+    assert whole is not None  # it matches every text
+    day, clock, suffix = whole.groups("")
+    acquisition, *others = [
         (text(header, f"{event}Date"), text(header, f"{event}Time")) for event in ("Acquisition", "Series", "Study")
     ]
-    for date, time in (said[0], (moment[:8], moment[8:]), *said[1:]):
-        day = re.fullmatch(r"\d{8}", date.strip(), flags=re.ASCII)
-        clock = re.match(r"\d{6}|\d{4}|\d{2}", time.strip(), flags=re.ASCII)
-        if day:
-            try:
-                found = datetime.strptime(day[0] + (clock[0] if clock else "").ljust(6, "0"), "%Y%m%d%H%M%S")
-            except ValueError:
-                continue
-            # One day of tolerance: the scanner may be in another time zone than this machine.
-            if found.year >= _FIRST_CT_YEAR and found <= datetime.now() + timedelta(days=1):
-                return found, clock is not None
+    stated = _zone(text(header, "TimezoneOffsetFromUTC"))
+    own = _zone(suffix) or stated
+    is_same = _moment(*acquisition) == _moment(day, clock)  # then the offset of one is that of the other
+    # Multi-frame images have AcquisitionDateTime instead of two attributes.
+    candidates = [(*acquisition, own if is_same else stated), (day, clock, own), *((*each, stated) for each in others)]
+    for day, clock, zone in candidates:
+        if found := _moment(day, clock):
+            acquired, has_clock = found
+            return acquired.replace(tzinfo=zone if has_clock else None), has_clock
     return None, True
+
+
+def _moment(day: str, clock: str) -> tuple[datetime, bool] | None:
+    """Return the time of a DA and a TM, and whether it is more than a day; None if it cannot be that of a CT."""
+    on = _day(day)
+    at = re.match(r"\d{6}|\d{4}|\d{2}", clock.strip(), flags=re.ASCII)
+    try:
+        time = datetime.strptime((at[0] if at else "").ljust(6, "0"), "%H%M%S").time()
+    except ValueError:
+        return None
+    found = datetime.combine(on, time) if on else None
+    # One day of tolerance: the scanner may be in another time zone than this machine.
+    if found is None or found.year < _FIRST_CT_YEAR or found > datetime.now() + timedelta(days=1):
+        return None
+    return found, at is not None
+
+
+def _day(day: str) -> date | None:
+    """Return the day of a DA, None if it is malformed or does not exist."""
+    if not re.fullmatch(r"\d{8}", day.strip(), flags=re.ASCII):
+        return None
+    try:
+        return date.fromisoformat(day.strip())
+    except ValueError:
+        return None
+
+
+def _zone(offset: str) -> timezone | None:
+    """Return an offset from UTC, +0130 or -0800, as a time zone; None if it is malformed or out of range."""
+    match = _OFFSET.fullmatch(offset.strip())
+    if match is None:
+        return None
+    minutes = (-1 if match[1] == "-" else 1) * (60 * int(match[2]) + int(match[3]))
+    return timezone(timedelta(minutes=minutes)) if minutes in _OFFSETS else None

@@ -8,8 +8,9 @@ free text is copied. Pixels are copied only for CT images that can be axial slic
 a screen capture, a dose report or an image with BurnedInAnnotation only the header is copied, and the reader refuses
 the image because of it.
 
-Days and times are kept, because they join the CT with the laboratory's results. Patient, study, series and image get
-keyed identifiers, which are constant at one site and differ between sites.
+Days and times are kept, with their offset from UTC, because they join the CT with the laboratory's results. The birth
+date is not kept: if the image does not state the age, the age at the scan is calculated from it. Patient, study, series
+and image get keyed identifiers, which are constant at one site and differ between sites.
 """
 
 import re
@@ -28,7 +29,16 @@ from pydicom.tag import BaseTag, Tag
 from models.refusal import Refusal
 from pipeline.imaging import codecs, image_type
 from pipeline.imaging import reasons as imaging_reasons
-from pipeline.imaging.discovery import PIXEL_DATA, BoundedFile, is_decoded, tags, text
+from pipeline.imaging.discovery import (
+    AGE,
+    PIXEL_DATA,
+    BoundedFile,
+    age_in_years,
+    is_decoded,
+    patient_age,
+    tags,
+    text,
+)
 from pipeline.imaging.functional_groups import CT_CLASSES, GROUPS, MULTI_FRAME_CT, PER_FRAME, SHARED
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.imaging.vendor_tags import known_kernel, known_manufacturer
@@ -102,12 +112,13 @@ _ALLOWED: dict[int, tuple[str, Rule]] = {
         ("LO", _was_given, "ContrastBolusAgent"),
         ("DA", _day, "StudyDate SeriesDate AcquisitionDate"),
         ("TM", _time, "StudyTime SeriesTime AcquisitionTime"),
+        ("SH", _form(rb"[+-][0-9]{4}"), "TimezoneOffsetFromUTC"),
         ("AS", _form(rb"[0-9]{1,3}[DWMY]"), "PatientAge"),
         ("CS", _form(rb"[FMO]"), "PatientSex"),
         ("DS", _number, "ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness KVP"),
         ("DS", _number, "RescaleSlope RescaleIntercept SpacingBetweenSlices SliceLocation"),
         ("IS", _number, "NumberOfFrames InstanceNumber AcquisitionNumber TemporalPositionIdentifier"),
-        ("DT", _form(rb"[0-9]{8,14}(\.[0-9]{1,6})?"), "AcquisitionDateTime"),
+        ("DT", _form(rb"[0-9]{8,14}(\.[0-9]{1,6})?([+-][0-9]{4})?"), "AcquisitionDateTime"),
         # Of multi-frame images, in functional groups or for all frames.
         ("CS", _image_type, "FrameType"),
         ("CS", _one_of(b"MONOCHROME"), "PixelPresentation"),
@@ -131,7 +142,8 @@ _REMOVED, _METHOD = tags("PatientIdentityRemoved", "DeidentificationMethod")
 _FRAME_OF_REFERENCE, _AGENT, _AGENTS = tags("FrameOfReferenceUID", "ContrastBolusAgent", "ContrastBolusAgentSequence")
 _SEQUENCES = tags(SHARED, PER_FRAME, "DimensionIndexSequence")
 _GROUPS = tags(*GROUPS)
-_WANTED = [*_ALLOWED, *_UIDS, _PATIENT_ID, _ISSUER, _FRAME_OF_REFERENCE, _AGENTS, *_SEQUENCES, PIXEL_DATA]
+_AGE, *_OF_AGE = tags(*AGE)  # the birth date is read, and never copied
+_WANTED = [*_ALLOWED, *_OF_AGE, *_UIDS, _PATIENT_ID, _ISSUER, _FRAME_OF_REFERENCE, _AGENTS, *_SEQUENCES, PIXEL_DATA]
 _UNDEFINED = 0xFFFFFFFF  # the length of compressed pixels, which end with a delimiter
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _ITEM = 0xFFFEE000
@@ -151,6 +163,7 @@ def strip(part10: bytes, site: Site, *, patient_id: str | None = None) -> tuple[
         raise Refusal(imaging_reasons.PARSE, private="a UID is missing")
     owner = _patient(source, site, patient_id)
     passing = _passing(source)
+    _pass_age(source, passing)
     if _CLASS not in passing:
         passing[_CLASS] = "UI", _registered(_text(meta, _CLASS_OF_FILE).encode())
     for tag, original in zip(_UIDS, (study, series, image), strict=True):
@@ -267,6 +280,19 @@ def _passing(source: Dataset) -> dict[int, tuple[str, bytes]]:
         if value is not None:
             passing[tag] = element.VR if vr in _BINARY and element.VR in _BINARY else vr, value
     return passing
+
+
+def _pass_age(source: Dataset, passing: dict[int, tuple[str, bytes]]) -> None:
+    """Add the age at the scan if the image does not state it in a usable form."""
+    _, stated = passing.get(_AGE, ("", b""))
+    if age_in_years(stated.decode()) is not None:
+        return
+    try:
+        age = patient_age(source)
+    except Refusal:  # the reader judges the image without it
+        return
+    if age:
+        passing[_AGE] = "AS", age.encode()
 
 
 def _pass_groups(source: Dataset, syntax: str, passing: dict[int, tuple[str, bytes]]) -> None:

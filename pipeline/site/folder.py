@@ -50,7 +50,7 @@ class SiteTable(BaseModel, extra="forbid"):
     min_patients: int = Field(default=10, ge=2)  # figures over fewer patients do not leave the site
     unlabelled_patients: bool = False  # keep patients with a CT and no label. See `has_labels`
     issuer: str = ""  # authority of the patient identifiers; empty if all files use only one
-    time_zone: str = ""  # IANA name; needed if the laboratory writes times with a zone
+    time_zone: str = ""  # IANA name; needed if records or scans have times with a zone
 
     @field_validator("time_zone")
     @classmethod

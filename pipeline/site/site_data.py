@@ -13,9 +13,10 @@ from pipeline.records import reasons as records_reasons
 from pipeline.records.join import NO_RECORDS, Records
 from pipeline.records.labels import read_labels
 from pipeline.records.laboratory import PcrResult, read_pcr
+from pipeline.records.laboratory.times import Clock
 from pipeline.records.outcomes import read_outcomes
 from pipeline.site import reasons
-from pipeline.site.folder import Site
+from pipeline.site.folder import Site, SiteSettings
 from pipeline.site.lung_masks import find_masks, with_masks
 from pipeline.site.withdrawn import Withdrawn
 from pipeline.system.findings import Finding
@@ -82,11 +83,12 @@ def spoilt_patients(findings: Iterable[Finding]) -> set[str]:
 def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -> tuple[list[Series], list[Finding]]:
     """Find the site's series, with their lung masks; a series without a patient becomes a finding.
 
-    A series of a withdrawn patient becomes a finding that names neither patient nor series.
+    A series of a withdrawn patient becomes a finding that names neither patient nor series. The times of scans are
+    those of the site, as the times of its records are.
 
     `soon` receives each series with a patient while the search continues (see `discovery.find_series`).
 
-    Raises Refusal: E_CT_FOLDER, E_MASK_FOLDER, E_NO_IMAGES.
+    Raises Refusal: E_CT_FOLDER, E_MASK_FOLDER, E_NO_IMAGES, E_TIME_ZONE.
     """
     folder = site.ct_folder
     if not folder.is_dir():
@@ -97,11 +99,11 @@ def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -
 
     def tell(each: Series) -> None:
         if soon and is_pulled and each.patient_id not in withdrawn:
-            soon(each)
+            soon(_in_site_time(each, site.settings))
         elif soon and not is_pulled and _no_owner(each, issuer) is None:
             under = _under_pseudonym(with_masks(each, masks), site)
             if under.patient_id not in withdrawn:
-                soon(under)
+                soon(_in_site_time(under, site.settings))
 
     # Other formats than DICOM contain no patient and no date. Only a labels file says whose they are.
     find = find_scans if site.settings.labels else find_series
@@ -109,7 +111,7 @@ def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -
     if not found:
         raise Refusal(imaging_reasons.NO_IMAGES)
     if is_pulled:  # `pull` has already replaced identifiers with pseudonyms
-        return _of_others(found, [f for f in findings if f.patient_id not in withdrawn], withdrawn)
+        return _of_others(found, [f for f in findings if f.patient_id not in withdrawn], withdrawn, site.settings)
     series = []
     findings = list(_pseudonymous(site, findings, withdrawn))
     for each in found:
@@ -119,7 +121,7 @@ def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -
         else:
             findings.append(Finding(reason, detail=str(each.files[0].parent), series=each.fingerprint[:12]))
     _check_issuers(series)
-    return _of_others(series, findings, withdrawn)
+    return _of_others(series, findings, withdrawn, site.settings)
 
 
 def identifiers_in_records(site: Site) -> dict[str, set[str]]:
@@ -143,11 +145,25 @@ def identifiers_in_records(site: Site) -> dict[str, set[str]]:
 
 
 def _of_others(
-    series: list[Series], findings: list[Finding], withdrawn: Withdrawn
+    series: list[Series], findings: list[Finding], withdrawn: Withdrawn, settings: SiteSettings
 ) -> tuple[list[Series], list[Finding]]:
-    """Leave out the series of withdrawn patients; each becomes a finding."""
-    others = [each for each in series if each.patient_id not in withdrawn]
+    """Leave out the series of withdrawn patients; each becomes a finding. Raises Refusal E_TIME_ZONE."""
+    others = [_in_site_time(each, settings) for each in series if each.patient_id not in withdrawn]
     return others, [*findings, *[Finding(reasons.WITHDRAWN)] * (len(series) - len(others))]
+
+
+def _in_site_time(series: Series, settings: SiteSettings) -> Series:
+    """Convert the time of a scan that has an offset from UTC to the site's time zone.
+
+    If the site has not set its time zone, and no label depends on the day of the scan, the time stays as written.
+    Raises Refusal E_TIME_ZONE if labels depend on it, as the laboratory's readers do.
+    """
+    at, clock = series.acquired, Clock.of(settings.site.time_zone)
+    if at is None or at.tzinfo is None:
+        return series
+    if clock.zone is None and settings.laboratory is None:
+        return replace(series, acquired=at.replace(tzinfo=None))
+    return replace(series, acquired=clock.local(at))
 
 
 def _without(by_patient: Mapping[str, Value], withdrawn: Withdrawn) -> dict[str, Value]:

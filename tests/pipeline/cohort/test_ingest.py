@@ -275,6 +275,26 @@ def test_changed_file_is_read_again(own: Own) -> None:
     assert after.patients == [] or after.patients[0].tensor != before.tensor
 
 
+def test_label_follows_the_day_of_the_scan_at_the_site(own: Own) -> None:
+    """A scan at 01:30 UTC is of the day before in Los Angeles. Known series get the new day too."""
+    own.add(CLEAN[0])
+    for path in (own.folder / "ct" / CLEAN[0]).iterdir():
+        ds = dcmread(path)
+        ds.AcquisitionTime, ds.TimezoneOffsetFromUTC = "013000", "+0000"
+        ds.save_as(path)
+    specimen = date.fromisoformat(ds.AcquisitionDate) - timedelta(days=3)  # negative results count from two days before
+    rows = (own.folder / "laboratory.csv").read_text().splitlines(keepends=True)
+    others = "".join(row for row in rows if CLEAN[0] not in row)
+    own.laboratory(f"{others}99,{CLEAN[0]},{specimen}T10:00,NEGATIVE\r\n")
+    assert code_of(own) == "E_TIME_ZONE"
+    own.site.settings.site.time_zone = "Europe/Paris"
+    assert own.ingest().patients == []
+    own.site.settings.site.time_zone = "America/Los_Angeles"
+    again = own.ingest()
+    assert [patient.pcr_positive for patient in again.patients] == [False]
+    assert again.examined_now == 0
+
+
 def test_unreadable_pcr_row_removes_a_negative_label_but_no_positive_one(own: Own, small_hospital: Path) -> None:
     """The unreadable row may have been a positive result."""
     pcr = {each["patient_id"]: each["pcr_positive"] for each in truth_of(small_hospital)["patients"]}

@@ -159,6 +159,80 @@ def test_reader_gets_the_same_scan(site: Site, tmp_path: Path, syntax: uid.UID) 
     assert after.patient_id == site.pseudonym(before.patient_id)
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"AcquisitionDate": "20200403", "AcquisitionTime": "013000", "TimezoneOffsetFromUTC": "+0000"},
+        {"AcquisitionDateTime": "20200403013000.000000+0000"},
+        {"AcquisitionDateTime": "202004030130-0730"},
+        {"AcquisitionDateTime": "20200403013000", "TimezoneOffsetFromUTC": "-0800"},
+    ],
+)
+def test_scan_keeps_its_time_and_offset(site: Site, tmp_path: Path, attributes: dict[str, str]) -> None:
+    content = part10(tmp_path / "source", **attributes)
+    (tmp_path / "stored.dcm").write_bytes(strip(content, site)[1])
+    ((before,), _), ((after,), _) = find_series(tmp_path / "source"), find_series(tmp_path / "stored.dcm")
+    assert before.acquired and before.acquired.tzinfo
+    assert after.acquired and (after.acquired, after.acquired.tzinfo) == (before.acquired, before.acquired.tzinfo)
+
+
+@pytest.mark.parametrize("offset", ["Ptarmigan", "+01:00", "+01000", "UTC"])
+def test_malformed_offset_is_not_copied(site: Site, tmp_path: Path, offset: str) -> None:
+    image = stripped(part10(tmp_path, TimezoneOffsetFromUTC=offset, AcquisitionDateTime=f"20200403{offset}"), site)
+    assert "TimezoneOffsetFromUTC" not in image and "AcquisitionDateTime" not in image
+
+
+@pytest.mark.parametrize(
+    ("age", "born", "kept"),
+    [
+        ("070Y", "19571001", "070Y"),
+        ("63Y", "19571001", "63Y"),
+        (None, "19571001", "063Y"),
+        ("", "19571001", "063Y"),
+        ("63", "19571001", "063Y"),
+        ("0063Y", "19571001", "063Y"),
+        ("063y", "19571001", "063Y"),
+        ("000Y", "19571001", "063Y"),
+        ("Ptarmigan", "19571001", "063Y"),
+        ("", "20200504", "010M"),
+        ("", "19000101", None),
+        ("", "Ptarmigan", None),
+        ("63", None, None),
+    ],
+)
+def test_age_is_calculated_and_the_birth_date_not_stored(
+    site: Site, tmp_path: Path, age: str | None, born: str | None, kept: str | None
+) -> None:
+    _, content = strip(part10(tmp_path / "source", PatientAge=age, PatientBirthDate=born), site)
+    image = dcmread(BytesIO(content))
+    assert image.get("PatientAge") == kept
+    assert "PatientBirthDate" not in image
+    assert not (born and holds(content, born))
+    (tmp_path / "stored.dcm").write_bytes(content)
+    ((before,), _), ((after,), _) = find_series(tmp_path / "source"), find_series(tmp_path / "stored.dcm")
+    assert before.age_years == after.age_years
+
+
+@pytest.mark.parametrize("syntax", [uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian])
+def test_age_is_calculated_whatever_the_encoding(site: Site, tmp_path: Path, syntax: uid.UID) -> None:
+    content = part10(tmp_path, PatientAge="", PatientBirthDate="19571001", transfer_syntax=syntax)
+    assert stripped(content, site).PatientAge == "063Y"
+
+
+def test_age_is_calculated_for_a_multi_frame_image(site: Site, tmp_path: Path) -> None:
+    image = enhanced(single_frames(write_series(tmp_path / "single", body(slices=3))))
+    image.PatientAge, image.PatientBirthDate, image.AcquisitionDateTime = "", "19571001", "20200403013000+0000"
+    save_frames(image, tmp_path / "image.dcm")
+    kept = stripped((tmp_path / "image.dcm").read_bytes(), site)
+    assert (kept.PatientAge, kept.AcquisitionDateTime) == ("062Y", "20200403013000+0000")
+
+
+@pytest.mark.parametrize("padded", [" 0042", "0042 ", "  0042\0"])
+def test_padding_makes_no_other_pseudonym(site: Site, tmp_path: Path, padded: str) -> None:
+    content = part10(tmp_path, PatientID=padded)
+    assert dcmread(BytesIO(strip(content, site, patient_id="0042")[1])).PatientID == site.pseudonym("0042")
+
+
 def outcome(path: Path) -> tuple[object, ...]:
     """The reader's result for one file: the slice with its pixels, or the refusal code."""
     try:
