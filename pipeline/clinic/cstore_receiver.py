@@ -40,7 +40,7 @@ from pipeline.clinic.settings import Clinic, ReceiverTable
 from pipeline.clinic.store import Store
 from pipeline.imaging import reasons
 from pipeline.imaging.ct_slice import inspect_file
-from pipeline.imaging.discovery import age_in_years, read_header, tags, text
+from pipeline.imaging.discovery import AGE, age_in_years, identifier, patient_age, read_header, tags, text
 from pipeline.imaging.functional_groups import CT_CLASSES
 from pipeline.pacs.receiver import OUT_OF_RESOURCES, SUCCESS, receiver
 from pipeline.scoring.single_scan import BESIDES_THE_SCAN
@@ -58,7 +58,7 @@ _LOOK_SECONDS = 0.5
 PREAMBLE = bytes(128) + b"DICM"
 _SERIES = tags("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID")
 _IMAGE = tags("SOPInstanceUID")
-_PATIENT = tags("PatientName", "PatientSex", "PatientAge")
+_PATIENT = tags("PatientName", "PatientSex", *AGE)
 
 
 @dataclass
@@ -239,11 +239,11 @@ class Reception:
             study_uid=text(header, "StudyInstanceUID"),
             series_uid=text(header, "SeriesInstanceUID"),
             patient=patient_in_headers(
-                text(header, "PatientID"),
-                text(header, "IssuerOfPatientID"),
+                identifier(header, "PatientID"),
+                identifier(header, "IssuerOfPatientID"),
                 text(header, "PatientName"),
                 text(header, "PatientSex") or None,
-                age_in_years(text(header, "PatientAge")),
+                age_in_years(patient_age(header)),
             ),
         )
 
@@ -251,7 +251,7 @@ class Reception:
 def _names(part: Path) -> tuple[str, str]:
     """Return the name of an image's series here, and its SOPInstanceUID. Raises Refusal E_NOT_DICOM, E_PARSE."""
     header = read_header(part, _SERIES + _IMAGE)
-    patient = [text(header, keyword) for keyword in ("PatientID", "IssuerOfPatientID")]
+    patient = [identifier(header, keyword) for keyword in ("PatientID", "IssuerOfPatientID")]
     study, series, image = (
         text(header, keyword) for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
     )

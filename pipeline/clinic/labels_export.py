@@ -113,7 +113,7 @@ def _row(patient_id: str, pcr: bool, answer: Answer, later: LaterOutcomes) -> _R
 
 def _pcr(answer: Answer, later: LaterOutcomes) -> bool | None:
     """Return the PCR label; a result of another day must be in the node's window."""
-    pcr, at, rules = answer.pcr, answer.acquired_at, later.rules
+    pcr, at, rules = answer.pcr, later.acquired(answer), later.rules
     if pcr is None or at is None or pcr.result == "indeterminate":
         return None
     is_positive = pcr.result == "positive"

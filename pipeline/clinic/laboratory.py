@@ -20,6 +20,7 @@ from pipeline.records import reasons as records_reasons
 from pipeline.records.join import JoinRules, label_pcr
 from pipeline.records.laboratory import Laboratory, PcrResult, read_pcr
 from pipeline.records.laboratory.results import files_of
+from pipeline.records.laboratory.times import Clock
 from pipeline.site import reasons as site_reasons
 from pipeline.site.folder import Site, SiteTable
 from pipeline.site.site_data import spoilt_patients
@@ -47,11 +48,17 @@ _feeds: dict[Path, tuple[tuple[str, str, date], _Content | Refusal]] = {}
 
 @dataclass(frozen=True)
 class Feed:
-    """The laboratory's feed as it is now. `issuer`, `rules`: of the site."""
+    """The laboratory's feed as it is now. `issuer`, `rules`, `clock`: of the site."""
 
     content: _Content
     issuer: str
     rules: JoinRules
+    clock: Clock = Clock(None)  # noqa: RUF009  immutable
+
+    def day_of(self, scan: datetime) -> date | None:
+        """Return the day of a scan at the site; None if its time has an offset and the site's time zone is not set."""
+        at = local_time(scan, self.clock)
+        return at.date() if at else None
 
     def find(self, patient_id: str, issuer: str, scan_day: date) -> Pcr | None:
         """Find the patient's PCR result for the day of the scan; None if there is no decisive result.
@@ -68,6 +75,15 @@ class Feed:
         return _decide(patient_id, scan_day, self.content, self.rules)
 
 
+def local_time(scan: datetime, clock: Clock) -> datetime | None:
+    """Return the time of a scan at the site; None if it has an offset from UTC and the site's time zone is not set."""
+    try:
+        return clock.local(scan)
+    except Refusal as refusal:
+        log.warning("the day of a scan at the site is unknown: %s", refusal.code)
+        return None
+
+
 def open_feed(site_folder: Path) -> Feed | None:
     """Return the site's feed; None if it has none, or one that cannot be read: then nothing is known about any patient.
 
@@ -79,7 +95,8 @@ def open_feed(site_folder: Path) -> Feed | None:
             return None
         with _reading:  # reading a feed can take long: read it only once
             content = _content(site, date.today())
-        return Feed(content, site.settings.site.issuer, site.settings.join)
+        table = site.settings.site
+        return Feed(content, table.issuer, site.settings.join, Clock.of(table.time_zone))
     except Refusal as refusal:
         _log_why_not(refusal.code)
     except OSError:

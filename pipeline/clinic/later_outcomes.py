@@ -6,17 +6,19 @@ Patients who withdrew from learning are left out.
 
 import logging
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
 
 from models.refusal import Refusal
+from pipeline.clinic.laboratory import local_time
 from pipeline.clinic.records import Answer, Patient
 from pipeline.clinic.settings import Clinic
 from pipeline.imaging.discovery import fingerprint
 from pipeline.records.join import JoinRules, label_severe
 from pipeline.records.laboratory.results import files_of
+from pipeline.records.laboratory.times import Clock
 from pipeline.records.outcomes import Outcome, read_outcomes
 from pipeline.records.reasons import TABLE_FILE
 from pipeline.site.folder import Site
@@ -43,6 +45,11 @@ class LaterOutcomes:
     def rules(self) -> JoinRules:
         return self.site.settings.join if self.site else JoinRules()
 
+    def acquired(self, answer: Answer) -> datetime | None:
+        """Return the time of the scan at the hospital, None if it is unknown."""
+        clock = Clock.of(self.site.settings.site.time_zone if self.site else "")
+        return answer.acquired_at and local_time(answer.acquired_at, clock)
+
     def is_ours(self, patient: Patient | None) -> bool:
         """Whether the patient has an identifier of this hospital and did not withdraw."""
         if self.site is None or patient is None or not patient.id:
@@ -58,7 +65,7 @@ class LaterOutcomes:
 
     def severe(self, answer: Answer) -> bool | None:
         """Return whether the course after the scan was severe; None if that is not known (yet)."""
-        patient, at = answer.patient, answer.acquired_at
+        patient, at = answer.patient, self.acquired(answer)
         if patient is None or at is None or patient.id not in self.by_patient or not self.is_ours(patient):
             return None
         return label_severe(self.by_patient[patient.id], at, self.rules).severe

@@ -217,9 +217,10 @@ class Answer:
     """The model's answer for one scan.
 
     `score`: `Score.to_json()`. `decision`: the newest one. `deliveries`: the newest one to each other system.
-    `acquired_at`: local time of the scan, without time zone; midnight if its headers give only the day, and then
-    `has_clock` is false. `role`: the model's role at that time; answers of a shadow model are
-    for comparison only, and no clinician sees them. `folder`: its files.
+    `acquired_at`: local time of the scan, without time zone, or with the offset from UTC that its headers state if the
+    clinic does not know the site's time zone; midnight if its headers give only the day, and then `has_clock` is false.
+    `role`: the model's role at that time; answers of a shadow model are for comparison only, and no clinician sees
+    them. `folder`: its files.
     """
 
     id: str

@@ -81,7 +81,7 @@ CREATE TABLE IF NOT EXISTS answers (
     study_uid TEXT NOT NULL,
     series_uid TEXT NOT NULL,
     accession TEXT NOT NULL,
-    acquired_at TEXT,                  -- local time of the scan, without time zone; a day if no time is known
+    acquired_at TEXT,                  -- local time of the scan, or with an offset from UTC; a day if no time is known
     score TEXT NOT NULL,               -- JSON of Score.to_json()
     model_sha256 TEXT NOT NULL,
     model_name TEXT NOT NULL,

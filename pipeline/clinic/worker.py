@@ -34,7 +34,7 @@ from models.reasons import COMPUTE_FAILED, MODEL_ALTERED, NO_MODEL
 from models.refusal import Refusal
 from models.release import Release, load_release
 from pipeline.clinic.header_patient import patient_in_headers
-from pipeline.clinic.laboratory import open_feed
+from pipeline.clinic.laboratory import local_time, open_feed
 from pipeline.clinic.pictures import write_pictures
 from pipeline.clinic.reasons import (
     ALREADY_ANSWERED,
@@ -55,6 +55,7 @@ from pipeline.imaging.archive import open_images
 from pipeline.imaging.discovery import Series, read_header, tags, text
 from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.imaging.pydicom_silence import quiet_pydicom
+from pipeline.records.laboratory.times import Clock
 from pipeline.scoring.score import Score, score_scan
 from pipeline.scoring.single_scan import OneScan, read_one
 from pipeline.system.atomic_files import move_durably
@@ -112,7 +113,7 @@ class Worker:
         scan = patient = None
         try:
             with self._time_limit(), open_images(_source(job.folder)) as images:
-                scan = read_one(images, job.series_uid)
+                scan = self._in_site_time(read_one(images, job.series_uid))
                 patient = self._patient(scan.series)
                 earlier = self._earlier(scan, patient, live)
                 if earlier:
@@ -206,6 +207,14 @@ class Worker:
             patient=patient,
         )
 
+    def _in_site_time(self, scan: OneScan) -> OneScan:
+        """Convert the scan's time to the time zone of the node's site; without one it keeps its offset from UTC."""
+        at = scan.series.acquired
+        if at is None or at.tzinfo is None or self._clinic.node is None:
+            return scan
+        at = local_time(at, Clock.of(self._clinic.node.settings.site.time_zone)) or at
+        return replace(scan, series=replace(scan.series, acquired=at))
+
     def _patient(self, series: Series) -> Patient | None:
         """Return the scan's patient; None without a usable identifier; a volume file has none."""
         if is_volume_file(series.files[0].name):
@@ -236,8 +245,9 @@ class Worker:
         if feed is None:  # a feed that cannot be read says nothing: earlier results stay
             return
         for answer in answers:
-            if answer.patient and answer.acquired_at:
-                pcr = feed.find(answer.patient.id, answer.patient.issuer, answer.acquired_at.date())
+            day = answer.acquired_at and feed.day_of(answer.acquired_at)
+            if answer.patient and day:
+                pcr = feed.find(answer.patient.id, answer.patient.issuer, day)
                 if pcr != answer.pcr:
                     self._store.answers.follow_laboratory(answer.id, pcr)
 

@@ -99,9 +99,10 @@ def _identifier(resource_id: str) -> dict[str, str]:
 
 
 def _common(answer: Answer, status: str) -> dict[str, Any]:
-    """Return what report and observations have in common. A time of the scan has no zone, so only its day is sent."""
+    """Return what report and observations have in common. Of a time without zone only the day is sent."""
     at = answer.acquired_at
-    return {"status": status, "subject": subject_of(answer), "effectiveDateTime": at and at.date().isoformat()}
+    said = answer.acquired if at and at.tzinfo else at and at.date().isoformat()
+    return {"status": status, "subject": subject_of(answer), "effectiveDateTime": said}
 
 
 def _observations(answer: Answer, status: str) -> list[dict[str, Any]]:

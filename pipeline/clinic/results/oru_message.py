@@ -41,7 +41,7 @@ def oru_message(answer: Answer, *, earlier: Sequence[Answer] = ()) -> bytes:
     status = _status(answer, is_later=any(each.decision for each in earlier))
     order_status = "C" if status == "D" else status
     made = answer.decision.at if answer.decision else answer.created_at
-    at = answer.acquired_at.strftime("%Y%m%d%H%M%S" if answer.has_clock else "%Y%m%d") if answer.acquired_at else ""
+    at = answer.acquired_at.strftime("%Y%m%d%H%M%S%z" if answer.has_clock else "%Y%m%d") if answer.acquired_at else ""
     header = {9: "ORU^R01^ORU_R01", 10: control_id_of(answer), 11: "P", 12: "2.5.1", 18: "UNICODE UTF-8"}
     request = {1: "1", 3: answer.id, 4: "24627-2^CT Chest^LN", 7: at, 18: _text(answer.accession), 22: _zoned(made)}
     request |= {24: "RAD", 25: order_status, 32: _reader(answer)}

@@ -78,7 +78,10 @@ class Jobs(BaseModel):
 
 
 class Study(BaseModel):
-    """The scan in the PACS. `acquired_at`: local time, without time zone; a day if the scan's headers give no time."""
+    """The scan in the PACS. `acquired_at`: local time, without time zone; a day if the scan's headers give no time.
+
+    It has an offset from UTC only if the headers state one and the node's `time_zone` is not set, or there is no node.
+    """
 
     study_uid: str
     series_uid: str

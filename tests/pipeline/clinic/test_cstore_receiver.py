@@ -130,6 +130,18 @@ def test_series_becomes_one_job_when_its_association_ends(clinic: Clinic, store:
     assert not any(SERIES_UID in str(path) or PATIENT_ID in str(path) for path in clinic.folder.rglob("*"))
 
 
+def test_padding_makes_no_second_series_and_missing_age_is_calculated(clinic: Clinic, store: Store) -> None:
+    reception, sent = Reception(clinic), images(4)
+    for index, image in enumerate(sent):
+        image.PatientID, image.PatientAge, image.PatientBirthDate = (" 0042", "0042")[index % 2], "", "19571001"
+    deliver(reception, *sent)
+    reception.sweep(store)
+    (job,) = store.jobs.newest()
+    assert job.patient is not None and (job.patient.id, job.patient.age_years) == ("0042", 63)
+    assert job.patient.key == store.keys.patient_key("0042")
+    assert len(list(job.folder.iterdir())) == 4
+
+
 def test_image_is_on_disk_before_success_is_returned(clinic: Clinic, store: Store) -> None:
     """If the process ends afterwards, the next process continues with the series."""
     sent = images(4)

@@ -1,7 +1,8 @@
 """Tests of the PCR result shown with an answer: read from the site's laboratory feed, by the site's rules."""
 
 import logging
-from datetime import date, timedelta
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pipeline.clinic.laboratory import Feed, open_feed
 from pipeline.clinic.records import Pcr
 from pipeline.clinic.records import PcrResult as Result
 from pipeline.clinic.worker import Worker
+from pipeline.records.laboratory.times import Clock
 from pipeline.site.folder import init_site
 from tests.pipeline.clinic.later_hospital import LaterHospital
 
@@ -94,6 +96,22 @@ def test_identifier_of_another_issuer_is_another_patient(tmp_path: Path, caplog:
     assert hospital.find(issuer="OTHER") is None
     assert "E_ISSUER" in caplog.text
     assert hospital.find("") is None
+
+
+@pytest.mark.parametrize(
+    ("time_zone", "at", "day"),
+    [
+        ("America/Los_Angeles", datetime(2021, 3, 10, 1, 30, tzinfo=UTC), date(2021, 3, 9)),
+        ("Europe/Paris", datetime(2021, 3, 10, 23, 30, tzinfo=UTC), date(2021, 3, 11)),
+        ("Europe/Paris", datetime(2021, 3, 10, 23, 30), date(2021, 3, 10)),
+        ("", datetime(2021, 3, 10, 23, 30), date(2021, 3, 10)),
+        ("", datetime(2021, 3, 10, 23, 30, tzinfo=UTC), None),
+    ],
+)
+def test_day_of_a_scan_is_the_one_at_the_site(tmp_path: Path, time_zone: str, at: datetime, day: date | None) -> None:
+    feed = open_feed(Hospital(tmp_path / "site").folder)
+    assert feed is not None
+    assert replace(feed, clock=Clock.of(time_zone)).day_of(at) == day
 
 
 def test_feed_is_read_again_only_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Tests of outcomes that arrive later: joined by the node's rules, and compared with probabilities and levels."""
 
 import json
+from dataclasses import replace
+from datetime import UTC
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from pipeline.clinic.local_audit import LocalAudit, local_audit
 from pipeline.clinic.web.app import make_app
 from pipeline.clinic.web.auth import Tokens
 from pipeline.site.withdrawn import Withdrawn
-from tests.pipeline.clinic.later_hospital import LaterHospital
+from tests.pipeline.clinic.later_hospital import SCAN, LaterHospital
 from tests.pipeline.records.laboratory.test_fhir import MRN, bundle, patient
 from tests.pipeline.records.test_fhir_histories import GOOD, encounter, procedure
 
@@ -59,6 +61,19 @@ def test_course_after_the_scan_follows_the_nodes_rules(
     assert later_outcomes(hospital.clinic).refusal is not None  # there is no file yet
     hospital.know(("P1", intubated, died, until))
     assert later_outcomes(hospital.clinic).severe(answer) is severe
+
+
+def test_day_of_the_scan_is_the_one_at_the_hospital(hospital: LaterHospital) -> None:
+    """At 23:30 UTC it is the next day in Berlin, and the patient was intubated the day before it."""
+    hospital.know(("P1", 0, None, 60))
+    answer = hospital.scored()
+    late = SCAN.replace(hour=23, minute=30)
+    known = later_outcomes(hospital.clinic)
+    assert known.severe(replace(answer, acquired_at=late)) is True
+    assert known.severe(replace(answer, acquired_at=late.replace(tzinfo=UTC))) is None
+    assert known.site is not None
+    known.site.settings.site.time_zone = ""
+    assert known.acquired(replace(answer, acquired_at=late.replace(tzinfo=UTC))) is None
 
 
 def test_outcome_that_arrives_later_is_in_the_next_audit(hospital: LaterHospital) -> None:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import zipfile
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,7 @@ from pipeline.clinic.settings import SETTINGS, Clinic
 from pipeline.clinic.store import Store, new_id
 from pipeline.clinic.worker import Worker
 from pipeline.imaging.phantom_marker import mark
+from pipeline.site.folder import init_site
 from tests.helpers import volume_images
 from tests.helpers.descriptions import description
 from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, write_mislabelled, write_series
@@ -137,6 +138,35 @@ def test_answer_has_all_its_files(clinic: Clinic, store: Store, scan: Path, rele
     assert (record.action, record.who) == ("answer", "night desk")
     assert record.input_sha256 == answer.score["input"]["hu_sha256"]
     assert PATIENT_ID not in str(record)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("time_zone", "acquired", "result"),
+    [
+        ("America/Los_Angeles", datetime(2021, 3, 4, 17, 30), "negative"),
+        ("Europe/Paris", datetime(2021, 3, 5, 2, 30), None),
+        ("", datetime(2021, 3, 5, 1, 30, tzinfo=UTC), None),
+    ],
+)
+def test_pcr_result_matches_the_day_of_the_scan_at_the_site(
+    clinic: Clinic, store: Store, tmp_path: Path, time_zone: str, acquired: datetime, result: str | None
+) -> None:
+    """The specimen is of two days before the scan in Los Angeles, of three days before it in Paris."""
+    records = '[laboratory]\nfile = "laboratory.csv"\n[outcomes]\nfile = "outcomes.csv"\n'
+    site = init_site(tmp_path / "site", f'[site]\nname = "ward"\ntime_zone = "{time_zone}"\n{records}')
+    rows = f"patient_id,collected,result\n{PATIENT_ID},2021-03-02T08:00,negative\n"
+    (site.folder / "laboratory.csv").write_text(rows)
+    (clinic.folder / SETTINGS).write_text(f'[node]\nfolder = "{site.folder}"\n')
+
+    def edit(image: Dataset, _: int) -> None:
+        image.AcquisitionDate, image.AcquisitionTime, image.TimezoneOffsetFromUTC = "20210305", "013000", "+0000"
+
+    write_series(tmp_path / "scan", chest(), spacing_mm=SPACING_MM, edit=edit)
+    answer = answer_of(Clinic.open(clinic.folder), store, tmp_path / "scan")
+    assert answer.acquired_at is not None
+    assert (answer.acquired_at, answer.acquired_at.tzinfo) == (acquired, acquired.tzinfo)
+    assert (answer.pcr and answer.pcr.result) == result
 
 
 @pytest.mark.slow

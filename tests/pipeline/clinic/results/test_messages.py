@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ PATIENT = Patient("SYNTHETIC-1", "ward", "CANARY^SYNTHETIC", "F", 63.0)
 @pytest.fixture(scope="module")
 def answer(scan: Path, score: Score, tmp_path_factory: pytest.TempPathFactory) -> Answer:
     return answer_to(score, series_of(scan), tmp_path_factory.mktemp("answers") / new_id(), patient=PATIENT)
+
+
+def test_time_of_the_scan_is_sent_with_its_offset_if_it_has_one(answer: Answer) -> None:
+    local = replace(answer, acquired_at=datetime(2021, 3, 5, 1, 30))
+    zoned = replace(local, acquired_at=datetime(2021, 3, 5, 1, 30, tzinfo=UTC))
+    for made, fhir, hl7_time in (
+        (local, "2021-03-05", "20210305013000"),
+        (zoned, "2021-03-05T01:30:00+00:00", "20210305013000+0000"),
+    ):
+        assert {each["effectiveDateTime"] for each in resources(made).values()} == {fhir}
+        assert str(fields(oru_message(made)).segment("OBR")[7]) == hl7_time
 
 
 def test_server_that_sets_ids_finds_the_resources_by_their_identifiers(answer: Answer) -> None:
