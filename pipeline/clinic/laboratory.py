@@ -56,8 +56,8 @@ class Feed:
     clock: Clock = Clock(None)  # noqa: RUF009  immutable
 
     def day_of(self, scan: datetime) -> date | None:
-        """Return the day of a scan at the site; None if its time has an offset and the site's time zone is not set."""
-        at = local_time(scan, self.clock)
+        """Return the day of a scan at the site."""
+        at = self.clock.of_scan(scan)
         return at.date() if at else None
 
     def find(self, patient_id: str, issuer: str, scan_day: date) -> Pcr | None:
@@ -73,15 +73,6 @@ class Feed:
             _log_why_not(site_reasons.ISSUER.code)
             return None
         return _decide(patient_id, scan_day, self.content, self.rules)
-
-
-def local_time(scan: datetime, clock: Clock) -> datetime | None:
-    """Return the time of a scan at the site; None if it has an offset from UTC and the site's time zone is not set."""
-    try:
-        return clock.local(scan)
-    except Refusal as refusal:
-        log.warning("the day of a scan at the site is unknown: %s", refusal.code)
-        return None
 
 
 def open_feed(site_folder: Path) -> Feed | None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from threading import Lock
 
 from models.refusal import Refusal
-from pipeline.clinic.laboratory import local_time
 from pipeline.clinic.records import Answer, Patient
 from pipeline.clinic.settings import Clinic
 from pipeline.imaging.discovery import fingerprint
@@ -48,7 +47,7 @@ class LaterOutcomes:
     def acquired(self, answer: Answer) -> datetime | None:
         """Return the time of the scan at the hospital, None if it is unknown."""
         clock = Clock.of(self.site.settings.site.time_zone if self.site else "")
-        return answer.acquired_at and local_time(answer.acquired_at, clock)
+        return answer.acquired_at and clock.of_scan(answer.acquired_at)
 
     def is_ours(self, patient: Patient | None) -> bool:
         """Whether the patient has an identifier of this hospital and did not withdraw."""

@@ -34,7 +34,7 @@ from models.reasons import COMPUTE_FAILED, MODEL_ALTERED, NO_MODEL
 from models.refusal import Refusal
 from models.release import Release, load_release
 from pipeline.clinic.header_patient import patient_in_headers
-from pipeline.clinic.laboratory import local_time, open_feed
+from pipeline.clinic.laboratory import open_feed
 from pipeline.clinic.pictures import write_pictures
 from pipeline.clinic.reasons import (
     ALREADY_ANSWERED,
@@ -210,10 +210,10 @@ class Worker:
     def _in_site_time(self, scan: OneScan) -> OneScan:
         """Convert the scan's time to the time zone of the node's site; without one it keeps its offset from UTC."""
         at = scan.series.acquired
-        if at is None or at.tzinfo is None or self._clinic.node is None:
+        zone = self._clinic.node.settings.site.time_zone if self._clinic.node else ""
+        if at is None or at.tzinfo is None or not zone:
             return scan
-        at = local_time(at, Clock.of(self._clinic.node.settings.site.time_zone)) or at
-        return replace(scan, series=replace(scan.series, acquired=at))
+        return replace(scan, series=replace(scan.series, acquired=Clock.of(zone).of_scan(at) or at))
 
     def _patient(self, series: Series) -> Patient | None:
         """Return the scan's patient; None without a usable identifier; a volume file has none."""

@@ -73,7 +73,7 @@ EARLY_DAYS = Reason(
 )
 TIME_ZONE = Reason(
     "E_TIME_ZONE",
-    "times of the laboratory, the outcomes or the scans have a time zone, but the time zone of the site is not set",
+    "times of the laboratory or the outcomes have a time zone, but the time zone of the site is not set",
     'Set `time_zone` in [site] of site.toml, for example to "Europe/Paris".',
 )
 HL7 = Reason(

@@ -28,6 +28,11 @@ ISSUERS = Reason(
     "{issuers} authorities issued the patient identifiers of the scans, so one number may identify two people",
     "Set [site] issuer in site.toml to the authority whose numbers the laboratory uses.",
 )
+SCAN_OFFSET = Reason(
+    "W_SCAN_OFFSET",
+    "the time of the scan has an offset from UTC, and the time zone of the site is not set: it counts as written",
+    "Set time_zone in [site] of site.toml. If the PACS keeps times in UTC, labels may else follow the wrong day.",
+)
 CT_DATE = Reason("E_CT_DATE", "the series has no acquisition date", "Export the series with its acquisition date.")
 SITE_EXISTS = Reason("E_SITE_EXISTS", "the folder is already a site", "Edit its site.toml, or choose another folder.")
 SITE_KEY = Reason(

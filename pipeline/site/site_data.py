@@ -88,7 +88,7 @@ def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -
 
     `soon` receives each series with a patient while the search continues (see `discovery.find_series`).
 
-    Raises Refusal: E_CT_FOLDER, E_MASK_FOLDER, E_NO_IMAGES, E_TIME_ZONE.
+    Raises Refusal: E_CT_FOLDER, E_MASK_FOLDER, E_NO_IMAGES.
     """
     folder = site.ct_folder
     if not folder.is_dir():
@@ -147,23 +147,19 @@ def identifiers_in_records(site: Site) -> dict[str, set[str]]:
 def _of_others(
     series: list[Series], findings: list[Finding], withdrawn: Withdrawn, settings: SiteSettings
 ) -> tuple[list[Series], list[Finding]]:
-    """Leave out the series of withdrawn patients; each becomes a finding. Raises Refusal E_TIME_ZONE."""
-    others = [_in_site_time(each, settings) for each in series if each.patient_id not in withdrawn]
-    return others, [*findings, *[Finding(reasons.WITHDRAWN)] * (len(series) - len(others))]
+    """Leave out the series of withdrawn patients; each becomes a finding, as does a time that cannot be converted."""
+    others = [each for each in series if each.patient_id not in withdrawn]
+    findings = [*findings, *[Finding(reasons.WITHDRAWN)] * (len(series) - len(others))]
+    if settings.laboratory and not settings.site.time_zone:
+        abroad = [each for each in others if each.acquired and each.acquired.tzinfo]
+        findings += [Finding(reasons.SCAN_OFFSET, each.patient_id, series=each.fingerprint[:12]) for each in abroad]
+    return [_in_site_time(each, settings) for each in others], findings
 
 
 def _in_site_time(series: Series, settings: SiteSettings) -> Series:
-    """Convert the time of a scan that has an offset from UTC to the site's time zone.
-
-    If the site has not set its time zone, and no label depends on the day of the scan, the time stays as written.
-    Raises Refusal E_TIME_ZONE if labels depend on it, as the laboratory's readers do.
-    """
-    at, clock = series.acquired, Clock.of(settings.site.time_zone)
-    if at is None or at.tzinfo is None:
-        return series
-    if clock.zone is None and settings.laboratory is None:
-        return replace(series, acquired=at.replace(tzinfo=None))
-    return replace(series, acquired=clock.local(at))
+    """Convert the time of a scan that has an offset from UTC to the site's time zone, if the site has set one."""
+    clock = Clock.of(settings.site.time_zone)
+    return replace(series, acquired=series.acquired and clock.of_scan(series.acquired))
 
 
 def _without(by_patient: Mapping[str, Value], withdrawn: Withdrawn) -> dict[str, Value]:

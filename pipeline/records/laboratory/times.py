@@ -85,6 +85,13 @@ class Clock:
         there = _at(moment, self.zone)
         return there and there.replace(tzinfo=None, fold=0)
 
+    def of_scan(self, moment: datetime) -> datetime | None:
+        """Return the local time of a scan, without zone; None beyond the ends of the calendar.
+
+        Without the site's zone it is the time as written: a scanner writes the time of its place, and its offset.
+        """
+        return moment.replace(tzinfo=None) if self.zone is None else self.local(moment)
+
     def instant(self, moment: datetime | None) -> datetime:
         """Return a time that sorts versions, `LONG_AGO` for None. Raises Refusal E_TIME_ZONE."""
         if moment is None:

@@ -105,7 +105,7 @@ def test_identifier_of_another_issuer_is_another_patient(tmp_path: Path, caplog:
         ("Europe/Paris", datetime(2021, 3, 10, 23, 30, tzinfo=UTC), date(2021, 3, 11)),
         ("Europe/Paris", datetime(2021, 3, 10, 23, 30), date(2021, 3, 10)),
         ("", datetime(2021, 3, 10, 23, 30), date(2021, 3, 10)),
-        ("", datetime(2021, 3, 10, 23, 30, tzinfo=UTC), None),
+        ("", datetime(2021, 3, 10, 23, 30, tzinfo=UTC), date(2021, 3, 10)),
     ],
 )
 def test_day_of_a_scan_is_the_one_at_the_site(tmp_path: Path, time_zone: str, at: datetime, day: date | None) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from models.refusal import Refusal
 from pipeline.imaging.discovery import Series
 from pipeline.site.folder import Site, init_site
 from pipeline.site.site_data import read_series_list
@@ -91,15 +90,14 @@ def test_day_without_time_is_not_converted(tmp_path: Path) -> None:
     assert (series.acquired, series.has_clock) == (datetime(2020, 4, 3), False)
 
 
-@pytest.mark.parametrize("tables", [RECORDS, RECORDS + PULLED], ids=["records", "pulled"])
-def test_time_with_utc_offset_is_refused_without_a_site_time_zone(tmp_path: Path, tables: str) -> None:
-    site = site_with(tmp_path, tables, **IN_UTC)
-    for soon in (None, lambda series: None):
-        with pytest.raises(Refusal, match="E_TIME_ZONE") as caught:
-            read_series_list(site, soon)
-        assert "time_zone" in caught.value.remedy
-
-
-def test_time_stays_as_written_without_a_site_time_zone_if_no_label_depends_on_it(tmp_path: Path) -> None:
-    (series,), _ = read_series_list(site_with(tmp_path, LABELS, **IN_UTC))
+@pytest.mark.parametrize(
+    ("tables", "flagged"),
+    [(RECORDS, ["W_SCAN_OFFSET"]), (RECORDS + PULLED, ["W_SCAN_OFFSET"]), (LABELS, [])],
+    ids=["records", "pulled", "labels"],
+)
+def test_time_counts_as_written_without_a_site_time_zone(tmp_path: Path, tables: str, flagged: list[str]) -> None:
+    """Scanners write the time of their place. The flag is for archives in UTC, if labels depend on the day."""
+    (series,), findings = read_series_list(site_with(tmp_path, tables, **IN_UTC))
     assert series.acquired == datetime(2020, 4, 3, 1, 30)
+    assert [finding.reason.code for finding in findings] == flagged
+    assert {finding.patient_id for finding in findings} <= {series.patient_id}
