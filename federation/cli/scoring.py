@@ -131,15 +131,18 @@ def _write_lungs(scan: OneScan, refusal: Refusal, out: Path) -> None:
     from pipeline.scoring.lungs_alone import measure_lungs
 
     try:
-        lungs = measure_lungs(scan.volume, scan.mask)
+        lungs = measure_lungs(scan.volume, scan.mask, stated=scan.stated, unread=scan.unread)
     except Refusal:
         return
     out.mkdir(parents=True, exist_ok=True)
     write_labels(lungs.burden, lungs.volume, out)
-    table = json.dumps(lungs.burden.to_json(), indent=1)
+    table = json.dumps(lungs.to_json(), indent=1)
     (out / "lungs.json").write_text(table, encoding="utf-8")
     page = write_unscored_report(lungs, refusal, out)
     say(f"The lungs and their dense parts, which need no model: {page}")
+    for flag in lungs.flags:
+        if flag.reason:
+            say(f"Before you use them: {flag.reason.says}. {flag.reason.remedy} ({flag.reason.code})")
 
 
 def _say_points(result: Score, label: str) -> None:

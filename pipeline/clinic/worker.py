@@ -127,7 +127,7 @@ class Worker:
             if refusal.reason is not ALREADY_ANSWERED:
                 if scan:
                     with self._time_limit():
-                        keep_to_be_seen(scan.volume, job, self._clinic.work)
+                        keep_to_be_seen(scan, job, self._clinic.work)
                 digest = _sha256(scan, job.folder)
                 self._store.jobs.refuse(job, refusal, patient=patient, input_sha256=digest, model_sha256=live.sha256)
             return

@@ -95,7 +95,7 @@ def render_unscored(lungs: LungsAlone, refusal: Refusal) -> str:
     shown = views(lungs.prepared, lungs.burden)
     spacing_mm = lungs.prepared.spacing_mm
     about = {"refusal": refusal, "spacing_mm": spacing_mm, "made_at": datetime.now().astimezone()}
-    return _rendered(UNSCORED_PAGE, lungs.burden, shown, **about, flags=[])
+    return _rendered(UNSCORED_PAGE, lungs.burden, shown, **about, checks=lungs.checks, flags=lungs.flags)
 
 
 def _rendered(template: str, lungs: Burden, shown: list[View], **values: Any) -> str:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from models.refusal import Reason
 from pipeline.imaging.discovery import Series
 from pipeline.imaging.lung_mask import RIGHT
-from pipeline.imaging.missing_slices import remark
+from pipeline.imaging.missing_slices import Stated, remark
+from pipeline.imaging.volume import Volume
 from pipeline.preprocessing import reasons as preprocessing_reasons
 from pipeline.preprocessing.external_lungs import agreement_with_threshold
 from pipeline.preprocessing.lesion_burden import unsure_share
@@ -68,25 +69,43 @@ def checks(
     """
     return (
         *_of_files(scan, settings),
-        *_of_lungs(prepared, found, regions, sides),
-        *_of_density(prepared, found, settings),
+        *checks_of_lungs(prepared, found, settings, regions, sides),
         *_of_patient(scan.series),
     )
 
 
-def _of_files(scan: OneScan, settings: Preprocessing) -> list[Check]:
-    volume = scan.volume
-    slice_mm, row_mm, column_mm = volume.spacing_mm
-    pixel_mm = max(row_mm, column_mm)
-    is_coarse = pixel_mm > settings.working_spacing_mm
-    read = [BY_CODE[flag] for flag in volume.flags]
-    return [
+def checks_of_lungs(
+    prepared: Prepared,
+    found: Anatomy,
+    settings: Preprocessing,
+    regions: LungRegions,
+    sides: NDArray[np.uint8] | None = None,
+) -> tuple[Check, ...]:
+    """Return the checks of the lungs and of their density, which hold without a model too; arguments: see `checks`."""
+    return (*_of_lungs(prepared, found, regions, sides), *_of_density(prepared, found, settings))
+
+
+def checks_of_reading(volume: Volume, stated: Stated, unread: int) -> tuple[Check, ...]:
+    """Return the checks of a scan as it was read, which hold without a model too; arguments: see `OneScan`."""
+    slice_mm = volume.spacing_mm[0]
+    return (
         Check("slices", len(volume.hu)),
-        Check("slice_distance", round(slice_mm, 2), "mm", remark(scan.stated, slice_mm)),
+        Check("slice_distance", round(slice_mm, 2), "mm", remark(stated, slice_mm)),
+        Check("unreadable_files", unread, "", reasons.FILES_UNREADABLE if unread else None),
+        *[Check("reader", flag, "", BY_CODE[flag]) for flag in volume.flags],
+    )
+
+
+def _of_files(scan: OneScan, settings: Preprocessing) -> list[Check]:
+    slices, distance, *others = checks_of_reading(scan.volume, scan.stated, scan.unread)
+    pixel_mm = max(scan.volume.spacing_mm[1:])
+    is_coarse = pixel_mm > settings.working_spacing_mm
+    return [
+        slices,
+        distance,
         Check("pixel_spacing", round(pixel_mm, 2), "mm", reasons.COARSE if is_coarse else None),
         Check("other_series", scan.other_series, "", reasons.SERIES_TWICE if scan.has_copy else None),
-        Check("unreadable_files", scan.unread, "", reasons.FILES_UNREADABLE if scan.unread else None),
-        *[Check("reader", reason.code, "", reason) for reason in read],
+        *others,
     ]
 
 

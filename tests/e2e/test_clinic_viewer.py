@@ -247,9 +247,13 @@ def test_abstained_scan_has_mask_table_measuring_and_print(tab: Page, clinic: Cl
     tab.wait_for_text("No score", "#state")
     with Store(clinic.scans.parent / "site") as store:
         pictures = store.jobs.get(tab.js("location.hash").rpartition("/")[2]).pictures
-    _add_lungs(answer.folder, answer.score["lungs"], pictures)
+    flagged = {"name": "reader", "value": "W_THICK", "unit": "", "verdict": "flag", "code": "W_THICK"}
+    quality = [{**flagged, "says": "the slices are thick", "remedy": "Prefer thinner ones."}]
+    _add_lungs(answer.folder, {**answer.score["lungs"], "quality": quality}, pictures)
     tab.reload()
     tab.wait_for_text("Both lungs", "#refused-measures")
+    tab.wait_for_text("1 of 1 quality checks", "#refused-flagged")
+    tab.wait_for_text("Check: the slices are thick. Prefer thinner ones. (W_THICK)", "#refused-quality")
     tab.wait_for("[...document.querySelectorAll('#tiles img')].filter((i) => i.naturalWidth > 50).length >= 3")
     test_click_moves_the_other_planes_to_the_same_place(tab)
     test_wheel_moves_through_the_slices_under_the_mouse(tab, "coronal")

@@ -176,8 +176,10 @@ def get_slice(
     summary="The lungs of a scan without a score",
 )
 def get_lungs(folder: Seen) -> Any:
-    """Return the measures of the lungs, which need no model; null if the scan does not show a whole chest."""
-    return {"lungs": lungs_of(folder)}
+    """Return the measures and checks of the lungs, which need no model; null if there is no whole chest in the scan."""
+    lungs = lungs_of(folder)
+    quality = None if lungs is None else lungs.pop("quality", None)
+    return {"lungs": lungs, "quality": quality}
 
 
 def show_job(store: Store, caller: Caller, view_audit: ViewAudit, job: Job) -> Any:

@@ -322,9 +322,13 @@ class Slices(BaseModel):
 
 
 class LungsAlone(BaseModel):
-    """What was measured in a scan without a score: as `lungs` of a score, or null."""
+    """What was measured in a scan without a score: as `lungs` and `quality` of a score, or null.
+
+    `quality` is also null if an earlier version measured the lungs: it kept no checks.
+    """
 
     lungs: dict[str, Any] | None
+    quality: list[dict[str, Any]] | None
 
 
 class PacsSeries(BaseModel):

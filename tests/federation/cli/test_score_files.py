@@ -75,6 +75,26 @@ def test_nothing_is_written_for_a_volume_without_a_chest(tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+def test_lungs_without_a_score_have_the_flags_of_their_checks(
+    chest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slices of 8 mm, and a mask that is not where the lungs are: a score would show both flags."""
+    model, shifted = release(tmp_path / "model", limit=1e-3), mask(tmp_path, shift_mm=20)
+    with pytest.raises(Refusal, match="E_UNFAMILIAR"):
+        score_series([chest], model=model, lungs=shifted, out=tmp_path / "out", as_json=False)
+    expected = {"W_THICK", "W_LUNGS_UNSURE"}
+    told = json.loads((tmp_path / "out" / "lungs.json").read_text())["quality"]
+    assert expected <= {check["code"] for check in told}
+    assert all({"name", "value", "unit", "verdict", "says", "remedy"} <= check.keys() for check in told)
+    page, said = unescape((tmp_path / "out" / "lungs.html").read_text()), capsys.readouterr().err
+    for check in told:
+        if check["code"]:
+            for shown in (page, said):
+                assert check["says"] in shown and check["remedy"] in shown and f"({check['code']})" in shown
+    assert "Agreement of two methods" in page and "Lung volume" in page
+
+
 # --- with the hospital's own lung mask ----------------------------------------------------------------------
 
 

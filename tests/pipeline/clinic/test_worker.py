@@ -29,10 +29,13 @@ from pipeline.clinic.results.write import why_no_results
 from pipeline.clinic.retention import clear_work, forget_old, tidy
 from pipeline.clinic.settings import SETTINGS, Clinic
 from pipeline.clinic.store import Store, new_id
+from pipeline.clinic.unscored import LUNGS_JSON
 from pipeline.clinic.worker import Worker
 from pipeline.imaging.phantom_marker import mark
+from pipeline.scoring.reasons import UNFAMILIAR
 from pipeline.site.folder import init_site
 from tests.helpers import volume_images
+from tests.helpers.chests import write_chest
 from tests.helpers.descriptions import description
 from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, write_mislabelled, write_series
 from tests.pipeline.scoring.test_score import SPACING_MM, chest
@@ -349,6 +352,21 @@ def test_failed_pictures_of_an_unscored_scan_do_not_change_its_reason(
     job = without_score(clinic, store, tmp_path / "scan")
     assert (job.code, job.pictures.exists()) == ("E_FIELD_OF_VIEW", False)
     assert list(clinic.work.iterdir()) == []
+
+
+def test_lungs_of_an_unscored_scan_are_kept_with_their_checks(
+    clinic: Clinic, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unlike(*_: object, **__: object) -> None:
+        raise Refusal(UNFAMILIAR, distance=9, limit=3)
+
+    monkeypatch.setattr(worker, "score_scan", unlike)
+    write_chest(tmp_path / "chest.nii.gz")  # slices of 8 mm
+    job = without_score(clinic, store, tmp_path / "chest.nii.gz")
+    quality = json.loads((job.pictures / LUNGS_JSON).read_text())["quality"]
+    assert {"lungs", "lungs_agree", "unsure_border", "lungs_cut", "metal"} <= {check["name"] for check in quality}
+    (thick,) = (check for check in quality if check["name"] == "reader")
+    assert (thick["code"], thick["verdict"]) == ("W_THICK", "flag") and thick["says"] and thick["remedy"]
 
 
 @pytest.mark.slow

@@ -56,18 +56,18 @@ function showSaw({ input, familiarity }) {
   describe(byId("saw"), pairs);
 }
 
-function showQuality(quality) {
+/** Shows the checks in `box`, and in `flagged` that some have a warning: before the reader uses the `figures`. */
+export function showQuality(box, flagged, quality, figures) {
   const rows = quality.map(({ name, value, unit, verdict, says, remedy, code }) => [
     checkName(name),
     `${value} ${unit}`.trim(),
     verdict === "ok" ? "ok" : element("span", { className: "flag" }, `Check: ${says}. ${remedy} (${code})`),
   ]);
-  byId("quality").replaceChildren(table("Checks of the scan", ["Check", "Found", "Verdict"], rows));
+  box.replaceChildren(table("Checks of the scan", ["Check", "Found", "Verdict"], rows));
   const flags = quality.filter(({ verdict }) => verdict !== "ok");
-  const flagged = byId("flagged");
   show(flagged, flags.length > 0);
   const names = flags.map(({ name }) => checkName(name).toLowerCase()).join("; ");
-  say(flagged, flags.length ? `Before you use the probabilities: ${flags.length} of ${quality.length} quality checks have a warning (${names}). See “Quality of the scan”.` : "");
+  say(flagged, flags.length ? `Before you use the ${figures}: ${flags.length} of ${quality.length} quality checks have a warning (${names}). See “Quality of the scan”.` : "");
 }
 
 function showModel({ score, model }) {
@@ -111,7 +111,7 @@ function showLungs(answer) {
 export function showFacts(answer) {
   showLungs(answer);
   showSaw(answer.score);
-  showQuality(answer.score.quality);
+  showQuality(byId("quality"), byId("flagged"), answer.score.quality, "probabilities");
   showModel(answer);
 }
 

@@ -20,13 +20,14 @@ from pipeline.clinic.records import Answer, Patient
 from pipeline.clinic.results.write import PICTURE, REPORT
 from pipeline.clinic.settings import Clinic, Hl7ResultsTable
 from pipeline.clinic.store import new_id
-from pipeline.clinic.unscored import keep_to_be_seen
+from pipeline.clinic.unscored import LUNGS_JSON, keep_to_be_seen
 from pipeline.clinic.web.inert_text import inert
 from pipeline.clinic.web.view_audit import SITTING_SECONDS, ViewAudit
 from pipeline.imaging.discovery import Series
 from pipeline.preprocessing.reasons import NO_LUNGS
 from pipeline.scoring.reasons import UNFAMILIAR
 from pipeline.scoring.score import Score
+from pipeline.scoring.single_scan import OneScan
 from tests.helpers.scored_answers import SEVERE
 from tests.pipeline.clinic.web.conftest import NAME, refused
 
@@ -244,7 +245,7 @@ def test_pictures_of_an_unscored_scan_are_served_if_it_was_readable(
     picture = reader.get(address)
     assert refused(reader.get(f"{address}?overlay=saliency")) == "E_REQUEST"
     assert refused(reader.get(f"{address}?overlay=lungs")) == "E_NO_SUCH_PICTURE"
-    assert reader.get(f"/api/v1/jobs/{seen.id}/lungs").json() == {"lungs": None}
+    assert reader.get(f"/api/v1/jobs/{seen.id}/lungs").json() == {"lungs": None, "quality": None}
     assert Image.open(io.BytesIO(picture.content)).size == (axial["columns"], axial["rows"])
     for job in (unread, waiting):
         for path in ("slices", "slices/axial/0.png", "lungs"):
@@ -260,11 +261,17 @@ def test_lungs_of_an_unscored_scan_are_measured(client: Clients, clinic: Clinic,
     with clinic.store() as store:
         store.jobs.add(new_id(), source="upload", asked_by="test")
         job = store.jobs.take() or pytest.fail()
-        keep_to_be_seen(scored[0].volume, job, clinic.work)
+        scan = OneScan(scored[1], scored[0].volume, other_series=0, unread=2, seconds=0.1)
+        keep_to_be_seen(scan, job, clinic.work)
         store.jobs.refuse(job, Refusal(UNFAMILIAR, distance=9, limit=3))
     reader = client("read")
-    lungs = reader.get(f"/api/v1/jobs/{job.id}/lungs").json()["lungs"]
-    assert 1500 < lungs["regions"]["both"]["whole"]["ml"] < 8000
+    told = reader.get(f"/api/v1/jobs/{job.id}/lungs").json()
+    lungs, quality = told["lungs"], {check["name"]: check for check in told["quality"]}
+    assert 1500 < lungs["regions"]["both"]["whole"]["ml"] < 8000 and "quality" not in lungs
+    assert quality["lungs"]["value"] == pytest.approx(lungs["regions"]["both"]["whole"]["ml"], abs=1)
+    assert (quality["unreadable_files"]["value"], quality["unreadable_files"]["code"]) == (2, "W_FILES_UNREADABLE")
+    (job.pictures / LUNGS_JSON).write_text(json.dumps(lungs))  # as an earlier version kept it
+    assert reader.get(f"/api/v1/jobs/{job.id}/lungs").json() == {"lungs": lungs, "quality": None}
     axial = reader.get(f"/api/v1/jobs/{job.id}/slices").json()["axial"]
     address = f"/api/v1/jobs/{job.id}/slices/axial/{axial['start']}.png"
     shown = ({}, {"overlay": "lungs"}, {"window": "soft"}, {"window": "-800,-100"})
