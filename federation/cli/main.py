@@ -137,7 +137,12 @@ def score(
         Path | None,
         typer.Option(help="Your own lung mask of this scan: NIfTI (1 right, 2 left) or a DICOM segmentation."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the HTML page and the JSON to this folder.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the HTML page, the JSON and the label maps to this folder, in place of an earlier answer in it."
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="cpu, auto, cuda or cuda:N. Another device than the CPU may change the last digits.")
     ] = "cpu",

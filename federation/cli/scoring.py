@@ -1,7 +1,8 @@
 """`fedthorax score`: load the model, score one scan, print the result and write the page."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from federation.cli.console import print_json, print_table, say
@@ -9,7 +10,7 @@ from models.compute import Compute
 from models.compute_settings import ComputeSettings
 from models.operating_points import POINTS
 from models.refusal import Refusal
-from models.release import load_release
+from models.release import Release, load_release
 from pipeline.preprocessing.lesion_burden import EXTERNAL_MASK, PARTS, SIDES
 from pipeline.scoring.score import Score, score_scan
 from pipeline.scoring.single_scan import OneScan, read_one
@@ -33,35 +34,31 @@ def score_series(
 
     The files are score.json, score.html, and the label maps lungs.nii.gz and opacities.nii.gz on the scan's grid. If
     the model gives no answer but the scan shows a whole chest, they are the label maps, lungs.json with the table, and
-    lungs.html.
+    lungs.html. They replace those of an earlier answer in `out`. If the scan gets no files, those are removed, so that
+    nobody takes them for this scan's.
 
     `trusted`: public keys, one of which must have signed the model. If it is empty, the signature is not checked.
     `lungs`: the hospital's own lung mask of this scan. `device`: as in [compute] of site.toml.
     `runs_package`: as for `load_release`.
 
-    Raises Refusal: those of `Compute.open`, `load_release`, `read_one` and `score_scan`.
+    Raises Refusal: those of `require_apart`, `Compute.open`, `load_release`, `read_one`, `score_scan` and
+    `replacing_answer`.
     """
+    if out is not None:
+        from pipeline.scoring.answer_folder import require_apart
+
+        require_apart(out, series, lungs)
     # One thread, as in the clinic: the network is small, and more threads only wait for each other.
     compute = Compute.open(ComputeSettings(device=device), threads=1)
     keep_memory()
     with uncollected():  # it imports MONAI
         release = load_release(model, trusted, runs_package=runs_package)
-    scan = read_one(series[0] if len(series) == 1 else series, lungs=lungs)
-    try:
-        result = score_scan(scan, release, compute=compute)
-    except Refusal as refusal:
-        if out is not None:
-            _write_lungs(scan, refusal, out)
-        raise
+    with _no_earlier_answer(out):
+        scan = read_one(series[0] if len(series) == 1 else series, lungs=lungs)
+        result = _answer(scan, release, compute, out)
+    if isinstance(result, Refusal):
+        raise result
     content = result.to_json()
-    if out is not None:
-        from pipeline.scoring.html_report import write_report
-        from pipeline.scoring.label_maps import write_labels
-
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "score.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-        page = write_report(result, out)
-        write_labels(result.burden, result.volume, out)
     if as_json:
         print_json(content)
         return
@@ -73,7 +70,58 @@ def score_series(
         say(f"Released because: {because}")
     say(content["notice"])
     if out is not None:
-        say(f"Page: {page}")
+        from pipeline.scoring.html_report import PAGE
+
+        say(f"Page: {out / PAGE}")
+
+
+@contextmanager
+def _no_earlier_answer(out: Path | None) -> Iterator[None]:
+    """Remove an earlier answer from `out` if the block fails: it may be another patient's."""
+    try:
+        yield
+    except BaseException:
+        if out is not None:
+            _remove_answer(out)
+        raise
+
+
+def _remove_answer(out: Path) -> None:
+    from pipeline.scoring.answer_folder import remove_answer
+
+    try:
+        if remove_answer(out):
+            say(f"This scan has no answer. The files of an earlier answer were removed from {out}.")
+    except OSError as error:  # what failed before is shown too, and says more
+        say(f"This scan has no answer. Files of an earlier answer are still in {out}: {error.strerror}.")
+
+
+def _answer(scan: OneScan, release: Release, compute: Compute, out: Path | None) -> Score | Refusal:
+    """Score the scan and write the answer's files. If there is no score but files, return why there is none.
+
+    Raises Refusal: those of `score_scan` if nothing is written, and E_REPORT_WRITE.
+    """
+    try:
+        result = score_scan(scan, release, compute=compute)
+    except Refusal as refusal:
+        if out is None or not _write_lungs(scan, refusal, out):
+            raise
+        return refusal
+    if out is not None:
+        _write_score(result, out)
+    return result
+
+
+def _write_score(result: Score, out: Path) -> None:
+    from pipeline.scoring.answer_folder import SCORE, replacing_answer
+    from pipeline.scoring.html_report import write_report
+    from pipeline.scoring.label_maps import write_labels
+
+    content = json.dumps(result.to_json(), indent=1, ensure_ascii=False)
+    with replacing_answer(out) as folder:
+        (folder / SCORE).write_text(content, encoding="utf-8")
+        write_report(result, folder)
+        write_labels(result.burden, result.volume, folder)
 
 
 def _print(result: Score) -> None:
@@ -124,25 +172,26 @@ def _range(limits: tuple[float, float]) -> str:
     return " to ".join(_percent(limit) for limit in limits)
 
 
-def _write_lungs(scan: OneScan, refusal: Refusal, out: Path) -> None:
-    """Write what can be measured without a model, if the scan shows a whole chest."""
-    from pipeline.scoring.html_report import write_unscored_report
+def _write_lungs(scan: OneScan, refusal: Refusal, out: Path) -> bool:
+    """Write what can be measured without a model, if the scan shows a whole chest. Return whether it does."""
+    from pipeline.scoring.answer_folder import UNSCORED, replacing_answer
+    from pipeline.scoring.html_report import UNSCORED_PAGE, write_unscored_report
     from pipeline.scoring.label_maps import write_labels
     from pipeline.scoring.lungs_alone import measure_lungs
 
     try:
         lungs = measure_lungs(scan.volume, scan.mask, stated=scan.stated, unread=scan.unread)
     except Refusal:
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    write_labels(lungs.burden, lungs.volume, out)
-    table = json.dumps(lungs.to_json(), indent=1)
-    (out / "lungs.json").write_text(table, encoding="utf-8")
-    page = write_unscored_report(lungs, refusal, out)
-    say(f"The lungs and their dense parts, which need no model: {page}")
+        return False
+    with replacing_answer(out) as folder:
+        write_labels(lungs.burden, lungs.volume, folder)
+        (folder / UNSCORED).write_text(json.dumps(lungs.to_json(), indent=1), encoding="utf-8")
+        write_unscored_report(lungs, refusal, folder)
+    say(f"The lungs and their dense parts, which need no model: {out / UNSCORED_PAGE}")
     for flag in lungs.flags:
         if flag.reason:
             say(f"Before you use them: {flag.reason.says}. {flag.reason.remedy} ({flag.reason.code})")
+    return True
 
 
 def _say_points(result: Score, label: str) -> None:

@@ -42,6 +42,11 @@ REPORT_WRITE = Reason(
     "the page cannot be written",
     "Give a folder to which this user may write, on a disk with free space.",
 )
+OUT_IS_INPUT = Reason(
+    "E_OUT_IS_INPUT",
+    "the answer would replace a file of the scan or its lung mask, or lie in the scan's own folder",
+    "Give --out another folder, outside the scan's. Nothing was changed.",
+)
 FILES_UNREADABLE = Reason(
     "W_FILES_UNREADABLE",
     "some files could not be read; slices at an end of the scan may be missing",

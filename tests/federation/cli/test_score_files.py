@@ -4,6 +4,7 @@ import json
 from datetime import datetime
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -93,6 +94,66 @@ def test_lungs_without_a_score_have_the_flags_of_their_checks(
             for shown in (page, said):
                 assert check["says"] in shown and check["remedy"] in shown and f"({check['code']})" in shown
     assert "Agreement of two methods" in page and "Lung volume" in page
+
+
+# --- the folder of the answer ---------------------------------------------------------------------------------
+
+SCORED = {"score.json", "score.html", "lungs.nii.gz", "opacities.nii.gz"}
+UNSCORED = {"lungs.json", "lungs.html", "lungs.nii.gz", "opacities.nii.gz"}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_answer_never_replaces_the_scan_or_its_mask(chest: Path, tmp_path: Path) -> None:
+    """The codes come before anything is read: there is no model."""
+    out = tmp_path / "out"
+    out.mkdir()
+    ours = out / "lungs.nii.gz"
+    ours.write_bytes(b"the lungs, corrected by hand")
+    (tmp_path / "link").symlink_to(out)
+    for into in (out, tmp_path / "link"):
+        for series, lungs in (([chest], ours), ([ours], None)):
+            with pytest.raises(Refusal, match="E_OUT_IS_INPUT"):
+                score_series(series, model=tmp_path, lungs=lungs, out=into, as_json=True)
+    assert names(out) == {"lungs.nii.gz"} and ours.read_bytes() == b"the lungs, corrected by hand"
+
+
+def test_folder_holds_the_answer_of_one_scan(chest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, notes = tmp_path / "out", {"notes.txt"}
+    trusting, doubting = release(tmp_path / "model"), release(tmp_path / "doubting", limit=1e-3)
+    water = tmp_path / "water.nii.gz"
+    nib.save(nib.Nifti1Image(np.full((60, 60, 40), 40, np.int16), np.diag([4.0, 4.0, 5.0, 1.0])), water)
+    score_series([chest], model=trusting, out=out, as_json=False)
+    (out / "notes.txt").write_text("ours")
+    with pytest.raises(Refusal, match="E_UNFAMILIAR"):
+        score_series([chest], model=doubting, out=out, as_json=False)
+    assert names(out) == UNSCORED | notes
+    score_series([chest], model=trusting, out=out, as_json=False)
+    assert names(out) == SCORED | notes
+    assert "were removed" not in capsys.readouterr().err
+    with pytest.raises(Refusal):
+        score_series([water], model=trusting, out=out, as_json=False)
+    assert names(out) == notes and (out / "notes.txt").read_text() == "ours"
+    assert "earlier answer were removed" in capsys.readouterr().err
+
+
+def test_failed_write_leaves_no_part_of_an_answer(chest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, out = release(tmp_path / "model"), tmp_path / "out"
+    out.mkdir()
+    for name in (*SCORED, "notes.txt"):
+        (out / name).write_text("of another patient")
+
+    def save(image: Any, path: Path) -> None:
+        if path.name == "opacities.nii.gz":
+            raise OSError("the disk is full")
+        Path(path).write_bytes(b"lungs")
+
+    monkeypatch.setattr(nib, "save", save)
+    with pytest.raises(Refusal, match="E_REPORT_WRITE"):
+        score_series([chest], model=model, out=out, as_json=True)
+    assert names(out) == {"notes.txt"}
 
 
 # --- with the hospital's own lung mask ----------------------------------------------------------------------

@@ -1,0 +1,96 @@
+"""The folder of an answer: apart from the scan's files, and with the files of one answer."""
+
+from pathlib import Path
+
+import pytest
+
+from models.refusal import Refusal
+from pipeline.scoring.answer_folder import NAMES, remove_answer, replacing_answer, require_apart
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    """A folder of two files; their content does not matter here."""
+    folder = tmp_path / "scan"
+    (folder / "more").mkdir(parents=True)
+    for name in ("0.dcm", "more/1.dcm"):
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def refused(out: Path, series: list[Path], lungs: Path | None = None) -> bool:
+    try:
+        require_apart(out, series, lungs)
+    except Refusal as refusal:
+        assert refusal.code == "E_OUT_IS_INPUT" and str(out) not in str(refusal)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("place", ["scan", "scan/more", "scan/new/answer", "scan/../scan", "link", "link/new"])
+def test_folder_of_the_scan_is_refused(place: str, scan: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(scan)
+    assert refused(tmp_path / place, [scan])
+    assert refused(tmp_path / place, [tmp_path / "link"])
+
+
+def test_folder_of_several_named_files_is_refused(scan: Path) -> None:
+    files = [scan / "0.dcm", scan / "more" / "1.dcm"]
+    assert refused(scan, files) and refused(scan / "new", files)
+    assert not refused(scan / "new", files[:1])  # a single file may lie among others, as in the folder of downloads
+
+
+@pytest.mark.parametrize("place", ["", "new", "scanner", "scan2/scan"])
+def test_other_folder_is_accepted(place: str, scan: Path, tmp_path: Path) -> None:
+    (tmp_path / "lungs.nii.gz").write_bytes(b"of an earlier answer")
+    assert not refused(tmp_path / place, [scan], scan.parent / "mask.nii.gz")
+    assert not refused(tmp_path / place, [tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("link", [None, Path.symlink_to, Path.hardlink_to])
+def test_file_that_the_answer_would_replace_is_refused(name: str, link: object, scan: Path, tmp_path: Path) -> None:
+    out, given = tmp_path / "out", tmp_path / "mask.nii.gz"
+    out.mkdir()
+    given.write_bytes(b"")
+    if link:
+        link(out / name, given)  # type: ignore[operator]
+    else:
+        given = given.rename(out / name)
+    assert refused(out, [scan], given) and refused(out, [given])
+    assert refused(out, [scan, given])
+
+
+def test_link_in_the_scan_to_a_file_of_the_answer_is_refused(scan: Path, tmp_path: Path) -> None:
+    (tmp_path / "score.json").write_bytes(b"")
+    (scan / "more" / "2.dcm").symlink_to(tmp_path / "score.json")
+    assert refused(tmp_path, [scan])
+
+
+def test_new_answer_replaces_all_files_of_the_earlier_one(tmp_path: Path) -> None:
+    for name in (*NAMES, "notes.txt"):
+        (tmp_path / name).write_text("old")
+    with replacing_answer(tmp_path) as folder:
+        (folder / NAMES[0]).write_text("new")
+        assert (tmp_path / NAMES[0]).read_text() == "old"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {NAMES[0]: "new", "notes.txt": "old"}
+
+
+def test_earlier_answer_stays_if_the_new_one_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / NAMES[0]).write_text("old")
+    with pytest.raises(Refusal, match="E_REPORT_WRITE"), replacing_answer(tmp_path) as folder:
+        (folder / NAMES[1]).write_text("new")
+        raise OSError("the disk is full")
+    assert [path.name for path in tmp_path.iterdir()] == [NAMES[0]]
+    with pytest.raises(Refusal, match="E_REPORT_WRITE"), replacing_answer(tmp_path / NAMES[0]):
+        pytest.fail("this is a file")
+
+
+def test_removal_touches_only_files_of_an_answer(tmp_path: Path) -> None:
+    target = tmp_path / "elsewhere"
+    target.write_text("ours")
+    (tmp_path / NAMES[0]).symlink_to(target)
+    (tmp_path / NAMES[1]).symlink_to(tmp_path / "nowhere")
+    assert remove_answer(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"elsewhere"} and target.read_text() == "ours"
+    assert not remove_answer(tmp_path) and not remove_answer(tmp_path / "new")
