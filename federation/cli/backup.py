@@ -17,10 +17,12 @@ EmptyDir = Annotated[Path, typer.Argument(file_okay=False, help="Folder to resto
 
 def backup_site(site_dir: SiteDir, file: NewFile) -> None:
     """Back up keys, settings, ledger and approvals to one private file. The node may run."""
-    from federation.migration.backup import back_up_site
+    from federation.migration.backup import back_up_site, left_out_of_site
 
     _outside(file, site_dir)
     _tell(back_up_site(site_dir, file), file)
+    for path in left_out_of_site(site_dir):
+        say(f"Not in the backup, because it is larger than 1 MiB: {path.name}. Keep a copy of it if you need it.")
     say("It holds the key of the pseudonyms: keep it as secret as the patients.")
 
 

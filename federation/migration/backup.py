@@ -14,6 +14,8 @@ from pipeline.clinic.service import LOCK
 from pipeline.clinic.settings import Clinic
 from pipeline.feeds.result_queue import listener_of
 from pipeline.site.folder import Site
+from pipeline.site.withdrawn import FILE as WITHDRAWN
+from pipeline.system.folder_format import FILE as FORMAT_FILE
 from pipeline.system.sqlite_format import copies
 
 # Not the cohort, the fetched series and the logs: `node ingest` makes the first two again.
@@ -21,6 +23,8 @@ _SITE_FOLDERS = ("keys", "ledger", "apps", "studies", "peers", PACKAGES, BEGINS_
 # Of gateway/ what it remembers, not the data of the current task.
 _GATEWAY_PARTS = ("answers", "models", "votes", "secagg", "rounds.json", "private.json")
 _MADE_AGAIN = ("check.html",)
+# Files that fedthorax itself makes beside site.toml. They grow with the site, so no limit of their size applies.
+_MADE_HERE = ("site.toml", FORMAT_FILE, WITHDRAWN)
 _MAX_BESIDE_BYTES = 2**20  # passwords, tokens and certificates beside site.toml are short; exports are not
 # What Flower and the running processes make anew at the next start.
 _NOT_OF_SERVER = ("flower_home", "logs", "started", "state.db", "state.db-wal", "state.db-shm", IMPORTING)
@@ -34,6 +38,16 @@ def back_up_site(folder: Path, file: Path) -> int:
     """
     site = Site.open(folder)
     return write_backup("site", site.folder, sorted(_site_parts(site)), file)
+
+
+def left_out_of_site(folder: Path) -> list[Path]:
+    """Return the files beside site.toml that a backup of the site leaves out because of their size.
+
+    Raises Refusal: those of `Site.open`; OSError.
+    """
+    site = Site.open(folder)
+    kept = set(_site_parts(site))
+    return sorted(path for path in _beside(site) if path not in kept)
 
 
 def restore_site(file: Path, folder: Path) -> int:
@@ -52,13 +66,16 @@ def restore_site(file: Path, folder: Path) -> int:
 def _site_parts(site: Site) -> Iterator[Path]:
     yield from (site.folder / name for name in _SITE_FOLDERS if (site.folder / name).is_dir())
     yield from (path for name in _GATEWAY_PARTS if (path := site.folder / "gateway" / name).exists())
-    for path in site.folder.iterdir():
-        if path.is_file() and path.name not in _MADE_AGAIN and path.stat().st_size <= _MAX_BESIDE_BYTES:
-            yield path
+    yield from (path for path in _beside(site) if path.name in _MADE_HERE or path.stat().st_size <= _MAX_BESIDE_BYTES)
     yield from (path for path in _named_files(site) if path.is_relative_to(site.folder))
     listener = listener_of(site)
     if listener and listener.queue.is_relative_to(site.folder) and listener.queue.is_dir():
         yield listener.queue  # an acknowledged message is nowhere else
+
+
+def _beside(site: Site) -> Iterator[Path]:
+    """Yield the files beside site.toml, without those that are made again."""
+    yield from (path for path in site.folder.iterdir() if path.is_file() and path.name not in _MADE_AGAIN)
 
 
 def _named_files(site: Site) -> Iterator[Path]:

@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from pipeline.site.folder import Site
 from pipeline.system.atomic_files import write_durably
 
+FILE = "withdrawn.txt"
+
 
 class Withdrawn:
     """The withdrawn patients of a site, as they are on the disk now. Raises OSError if the list cannot be read."""
 
     def __init__(self, site: Site) -> None:
-        self._site, self._file = site, site.folder / "withdrawn.txt"
+        self._site, self._file = site, site.folder / FILE
         try:
             self._marks = set(self._file.read_text().split())
         except FileNotFoundError:

@@ -17,7 +17,7 @@ from federation.enrolment.invitations import invite
 from federation.enrolment.registry import registry
 from federation.ledger.chain import Entry, Ledger, ledger_file, read_lines, verify
 from federation.ledger.restored import is_restored
-from federation.migration.backup import back_up_clinic, back_up_server, back_up_site
+from federation.migration.backup import back_up_clinic, back_up_server, back_up_site, restore_site
 from federation.server.start import init_server
 from federation.system import backup
 from federation.system.backup import restore_backup
@@ -28,6 +28,7 @@ from pipeline.clinic.settings import Clinic, init_clinic
 from pipeline.clinic.store import new_id, now
 from pipeline.clinic.web.auth import Tokens
 from pipeline.site.folder import Site, init_site, site_settings
+from pipeline.site.withdrawn import Withdrawn
 
 
 @pytest.fixture
@@ -115,6 +116,29 @@ def test_restored_site_has_the_same_keys_pseudonyms_and_ledger(site: Site, tmp_p
         *(f"gateway/{name}" for name in ("answers/one.json", "secagg/rounds.sqlite", "rounds.json", "private.json")),
     }
     assert all(files(site.folder)[name] == content for name, content in files(again.folder).items())
+
+
+def test_patients_who_withdrew_stay_withdrawn_however_many_they_are(site: Site, tmp_path: Path) -> None:
+    names = [f"{number:016x}" for number in range(17_000)]
+    Withdrawn(site).add(names)
+    assert (site.folder / "withdrawn.txt").stat().st_size > 2**20
+    back_up_site(site.folder, tmp_path / "backup")
+    restore_site(tmp_path / "backup", tmp_path / "again")
+    again = Withdrawn(Site.open(tmp_path / "again"))
+    assert len(again) == len(names)
+    assert names[-1] in again
+
+
+def test_files_that_a_backup_leaves_out_for_their_size_are_named(site: Site, tmp_path: Path) -> None:
+    Withdrawn(site).add(f"{number:016x}" for number in range(17_000))
+    (site.folder / "export.csv").write_bytes(bytes(2**20 + 1))
+    done = CliRunner().invoke(app, ["node", "backup", str(site.folder), str(tmp_path / "backup")])
+    assert done.exit_code == 0
+    named = [line for line in done.output.splitlines() if line.startswith("Not in the backup")]
+    assert len(named) == 1
+    assert "export.csv" in named[0]
+    restore_site(tmp_path / "backup", tmp_path / "again")
+    assert not (tmp_path / "again" / "export.csv").exists()
 
 
 def test_restored_site_takes_part_only_after_the_restore_was_accepted(site: Site, tmp_path: Path) -> None:
