@@ -1,5 +1,6 @@
 """What a backup of a site, a study's server or a clinic contains; federation.system.backup writes and reads it."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +35,7 @@ _NOT_OF_CLINIC = ("logs", "received", "work", LOCK)
 def back_up_site(folder: Path, file: Path) -> int:
     """Back up what a site cannot make again to a new private file; return the number of files.
 
-    Raises Refusal: E_BACKUP_EXISTS, and those of `Site.open`; OSError.
+    Raises Refusal: E_BACKUP_EXISTS, E_BACKUP_LINK, and those of `Site.open`; OSError.
     """
     site = Site.open(folder)
     return write_backup("site", site.folder, sorted(_site_parts(site)), file)
@@ -57,16 +58,19 @@ def restore_site(file: Path, folder: Path) -> int:
     backup knows nothing of the answers that left after it. Raises Refusal: those of `restore_backup`, `Site.open` and
     `mark_restored`; OSError.
     """
-    count = restore_backup("site", file, folder)
+    return restore_backup("site", file, folder, _mark_site)
+
+
+def _mark_site(folder: Path) -> None:
     ledger = ledger_file(Site.open(folder))
     mark_restored(ledger, f"a backup whose ledger has {Ledger(ledger).head.lines} lines")
-    return count
 
 
 def _site_parts(site: Site) -> Iterator[Path]:
     yield from (site.folder / name for name in _SITE_FOLDERS if (site.folder / name).is_dir())
     yield from (path for name in _GATEWAY_PARTS if (path := site.folder / "gateway" / name).exists())
     yield from (path for path in _beside(site) if path.name in _MADE_HERE or path.stat().st_size <= _MAX_BESIDE_BYTES)
+    yield from _broken_links(site)  # which `write_backup` refuses
     yield from (path for path in _named_files(site) if path.is_relative_to(site.folder))
     listener = listener_of(site)
     if listener and listener.queue.is_relative_to(site.folder) and listener.queue.is_dir():
@@ -76,6 +80,10 @@ def _site_parts(site: Site) -> Iterator[Path]:
 def _beside(site: Site) -> Iterator[Path]:
     """Yield the files beside site.toml, without those that are made again."""
     yield from (path for path in site.folder.iterdir() if path.is_file() and path.name not in _MADE_AGAIN)
+
+
+def _broken_links(site: Site) -> Iterator[Path]:
+    yield from (path for path in site.folder.iterdir() if path.is_symlink() and not path.exists())
 
 
 def _named_files(site: Site) -> Iterator[Path]:
@@ -89,15 +97,16 @@ def _named_files(site: Site) -> Iterator[Path]:
         site.settings.omop,
     ):
         for value in table.model_dump().values() if table else ():
-            if isinstance(value, Path) and (path := (site.folder / value).resolve()).is_file():
+            # Not resolved: a link in the folder is in the backup, whatever place it leads to.
+            if isinstance(value, Path) and (path := Path(os.path.abspath(site.folder / value))).is_file():  # noqa: PTH100
                 yield path
 
 
 def back_up_server(folder: Path, file: Path) -> int:
     """Back up a study's server, with its keys, runs and releases, to a new private file; return the number of files.
 
-    Left out: logs, and Flower's database, which is made again. Raises Refusal: E_BACKUP_EXISTS, E_NO_SERVER,
-    E_SERVER_MOVED, E_IMPORT_UNFINISHED; OSError.
+    Left out: logs, and Flower's database, which is made again. Raises Refusal: E_BACKUP_EXISTS, E_BACKUP_LINK,
+    E_NO_SERVER, E_SERVER_MOVED, E_IMPORT_UNFINISHED; OSError.
     """
     read_server_config(folder)
     parts = sorted(path for path in folder.iterdir() if path.name not in _NOT_OF_SERVER)
@@ -109,8 +118,8 @@ def back_up_clinic(folder: Path, file: Path) -> int:
 
     The database comes first: an answer's files are on the disk before its row, so the backup has the files of each
     answer. Left out: logs, scans that wait or are scored, and copies of the database from before an upgrade. Scans that
-    are kept with their answers (`uploads = true`) are in it. Raises Refusal: E_BACKUP_EXISTS, and those of
-    `Clinic.open`; OSError.
+    are kept with their answers (`uploads = true`) are in it. Raises Refusal: E_BACKUP_EXISTS, E_BACKUP_LINK,
+    and those of `Clinic.open`; OSError.
     """
     clinic = Clinic.open(folder)
     database = clinic.folder / FILE

@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -40,8 +40,9 @@ def write_backup(kind: Kind, folder: Path, parts: Iterable[Path], file: Path) ->
     """Write the files and folders `parts` of `folder` to a new `file`; return how many files it holds.
 
     The parts are written in their order, and each is listed when its turn comes: what refers to other files is a part
-    before them. Links and temporary files are left out. After an error there is no `file`.
-    Raises Refusal: E_BACKUP_EXISTS, E_BACKUP_DATABASE; OSError.
+    before them. What a link leads to is written in place of the link: a key may be a link to a safer disk. Temporary
+    files are left out. After an error there is no `file`.
+    Raises Refusal: E_BACKUP_EXISTS, E_BACKUP_LINK, E_BACKUP_DATABASE; OSError.
     """
     if file.exists():
         raise Refusal(reasons.BACKUP_EXISTS, private=str(file))
@@ -64,10 +65,27 @@ def write_backup(kind: Kind, folder: Path, parts: Iterable[Path], file: Path) ->
 def _files(parts: Iterable[Path]) -> Iterator[Path]:
     seen: set[Path] = set()
     for part in parts:
-        for path in sorted(part.rglob("*")) if part.is_dir() else [part]:
-            if path not in seen and path.is_file() and not path.is_symlink() and path.suffix != ".tmp":
+        for path in _below(part, frozenset()):
+            if path not in seen and path.suffix != ".tmp":
                 seen.add(path)
                 yield path
+
+
+def _below(path: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """Yield the files of a folder, also behind links. `above`: the folders in which it is, so that no link is a loop.
+
+    Raises Refusal E_BACKUP_LINK for a link that leads to nothing. Editors mark open files with such links; they are
+    hidden, and are left out.
+    """
+    if path.is_dir():
+        if (place := path.resolve()) not in above:
+            with contextlib.suppress(FileNotFoundError):  # a running server deletes folders
+                for each in sorted(path.iterdir()):
+                    yield from _below(each, above | {place})
+    elif path.is_file():
+        yield path
+    elif path.is_symlink() and not path.exists() and not path.name.startswith("."):
+        raise Refusal(reasons.BACKUP_LINK, file=path.name, private=str(path))
 
 
 def _add(archive: tarfile.TarFile, path: Path, folder: Path, work: Path) -> bool:
@@ -107,10 +125,11 @@ def _member(name: str, size: int, mtime: float) -> tarfile.TarInfo:
     return member
 
 
-def restore_backup(kind: Kind, file: Path, folder: Path) -> int:
+def restore_backup(kind: Kind, file: Path, folder: Path, finish: Callable[[Path], None] = lambda restored: None) -> int:
     """Restore a backup of this kind to `folder`, which must be empty or missing; return the number of files.
 
-    The folder is complete or unchanged. Raises Refusal: E_BACKUP_FOLDER, E_BACKUP_FORMAT; OSError.
+    `finish` opens the restored folder and changes in it what must not be as it was, before it gets its place. The
+    folder is complete or unchanged. Raises Refusal: E_BACKUP_FOLDER, E_BACKUP_FORMAT, those of `finish`; OSError.
     """
     folder = folder.resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -120,6 +139,7 @@ def restore_backup(kind: Kind, file: Path, folder: Path) -> int:
     try:
         with file.open("rb") as stream:
             count = _unpack(kind, stream, work)
+        finish(work)
         move_durably(work, folder)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)

@@ -18,6 +18,11 @@ BACKUP_EXISTS = Reason(
     "a file with this name exists already",
     "Choose another name for the backup, for example one with the date, or delete the old backup.",
 )
+BACKUP_LINK = Reason(
+    "E_BACKUP_LINK",
+    "the link {file} in the folder leads to nothing, so a backup would lack it",
+    "No backup was written. Mount the disk to which the link leads, or correct or delete the link.",
+)
 BACKUP_DATABASE = Reason(
     "E_BACKUP_DATABASE",
     "the database {file} cannot be copied: {problem}",

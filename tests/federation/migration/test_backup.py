@@ -20,7 +20,7 @@ from federation.ledger.restored import is_restored
 from federation.migration.backup import back_up_clinic, back_up_server, back_up_site, restore_site
 from federation.server.start import init_server
 from federation.system import backup
-from federation.system.backup import restore_backup
+from federation.system.backup import restore_backup, write_backup
 from models.refusal import Refusal
 from pipeline.clinic.records import Answer, Patient
 from pipeline.clinic.retention import tidy
@@ -45,7 +45,6 @@ def site(tmp_path: Path) -> Site:
     for name in ("answers/one.json", "secagg/rounds.sqlite", "rounds.json", "private.json"):
         (site.folder / "gateway" / name).parent.mkdir(exist_ok=True)
         (site.folder / "gateway" / name).write_text("[]")
-    (site.folder / "keys" / "link").symlink_to("/etc/hostname")
     return site
 
 
@@ -139,6 +138,72 @@ def test_files_that_a_backup_leaves_out_for_their_size_are_named(site: Site, tmp
     assert "export.csv" in named[0]
     restore_site(tmp_path / "backup", tmp_path / "again")
     assert not (tmp_path / "again" / "export.csv").exists()
+
+
+def behind_a_link(path: Path, place: Path) -> bytes:
+    """Move a file to another place, which a link leads to; return its content."""
+    place.parent.mkdir(exist_ok=True)
+    content = path.read_bytes()
+    path.rename(place)
+    path.symlink_to(place)
+    return content
+
+
+def test_keys_and_settings_that_are_links_are_in_the_backup_as_files(
+    site: Site, server: Path, clinic: Clinic, tmp_path: Path
+) -> None:
+    kept = {
+        folder / name: behind_a_link(folder / name, tmp_path / "safe" / Path(name).name)
+        for folder, names in (
+            (site.folder, ("keys/pseudonym.key", "site.toml", "pacs.password")),
+            (server, ("certificates/ca.key", "server.toml")),
+            (clinic.folder, ("keys/page.key", "clinic.toml", "clinic.sqlite")),
+        )
+        for name in names
+    }
+    for kind, folder in (("node", site.folder), ("server", server), ("clinic", clinic.folder)):
+        file, again = tmp_path / f"{kind}.backup", tmp_path / f"{kind}-again"
+        assert CliRunner().invoke(app, [kind, "backup", str(folder), str(file)]).exit_code == 0
+        assert CliRunner().invoke(app, [kind, "restore", str(file), str(again)]).exit_code == 0
+        for path, content in kept.items():
+            if path.is_relative_to(folder):
+                restored = again / path.relative_to(folder)
+                assert not restored.is_symlink()
+                assert restored.read_bytes() == content or restored.suffix == ".sqlite"
+
+
+def test_folders_that_are_links_are_in_the_backup_and_loops_end(server: Path, tmp_path: Path) -> None:
+    (server / "runs" / "run").rename(tmp_path / "moved")
+    (server / "runs" / "run").symlink_to(tmp_path / "moved")
+    (tmp_path / "moved" / "loop").symlink_to(server / "runs")
+    back_up_server(server, tmp_path / "backup")
+    restore_backup("server", tmp_path / "backup", tmp_path / "again")
+    assert [*(tmp_path / "again" / "runs").rglob("*")] == [
+        tmp_path / "again/runs/run",
+        tmp_path / "again/runs/run/study.json",
+    ]
+
+
+@pytest.mark.parametrize("name", ["keys/pseudonym.key", "pacs.password", "ledger/ledger.jsonl"])
+def test_link_that_leads_to_nothing_is_refused(site: Site, tmp_path: Path, name: str) -> None:
+    behind_a_link(site.folder / name, tmp_path / "safe" / "disk")
+    (tmp_path / "safe" / "disk").unlink()
+    with pytest.raises(Refusal, match=f"E_BACKUP_LINK: .*{Path(name).name}"):
+        back_up_site(site.folder, tmp_path / "backup")
+    assert not (tmp_path / "backup").exists()
+    (site.folder / name).unlink()
+    (site.folder / ".#site.toml").symlink_to("somebody@desk.41")  # as an editor leaves it
+    assert back_up_site(site.folder, tmp_path / "backup")
+
+
+@pytest.mark.parametrize("lost", ["site.toml", "ledger/ledger.jsonl"])
+def test_backup_that_is_no_usable_site_changes_no_folder(site: Site, tmp_path: Path, lost: str) -> None:
+    (site.folder / lost).write_bytes(b"\xff damaged\n")
+    write_backup("site", site.folder, sorted(site.folder.iterdir()), tmp_path / "backup")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(Refusal):
+        restore_site(tmp_path / "backup", tmp_path / "again")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_restored_site_takes_part_only_after_the_restore_was_accepted(site: Site, tmp_path: Path) -> None:
