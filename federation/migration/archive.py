@@ -26,6 +26,7 @@ from typing import BinaryIO, Final, Literal, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from federation.migration import reasons
+from federation.superlink.control import ADDRESS
 from models.refusal import Refusal
 from pipeline.system.json_text import parse_json
 
@@ -99,7 +100,7 @@ class Manifest(_Part):
     software: str
     made: str
     hosts: list[str]
-    address: str
+    address: str = Field(pattern=ADDRESS)
     port: int = Field(ge=1, le=65535)
     contents: Contents
     files: list[Entry]

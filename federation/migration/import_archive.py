@@ -17,8 +17,9 @@ from federation.runs.run_folder import NOTE, read_note, read_study, write_note
 from federation.runs.tracking import WHERE, Where, artifact_place, read_where, tracking_uri, without_user
 from federation.server.start import init_server
 from federation.superlink import reasons as superlink_reasons
-from federation.superlink.control import IMPORTING, read_server_config
+from federation.superlink.control import IMPORTING, ServerConfig
 from models.refusal import Refusal
+from models.settings import load_settings
 from pipeline.system.atomic_files import write_durably
 
 
@@ -72,7 +73,9 @@ def import_server(
                 contents = contents_of(folder / ROSTER, folder / "runs", found)
                 if contents != manifest.contents:
                     raise Refusal(reasons.MOVE_LOST, what="runs or roster")
-    return Moved(sha256, file.stat().st_size, read_server_config(folder).address, contents)
+                # Not `read_server_config`, which refuses a folder whose import is not finished.
+                address = load_settings(folder / "server.toml", ServerConfig).address
+    return Moved(sha256, file.stat().st_size, address, contents)
 
 
 @contextmanager

@@ -29,7 +29,8 @@ ARCHIVE_DAMAGED = Reason(
 )
 MOVE_PATH = Reason(
     "E_MOVE_PATH",
-    "the archive contains what no export writes: a path outside its folder, a link, a device or a duplicate file",
+    "the archive contains what no export writes: a path outside its folder, a link, a device, a duplicate file or an "
+    "impossible address",
     "Do not use it. Ask the sender where it comes from.",
 )
 ARCHIVE_NAME = Reason(

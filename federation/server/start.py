@@ -13,6 +13,7 @@ Only the ingress (federation.ingress) can be reached from outside. The SuperLink
 """
 
 import http.client
+import json
 import logging
 import os
 import secrets
@@ -68,11 +69,11 @@ _SERVER_TOML = """\
 # The study's server.
 
 # The name and port to which hospitals connect. The codes of `fedthorax server enrol` contain it.
-address = "{address}"
+address = {address}
 
 # The address and the port of this machine on which the ingress listens. 127.0.0.1 means this machine only,
 # 0.0.0.0 means all of its networks.
-host = "{host}"
+host = {host}
 port = {port}
 
 # The port on loopback on which Flower's SuperLink listens behind the ingress.
@@ -110,13 +111,18 @@ def init_server(
     write_new(folder / "superexec.secret", secrets.token_hex(32).encode(), mode=0o600)
     dialled = hosts[0] if hosts else "localhost"
     settings = _SERVER_TOML.format(
-        address=address or (f"[{dialled}]:{port}" if ":" in dialled else f"{dialled}:{port}"),
-        host="0.0.0.0" if hosts else LOOPBACK,  # noqa: S104
+        address=_toml_string(address or (f"[{dialled}]:{port}" if ":" in dialled else f"{dialled}:{port}")),
+        host=_toml_string("0.0.0.0" if hosts else LOOPBACK),  # noqa: S104
         port=port,
         superlink_port=next(free for free in iter(free_port, 0) if free != port),
     )
-    (folder / "server.toml").write_text(settings)
+    (folder / "server.toml").write_text(settings, encoding="utf-8")
     stamp_folder(folder, "server")
+
+
+def _toml_string(text: str) -> str:
+    """Quote a text for TOML, whose basic strings escape as JSON does, so that it cannot end its line."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def renew_server(folder: Path) -> datetime:

@@ -29,6 +29,8 @@ REFUSED_HEADER = "x-fedthorax-refused"
 # Files in a server's folder: its study continues elsewhere; an import is in progress (federation.migration).
 MOVED = "MOVED"
 IMPORTING = ".importing"
+# HOST:PORT, to which nodes connect; it may be empty. Read from archives of other servers, so it is strict.
+ADDRESS = r"^$|^[A-Za-z0-9.\-\[\]:]+:\d{1,5}$"
 
 
 class ServerConfig(BaseModel):
@@ -41,7 +43,7 @@ class ServerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    address: str = Field(default="", pattern=r"^$|^[A-Za-z0-9.\-\[\]:]+:\d{1,5}$")
+    address: str = Field(default="", pattern=ADDRESS)
     host: str = LOOPBACK
     port: int = Field(ge=1, le=65535)
     superlink_port: int = Field(default=0, ge=0, le=65535)

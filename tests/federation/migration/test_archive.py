@@ -266,3 +266,12 @@ def test_file_that_changes_during_packing_is_detected_on_reading(sources: dict[s
         out = io.BytesIO()
         pack(out, told, sources, quiet)
         assert code_of(out.getvalue()) == "E_ARCHIVE_DAMAGED"
+
+
+@pytest.mark.parametrize(
+    "address", ['a.example:8443"\nsocket = "/tmp/s', "a.example:8443\n", "a.example", "https://a:1"]
+)
+def test_address_that_no_server_has_is_refused(address: str, tmp_path: Path):
+    out = io.BytesIO()
+    pack(out, manifest([]).model_copy(update={"address": address}), {}, quiet)
+    assert code_of(out.getvalue()) == "E_MOVE_PATH"

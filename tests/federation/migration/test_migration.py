@@ -480,7 +480,9 @@ def test_refused_import_leaves_no_files(carried: Path, tmp_path: Path, spoil: Ca
     assert set(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("step", ["open_authority", "init_server", "publish_revocations", "contents_of"])
+@pytest.mark.parametrize(
+    "step", ["open_authority", "init_server", "publish_revocations", "contents_of", "load_settings"]
+)
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_interrupted_import_leaves_no_files_and_can_be_repeated(
     carried: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException

@@ -4,6 +4,7 @@ import logging
 import socket
 import sqlite3
 import stat
+import tomllib
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -70,6 +71,14 @@ def test_new_server_listens_only_on_loopback(tmp_path: Path) -> None:
     assert (config.address, config.host, config.port) == ("localhost:9000", "127.0.0.1", 9000)
     assert (config.socket, config.simulated_sites) == (None, 0)
     assert config.control_port == config.superlink_port != 9000
+
+
+@pytest.mark.parametrize("address", ['a"\nsocket = "/tmp/s', "a\\", "a\x7f\x00", "a\u00e9\U0001f600"])
+def test_address_cannot_add_lines_to_the_settings(tmp_path: Path, address: str) -> None:
+    init_server(tmp_path / "server", address=address)
+    written = tomllib.loads((tmp_path / "server" / "server.toml").read_text(encoding="utf-8"))
+    assert written.pop("address") == address
+    assert set(written) == {"host", "port", "superlink_port", "monitoring_port"}
 
 
 @pytest.mark.parametrize(
