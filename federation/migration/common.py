@@ -1,5 +1,6 @@
 """Shared parts of export and import: the contents of an archive in numbers, and how to open it."""
 
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +16,10 @@ from federation.migration.experiments import Experiment
 from federation.protocol.release_files import ENCODERS
 from federation.server import reasons as server_reasons
 from models.refusal import Refusal
+
+# Results of SQLite that say something about the disk and nothing about the database.
+_DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+_CHECKPOINT = re.compile(r"round-(\d{6})[^/]*\.safetensors")
 
 # Shows progress: called with the name of a step, it gives the function that takes (done, total).
 Bar = Callable[[str], AbstractContextManager[Progress]]
@@ -56,10 +61,13 @@ def opened(file: Path, passphrase: str | None) -> Iterator[Readable]:
 
 @contextmanager
 def roster_of(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a roster. Raises Refusal E_MOVE_WRITE if the disk is full or forbids it, else E_SERVER_DATABASE."""
     try:
         with open_registry(path) as db:
             yield db
     except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK:
+            raise Refusal(reasons.MOVE_WRITE, private=f"{path}: {error}") from error
         raise Refusal(server_reasons.SERVER_DATABASE, file=path.name, private=str(error)) from error
 
 
@@ -88,4 +96,5 @@ def contents_of(roster: Path, runs: Path, found: Sequence[Experiment]) -> Conten
 
 
 def _last_round(checkpoints: Path) -> int:
-    return max((int(path.name[6:12]) for path in checkpoints.glob("round-*.safetensors")), default=0)
+    names = (_CHECKPOINT.fullmatch(path.name) for path in checkpoints.glob("round-*"))
+    return max((int(name[1]) for name in names if name), default=0)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from federation.migration import reasons
 from federation.migration.archive import Experiments, Progress
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 PAGE = 1000
 _AT_ONCE = 8
+# A number that the databases of MLflow can hold.
+_Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 RUN_TAGS = ("mlflow.parentRunId", "mlflow.rootRunId")
 
 
@@ -39,12 +41,12 @@ class Run(_Part):
 
     id: str = Field(pattern=r"^[0-9a-zA-Z-]{1,64}$")
     name: str
-    status: str
-    start_ms: int
-    end_ms: int | None
+    status: Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
+    start_ms: _Number
+    end_ms: _Number | None
     parameters: dict[str, str]
     tags: dict[str, str]
-    figures: dict[str, list[tuple[int, int, float]]]
+    figures: dict[str, list[tuple[_Number, _Number, float]]]
     artifacts: dict[str, int]  # size in bytes by path
 
 
@@ -74,6 +76,12 @@ class Experiment(_Part):
     tags: dict[str, str]
     runs: list[Run]
     model: RegisteredModel | None
+
+    @model_validator(mode="after")
+    def versions_are_of_its_runs(self) -> Self:
+        if self.model and not {version.run for version in self.model.versions} <= {run.id for run in self.runs}:
+            raise ValueError("a version of the model comes from a run that is not in the experiment")
+        return self
 
     def renamed(self, ids: Mapping[str, str]) -> Self:
         """Return the same experiment with other run ids, in an order that does not depend on the ids."""

@@ -1,5 +1,6 @@
 """Tests of copying MLflow experiments between stores: metrics, nested runs, artifacts and the registered model."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -212,6 +213,21 @@ def test_invalid_experiment_file_is_reported_as_damage(tmp_path: Path, text: str
     (tmp_path / "trial" / "experiment.json").write_text(text)
     with pytest.raises(Refusal, match="E_ARCHIVE_DAMAGED"):
         load_experiments(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"), [("run", "status", "WEIRD"), ("run", "start_ms", 10**30), ("version", "run", "unknown")]
+)
+def test_experiment_that_no_mlflow_can_hold_is_reported_as_damage(
+    saved: Path, tmp_path: Path, part: str, field: str, value: object
+):
+    shutil.copytree(saved, tmp_path / "saved")
+    file = tmp_path / "saved" / "trial" / "experiment.json"
+    found = json.loads(file.read_text())
+    (found["runs"] if part == "run" else found["model"]["versions"])[0][field] = value
+    file.write_text(json.dumps(found))
+    with pytest.raises(Refusal, match="E_ARCHIVE_DAMAGED"):
+        load_experiments(tmp_path / "saved")
 
 
 def test_mlflow_error_becomes_a_refusal():

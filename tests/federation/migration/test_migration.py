@@ -1,6 +1,7 @@
 """Tests of moving a study's server: export to one file, import elsewhere. Both are complete or change nothing."""
 
 import json
+import resource
 import shutil
 import socket
 import sqlite3
@@ -364,6 +365,24 @@ def test_full_disk_leaves_no_archive_and_no_moved_marker(bare: Path, tmp_path: P
     assert refused(lambda: leave(bare, tmp_path / "archive.tar")) == "E_MOVE_WRITE"
     assert files(tmp_path) == before
     assert [path for path in tmp_path.iterdir() if path != bare] == []
+
+
+def test_full_disk_is_not_called_a_damaged_roster(bare: Path, tmp_path: Path):
+    """SQLite itself reports that it cannot write: here files may not grow beyond two of its pages."""
+    before = files(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * 4096, limits[1]))
+    try:
+        code = refused(lambda: leave(bare, tmp_path / "archive.tar"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == "E_MOVE_WRITE"
+    assert files(tmp_path) == before
+
+
+def test_file_that_looks_like_a_checkpoint_is_carried_and_not_counted(old: Path, tmp_path: Path):
+    (old / "runs" / "trial-1" / "checkpoints" / "round-xx.safetensors").write_bytes(b"")
+    assert leave(old, tmp_path / "archive.tar").contents.runs == {"trial-1": 2}
 
 
 def test_running_server_is_not_exported(bare: Path, tmp_path: Path):
