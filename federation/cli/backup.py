@@ -67,10 +67,16 @@ def backup_server(folder: ServerDir, file: NewFile) -> None:
 
 def restore_server(file: BackupFile, folder: EmptyDir) -> None:
     """Restore a server from its backup, on a machine with the same address. To move it, use export and import."""
-    from federation.system.backup import restore_backup
+    from federation.migration.backup import restore_server
 
-    count = restore_backup("server", file, folder)
+    count, ended = restore_server(file, folder)
     say(f"Restored {count} files. Never run two servers of one study.")
+    say(
+        "Sites that were revoked after the backup are admitted again: revoke them now (fedthorax server revoke --help)."
+    )
+    if ended:
+        say(f"Open codes have ended, because they may have been used since. Enrol again: {', '.join(ended)}.")
+    say("A site that joined after the backup needs a new code, too.")
     say(f"Next: fedthorax server start {folder}, then fedthorax study list --server {folder}.")
 
 
@@ -85,11 +91,14 @@ def backup_clinic(folder: ClinicDir, file: NewFile) -> None:
 
 def restore_clinic(file: BackupFile, folder: EmptyDir) -> None:
     """Restore a clinic from its backup. Scans that waited for a score must be sent again."""
-    from federation.system.backup import restore_backup
+    from federation.migration.backup import restore_clinic
 
-    count = restore_backup("clinic", file, folder)
-    say(f"Restored {count} files.")
-    say("Tokens that were revoked after the backup are valid again: revoke them now (fedthorax clinic tokens --help).")
+    count = restore_clinic(file, folder)
+    say(f"Restored {count} files. All sessions have ended: everybody signs in again.")
+    say(
+        "Tokens that were revoked, and accounts that were disabled, after the backup are valid again: revoke or disable"
+    )
+    say("them now (fedthorax clinic tokens --help).")
     say(f"Next: fedthorax clinic status {folder}, then fedthorax serve {folder}.")
 
 

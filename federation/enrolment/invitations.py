@@ -92,6 +92,16 @@ def has_open_code(folder: Path, name: str) -> bool:
         return db.execute(query, (name, time.time(), MAX_WRONG_TRIES)).fetchone() is not None
 
 
+def end_codes(db: sqlite3.Connection) -> list[str]:
+    """End all codes that nobody has used yet; return their sites."""
+    now = time.time()
+    with transaction(db):
+        rows = db.execute("SELECT site FROM invitations WHERE used_by IS NULL AND ends > ? ORDER BY site", (now,))
+        sites = [site for (site,) in rows.fetchall()]
+        db.execute("UPDATE invitations SET ends = ? WHERE used_by IS NULL AND ends > ?", (now, now))
+    return sites
+
+
 def revoke(folder: Path, name: str) -> None:
     """Exclude site `name`: revoke its certificates and invitation, and remove its node if the server is running.
 

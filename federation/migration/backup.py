@@ -1,16 +1,22 @@
 """What a backup of a site, a study's server or a clinic contains; federation.system.backup writes and reads it."""
 
 import os
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+from federation.enrolment.invitations import end_codes
 from federation.ledger.chain import Ledger, ledger_file
 from federation.ledger.restored import mark_restored
+from federation.migration.common import ROSTER, roster_of
 from federation.protocol.package_files import PACKAGES
 from federation.protocol.release_files import BEGINS_FROM, ENCODERS
 from federation.superlink.control import IMPORTING, read_server_config
 from federation.system.backup import restore_backup, write_backup
+from models.refusal import Refusal
 from pipeline.clinic.database import FILE
+from pipeline.clinic.reasons import CLINIC_FILE
 from pipeline.clinic.service import LOCK
 from pipeline.clinic.settings import Clinic
 from pipeline.feeds.result_queue import listener_of
@@ -113,6 +119,23 @@ def back_up_server(folder: Path, file: Path) -> int:
     return write_backup("server", folder, parts, file)
 
 
+def restore_server(file: Path, folder: Path) -> tuple[int, list[str]]:
+    """Restore a server's backup to an empty or missing folder; return the number of files, and whose codes ended.
+
+    The backup does not know which enrolment codes were used after it: all open ones end, or another node could join
+    with a copy of one. Raises Refusal: those of `restore_backup`, `read_server_config` and `roster_of`; OSError.
+    """
+    ended: list[str] = []
+
+    def finish(restored: Path) -> None:
+        read_server_config(restored)
+        if (restored / ROSTER).exists():
+            with roster_of(restored / ROSTER) as db:
+                ended.extend(end_codes(db))
+
+    return restore_backup("server", file, folder, finish), ended
+
+
 def back_up_clinic(folder: Path, file: Path) -> int:
     """Back up a clinic to a new private file; return the number of files.
 
@@ -128,3 +151,25 @@ def back_up_clinic(folder: Path, file: Path) -> int:
         left_out.add(clinic.scans)
     beside = sorted(path for path in clinic.folder.iterdir() if path not in left_out)
     return write_backup("clinic", clinic.folder, [database, *beside], file)
+
+
+def restore_clinic(file: Path, folder: Path) -> int:
+    """Restore a clinic's backup to an empty or missing folder; return the number of files.
+
+    The backup does not know which sessions ended after it: all of them end. Raises Refusal: those of `restore_backup`
+    and `Clinic.open`, E_CLINIC_FILE; OSError.
+    """
+    return restore_backup("clinic", file, folder, _end_sessions)
+
+
+def _end_sessions(folder: Path) -> None:
+    """End all sessions in a clinic's database without migrating it: an older version may be meant to use it."""
+    database = Clinic.open(folder).folder / FILE
+    if not database.exists():
+        return
+    try:
+        with closing(sqlite3.connect(database, isolation_level=None)) as db:
+            if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'sessions'").fetchone():
+                db.execute("DELETE FROM sessions")
+    except sqlite3.DatabaseError as error:
+        raise Refusal(CLINIC_FILE, private=str(error)) from error

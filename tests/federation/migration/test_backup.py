@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from federation.cli.main import app
 from federation.enrolment.certificates import create_node_key
-from federation.enrolment.invitations import invite
+from federation.enrolment.invitations import has_open_code, invite
 from federation.enrolment.registry import registry
 from federation.ledger.chain import Entry, Ledger, ledger_file, read_lines, verify
 from federation.ledger.restored import is_restored
-from federation.migration.backup import back_up_clinic, back_up_server, back_up_site, restore_site
+from federation.migration.backup import back_up_clinic, back_up_server, back_up_site, restore_server, restore_site
 from federation.server.start import init_server
 from federation.system import backup
 from federation.system.backup import restore_backup, write_backup
@@ -240,6 +240,27 @@ def test_restored_server_has_its_keys_releases_and_roster(server: Path, tmp_path
     assert modes(tmp_path / "again") == {(True, 0o700), (False, 0o600)}
 
 
+def test_codes_of_a_restored_server_have_ended_and_the_command_says_so(server: Path, tmp_path: Path) -> None:
+    back_up_server(server, tmp_path / "backup")
+    done = CliRunner().invoke(app, ["server", "restore", str(tmp_path / "backup"), str(tmp_path / "again")])
+    assert done.exit_code == 0
+    assert not has_open_code(tmp_path / "again", "north")
+    assert has_open_code(server, "north")
+    assert "Enrol again: north" in done.output
+    assert "revoke them now" in done.output
+    invite(tmp_path / "again", "north", patients=240)
+    assert has_open_code(tmp_path / "again", "north")
+
+
+def test_backup_without_a_usable_server_changes_no_folder(server: Path, tmp_path: Path) -> None:
+    (server / "server.toml").write_text("no settings")
+    write_backup("server", server, sorted(server.iterdir()), tmp_path / "backup")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(Refusal, match="E_SETTINGS"):
+        restore_server(tmp_path / "backup", tmp_path / "again")
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_database_that_is_in_use_is_backed_up_whole(server: Path, tmp_path: Path) -> None:
     with closing(sqlite3.connect(server / "mlflow.db")) as db:
         db.execute("PRAGMA journal_mode = WAL")
@@ -277,6 +298,19 @@ def test_restored_clinic_has_its_answers_tokens_and_models_while_it_runs(clinic:
     assert modes(tmp_path / "again") == {(True, 0o700), (False, 0o600)}
     assert answers(tmp_path / "again") == [name]
     assert Tokens(tmp_path / "again").caller(secret).name == "ward"
+
+
+def test_nobody_is_signed_in_at_a_restored_clinic(clinic: Clinic, tmp_path: Path) -> None:
+    secret = Tokens(clinic.folder).make("ward", "read", by="test")
+    Tokens(clinic.folder).sign_in(secret, hours=8)
+    assert Tokens(clinic.folder).open_sessions() == 1
+    back_up_clinic(clinic.folder, tmp_path / "backup")
+    done = CliRunner().invoke(app, ["clinic", "restore", str(tmp_path / "backup"), str(tmp_path / "again")])
+    assert done.exit_code == 0
+    assert Tokens(tmp_path / "again").open_sessions() == 0
+    assert Tokens(tmp_path / "again").caller(secret).name == "ward"
+    assert "accounts that were disabled" in done.output
+    assert modes(tmp_path / "again") == {(True, 0o700), (False, 0o600)}
 
 
 def test_scans_that_are_kept_with_their_answers_are_backed_up(clinic: Clinic, tmp_path: Path) -> None:
