@@ -34,6 +34,7 @@ _FORMAT = 1
 _SQLITE, _SQLITE_BESIDE = b"SQLite format 3\x00", ("-wal", "-shm", "-journal")
 _MAX_ABOUT_BYTES = 64 * 1024
 _PIECE_BYTES = 2**20
+_TIMES = 2**33  # seconds before and after 1970 that a file's time may have; systems refuse some beyond
 
 
 def write_backup(kind: Kind, folder: Path, parts: Iterable[Path], file: Path) -> int:
@@ -57,7 +58,10 @@ def write_backup(kind: Kind, folder: Path, parts: Iterable[Path], file: Path) ->
                 count = sum(_add(archive, path, folder, Path(work)) for path in _files(parts))
             out.flush()
             os.fsync(out.fileno())
-        os.link(written, file)  # unlike a rename, it never replaces a file that another process made meanwhile
+        try:
+            os.link(written, file)  # unlike a rename, it never replaces a file that another process made meanwhile
+        except FileExistsError:
+            raise Refusal(reasons.BACKUP_EXISTS, private=str(file)) from None
         sync_folder(file.parent)
     return count
 
@@ -157,7 +161,7 @@ def _unpack(kind: Kind, stream: IO[bytes], folder: Path) -> int:
                 count += 1
             while archive.fileobj and archive.fileobj.read(_PIECE_BYTES):
                 pass  # gzip compares its checksum at the end of the stream
-    except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, FileExistsError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, KeyError, TypeError, FileExistsError) as error:
         raise Refusal(reasons.BACKUP_FORMAT, kind=kind, private=repr(error)) from error
     except OSError as error:
         if error.errno is not None:  # of the disk; errors of gzip have no number
@@ -178,10 +182,12 @@ def _check(kind: Kind, archive: tarfile.TarFile) -> None:
 
 
 def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """Write a plain file below `folder`. Raises ValueError for anything else."""
+    """Write a plain file below `folder`. Raises ValueError for anything else, and for a time that no file has."""
     path = PurePosixPath(member.name)
     if not member.isreg() or path.is_absolute() or ".." in path.parts or "\x00" in member.name:
         raise ValueError(f"not a plain file of the folder: {member.name!r}")
+    if not -_TIMES < member.mtime < _TIMES:  # also if it is not a number
+        raise ValueError(f"not a file's time: {member.mtime}")
     target = folder / path
     for parent in reversed(target.relative_to(folder).parents[:-1]):
         (folder / parent).mkdir(mode=0o700, exist_ok=True)

@@ -4,7 +4,7 @@ import gzip
 import io
 import sqlite3
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -356,6 +356,23 @@ def test_folder_with_files_is_not_restored_to(site: Site, tmp_path: Path) -> Non
     assert files(site.folder) == before
 
 
+def test_second_backup_to_one_file_at_the_same_time_is_refused(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = backup._files
+
+    def another_is_faster(parts: Iterable[Path]) -> Iterator[Path]:
+        monkeypatch.undo()
+        back_up_site(site.folder, tmp_path / "backup")
+        return listed(parts)
+
+    monkeypatch.setattr(backup, "_files", another_is_faster)
+    with pytest.raises(Refusal, match="E_BACKUP_EXISTS"):
+        back_up_site(site.folder, tmp_path / "backup")
+    assert restore_backup("site", tmp_path / "backup", tmp_path / "again")
+    assert not list(tmp_path.glob(".*"))
+
+
 def cut(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
@@ -372,6 +389,22 @@ def add(name: str, kind: bytes) -> Callable[[bytes], bytes]:
                 new.addfile(member, old.extractfile(member))
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, "/etc/passwd"
+            new.addfile(member)
+        return out.getvalue()
+
+    return change
+
+
+def time(mtime: str) -> Callable[[bytes], bytes]:
+    """Add a file with this time, as the archive's own format writes it."""
+
+    def change(content: bytes) -> bytes:
+        out = io.BytesIO()
+        with tarfile.open(fileobj=io.BytesIO(content)) as old, tarfile.open(fileobj=out, mode="w:gz") as new:
+            for member in old:
+                new.addfile(member, old.extractfile(member))
+            member = tarfile.TarInfo("late")
+            member.pax_headers = {"mtime": mtime}
             new.addfile(member)
         return out.getvalue()
 
@@ -399,6 +432,7 @@ def about(text: bytes) -> Callable[[bytes], bytes]:
         *(cut, flip, lambda content: b"", lambda content: gzip.compress(b"no archive")),
         *(add("../outside", tarfile.REGTYPE), add("/tmp/outside", tarfile.REGTYPE), add("link", tarfile.SYMTYPE)),
         add("site.toml", tarfile.REGTYPE),  # twice
+        *(time("1e300"), time("inf"), time("-inf"), time("nan"), time(str(2**63))),
         *(about(b""), about(b"[]"), about(b"{}"), about(b"\xff"), about(b"[" * 3000)),
     ],
 )
