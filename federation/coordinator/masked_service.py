@@ -97,7 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
         except Refusal as refusal:
             log.warning("%s of %s refused: %s", step, site, refusal)
             self._send(HTTPStatus.CONFLICT, canonical({"code": 409, "detail": refusal.code}))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("%s of %s is malformed: %s", step, site, type(error).__name__)
             self._send(HTTPStatus.CONFLICT, canonical({"code": 409, "detail": reasons.SECAGG_MESSAGE.code}))
         else:
             self._send(HTTPStatus.OK if answer is not None else HTTPStatus.NO_CONTENT, answer or b"")

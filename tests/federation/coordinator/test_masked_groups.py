@@ -218,6 +218,7 @@ def test_sum_that_one_group_revealed_in_a_lost_round_is_used_in_the_next(folder:
     run(strategy, hospitals, 1)
     assert [report.lost_for for report in reports] == ["E_SECAGG_GROUPS"]
     np.testing.assert_array_equal(strategy.arrays[WEIGHTS], MODEL[WEIGHTS])
+    assert all(isinstance(problem, TimeoutError) for problem in hospitals.problems), hospitals.problems
 
     hospitals.stop_before, hospitals.problems = {}, []
     again = strategy_of(hospitals, reports, first_round=2)

@@ -222,11 +222,14 @@ def post(folder: Path, site: str, step: str, content: bytes, about: str, word: s
         return 204, b""
     connection = http.client.HTTPConnection("127.0.0.1", address.port, timeout=60)
     headers = {SITE_HEADER: site, ROUND_HEADER: about, WORD_HEADER: word or address.word}
-    connection.request("POST", PATH + step, content, headers)
-    answer = connection.getresponse()
-    body = answer.read()
-    connection.close()
-    return answer.status, body
+    try:
+        connection.request("POST", PATH + step, content, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (ConnectionError, http.client.HTTPException):
+        return 204, b""  # a gateway asks again if the connection broke
+    finally:
+        connection.close()
 
 
 def _sent(message: Message, node: int) -> Message:
