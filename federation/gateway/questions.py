@@ -44,14 +44,13 @@ def questions_of(study: "Study") -> dict[str, int]:
     """Return how many models a run of this study may ask a site about, by kind of question; none in a pretraining."""
     if study.network.pretrains:
         return {}
-    asked, table = study.evaluation, study.study
-    compared = min(asked.compared_sites or table.sites, table.sites)
+    asked = study.evaluation
     others = sum((asked.local_models, asked.leave_one_out, asked.fine_tune))
     embeds = study.privacy is None
     return {
         "train.head": int(asked.fine_tune and embeds),
         "evaluate.calibrate": 1,
-        "evaluate.test": 1 + others * compared,
+        "evaluate.test": 1 + others * study.compared,
         "evaluate.embed": int(embeds),
         # Which site's features a patient's are like cannot be asked from sums.
         "evaluate.assign": int(study.audits and not study.sums_answers),

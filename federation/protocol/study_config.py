@@ -373,6 +373,11 @@ class Study(BaseModel, extra="forbid"):
         return self.aggregation.secure or self.aggregation.summed_answers
 
     @property
+    def compared(self) -> int:
+        """The number of single sites with which [evaluation] compares the federated model."""
+        return min(self.evaluation.compared_sites or self.study.sites, self.study.sites)
+
+    @property
     def audits(self) -> bool:
         """Whether sites answer the shortcut audit; its figures use training patients, which no noise would cover."""
         return self.evaluation.shortcut_audit and self.privacy is None and not self.network.pretrains

@@ -15,44 +15,31 @@ def beyond_defaults(studies: Sequence[Study]) -> Refusal | None:
     The server does not know what its hospitals allow: a hospital may have raised its limits, or lowered them.
     """
     limits = GatewayTable()
-    training = [study for study in studies if not study.network.pretrains]
-    rounds = sum(map(training_rounds, training))
-    asked: list[tuple[str, int, str, int]] = [
-        ("training rounds", rounds, "max_rounds_a_day", limits.max_rounds_a_day),
-        ("training rounds", rounds, "max_rounds_a_month", limits.max_rounds_a_month),
-        ("answers about models", sum(map(_questions, studies)), "max_questions_a_month", limits.max_questions_a_month),
-        (
-            "rounds of pretraining",
-            sum(study.study.rounds for study in studies if study.network.pretrains),
-            "max_pretraining_rounds_a_month",
-            limits.max_pretraining_rounds_a_month,
-        ),
-        (
-            "epochs a round",
-            max((study.epochs_a_round for study in studies if not study.study.local_steps), default=0),
-            "max_local_epochs",
-            limits.max_local_epochs,
-        ),
-        (
-            "scans in a batch",
-            max((study.training.batch_size for study in studies), default=0),
-            "max_batch_size",
-            limits.max_batch_size,
-        ),
+    rounds = sum(training_rounds(study) for study in studies if not study.network.pretrains)
+    pretraining = sum(study.study.rounds for study in studies if study.network.pretrains)
+    questions = sum(sum(questions_of(study).values()) for study in studies)
+    epochs = max((study.epochs_a_round for study in studies if not study.study.local_steps), default=0)
+    batch = max((study.training.batch_size for study in studies), default=0)
+    asked = [
+        ("training rounds", rounds, "max_rounds_a_day"),
+        ("training rounds", rounds, "max_rounds_a_month"),
+        ("answers about models", questions, "max_questions_a_month"),
+        ("rounds of pretraining", pretraining, "max_pretraining_rounds_a_month"),
+        ("epochs a round", epochs, "max_local_epochs"),
+        ("scans in a batch", batch, "max_batch_size"),
     ]
-    too_much = [f"{number} {what} ({key} = {limit})" for what, number, key, limit in asked if number > limit]
+    too_much = [
+        f"{number} {what} ({key} = {limit})"
+        for what, number, key in asked
+        if number > (limit := int(getattr(limits, key)))
+    ]
     return Refusal(reasons.SITE_LIMITS, asked=", ".join(too_much)) if too_much else None
 
 
 def training_rounds(study: Study) -> int:
     """Return for how many rounds a run of this study trains at one hospital, at most."""
-    asked, table = study.evaluation, study.study
-    compared = min(asked.compared_sites or table.sites, table.sites)
+    asked, sites = study.evaluation, study.study.sites
     trainings = 1 + int(asked.local_models)
     if asked.leave_one_out:
-        trainings += compared - int(compared == table.sites)  # a hospital has no part in the one without it
-    return trainings * table.rounds + int(asked.fine_tune)
-
-
-def _questions(study: Study) -> int:
-    return sum(questions_of(study).values())
+        trainings += study.compared - int(study.compared == sites)  # a hospital has no part in the one without it
+    return trainings * study.study.rounds + int(asked.fine_tune)
