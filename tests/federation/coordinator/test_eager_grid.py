@@ -10,6 +10,7 @@ from flwr.superlink.grid import http_grid
 from federation.coordinator import eager_grid as grids
 from federation.coordinator.eager_grid import AT_ONCE, EagerGrid, PartOfGrid
 from federation.flower.pauses import LONGEST_PAUSE_S
+from tests.helpers.module_time import set_time
 
 
 class Clock:
@@ -17,8 +18,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 0.0
-        monkeypatch.setattr(grids.time, "monotonic", lambda: self.now_s)
-        monkeypatch.setattr(grids.time, "sleep", self.sleep)
+        set_time(monkeypatch, grids, monotonic=lambda: self.now_s, sleep=self.sleep)
 
     def sleep(self, seconds: float) -> None:
         assert seconds >= 0

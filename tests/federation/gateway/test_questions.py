@@ -34,6 +34,7 @@ from tests.federation.gateway.test_task_exchange import (  # noqa: F401
     wait_until_idle,
     work,
 )
+from tests.helpers.module_time import set_time
 
 RNG = np.random.default_rng(3)
 SCHEMA = schema_for(500, 8)
@@ -88,9 +89,9 @@ def test_questions_per_month_are_limited_over_all_runs(tmp_path: Path, monkeypat
         kept.keep(replace(TEST, model=f"model {number}", run=f"run {number}"), ANSWER)
     new = replace(TEST, model="model 9", run="run 9")
     assert code(lambda: kept.check_budget(new, {"evaluate.test": 1})) == "E_QUESTIONS_MONTH"
-    monkeypatch.setattr(questions.time, "time", lambda: now + 32 * 24 * 3600)
+    set_time(monkeypatch, questions, time=lambda: now + 32 * 24 * 3600)
     assert code(lambda: kept.check_budget(new, {"evaluate.test": 1})) == ""
-    monkeypatch.setattr(questions.time, "time", lambda: now - 400 * 24 * 3600)  # the clock was set back
+    set_time(monkeypatch, questions, time=lambda: now - 400 * 24 * 3600)  # the clock was set back
     assert code(lambda: kept.check_budget(new, {"evaluate.test": 1})) == "E_QUESTIONS_MONTH"
 
 

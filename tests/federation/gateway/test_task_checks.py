@@ -19,7 +19,7 @@ from flwr.proto.run_pb2 import Run
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 
 from federation.approval import fab
-from federation.gateway import schema, task_checks
+from federation.gateway import schema, spool, task_checks
 from federation.gateway.flower_objects import object_id, read_content
 from federation.gateway.reasons import TASK_DAMAGED
 from federation.gateway.schema import ArraySpec, Schema, first_model_of, schema_of, work_out
@@ -45,6 +45,7 @@ from tests.federation.gateway.messages import (
     record_of,
     schema_for,
 )
+from tests.helpers.module_time import set_time
 from tests.helpers.pages import settings_under
 
 SCHEMA = schema_for(40, 4)
@@ -523,7 +524,7 @@ def test_unknown_kind_is_refused(kind: str) -> None:
 
 def test_rounds_of_the_last_day_are_counted_across_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_800_000_000.0
-    monkeypatch.setattr("federation.gateway.spool.time.time", lambda: now)
+    set_time(monkeypatch, spool, time=lambda: now)
     for _ in range(3):
         Spool(tmp_path / "gateway").count_round(3, 7)
     assert code_of(Spool(tmp_path / "gateway").count_round, 3, 7) == "E_ROUNDS_A_DAY"
@@ -533,7 +534,7 @@ def test_rounds_of_the_last_day_are_counted_across_restarts(tmp_path: Path, monk
 
 def test_rounds_of_the_last_month_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_800_000_000.0
-    monkeypatch.setattr("federation.gateway.spool.time.time", lambda: now)
+    set_time(monkeypatch, spool, time=lambda: now)
     for _ in range(4):
         Spool(tmp_path / "gateway").count_round(3, 4)
         now += 24 * 3600 + 1

@@ -18,6 +18,7 @@ from federation.ingress.authorization import CONNECT
 from federation.protocol.versions import OLDEST_NODE, VERSION_HEADER
 from tests.e2e.ingress_rig import PULL, Node, Rig, open_rig
 from tests.federation.enrolment.test_certificates import group_authority
+from tests.helpers.module_time import set_time
 from tests.helpers.waiting import eventually
 
 
@@ -165,7 +166,7 @@ def _trickle(connection: ssl.SSLSocket) -> None:
 
 
 def test_join_attempts_per_minute_are_limited(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authorization.time, "monotonic", lambda: 1000.0)  # all attempts are in the same minute
+    set_time(monkeypatch, authorization, monotonic=lambda: 1000.0)  # all attempts are in the same minute
     codes = [rig.ask(None, "/enrolment/join", body=b"{}")[1] for _ in range(authorization.MAX_TRIES_A_MINUTE + 1)]
     assert codes == ["E_INVITATION"] * authorization.MAX_TRIES_A_MINUTE + ["E_DOOR_BUSY"]
 

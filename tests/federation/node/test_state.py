@@ -7,6 +7,7 @@ import pytest
 
 from federation.node import state as module
 from federation.node.state import NodeState, now, quoted
+from tests.helpers.module_time import set_time
 
 # As Flower 1.42 prints them, with colours.
 INFO, WARNING, ERROR = "\x1b[92mINFO \x1b[0m:      ", "\x1b[93mWARNING \x1b[0m:   ", "\x1b[91mERROR \x1b[0m:     "
@@ -242,7 +243,7 @@ def test_app_refusal_seen_by_the_gateway_is_shown_without_remedy(state: NodeStat
 
 def test_app_lines_are_rate_limited(state: NodeState, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [60.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    set_time(monkeypatch, module, monotonic=lambda: clock[0])
     lines = [f"{CLOCK} INFO task: {number}" for number in range(1000)]
     texts = told(state, *lines)
     assert len(texts) == 20

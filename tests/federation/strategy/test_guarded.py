@@ -19,6 +19,7 @@ from federation.strategy.guarded import GuardedStrategy, RoundRules, StartState
 from federation.strategy.round_report import RoundReport
 from models.refusal import Refusal
 from tests.helpers.fake_grid import FakeGrid, honest, honest_answer
+from tests.helpers.module_time import set_time
 
 ARRAYS = {
     "z.weight": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3),
@@ -288,8 +289,7 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now_s = 0.0
         self.on_sleep = lambda: None
-        monkeypatch.setattr(guarded_module.time, "monotonic", lambda: self.now_s)
-        monkeypatch.setattr(guarded_module.time, "sleep", self.sleep)
+        set_time(monkeypatch, guarded_module, monotonic=lambda: self.now_s, sleep=self.sleep)
 
     def sleep(self, seconds: float):
         self.now_s += seconds
