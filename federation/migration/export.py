@@ -19,7 +19,8 @@ from federation.migration.common import FOLDERS, ROSTER, Bar, Moved, contents_of
 from federation.protocol.masked_replies import SUMMED_OVER
 from federation.runs import reasons as runs_reasons
 from federation.runs.run_folder import read_study
-from federation.runs.tracking import SPOOL, hand_over_rest, tracking_uri
+from federation.runs.tracking import hand_over_rest, tracking_uri
+from federation.runs.tracking_queue import SPOOL
 from federation.superlink.control import MOVED, ca_certificate, read_server_config
 from federation.system.process import LOOPBACK, port_is_taken
 from models.refusal import Refusal

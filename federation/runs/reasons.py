@@ -49,6 +49,24 @@ TRACKING_ACCESS = Reason(
     "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the server is started, and give the user write "
     "access to the study's experiment and model.",
 )
+TRACKING_REFUSED = Reason(
+    "W_TRACKING_REFUSED",
+    "MLflow does not accept the data of the run {run}; it is queued",
+    "If the run or its experiment was deleted in MLflow, restore it there: the queued data is uploaded with the next "
+    "round, or with the next run on this server. Otherwise delete tracking.jsonl in the run's folder, which has all "
+    "results.",
+)
+TRACKING_DAMAGED = Reason(
+    "W_TRACKING_DAMAGED",
+    "a part of what the run {run} queued for MLflow is damaged and was left out",
+    "Nothing to do: MLflow lacks some of its metrics or files, the run's folder has all of them.",
+)
+TRACKING_NO_MODEL = Reason(
+    "W_TRACKING_NO_MODEL",
+    "the candidate of the run {run} is not in its folder any more; its registration in MLflow is queued",
+    "Restore the folder `release` of the run from the server's backup, or delete tracking.jsonl in the run's folder if "
+    "nobody needs this model.",
+)
 NO_SITES = Reason(
     "E_NO_SITES",
     "a simulation needs at least one site folder, and each must exist",

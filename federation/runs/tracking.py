@@ -11,7 +11,7 @@ If MLflow is not available, the study continues. The data is queued in tracking.
 uploaded before the next data: the next round's metrics, or the next run on this server.
 """
 
-import json
+import logging
 import os
 import sys
 import time
@@ -26,7 +26,8 @@ from federation.protocol.metric_allowlist import EXAMPLES
 from federation.protocol.study_config import Study
 from federation.runs import reasons
 from federation.runs.model_signature import MLMODEL, mlmodel
-from federation.runs.run_folder import read_note
+from federation.runs.run_folder import read_note, read_study
+from federation.runs.tracking_queue import SPOOL, TrackingQueue
 from federation.strategy.round_report import RoundReport
 from federation.system.process import without_proxy
 from models.refusal import Reason, Refusal
@@ -34,9 +35,11 @@ from pipeline.system.atomic_files import write_durably
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+log = logging.getLogger(__name__)
 
 CANDIDATE = "candidate"
-SPOOL = "tracking.jsonl"
 WHERE = "mlflow.json"
 GROUP = "fedthorax.group"  # tag: the group that a run belongs to, or that a parent run represents
 _IS_GROUP = {"fedthorax.kind": "group"}
@@ -109,10 +112,15 @@ def without_user(uri: str) -> str:
 
 
 def hand_over_rest(server_folder: Path, say: Callable[[str], None]) -> None:
-    """Upload the queued data of earlier runs on this server."""
+    """Upload the queued data of other runs on this server. What cannot be uploaded stays, and is said."""
     for spool in sorted((server_folder / "runs").glob(f"*/{SPOOL}")):
-        study = Study.model_validate_json((spool.parent / "study.json").read_text())
-        Tracker(server_folder, study, spool.parent.name, say).hand_over()
+        run_folder = spool.parent
+        try:
+            study = read_study(run_folder)
+        except Refusal as refusal:
+            say(f"{run_folder.name}: {refusal}. {refusal.remedy}")
+            continue
+        Tracker(server_folder, study, run_folder.name, say).hand_over()
 
 
 def attach(server_folder: Path, run_name: str, files: Sequence[Path], name: str, say: Callable[[str], None]) -> bool:
@@ -130,7 +138,7 @@ def attach(server_folder: Path, run_name: str, files: Sequence[Path], name: str,
     tracker = Tracker(server_folder, study, run_name, say)
     for file in files:
         tracker.add_artifacts(file.resolve(), name)
-    return not tracker.spool.exists()
+    return not tracker.has_queued
 
 
 class Tracker:
@@ -153,12 +161,15 @@ class Tracker:
         self.run_name = run_name
         self.say = say
         self._clock = clock
-        self.spool = server_folder / "runs" / run_name / SPOOL
-        lines = self.spool.read_text().splitlines() if self.spool.exists() else []
-        self._waiting: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        self._trouble: Reason | None = reasons.TRACKING_SILENT if lines else None
+        self._queue = TrackingQueue(server_folder / "runs" / run_name)
+        self._trouble: Reason | None = reasons.TRACKING_SILENT if self.has_queued else None
         self._client: MlflowClient | None = None
         self._version: str | None = None
+
+    @property
+    def has_queued(self) -> bool:
+        """Whether data of this run still waits for MLflow."""
+        return self._queue.file.exists()
 
     def begin(self, tags: Mapping[str, str]) -> None:
         """Mark the run as running, and record the study's parameters."""
@@ -196,7 +207,7 @@ class Tracker:
 
     def add_artifacts(self, path: Path, name: str) -> None:
         """Copy a folder or a file into the run's artifacts."""
-        self._record("artifacts", path=str(path), name=name)
+        self._record("artifacts", path=self._portable(path), name=name)
 
     def register(self, release: Path, sha256: str) -> str | None:
         """Register a release as the study's newest model version, with the alias `candidate`.
@@ -204,8 +215,7 @@ class Tracker:
         Returns its version; None if MLflow is not responding.
         """
         self._version = None
-        self._record("artifacts", path=str(release), name="model")
-        self._record("version", sha256=sha256)
+        self._record("version", path=self._portable(release), sha256=sha256)
         return self._version
 
     def end(self, *, completed: bool) -> None:
@@ -216,36 +226,37 @@ class Tracker:
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
 
-    def _record(self, what: str, **details: Any) -> None:
-        self._waiting.append({"what": what, **details})
-        self.hand_over()
+    def _portable(self, path: Path) -> str:
+        """Return a path for the queue: relative to the server's folder, which may be moved before it is uploaded."""
+        return str(path.relative_to(self.server_folder) if path.is_relative_to(self.server_folder) else path)
 
-    def hand_over(self) -> None:
-        """Upload the queued data in order. Data that MLflow does not accept stays in the run's folder."""
+    def _record(self, what: str, **details: Any) -> None:
+        self.hand_over({"what": what, **details})
+
+    def hand_over(self, *new: dict[str, Any]) -> None:
+        """Upload the queued data in order, then `new`. Data that MLflow does not accept stays in the run's folder."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
-        before = self._trouble
+        before, self._trouble = self._trouble, None
         try:
-            while self._waiting:
-                details = dict(self._waiting[0])
-                self._deliver(details.pop("what"), details)
-                self._waiting.pop(0)
-            self._trouble = None
-        except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' exceptions are OSErrors
-            if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
-                raise  # an error in this code; a retry does not help
-            self._trouble, self._client = _trouble(error), None
-        if self._waiting:
-            self.spool.write_text("".join(json.dumps(each) + "\n" for each in self._waiting))
-        else:
-            self.spool.unlink(missing_ok=True)
-        if self._trouble and self._trouble != before:
-            self.say(f"{Refusal(self._trouble)}. {self._trouble.remedy}")
-        elif before and not self._trouble:
+            self._queue.deliver(list(new), self._deliver)
+        except (MlflowException, SQLAlchemyError, OSError, Refusal) as error:  # requests' exceptions are OSErrors
+            trouble = error if isinstance(error, Refusal) else Refusal(_trouble(error), run=self.run_name)
+            log.warning("MLflow did not take the data of the run %s: %s", self.run_name, error)
+            self._trouble, self._client = trouble.reason, None
+            if trouble.reason != before:
+                self._say(trouble)
+        if self._queue.has_lost:
+            self._queue.has_lost = False
+            self._say(Refusal(reasons.TRACKING_DAMAGED, run=self.run_name))
+        if before and not self._trouble:
             self.say("MLflow responds again; the queued data is uploaded")
 
-    def _deliver(self, what: str, details: Mapping[str, Any]) -> None:
+    def _say(self, refusal: Refusal) -> None:
+        self.say(f"{refusal}. {refusal.remedy}")
+
+    def _deliver(self, entry: Mapping[str, Any]) -> None:
         client = self._client = self._client or self._connect()
         deliver: Mapping[str, Callable[..., None]] = {
             "begin": self._begin,
@@ -254,7 +265,8 @@ class Tracker:
             "version": self._new_version,
             "end": self._end,
         }
-        deliver[what](client, **details)
+        details = {name: value for name, value in entry.items() if name != "what"}
+        deliver[entry["what"]](client, **details)
 
     def _connect(self) -> "MlflowClient":
         """Return a client, after the run was found by its name or created."""
@@ -270,21 +282,31 @@ class Tracker:
         place = artifact_place(self.server_folder, uri)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(name, place)
         client.set_experiment_tag(experiment_id, *_KIND)
-        group, tags = read_note(self.spool.parent).group, {}
+        group, tags = read_note(self._queue.file.parent).group, {}
         self._parent_id = ""
         if group:
             self._parent_id = self._run(client, experiment_id, group, {GROUP: group, **_IS_GROUP})
             tags = {GROUP: group, "mlflow.parentRunId": self._parent_id}
         self.run_id = self._run(client, experiment_id, self.run_name, tags)
         where = Where(uri=without_user(uri), experiment=experiment_id, run=self.run_id)
-        write_durably(self.spool.parent / WHERE, where.model_dump_json().encode())
+        write_durably(self._queue.file.with_name(WHERE), where.model_dump_json().encode())
         return client
 
     def _run(self, client: "MlflowClient", experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
-        """Return the id of the run with this name; create the run if it does not exist."""
-        found = client.search_runs([experiment_id], f"tags.`mlflow.runName` = '{name}'", max_results=1)
-        run = found[0] if found else client.create_run(experiment_id, run_name=name, tags={**_NEUTRAL_TAGS, **tags})
-        return str(run.info.run_id)
+        """Return the id of the run with this name; create the run if it does not exist.
+
+        Raises Refusal W_TRACKING_REFUSED if somebody deleted it: a second run would lack what the first one has.
+        """
+        from mlflow.entities import LifecycleStage, ViewType
+
+        found = client.search_runs([experiment_id], f"tags.`mlflow.runName` = '{name}'", run_view_type=ViewType.ALL)
+        if not found:
+            run = client.create_run(experiment_id, run_name=name, tags={**_NEUTRAL_TAGS, **tags})
+            return str(run.info.run_id)
+        active = [run for run in found if run.info.lifecycle_stage == LifecycleStage.ACTIVE]
+        if not active:
+            raise Refusal(reasons.TRACKING_REFUSED, run=self.run_name)
+        return str(active[0].info.run_id)
 
     def _begin(self, client: "MlflowClient", params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         from mlflow.entities import Param, RunTag
@@ -310,23 +332,26 @@ class Tracker:
         )
 
     def _artifacts(self, client: "MlflowClient", path: str, name: str) -> None:
-        if Path(path).is_dir():
-            client.log_artifacts(self.run_id, path, name)
-        elif Path(path).exists():  # a queued checkpoint may have been replaced since
-            client.log_artifact(self.run_id, path, name)
+        place = self.server_folder / path
+        if place.is_dir():
+            client.log_artifacts(self.run_id, str(place), name)
+        elif place.exists():  # a queued checkpoint may have been replaced since
+            client.log_artifact(self.run_id, str(place), name)
 
-    def _new_version(self, client: "MlflowClient", sha256: str) -> None:
-        from mlflow.exceptions import MlflowException
+    def _new_version(self, client: "MlflowClient", sha256: str, path: str | None = None) -> None:
+        """Register the release in the folder `path`, once. Earlier versions queued its files without a path here.
 
+        Raises Refusal W_TRACKING_NO_MODEL if the folder does not exist.
+        """
+        if path is not None:
+            if not (self.server_folder / path).is_dir():
+                raise Refusal(reasons.TRACKING_NO_MODEL, run=self.run_name)
+            self._artifacts(client, path, "model")
         # Not in the candidate's own folder, whose files the release signs.
         client.log_text(self.run_id, mlmodel(self.run_id, self.study.preprocessing), f"model/{MLMODEL}")
         name = self.study.study.name
-        try:
-            client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        version = client.create_model_version(
+        _create_registered_model(client, name)
+        version = self._registered(client, sha256) or client.create_model_version(
             name,
             f"runs:/{self.run_id}/model",
             run_id=self.run_id,
@@ -336,6 +361,11 @@ class Tracker:
         )
         client.set_registered_model_alias(name, CANDIDATE, version.version)
         self._version = str(version.version)
+
+    def _registered(self, client: "MlflowClient", sha256: str) -> "ModelVersion | None":
+        """Return this run's version with these weights, if a process that was killed then had registered it."""
+        found = client.search_model_versions(f"name = '{self.study.study.name}' and run_id = '{self.run_id}'")
+        return next((version for version in found if version.tags.get("sha256") == sha256), None)
 
     def _end(self, client: "MlflowClient", status: str) -> None:
         client.set_terminated(self.run_id, status)
@@ -355,7 +385,19 @@ def params(study: Study) -> dict[str, str]:
     return found
 
 
+def _create_registered_model(client: "MlflowClient", name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
 def _trouble(error: Exception) -> Reason:
     """Return the reason why MLflow did not accept data."""
-    refused = getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED")
-    return reasons.TRACKING_ACCESS if refused else reasons.TRACKING_SILENT
+    code = getattr(error, "error_code", "")
+    if code == "INVALID_PARAMETER_VALUE":  # also: the run or the experiment was deleted
+        return reasons.TRACKING_REFUSED
+    return reasons.TRACKING_ACCESS if code in ("UNAUTHENTICATED", "PERMISSION_DENIED") else reasons.TRACKING_SILENT

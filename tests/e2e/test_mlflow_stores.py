@@ -20,7 +20,8 @@ from mlflow.exceptions import MlflowException
 from federation.protocol.reply_validation import LedgerHead
 from federation.protocol.study_config import Study
 from federation.runs.run_folder import RunNote, write_note
-from federation.runs.tracking import CANDIDATE, SPOOL, Tracker, hand_over_rest, how_to_see
+from federation.runs.tracking import CANDIDATE, Tracker, hand_over_rest, how_to_see
+from federation.runs.tracking_queue import SPOOL
 from federation.strategy.round_report import RoundReport
 from federation.system.process import LOOPBACK, QUIET, Process, free_port
 from tests.helpers.postgres import start_postgres

@@ -30,7 +30,8 @@ from federation.migration.import_archive import import_server
 from federation.protocol.masked_replies import SUMMED_OVER
 from federation.protocol.study_config import Study
 from federation.runs.run_folder import RunNote, read_note, write_note
-from federation.runs.tracking import SPOOL, WHERE, Tracker, tracking_uri
+from federation.runs.tracking import WHERE, Tracker, tracking_uri
+from federation.runs.tracking_queue import SPOOL
 from federation.server.start import init_server, start_server
 from federation.strategy.checkpoint import State, load_latest, save
 from federation.superlink.control import IMPORTING, MOVED, ca_certificate, read_server_config

@@ -1,5 +1,6 @@
 """Tests of MLflow tracking: what is recorded, and what happens while MLflow does not respond."""
 
+import errno
 import itertools
 import json
 import os
@@ -21,11 +22,11 @@ from requests.utils import get_environ_proxies
 
 from federation.protocol.reply_validation import LedgerHead
 from federation.protocol.study_config import StrategyTable, Study
+from federation.runs import tracking_queue
 from federation.runs.run_folder import RunNote, write_note
 from federation.runs.tracking import (
     CANDIDATE,
     GROUP,
-    SPOOL,
     Tracker,
     attach,
     hand_over_rest,
@@ -33,6 +34,7 @@ from federation.runs.tracking import (
     params,
     tracking_uri,
 )
+from federation.runs.tracking_queue import SPOOL
 from federation.strategy.round_report import RoundReport
 from federation.system.process import QUIET
 from models.network import build_network
@@ -191,7 +193,7 @@ def test_data_still_queued_at_the_end_is_uploaded_later(server, monkeypatch):
     assert a_study(server, said, outage, {3, 4}) is None
     spool = server / "runs" / "trial-1" / SPOOL
     assert [json.loads(line)["what"] for line in spool.read_text().splitlines()] == [
-        *("figures", "figures", "artifacts", "version", "end")
+        *("figures", "figures", "version", "end")
     ]
     outage.is_on = False
     hand_over_rest(server, said.append)
@@ -224,10 +226,150 @@ def test_damaged_database_is_treated_as_an_outage(server, monkeypatch):
     assert losses == {1: 0.5, 2: 0.25}
 
 
-def test_metric_that_mlflow_rejects_raises_and_is_not_queued(server, monkeypatch):
-    tracker = Tracker(server, STUDY, "trial-1", lambda _: None)
-    with pytest.raises(MlflowException):
-        tracker.log_final({"a name\nthat cannot be": 1.0})
+def test_data_that_mlflow_rejects_stays_queued_and_the_study_goes_on(server):
+    said: list[str] = []
+    tracker = Tracker(server, STUDY, "trial-1", said.append)
+    tracker.log_final({"a name\nthat cannot be": 1.0})
+    tracker.log_round(report(1), {1: "north"})
+    assert [line[:18] for line in said] == ["W_TRACKING_REFUSED"]
+    assert len((server / "runs" / "trial-1" / SPOOL).read_text().splitlines()) == 2
+
+
+def other_run(server: Path) -> Path:
+    folder = server / "runs" / "trial-2"
+    shutil.copytree(server / "runs" / "trial-1", folder)
+    (folder / SPOOL).unlink(missing_ok=True)
+    return folder
+
+
+def test_run_deleted_in_mlflow_ends_no_study_and_is_continued_when_it_is_restored(server):
+    said: list[str] = []
+    tracker = Tracker(server, STUDY, "trial-1", said.append)
+    tracker.begin({})
+    client, run, _ = recorded(server)
+    client.delete_run(run.info.run_id)
+    tracker.log_round(report(1), {1: "north"})
+    tracker.log_round(report(2), {1: "north"})
+    assert [line[:18] for line in said] == ["W_TRACKING_REFUSED"]
+    client.restore_run(run.info.run_id)
+    tracker.log_round(report(3), {1: "north"})
+    assert said[-1] == "MLflow responds again; the queued data is uploaded"
+    assert recorded(server)[2] == {1: 0.5, 2: 0.25, 3: 0.5 / 3}
+
+
+def test_deleted_experiment_ends_no_study(server):
+    Tracker(server, STUDY, "trial-1", print).begin({})
+    client = MlflowClient(tracking_uri(server), tracking_uri(server))
+    experiment = client.get_experiment_by_name("trial").experiment_id
+    client.delete_experiment(experiment)
+    other_run(server)
+    said: list[str] = []
+    other = Tracker(server, STUDY, "trial-2", said.append)
+    other.begin({})
+    hand_over_rest(server, said.append)
+    assert said[0].startswith("W_TRACKING_REFUSED: ") and "trial-2" in said[0]
+    client.restore_experiment(experiment)
+    other.log_round(report(1), {1: "north"})
+    assert not (server / "runs" / "trial-2" / SPOOL).exists()
+
+
+@pytest.mark.parametrize("end", [b'{"what": "fig', b"\0" * 40, b'["figures"]\n'], ids=["half", "zeros", "list"])
+def test_damaged_line_of_the_queue_is_left_out_and_said(server, monkeypatch, end):
+    outage = Outage(monkeypatch)
+    a_study(server, [], outage, {4})
+    with (server / "runs" / "trial-1" / SPOOL).open("ab") as spool:
+        spool.write(end)
+    other_run(server)
+    outage.is_on = False
+    said: list[str] = []
+    hand_over_rest(server, said.append)
+    assert [line.split(":")[0] for line in said] == [
+        "W_TRACKING_DAMAGED",
+        "MLflow responds again; the queued data is uploaded",
+    ]
+    assert_all_is_recorded(server)
+
+
+def test_damaged_study_of_an_earlier_run_does_not_hinder_others(server, monkeypatch):
+    outage = Outage(monkeypatch)
+    a_study(server, [], outage, {4})
+    broken = other_run(server)
+    shutil.copy(server / "runs" / "trial-1" / SPOOL, broken / SPOOL)
+    (broken / "study.json").write_text("{}")
+    (server / "runs" / "trial-2").rename(server / "runs" / "a-first")
+    outage.is_on = False
+    said: list[str] = []
+    hand_over_rest(server, said.append)
+    assert said[0].startswith("a-first: E_RUN_FILES")
+    assert_all_is_recorded(server)
+
+
+def test_disk_without_space_for_the_queue_ends_no_study(server, monkeypatch):
+    """What does not fit is kept in memory, in order, and nothing is uploaded twice."""
+    outage = Outage(monkeypatch)
+    said: list[str] = []
+    tracker = Tracker(server, STUDY, "trial-1", said.append)
+    tracker.begin({"synthetic": "false"})
+    outage.is_on = True
+    tracker.log_round(report(1), {1: "north"})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(tracking_queue, "write_durably", full)
+        tracker.log_round(report(2), {1: "north"})
+        tracker.log_round(report(3), {1: "north"})
+    outage.is_on = False
+    tracker.end(completed=True)
+    client, run, losses = recorded(server)
+    assert losses == {1: 0.5, 2: 0.25, 3: 0.5 / 3}
+    assert len(client.get_metric_history(run.info.run_id, "north/train_loss")) == 3
+    assert [line.split(":")[0] for line in said] == [
+        "W_TRACKING_SILENT",
+        "MLflow responds again; the queued data is uploaded",
+    ]
+
+
+def test_what_another_process_uploaded_is_not_uploaded_again(server, monkeypatch):
+    """The next run on this server, a release and an export upload what runs have queued, also of a live run."""
+    outage, said = Outage(monkeypatch), []
+    live = Tracker(server, STUDY, "trial-1", said.append)
+    live.begin({"synthetic": "false"})
+    outage.is_on = True
+    live.log_round(report(1), {1: "north"})
+    live.register(server / "runs" / "trial-1" / "release", "ab" * 32)
+    outage.is_on = False
+    hand_over_rest(server, print)
+    live.log_round(report(2), {1: "north"})
+    live.register(server / "runs" / "trial-1" / "release", "ab" * 32)
+    client, run, _ = recorded(server)
+    assert [version.version for version in client.search_model_versions("name = 'trial'")] == [1]
+    assert len(client.get_metric_history(run.info.run_id, "north/train_loss")) == 2
+
+
+def test_queued_model_is_registered_after_the_server_folder_was_moved(server, monkeypatch, tmp_path_factory):
+    outage = Outage(monkeypatch)
+    a_study(server, [], outage, {0, 1, 2, 3, 4})
+    moved = tmp_path_factory.mktemp("moved") / "server"
+    server.rename(moved)
+    outage.is_on = False
+    hand_over_rest(moved, print)
+    assert_all_is_recorded(moved)
+
+
+def test_model_without_its_folder_is_not_registered_until_the_folder_is_back(server, monkeypatch):
+    outage = Outage(monkeypatch)
+    a_study(server, [], outage, {4})
+    release = server / "runs" / "trial-1" / "release"
+    release.rename(server / "away")
+    outage.is_on = False
+    said: list[str] = []
+    hand_over_rest(server, said.append)
+    assert [line.split(":")[0] for line in said] == ["W_TRACKING_NO_MODEL"]
+    (server / "away").rename(release)
+    hand_over_rest(server, said.append)
+    assert_all_is_recorded(server)
 
 
 def test_resumed_study_continues_the_same_mlflow_run(server, monkeypatch):
