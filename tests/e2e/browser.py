@@ -164,9 +164,9 @@ class Page:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def middle(self, selector: str) -> tuple[float, float]:
-        """Scroll an element into view and return its centre."""
+        """Scroll an element into view and return its centre; of a link in several lines, that of its first line."""
         where = self.js(
-            f"(e => {{ e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect();"
+            f"(e => {{ e.scrollIntoView({{block: 'center'}}); const r = e.getClientRects()[0];"
             f" return [r.x + r.width / 2, r.y + r.height / 2] }})(document.querySelector({json.dumps(selector)}))"
         )
         return float(where[0]), float(where[1])
