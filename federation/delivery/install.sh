@@ -237,21 +237,30 @@ switch() {  # to this version, unless a role of the version in use is missing he
     [ $scope = system ] || say "once, so that services run while nobody is logged in: loginctl enable-linger"
 }
 
+starts_this() {  # UNIT: does it start this installation's program? An installation with another prefix replaces units
+    place=$(sed -n 's|^ExecStart=\(/[^ ]*\)/fedthorax/bin/.*|\1|p' "$units/${1%.*}.service" 2>/dev/null)
+    [ -n "$place" ] && [ "$place" -ef "$prefix" ]
+}
+
 uninstall() {
     [ -f "$stamp" ] || { say "not installed: fedthorax $version for the role $role in $target"; return; }
-    if command -v systemctl >/dev/null 2>&1 && [ "$(readlink "$link")" = "fedthorax-$version" ]; then
+    own=''
+    if [ "$(readlink "$link")" = "fedthorax-$version" ]; then
         for unit in "$here/systemd/$scope"/*; do
             name=${unit##*/}
-            [ -z "$($manager list-units --plain --no-legend --state=active "${name%@*}@*" 2>/dev/null)" ] ||
-                refuse E_INSTALL_RUNNING "a service of this installation is running: ${name%@*}" \
-                    "Stop and disable it with systemctl, then run this again."
+            if starts_this "$name"; then own="$own $name"
+            elif [ -e "$units/$name" ]; then say "this unit starts another program, and stays: $units/$name"; fi
         done
     fi
+    for name in $own; do
+        command -v systemctl >/dev/null 2>&1 || break
+        [ -z "$($manager list-units --plain --no-legend --state=active "${name%@*}@*" 2>/dev/null)" ] ||
+            refuse E_INSTALL_RUNNING "a service of this installation is running: ${name%@*}" \
+                "Stop and disable it with systemctl, then run this again."
+    done
     rm -f "$stamp"
-    if [ "$(readlink "$link")" = "fedthorax-$version" ]; then
-        for unit in "$here/systemd/$scope"/*; do rm -f "$units/${unit##*/}"; done
-        reload
-    fi
+    for name in $own; do rm -f "$units/$name"; done
+    [ -z "$own" ] || reload
     if ! ls "$target"/.installed-* >/dev/null 2>&1; then
         [ "$(readlink "$link")" != "fedthorax-$version" ] || rm -f "$link"
         rm -rf "$target"

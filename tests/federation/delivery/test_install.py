@@ -1,5 +1,6 @@
 """install.sh on a small bundle: what it refuses, what it installs without a network, and how to undo it."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -248,6 +249,89 @@ def test_installs_without_a_network_repeats_and_is_undone(machine: Machine, make
     assert [path for path in machine.share.iterdir() if "fedthorax" in path.name] == []
     assert list(machine.units.iterdir()) == []
     assert "not installed" in machine.install(bundle, "--uninstall").stdout
+
+
+def install_quickly(
+    machine: Machine, bundle: Path, prefix: Path, *arguments: str | Path, place: Path | None = None, **options: str
+) -> subprocess.CompletedProcess[str]:
+    """Install to `prefix`, where the program seems to be already, so that pip does not run.
+
+    `place`: where the prefix really is, if it is another place.
+    """
+    about = dict(line.split("=", 1) for line in (bundle / "BUNDLE").read_text().splitlines())
+    sums = (bundle / "SHA256SUMS").read_text()
+    (wheel,) = re.findall(r"(?m)^(\w{64})  wheelhouse/fedthorax-", sums)
+    program = (place or prefix) / f"fedthorax-{about['version']}"
+    program.mkdir(parents=True)
+    stamp = f"sums={hashlib.sha256(sums.encode()).hexdigest()}\nwheel={wheel}\n"
+    (program / f".installed-{about['role']}").write_text(stamp)
+    done = machine.install(bundle, "--prefix", prefix, *arguments, **options)
+    assert done.returncode == 0, done.stderr
+    assert "already installed" in done.stdout
+    return done
+
+
+def fake(folder: Path, name: str, script: str) -> str:
+    """Write a program that replaces another one; return the shell command that puts it first in PATH."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    return f"PATH={folder}:$PATH"
+
+
+def starts(unit: Path) -> list[str]:
+    """Return the programs that a unit starts."""
+    return re.findall(r"(?m)^ExecStart=(\S+)", unit.read_text())
+
+
+def test_units_of_an_installation_with_another_prefix_stay(
+    machine: Machine, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    old, new = make_bundle("0.1.0"), make_bundle("0.2.0")
+    install_quickly(machine, old, tmp_path / "first")
+    install_quickly(machine, new, tmp_path / "second")
+    before = {unit.name: unit.read_text() for unit in machine.units.iterdir()}
+    program = str(tmp_path / "second" / "fedthorax" / "bin" / "fedthorax")
+    assert starts(machine.units / "fedthorax-node@.service") == [program]
+    running = fake(
+        tmp_path / "bin", "systemctl", 'case $* in *list-units*) echo "fedthorax-node@north.service" ;; esac'
+    )
+    done = machine.install(old, "--prefix", tmp_path / "first", "--uninstall", before=running)  # the other one's runs
+    assert done.returncode == 0, done.stderr
+    assert {unit.name: unit.read_text() for unit in machine.units.iterdir()} == before
+    assert not list((tmp_path / "first").iterdir())
+    assert refused(machine.install(new, "--prefix", tmp_path / "second", "--uninstall", before=running)) == (
+        "E_INSTALL_RUNNING"
+    )
+    assert machine.install(new, "--prefix", tmp_path / "second", "--uninstall").returncode == 0
+    assert not list(machine.units.iterdir())
+
+
+def test_timer_is_judged_by_its_service_and_a_unit_by_what_it_starts(
+    machine: Machine, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle, prefix = make_bundle(), tmp_path / "own"
+    install_quickly(machine, bundle, prefix)
+    for name in ("ingest", "listen"):
+        unit = machine.units / f"fedthorax-{name}@.service"
+        unit.write_text(unit.read_text().replace(f"ExecStart={prefix}/", f"ExecStart={prefix}-2/"))
+    node = machine.units / "fedthorax-node@.service"
+    node.write_text(f"# It was ExecStart={prefix}-2/fedthorax/bin/fedthorax before.\n{node.read_text()}")
+    done = machine.install(bundle, "--prefix", prefix, "--uninstall")
+    left = ["ingest@.service", "ingest@.timer", "listen@.service"]
+    assert sorted(unit.name for unit in machine.units.iterdir()) == [f"fedthorax-{name}" for name in left]
+    assert all(str(machine.units / f"fedthorax-{name}") in done.stdout for name in left)
+
+
+def test_a_link_to_the_prefix_names_the_same_installation(
+    machine: Machine, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_bundle()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    install_quickly(machine, bundle, tmp_path / "link", place=tmp_path / "real")
+    assert machine.install(bundle, "--prefix", tmp_path / "real", "--uninstall").returncode == 0
+    assert not list(machine.units.iterdir())
+    assert not list((tmp_path / "real").iterdir())
 
 
 @pytest.mark.slow
