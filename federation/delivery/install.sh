@@ -252,9 +252,10 @@ uninstall() {
             elif [ -e "$units/$name" ]; then say "this unit starts another program, and stays: $units/$name"; fi
         done
     fi
+    running=active,activating,deactivating,reloading  # an ingest is `activating` until it ends
     for name in $own; do
         command -v systemctl >/dev/null 2>&1 || break
-        [ -z "$($manager list-units --plain --no-legend --state=active "${name%@*}@*" 2>/dev/null)" ] ||
+        [ -z "$($manager list-units --plain --no-legend --state="$running" "${name%@*}@*" 2>/dev/null)" ] ||
             refuse E_INSTALL_RUNNING "a service of this installation is running: ${name%@*}" \
                 "Stop and disable it with systemctl, then run this again."
     done

@@ -323,6 +323,22 @@ def test_timer_is_judged_by_its_service_and_a_unit_by_what_it_starts(
     assert all(str(machine.units / f"fedthorax-{name}") in done.stdout for name in left)
 
 
+def test_service_that_starts_ends_or_runs_once_is_running(
+    machine: Machine, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    """`activating` is the state of a nightly ingest while it works, and of a node that waits for its restart."""
+    bundle, prefix = make_bundle(), tmp_path / "own"
+    install_quickly(machine, bundle, prefix)
+    before = state(machine)
+    for now in ("active", "activating", "deactivating", "reloading"):
+        ingest = f'case $* in *list-units*[=,]{now}[,\\ ]*) echo "fedthorax-ingest@north.service" ;; esac'
+        running = fake(tmp_path / "bin", "systemctl", ingest)
+        assert refused(machine.install(bundle, "--prefix", prefix, "--uninstall", before=running)) == (
+            "E_INSTALL_RUNNING"
+        )
+        assert state(machine) == before
+
+
 def test_a_link_to_the_prefix_names_the_same_installation(
     machine: Machine, make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
