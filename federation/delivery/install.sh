@@ -34,7 +34,7 @@ while [ $# -gt 0 ]; do
         --system) scope=system ;;
         --user) scope=user ;;
         --prefix | --python | --key)
-            [ $# -gt 1 ] || wrong "$1 needs a value"
+            [ -n "${2:-}" ] || wrong "$1 needs a value"  # an empty --key, too: nothing would be verified
             case $1 in --prefix) prefix=$2 ;; --python) python=$2 ;; --key) key=$2 ;; esac
             shift ;;
         --help) usage; exit 0 ;;
@@ -53,8 +53,9 @@ if [ $scope = system ]; then
 else
     units=${XDG_CONFIG_HOME:-$HOME/.config}/systemd/user manager="systemctl --user" default=$HOME/.local/share
 fi
+# One spelling of the path, because units name it. A link stays: it may lead to another disk later.
+[ -z "$prefix" ] || prefix=$(realpath -m -s -- "$prefix")
 prefix=${prefix:-$default}
-case $prefix in /*) ;; *) prefix=$PWD/$prefix ;; esac
 case $prefix in *[!A-Za-z0-9/._-]*) wrong "a prefix has only letters, digits and / . _ -: $prefix" ;; esac
 [ -f "$here/BUNDLE" ] || refuse E_INSTALL_FILES "a file of this folder is missing, changed or not in SHA256SUMS" \
     "Unpack the bundle again, and verify it."
@@ -106,6 +107,19 @@ find_python() {
         "Install one of these versions from your distribution, name another with --python, or fetch another bundle."
 }
 
+check_prefix() {
+    place=$prefix
+    while [ ! -e "$place" ] && [ ! -L "$place" ]; do place=$(dirname -- "$place"); done
+    { [ -d "$place" ] && [ -w "$place" ]; } ||
+        refuse E_INSTALL_PREFIX "$place is not a folder, or this user cannot write to it" \
+            "Name another place with --prefix, or correct this one."
+    [ $scope = user ] || case $(realpath -m -- "$prefix")/ in
+        /home/* | /root/* | /run/user/* | /tmp/* | /var/tmp/*)
+            refuse E_INSTALL_HIDDEN "services of the system do not see programs below $prefix" \
+                "Name a place with --prefix that is outside of /home, /root, /run/user, /tmp and /var/tmp." ;;
+    esac
+}
+
 free_mb() {  # DIR, which may not exist yet
     place=$1
     while [ ! -d "$place" ]; do place=$(dirname -- "$place"); done
@@ -116,6 +130,7 @@ check_machine() {
     [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] || refuse E_INSTALL_MACHINE \
         "this bundle is for Linux on x86_64, and this machine is $(uname -s) on $(uname -m)" \
         "Install on a machine of that kind."
+    check_prefix
     find_python
     needed=$(value glibc) found=$(getconf GNU_LIBC_VERSION 2>/dev/null | sed 's/^glibc //')
     lowest=$(printf '%s\n' "$needed" "${found:-0}" | sort -V | head -n 1)

@@ -73,6 +73,16 @@ INSTALL_GLIBC = Reason(
     "this bundle needs glibc {needed} or newer, found: {found}",
     "Use a newer release of the distribution.",
 )
+INSTALL_PREFIX = Reason(
+    "E_INSTALL_PREFIX",
+    "{place} is not a folder, or this user cannot write to it",
+    "Name another place with --prefix, or correct this one.",
+)
+INSTALL_HIDDEN = Reason(
+    "E_INSTALL_HIDDEN",
+    "services of the system do not see programs below {prefix}",
+    "Name a place with --prefix that is outside of /home, /root, /run/user, /tmp and /var/tmp.",
+)
 INSTALL_DISK = Reason(
     "E_INSTALL_DISK",
     "{needed} MB are needed below {prefix}, and {found} MB are free",

@@ -203,7 +203,20 @@ def test_a_port_in_use_is_a_warning(machine: Machine, make_bundle: MakeBundle) -
     assert "W_INSTALL_PORT" not in machine.install(bundle, "--check", unshare="-r").stderr
 
 
-@pytest.mark.parametrize("arguments", [("--unistall",), ("--prefix",), ("--prefix", "/tmp/a b"), ("node",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--unistall",),
+        ("node",),
+        ("--prefix",),
+        ("--prefix", ""),
+        ("--key", ""),  # as of a variable that is not set: nothing would be verified
+        ("--python", ""),
+        ("--prefix", "/tmp/a b"),
+        ("--prefix", "/tmp/a|b"),
+        ("--prefix", "/tmp/a\nb"),
+    ],
+)
 def test_wrong_usage_has_its_own_exit_code(
     arguments: tuple[str, ...], machine: Machine, make_bundle: MakeBundle
 ) -> None:
@@ -348,6 +361,86 @@ def test_a_link_to_the_prefix_names_the_same_installation(
     assert machine.install(bundle, "--prefix", tmp_path / "real", "--uninstall").returncode == 0
     assert not list(machine.units.iterdir())
     assert not list((tmp_path / "real").iterdir())
+
+
+@pytest.mark.parametrize("prefix", ["own", "./own/", "other/../own", "/own//"])
+def test_a_prefix_may_be_written_in_several_ways(
+    machine: Machine, make_bundle: MakeBundle, tmp_path: Path, prefix: str
+) -> None:
+    if prefix.startswith("/"):
+        prefix = f"{tmp_path}{prefix}"
+    bundle = make_bundle()
+    install_quickly(machine, bundle, Path("own"), "--prefix", prefix, place=tmp_path / "own", before=f"cd {tmp_path}")
+    program = f"{tmp_path}/own/fedthorax/bin/fedthorax"
+    assert starts(machine.units / "fedthorax-node@.service") == [program]
+    assert machine.install(bundle, "--prefix", tmp_path / "own", "--uninstall").returncode == 0
+    assert not list(machine.units.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file", "link to nothing", "read-only"])
+def test_a_prefix_that_is_no_folder_to_write_to_is_refused(
+    machine: Machine, make_bundle: MakeBundle, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link to nothing").symlink_to(tmp_path / "nothing")
+    (tmp_path / "link").symlink_to("link to nothing")
+    prefix = {"file": "file", "below a file": "file/below", "link to nothing": "link", "read-only": "mounted/a/b"}[kind]
+    mounted = ""
+    if kind == "read-only":
+        if not allowed("-rm"):
+            pytest.skip("this machine forbids mount namespaces")
+        (tmp_path / "mounted").mkdir()
+        mounted = f"mount -t tmpfs -o ro tmpfs {tmp_path / 'mounted'}"
+    bundle = make_bundle()
+    before = state(machine)
+    for action in ("--check", "--user"):
+        done = machine.install(bundle, "--prefix", tmp_path / prefix, action, before=mounted, unshare="-rm")
+        assert refused(done) == "E_INSTALL_PREFIX"
+    assert state(machine) == before
+
+
+# --- for the whole machine ---
+
+
+class System:
+    """The folders of the machine that --system changes: of the test, and seen only by install.sh."""
+
+    def __init__(self, folder: Path) -> None:
+        self.units, self.srv, self.calls = folder / "units", folder / "srv", folder / "calls"
+        self.python = folder / "bin" / "python"
+        for each in (self.units, self.srv):
+            each.mkdir()
+        self.before = f"mount --bind {self.units} /etc/systemd/system && mount --bind {self.srv} /srv || exit 9\n"
+        fake(folder / "bin", "python", "exit 0")  # that of the tests may be in a home, where services do not see it
+        for name in ("useradd", "install"):
+            self.before += fake(folder / "bin", name, f'echo "{name} $*" >>{self.calls}') + "\n"
+        fake(folder / "bin", "id", '[ "$*" != -u ] || { echo 0; exit 0; }; grep -q useradd ' + str(self.calls))
+
+    def called(self) -> list[str]:
+        return self.calls.read_text().splitlines() if self.calls.exists() else []
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> System:
+    if not allowed("-rm"):
+        pytest.skip("this machine forbids mount namespaces")
+    if not Path("/etc/systemd/system").is_dir() or not Path("/srv").is_dir():
+        pytest.skip("this machine has no systemd")
+    (tmp_path / "system").mkdir()
+    return System(tmp_path / "system")
+
+
+@pytest.mark.parametrize("prefix", ["/home/fedthorax", "/root", "/tmp/x", "/srv/link/below"])
+def test_a_prefix_that_services_of_the_machine_do_not_see_is_refused(
+    machine: Machine, make_bundle: MakeBundle, system: System, prefix: str
+) -> None:
+    (system.srv / "link").symlink_to("/home")
+    bundle = make_bundle()
+    arguments = ("--prefix", prefix, "--python", system.python)
+    done = machine.install(bundle, *arguments, before=system.before, unshare="-rm", scope="--system")
+    assert refused(done) == "E_INSTALL_HIDDEN"
+    assert not system.called()
+    assert not list(system.units.iterdir())
 
 
 @pytest.mark.slow
