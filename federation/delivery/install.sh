@@ -214,8 +214,8 @@ can_load_libraries() {  # PyTorch may be built for a newer glibc than this machi
     clean "$target/bin/python" -I -c 'import importlib.util as u; u.find_spec("torch") and __import__("torch")'
 }
 
-make_user() {
-    [ $scope = system ] && [ "$prefix" = /opt ] || return 0
+make_user() {  # the units of the system run as this user, whatever the prefix is
+    [ $scope = system ] || return 0
     id fedthorax >/dev/null 2>&1 ||
         useradd --system --home-dir /var/lib/fedthorax --shell /usr/sbin/nologin fedthorax
     install -d -o fedthorax -g fedthorax -m 700 /var/lib/fedthorax

@@ -430,6 +430,21 @@ def system(tmp_path: Path) -> System:
     return System(tmp_path / "system")
 
 
+def test_services_of_the_machine_have_their_user_and_folder_with_any_prefix(
+    machine: Machine, make_bundle: MakeBundle, system: System
+) -> None:
+    bundle, options = make_bundle(), {"before": system.before, "unshare": "-rm", "scope": "--system"}
+    python = ("--python", system.python)
+    install_quickly(machine, bundle, Path("/srv"), *python, place=system.srv, **options)
+    folder = "install -d -o fedthorax -g fedthorax -m 700 /var/lib/fedthorax"
+    user = "useradd --system --home-dir /var/lib/fedthorax --shell /usr/sbin/nologin fedthorax"
+    assert system.called() == [user, folder]
+    assert starts(system.units / "fedthorax-node@.service") == ["/srv/fedthorax/bin/fedthorax"]
+    assert "User=fedthorax\n" in (system.units / "fedthorax-node@.service").read_text()
+    assert machine.install(bundle, "--prefix", "/srv", *python, **options).returncode == 0
+    assert system.called() == [user, folder, folder]  # the user is there now
+
+
 @pytest.mark.parametrize("prefix", ["/home/fedthorax", "/root", "/tmp/x", "/srv/link/below"])
 def test_a_prefix_that_services_of_the_machine_do_not_see_is_refused(
     machine: Machine, make_bundle: MakeBundle, system: System, prefix: str
