@@ -32,15 +32,15 @@ from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.events import Event as StoreEvent
 
 from models.refusal import Refusal
-from pipeline.clinic.header_patient import patient_in_headers
+from pipeline.clinic.header_patient import patient_of
 from pipeline.clinic.pacs_source import hold_back_libraries, image_file
 from pipeline.clinic.reasons import NO_SUCH_JOB
-from pipeline.clinic.records import Job
+from pipeline.clinic.records import Job, Patient
 from pipeline.clinic.settings import Clinic, ReceiverTable
 from pipeline.clinic.store import Store
 from pipeline.imaging import reasons
 from pipeline.imaging.ct_slice import inspect_file
-from pipeline.imaging.discovery import AGE, age_in_years, identifier, patient_age, read_header, tags, text
+from pipeline.imaging.discovery import AGE, identifier, read_header, tags, text
 from pipeline.imaging.functional_groups import CT_CLASSES
 from pipeline.pacs.receiver import OUT_OF_RESOURCES, SUCCESS, receiver
 from pipeline.scoring.single_scan import BESIDES_THE_SCAN
@@ -169,19 +169,29 @@ class Reception:
     def sweep(self, store: Store) -> None:
         """Queue each series that counts as complete; remove those that were queued an hour ago.
 
-        Raises Refusal E_CLINIC_FILE, and OSError.
+        Raises Refusal E_CLINIC_FILE if nothing can be queued, and, after all other series, the OSError of one.
         """
+        failed: OSError | None = None
         for key in list(self._arrivals):
             with self._lock:  # no image arrives in between
-                arrival, now = self._arrivals[key], self._clock()
-                if arrival.is_queued:
-                    if now - arrival.at >= _KEEP_SECONDS:
-                        shutil.rmtree(self._folder / key)
-                        del self._arrivals[key]
-                elif arrival.is_over(now, self._table.quiet_seconds):
-                    self._queue(key, store)
-                    arrival.is_queued = True
-                    arrival.associations.clear()
+                try:
+                    self._attend_to(key, store)
+                except OSError as error:  # the next sweep tries this series again
+                    failed = failed or error
+        if failed:
+            raise failed
+
+    def _attend_to(self, key: str, store: Store) -> None:
+        """Queue a series if it counts as complete; remove it an hour later. Raises Refusal E_CLINIC_FILE, OSError."""
+        arrival, now = self._arrivals[key], self._clock()
+        if arrival.is_queued:
+            if now - arrival.at >= _KEEP_SECONDS:
+                shutil.rmtree(self._folder / key)
+                del self._arrivals[key]
+        elif arrival.is_over(now, self._table.quiet_seconds):
+            self._queue(key, store)
+            arrival.is_queued = True
+            arrival.associations.clear()
 
     def _count(self, fate: str, status: int) -> int:
         with self._lock:
@@ -231,21 +241,29 @@ class Reception:
         for path in images:
             (folder / path.name).hardlink_to(path)
         sync_folder(folder)
-        header = read_header(images[0], _SERIES + _PATIENT)
+        study_uid, series_uid, patient = _identity(images[0])
         store.jobs.add(
             job_id,
             source="received",
             asked_by=self._table.pacs_aet,
-            study_uid=text(header, "StudyInstanceUID"),
-            series_uid=text(header, "SeriesInstanceUID"),
-            patient=patient_in_headers(
-                identifier(header, "PatientID"),
-                identifier(header, "IssuerOfPatientID"),
-                text(header, "PatientName"),
-                text(header, "PatientSex") or None,
-                age_in_years(patient_age(header)),
-            ),
+            study_uid=study_uid,
+            series_uid=series_uid,
+            patient=patient,
         )
+
+
+def _identity(image: Path) -> tuple[str | None, str | None, Patient | None]:
+    """Return the UIDs of study and series, and the patient; None if the header cannot be read.
+
+    A damaged header stops neither this series, which the PACS believes delivered, nor those after it. If the damage
+    matters to the score, the worker refuses the scan, and the worklist shows why.
+    """
+    try:
+        header = read_header(image, _SERIES + _PATIENT)
+        return text(header, "StudyInstanceUID"), text(header, "SeriesInstanceUID"), patient_of(header)
+    except Refusal as refusal:
+        log.warning("the header of a received series cannot be read: %s", refusal.code)
+        return None, None, None
 
 
 def _names(part: Path) -> tuple[str, str]:

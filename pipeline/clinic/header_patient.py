@@ -1,7 +1,14 @@
 """The patient that a scan's headers name. An identifier that could not be decoded counts as none (`is_decoded`)."""
 
+from collections.abc import Callable
+
+from pydicom import Dataset
+
+from models.refusal import Refusal
 from pipeline.clinic.records import Patient
-from pipeline.imaging.discovery import is_decoded
+from pipeline.imaging.discovery import age_in_years, identifier, is_decoded, patient_age, text
+
+_UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # as an identifier: not decoded
 
 
 def patient_in_headers(patient_id: str, issuer: str, name: str, sex: str | None, age_years: float | None) -> Patient:
@@ -9,3 +16,33 @@ def patient_in_headers(patient_id: str, issuer: str, name: str, sex: str | None,
     if not is_decoded(patient_id, issuer):
         patient_id = issuer = ""
     return Patient(patient_id, issuer, name if is_decoded(name) else "", sex, age_years)
+
+
+def patient_of(header: Dataset) -> Patient:
+    """Return the patient of a damaged header too: what cannot be read counts as absent.
+
+    If one of identifier and issuer cannot be read, both are empty: the other one could name somebody else.
+    """
+    try:
+        age = age_in_years(patient_age(header))
+    except Refusal:
+        age = None
+    return patient_in_headers(
+        _or_else(_UNREADABLE, identifier, header, "PatientID"),
+        _or_else(_UNREADABLE, identifier, header, "IssuerOfPatientID"),
+        name_in(header),
+        _or_else("", text, header, "PatientSex") or None,
+        age,
+    )
+
+
+def name_in(header: Dataset) -> str:
+    """Return PatientName, '' if it cannot be read: a scan can be scored without it."""
+    return _or_else("", text, header, "PatientName")
+
+
+def _or_else(unreadable: str, read: Callable[[Dataset, str], str], header: Dataset, keyword: str) -> str:
+    try:
+        return read(header, keyword)
+    except Refusal:
+        return unreadable

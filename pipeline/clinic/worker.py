@@ -33,7 +33,7 @@ from models.compute_settings import ComputeSettings
 from models.reasons import COMPUTE_FAILED, MODEL_ALTERED, NO_MODEL
 from models.refusal import Refusal
 from models.release import Release, load_release
-from pipeline.clinic.header_patient import patient_in_headers
+from pipeline.clinic.header_patient import name_in, patient_in_headers
 from pipeline.clinic.laboratory import open_feed
 from pipeline.clinic.pictures import write_pictures
 from pipeline.clinic.reasons import (
@@ -220,7 +220,7 @@ class Worker:
         if is_volume_file(series.files[0].name):
             return None
         with quiet_pydicom():
-            name = text(read_header(series.files[0], _NAME), "PatientName")
+            name = name_in(read_header(series.files[0], _NAME))
         patient = patient_in_headers(series.patient_id, series.issuer, name, series.sex, series.age_years)
         return self._store.keys.keyed(patient) if patient.id else None
 

@@ -1,6 +1,7 @@
 """Writes small synthetic CT series, valid or broken, for tests of code that reads DICOM."""
 
 import io
+import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydicom import Dataset, config
 from pydicom.dataset import FileMetaDataset
+from pydicom.tag import Tag
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 SUPINE = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -119,6 +121,15 @@ def mislabel(content: bytes) -> bytes:
     """Let an encoded header with texts in Latin-1 (ISO_IR 100) say that they are UTF-8."""
     assert content.count(b"ISO_IR 100") == 1
     return content.replace(b"ISO_IR 100", b"ISO_IR 192")
+
+
+def rewrite(content: bytes, keyword: str, vr: str, value: bytes) -> bytes:
+    """Give an element of an encoded header (explicit VR, short form) another VR and value, valid or not."""
+    tag = Tag(keyword)
+    start = content.index(struct.pack("<HH", tag.group, tag.elem))
+    (length,) = struct.unpack_from("<H", content, start + 6)
+    head = content[start : start + 4] + vr.encode() + struct.pack("<H", len(value))
+    return content[:start] + head + value + content[start + 8 + length :]
 
 
 def body(slices: int = 24, rows: int = 16, columns: int = 12) -> np.ndarray:

@@ -31,7 +31,7 @@ from pipeline.imaging.reasons import TRUNCATED
 from pipeline.pacs.association import keep_answers
 from pipeline.scoring.single_scan import read_one
 from pipeline.site.tls import as_client
-from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, mislabel, write_series
+from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, mislabel, rewrite, write_series
 from tests.helpers.enhanced import enhanced, legacy_converted, save_frames, single_frames
 from tests.helpers.waiting import eventually
 from tests.pipeline.clinic.test_store import answer_to
@@ -295,6 +295,97 @@ def test_identity_that_cannot_be_decoded_counts_as_none(clinic: Clinic, store: S
     assert [patient and (patient.id, patient.key, patient.name, patient.sex) for patient in patients] == [
         ("", "", "", "F")
     ] * 2
+
+
+DAMAGE = {
+    "sex": ("PatientSex", "FD", b"F "),
+    "name": ("PatientName", "US", b"DOE^J"),
+    "age": ("PatientAge", "US", b"063"),
+    "time": ("TimezoneOffsetFromUTC", "FD", b"+0100 "),
+}
+
+
+def damaged(image: Dataset, *elements: tuple[str, str, bytes]) -> bytes:
+    """Encode an image without its file meta information, with elements of other VRs and lengths."""
+    content = Sent(image, Sender(), CTImageStorage).encoded_dataset(include_meta=False)
+    for element in elements:
+        content = rewrite(content, *element)
+    return content
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_unreadable_patient_attribute_stops_no_series(clinic: Clinic, store: Store, damage: str) -> None:
+    """Before a restart, after it, and when the images are removed."""
+    now = [1000.0]
+    reception, sender = Reception(clinic, clock=lambda: now[0]), Sender()
+    for number in range(3):
+        uid, age, offset = f"1.2.{number}", "063Y", "+0100"
+        sent = images(2, SeriesInstanceUID=uid, PatientAge=age, TimezoneOffsetFromUTC=offset)
+        send(reception, sender, *([damaged(each, DAMAGE[damage]) for each in sent] if number == 1 else sent))
+    sender.end()
+    now[0] += 1
+    reception.sweep(store)
+    jobs = {job.series_uid: job.patient for job in store.jobs.newest()}
+    assert jobs.keys() == {"1.2.0", "1.2.1", "1.2.2"}
+    patient = jobs["1.2.1"]
+    assert patient is not None and patient.id == PATIENT_ID
+    assert patient.sex == (None if damage == "sex" else "F")
+    assert (patient.name == "") == (damage == "name")
+    assert patient.age_years == (None if damage == "age" else 63)
+    again = Reception(clinic, clock=lambda: now[0])
+    deliver(again, *images(2, SeriesInstanceUID="1.2.3"))
+    now[0] += 1
+    again.sweep(store)
+    assert store.jobs.newest()[0].series_uid == "1.2.3" and len(store.jobs.newest()) == 4
+    now[0] += 4000
+    again.sweep(store)
+    assert list((clinic.folder / "received").iterdir()) == []
+
+
+def test_series_damaged_on_disk_becomes_a_job_that_the_scorer_judges(clinic: Clinic, store: Store) -> None:
+    """The worklist then shows why it has no score."""
+    reception = Reception(clinic)
+    deliver(reception, *images(2))
+    for path in (clinic.folder / "received").glob("*/*.dcm"):
+        path.write_bytes(b"\0" * 500)
+    deliver(reception, *images(2, SeriesInstanceUID="1.2.3"))
+    reception.sweep(store)
+    assert {job.series_uid for job in store.jobs.newest()} == {None, "1.2.3"}
+    (job,) = (job for job in store.jobs.newest() if job.series_uid is None)
+    assert job.patient is None
+    with pytest.raises(Refusal, match="E_NOT_DICOM"):
+        read_one(job.folder)
+
+
+def test_unreadable_patient_id_is_not_acknowledged(clinic: Clinic, store: Store) -> None:
+    """The images of two patients could otherwise become one series."""
+    reception, (image,) = Reception(clinic), images(1)
+    assert send(reception, Sender(), damaged(image, ("PatientID", "FD", b"42"))) == [CANNOT_UNDERSTAND]
+    assert list((clinic.folder / "received").iterdir()) == []
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_disk_error_of_one_series_does_not_stop_the_others(
+    clinic: Clinic, store: Store, is_restarted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reception = Reception(clinic)
+    for number in range(3):
+        deliver(reception, *images(2, SeriesInstanceUID=f"1.2.{number}"))
+    make_link, tried = Path.hardlink_to, set()
+
+    def fail(self: Path, target: Path) -> None:
+        tried.add(target.parent)
+        if len(tried) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        make_link(self, target)
+
+    reception = Reception(clinic) if is_restarted else reception
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr(Path, "hardlink_to", fail)
+        reception.sweep(store)
+    assert len(store.jobs.newest()) == 2
+    reception.sweep(store)
+    assert len(store.jobs.newest()) == 3
 
 
 def test_images_other_than_axial_ct_are_accepted_but_not_kept(clinic: Clinic, store: Store) -> None:

@@ -37,7 +37,7 @@ from pipeline.site.folder import init_site
 from tests.helpers import volume_images
 from tests.helpers.chests import write_chest
 from tests.helpers.descriptions import description
-from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, write_mislabelled, write_series
+from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, rewrite, write_mislabelled, write_series
 from tests.pipeline.scoring.test_score import SPACING_MM, chest
 
 MODELS = ("live", "shadow")
@@ -252,6 +252,17 @@ def test_name_that_cannot_be_decoded_is_left_empty(clinic: Clinic, store: Store,
     answer = answer_of(clinic, store, folder)
     assert answer.patient and (answer.patient.id, answer.patient.name) == (PATIENT_ID, "")
     assert why_no_results(answer.folder) is None
+
+
+@pytest.mark.slow
+def test_name_that_cannot_be_read_is_left_empty(clinic: Clinic, store: Store, scan: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "named"
+    folder.mkdir()
+    for path in scan.iterdir():
+        (folder / path.name).write_bytes(rewrite(path.read_bytes(), "PatientName", "US", b"DOE^J"))
+    answer = answer_of(clinic, store, folder)
+    assert answer.patient and (answer.patient.id, answer.patient.name) == (PATIENT_ID, "")
+    assert why_no_results(answer.folder) is RESULT_IDENTITY
 
 
 @pytest.mark.slow
