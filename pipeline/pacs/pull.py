@@ -29,7 +29,7 @@ from pipeline.pacs.deidentify import check_patient, image_file, strip
 from pipeline.pacs.pacs import Pacs, open_pacs
 from pipeline.pacs.pull_log import Entry, Journal
 from pipeline.pacs.queries import RemoteSeries, StudyQuery
-from pipeline.pacs.series_store import SeriesStore, unlisted_series
+from pipeline.pacs.series_store import SeriesStore, pulled_folder, unlisted_series
 from pipeline.site import reasons as site_reasons
 from pipeline.site.folder import Site
 from pipeline.site.pacs_settings import Limits, PacsTable, named_file
@@ -98,11 +98,16 @@ def pull(site: Site, progress: Callable[[int, int], None]) -> PullReport:
 
 
 def delete_series(site: Site, pseudonyms: Collection[str]) -> int:
-    """Delete the fetched series of some patients; return their number. Raises Refusal: E_PULL_RUNNING, E_DISK."""
+    """Delete the fetched series of some patients; return their number. Raises Refusal: E_PULL_RUNNING, E_DISK.
+
+    What was fetched is deleted also if site.toml has no [pacs] any more.
+    """
     state = site.folder / "pull"
-    if site.settings.pacs is None or not state.is_dir():
+    if not state.is_dir() and not pulled_folder(site).is_dir():
         return 0
+    limits = site.settings.pacs.limits if site.settings.pacs else Limits()
     try:
+        state.mkdir(exist_ok=True)
         with alone(state / "lock", reasons.PULL_RUNNING), Journal(state / "journal.sqlite") as journal:
             keys = {*journal.of_patients(pseudonyms), *unlisted_series(site, journal, pseudonyms)}
             for key in keys:
@@ -110,7 +115,7 @@ def delete_series(site: Site, pseudonyms: Collection[str]) -> int:
                 journal.forget(key)
             journal.compact()
     except (OSError, sqlite3.Error) as error:
-        raise Refusal(reasons.DISK, private=str(error), gigabytes=site.settings.pacs.limits.keep_free_gb) from error
+        raise Refusal(reasons.DISK, private=str(error), gigabytes=limits.keep_free_gb) from error
     return len(keys)
 
 

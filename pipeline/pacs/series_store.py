@@ -17,9 +17,19 @@ from pipeline.site.folder import Site
 from pipeline.system.atomic_files import write_atomically
 
 
+def pulled_folder(site: Site) -> Path:
+    """Return the folder of the complete series; `ct_folder` is the hospital's own if site.toml has no [pacs] any more."""
+    return site.folder / "pacs"
+
+
+def partial_folder(site: Site) -> Path:
+    """Return the folder of the incomplete series."""
+    return site.folder / "pull" / "partial"
+
+
 def unlisted_series(site: Site, journal: Journal, pseudonyms: Collection[str]) -> list[str]:
     """Return the keys of these patients' series that are stored and not in the journal, which may have been lost."""
-    folders = [*site.ct_folder.glob("*"), *(site.folder / "pull" / "partial").glob("*")]
+    folders = [*pulled_folder(site).glob("*"), *partial_folder(site).glob("*")]
     return [each.name for each in folders if journal.entry(each.name) is None and _owner(each) in pseudonyms]
 
 
@@ -43,8 +53,8 @@ class SeriesStore:
 
     def __init__(self, site: Site, key: str, pseudonym: str) -> None:
         self.key, self.pseudonym = key, pseudonym
-        self._partial = site.folder / "pull" / "partial" / key
-        self._whole = site.ct_folder / key
+        self._partial = partial_folder(site) / key
+        self._whole = pulled_folder(site) / key
 
     @classmethod
     def of(cls, site: Site, series: RemoteSeries) -> "SeriesStore":

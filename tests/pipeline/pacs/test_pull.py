@@ -597,6 +597,28 @@ def test_series_of_a_withdrawn_patient_are_deleted_and_not_fetched_again(
     assert delete_series(make(), {gone}) == 0  # nothing was pulled yet
 
 
+@pytest.mark.parametrize("is_state_kept", [True, False])
+def test_series_of_a_withdrawn_patient_are_deleted_although_the_site_has_no_pacs_any_more(
+    pacs: MemoryPacs, make: Callable[..., Site], is_state_kept: bool
+) -> None:
+    site = make()
+    for number in (1, 2):
+        pacs.add(number)
+    run(site)
+    if not is_state_kept:
+        shutil.rmtree(site.folder / "pull")
+    own = site.folder / "ct" / "1.dcm"  # the hospital's own export
+    own.parent.mkdir()
+    own.write_bytes(pacs.held["1.1.1"][1]["1.1.1.0"])
+    (site.folder / "site.toml").write_text('[site]\nname = "ward"\n[labels]\nfile = "labels.csv"\n')
+    site = Site.open(site.folder)
+    assert site.settings.pacs is None and site.ct_folder == own.parent
+    assert delete_series(site, {site.pseudonym("P1")}) == 1
+    left = [str(dcmread(path).PatientID) for path in (site.folder / "pacs").glob("*/*.dcm")]
+    assert left == [site.pseudonym("P2")] * 4
+    assert own.is_file()
+
+
 def test_series_of_a_withdrawn_patient_are_found_without_the_journal(
     pacs: MemoryPacs, make: Callable[..., Site]
 ) -> None:
