@@ -9,7 +9,8 @@ The PACS determines which series exist and which patients they belong to, but no
 grew gets its new images. A series that was deleted in the PACS is kept: archives are cleared, and a cohort must not
 shrink because of that. A series that the PACS now assigns to another patient (merged or corrected) is fetched again
 under that patient's pseudonym. If its images still name the other patient it is refused, because the site cannot know
-which is right.
+which is right. A series of another issuer, or without a usable PatientID, belongs to no patient of the site. What was
+fetched of such a series is deleted: it could be another patient's.
 """
 
 import shutil
@@ -41,6 +42,10 @@ from pipeline.system.locks import alone
 _ENDS_THE_PULL = {
     *(reasons.PACS_AUTH, reasons.PACS_UNTRUSTED, reasons.PACS_PROXY, reasons.PACS_SERVICE),
     *(reasons.PACS_RECEIVER, reasons.PACS_NO_DELIVERY, reasons.DISK),
+}
+_OTHER_PATIENT = {
+    *(reasons.PATIENT_DIFFERS, site_reasons.PATIENT_ID_UNDECODED),
+    *(site_reasons.ISSUER, site_reasons.NO_PATIENT_ID),
 }
 _BAD_IMAGE = {
     imaging_reasons.NOT_DICOM,
@@ -197,8 +202,8 @@ class _Pull:
                 raise
             if refusal.reason in reasons.MAY_PASS:
                 self._pacs.echo()  # raises if the PACS does not respond at all
-            if refusal.reason in (reasons.PATIENT_DIFFERS, site_reasons.PATIENT_ID_UNDECODED):
-                store.clear()
+            if refusal.reason in _OTHER_PATIENT:
+                self._delete(store)
             self._report.failed += 1
             self._note(refusal.reason, store, refusal.private)
         for code, count in Counter(self._journal.refused(store.key).values()).items():

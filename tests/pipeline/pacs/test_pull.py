@@ -333,6 +333,43 @@ def test_series_with_other_issuer_or_no_patient_id_is_not_fetched(pacs: MemoryPa
     assert len(pacs.sent) == 4
 
 
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [({"patient_id": "X9", "issuer": "ELSEWHERE"}, "E_ISSUER"), ({"patient_id": ""}, "E_NO_PATIENT_ID")],
+)
+def test_series_that_the_pacs_takes_from_its_patient_is_deleted(
+    pacs: MemoryPacs, make: Callable[..., Site], change: dict[str, str], code: str
+) -> None:
+    site = make(issuer="HOSP")
+    uid = pacs.add(1)
+    pacs.add(2)
+    run(site)
+    pacs.change(uid, **change)
+    for _ in range(2):
+        report = run(site)
+        assert (report.already, report.failed, codes(report)) == (1, 1, [code])
+        assert stored(site) == {site.pseudonym("P2"): 4}
+    assert len(pacs.sent) == 8
+    pacs.change(uid, patient_id="P1", issuer="HOSP")
+    assert run(site).fetched_now == 1
+    assert stored(site) == {site.pseudonym("P1"): 4, site.pseudonym("P2"): 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "code"), [({"IssuerOfPatientID": "ELSEWHERE"}, "E_ISSUER"), ({"PatientID": ""}, "E_NO_PATIENT_ID")]
+)
+def test_series_whose_new_image_names_another_patient_is_deleted(
+    pacs: MemoryPacs, make: Callable[..., Site], change: dict[str, str], code: str
+) -> None:
+    site = make(issuer="HOSP")
+    uid = pacs.add(1)
+    run(site)
+    pacs.add(1, slices=1, first=4)
+    pacs.held[uid][1][f"{uid}.4"] = pacs.image(1, 4, **change)
+    assert codes(run(site)) == [code]
+    assert list(site.folder.rglob("*.dcm")) == []
+
+
 def test_series_whose_patient_id_cannot_be_decoded_is_not_fetched_nor_kept(
     pacs: MemoryPacs, make: Callable[..., Site]
 ) -> None:
