@@ -49,6 +49,7 @@ from pipeline.site.folder import Site
 IMPLEMENTATION_UID = uid.UID("2.25.184716237519960213187036450927313064537")
 _UNSAID = b"OTHER"  # replaces a text that is not allowed; a missing value would have another meaning
 
+_MOST_WORDS = 64  # in ImageType; scanners write fewer than ten
 # The words of ImageType that the reader knows, and their separators.
 _IMAGE_TYPE = {b"", b" ", b"/", b"\\", *(word.encode() for word in image_type.KNOWN)}
 
@@ -67,8 +68,13 @@ def _one_of(*words: bytes) -> Rule:
 
 
 def _image_type(value: bytes) -> bytes:
-    """Keep the words of ImageType that the reader uses (PS3.3, C.7.6.1.1.2); vendors add their own words."""
+    """Keep the words of ImageType that the reader uses (PS3.3, C.7.6.1.1.2); vendors add their own words.
+
+    Raises Refusal E_PARSE if there are too many: what follows the first ones could say that the image is no slice.
+    """
     words = re.split(rb"([ /\\\\])", value)
+    if len(words) > 2 * _MOST_WORDS:
+        raise Refusal(imaging_reasons.PARSE, private="too many words in ImageType")
     return b"".join(word if word.upper() in _IMAGE_TYPE else _UNSAID for word in words)
 
 
@@ -157,6 +163,15 @@ def strip(part10: bytes, site: Site, *, patient_id: str | None = None) -> tuple[
     according to the PACS. Raises `Refusal`: E_NOT_DICOM, E_PARSE, E_TRANSFER_SYNTAX, E_NO_PATIENT_ID,
     E_PATIENT_ID_UNDECODED, E_ISSUER, E_PATIENT_DIFFERS.
     """
+    try:
+        return _strip(part10, site, patient_id)
+    except (Refusal, MemoryError):
+        raise
+    except Exception as error:  # a value that no rule foresees, such as one too long to be written
+        raise Refusal(imaging_reasons.PARSE, private=f"{type(error).__name__}: {error}") from None
+
+
+def _strip(part10: bytes, site: Site, patient_id: str | None) -> tuple[str, bytes]:
     meta, source = _read(part10)
     study, series, image = (_text(source, tag) for tag in _UIDS)
     if not (study and series and image):

@@ -1,6 +1,7 @@
 """Tests of de-identification: no identifying data is kept, and all data that the reader needs is kept."""
 
 import hashlib
+import struct
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset, dcmread, uid
+from pydicom.tag import Tag
 
 from models.refusal import Refusal
 from pipeline.imaging.ct_slice import decode_slice, inspect_slice
@@ -293,6 +295,34 @@ def test_sop_class_in_the_file_meta_only_is_used(site: Site, tmp_path: Path) -> 
         before = outcome(tmp_path / "image.dcm")
         (tmp_path / "stored.dcm").write_bytes(strip(content, site)[1])
         assert outcome(tmp_path / "stored.dcm") == before
+
+
+def long_value(content: bytes, keyword: str, vr: str, value: bytes) -> bytes:
+    """Give an element of a file another VR with a length of four bytes, and this value."""
+    tag = Tag(keyword)
+    start = content.index(struct.pack("<HH", tag.group, tag.elem))
+    (length,) = struct.unpack_from("<H", content, start + 6)
+    head = content[start : start + 4] + vr.encode() + struct.pack("<HL", 0, len(value))
+    return content[:start] + head + value + content[start + 8 + length :]
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        ("ImageType", "UN", b"ORIGINAL\\PRIMARY\\AXIAL" + b"\\A" * 20_000),
+        ("ImageType", "UN", b"ORIGINAL\\PRIMARY\\AXIAL" + b"\\A" * 64 + b"\\LOCALIZER"),
+        ("PixelSpacing", "UN", b"1.0" + b" " * 70_000 + b"\\1.0"),
+        ("RescaleSlope", "UN", b"1" + b" " * 70_000 + b"\\1"),
+    ],
+    ids=["words", "hidden word", "spacing", "slope"],
+)
+def test_value_that_is_too_long_is_refused(site: Site, tmp_path: Path, element: tuple[str, str, bytes]) -> None:
+    assert refusal_of(long_value(part10(tmp_path), *element), site) == "E_PARSE"
+
+
+def test_vendors_words_in_image_type_are_replaced(site: Site, tmp_path: Path) -> None:
+    kind = ["ORIGINAL", "PRIMARY", "AXIAL", *(f"CT_SOM{n}" for n in range(20))]
+    assert stripped(part10(tmp_path, ImageType=kind), site).ImageType == [*kind[:3], *["OTHER"] * 20]
 
 
 def test_new_identifiers_are_keyed_valid_and_stable(site: Site, tmp_path: Path) -> None:

@@ -443,6 +443,22 @@ def test_bad_images_are_reported_and_not_fetched_again(pacs: MemoryPacs, make: C
     assert (mended.images_now, codes(mended), stored(site)) == (5, [], {site.pseudonym("P1"): 5})
 
 
+def test_series_with_values_that_are_too_long_does_not_end_the_pull(
+    pacs: MemoryPacs, make: Callable[..., Site]
+) -> None:
+    site = make()
+    for number in (1, 2, 3):
+        pacs.add(number)
+    kind = ["ORIGINAL", "PRIMARY", "AXIAL", *["A"] * 20_000]
+    for uid in pacs.held["1.2.1"][1]:
+        pacs.held["1.2.1"][1][uid] = pacs.image(2, int(uid[-1]), ImageType=kind)
+    report = run(site)
+    assert (report.failed, codes(report)) == (0, ["E_PARSE"])
+    assert [finding.detail for finding in report.findings] == ["4 images"]
+    assert stored(site) == {site.pseudonym("P1"): 4, site.pseudonym("P3"): 4}
+    assert run(site).already == 3
+
+
 def test_series_with_listed_but_unsent_images_fails(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make()
     uid = pacs.add(1)
