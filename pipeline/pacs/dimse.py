@@ -19,7 +19,7 @@ from pipeline.imaging.functional_groups import CT_CLASSES
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.pacs import reasons
 from pipeline.pacs.association import FIND, GET, MOVE, NOT_AUTHORISED, OUT_OF_RESOURCES, Tls, associate, failure
-from pipeline.pacs.queries import RemoteSeries, StudyQuery
+from pipeline.pacs.queries import RemoteSeries, StudyQuery, is_within, valid_uid
 from pipeline.pacs.receiver import Inbox, receiver
 from pipeline.site.pacs_settings import DimseTable
 
@@ -252,8 +252,7 @@ def _matches(study: Dataset, query: StudyQuery) -> bool:
     return (
         (not query.accessions or _text(study, "AccessionNumber") in query.accessions)
         and (not query.patient_id or _text(study, "PatientID") == query.patient_id)
-        and (not day or not query.from_date or day >= f"{query.from_date:%Y%m%d}")
-        and (not day or not query.to_date or day <= f"{query.to_date:%Y%m%d}")
+        and is_within(day, query.from_date, query.to_date)
         and (not query.modality or not modalities or query.modality in modalities.split("\\"))
     )
 
@@ -288,5 +287,4 @@ def _text(answer: Dataset, keyword: str) -> str:
 
 def _uid(answer: Dataset, keyword: str) -> str:
     """Return a UID, '' if there is no valid one."""
-    value = UID(_text(answer, keyword))
-    return str(value) if value.is_valid else ""
+    return valid_uid(_text(answer, keyword))

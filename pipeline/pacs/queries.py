@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
+from pydicom.uid import UID
+
 
 @dataclass(frozen=True)
 class StudyQuery:
@@ -21,15 +23,17 @@ class StudyQuery:
     patient_id: str = ""
     at_most: int | None = None
 
-    def misses(self, series: "RemoteSeries") -> Literal["", "patient", "accession", "modality", "body part"]:
+    def misses(self, series: "RemoteSeries") -> Literal["", "patient", "accession", "day", "modality", "body part"]:
         """Return which criterion a series does not meet; '' if it meets all.
 
-        Patient and accession number are checked too: a PACS that cannot filter by them returns everything.
+        Patient, accession number and day are checked too: a PACS that cannot filter by them returns everything.
         """
         if self.patient_id and series.patient_id != self.patient_id:
             return "patient"
         if self.accessions and series.accession not in self.accessions:
             return "accession"
+        if not is_within(series.study_date, self.from_date, self.to_date):
+            return "day"
         if series.modality != self.modality:
             return "modality"
         return "body part" if self.body_parts and series.body_part.upper() not in self.body_parts else ""
@@ -54,3 +58,17 @@ class RemoteSeries:
     patient_name: str = ""
     study_date: str = ""  # YYYYMMDD
     description: str = ""  # of the series
+
+
+def is_within(day: str, first: date | None, last: date | None) -> bool:
+    """Whether a DA lies between two days, inclusive, or says nothing. Old versions of DICOM wrote 2024.01.31."""
+    digits = day.replace(".", "").replace("-", "")
+    if len(digits) != 8 or not (digits.isascii() and digits.isdecimal()):
+        return True
+    return (first is None or digits >= f"{first:%Y%m%d}") and (last is None or digits <= f"{last:%Y%m%d}")
+
+
+def valid_uid(value: str) -> str:
+    """Return a UID, '' if it is not valid (PS3.5, 9.1): the PACS could not be asked for it."""
+    uid = UID(value)
+    return str(uid) if uid.is_valid else ""

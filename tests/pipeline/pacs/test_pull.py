@@ -413,6 +413,22 @@ def test_accession_list_applies_even_if_the_pacs_ignores_it(pacs: MemoryPacs, ma
     assert stored(site).keys() == {site.pseudonym("P1"), site.pseudonym("P3")}
 
 
+def test_period_applies_even_if_the_pacs_ignores_it(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    days = ["20231231", "20240101", "20240131", "20240201", "", "2024.01.15", "2023.12.31", "some day"]
+    for number, day in enumerate(days):
+        pacs.add(number, study_date=day)
+
+    def found(**filters: str) -> list[int]:
+        site = make(filters="\n".join(f"{key} = {value}" for key, value in filters.items()))
+        run(site)
+        return [number for number in range(len(days)) if site.pseudonym(f"P{number}") in stored(site)]
+
+    assert found(from_date="2024-01-01", to_date="2024-01-31") == [1, 2, 4, 5, 7]
+    assert found(from_date="2024-01-01") == [1, 2, 3, 4, 5, 7]
+    assert found(to_date="2024-01-31") == [0, 1, 2, 4, 5, 6, 7]
+    assert found() == [*range(8)]
+
+
 @pytest.mark.parametrize("content", [None, b"", b"# none\n", b"A1\n*\n", b"A?\n", b"A\\B\n", b"\xff\xfeA\x001\x00"])
 def test_accession_list_that_would_match_everything_is_refused(
     pacs: MemoryPacs, make: Callable[..., Site], content: bytes | None
