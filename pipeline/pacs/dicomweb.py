@@ -9,6 +9,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import date
 from email.message import Message
 from http import HTTPStatus
 from pathlib import Path
@@ -24,7 +25,7 @@ from urllib3.util import Retry
 
 from models.refusal import Reason, Refusal
 from pipeline.pacs import reasons
-from pipeline.pacs.queries import RemoteSeries, StudyQuery
+from pipeline.pacs.queries import TRUNCATED_AT, Days, RemoteSeries, StudyQuery, halves, is_within, valid_uid
 from pipeline.pacs.store_status import PROCESSING_FAILURE
 from pipeline.site.pacs_settings import DicomWebTable, read_secret
 from pipeline.site.tls import as_client
@@ -37,6 +38,7 @@ _CONNECT_SECONDS = 15.0
 # The other side may close a kept-alive connection at the moment when we reuse it.
 _AT_ONCE = Retry(total=1, connect=0, status=0)
 _PAGE = 500  # results for each request
+_HAS_MORE = ("exceeded", "additional results")  # in the header Warning of a search (PS3.18, 10.6.3)
 _ACCESS_DENIED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 _BUSY = {
     *(HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS),
@@ -59,7 +61,8 @@ class DicomWebPacs:
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=_AT_ONCE))
-        self._session.hooks["response"].append(_with_our_parser)
+        self._session.hooks["response"].append(self._receive)
+        self._says_more = False
         self._session.trust_env = False  # ignore proxies and passwords of the environment
         self._session.proxies = {"http": table.proxy, "https": table.proxy} if table.proxy else {}
         if table.ca_certificate or table.certificate:  # check them now; requests reads them later
@@ -90,31 +93,58 @@ class DicomWebPacs:
             self._qido.search_for_studies(limit=1)
 
     def find(self, query: StudyQuery) -> list[RemoteSeries]:
+        """Search for studies, then for the series of each; drop results that have no valid UID.
+
+        Also raises Refusal E_PACS_TRUNCATED.
+        """
         found = {}
         for accession in query.accessions or ("",):
             with _coded():
-                for study in _all_pages(self._qido.search_for_studies, _filters(query, accession)):
+                for study in self._studies(query, accession):
                     for series in self._series(study):
                         found[series.study_uid, series.series_uid] = series
                     if query.is_met(found.values()):
                         break
         return list(found.values())
 
+    def _studies(self, query: StudyQuery, accession: str) -> Iterator[dict[str, Any]]:
+        """Yield each matching study once; search again with fewer days if the PACS did not return all of them."""
+        known = {""}
+        spans: list[Days] = [(query.from_date, query.to_date)]
+        while spans:
+            span = spans.pop()
+            pages = self._pages(self._qido.search_for_studies, _filters(query, accession, *span))
+            are_days_followed = True
+            for study in pages:
+                are_days_followed &= is_within(_value(study, "00080020"), *span)
+                study_uid = _uid(study, "0020000D")
+                if study_uid not in known:
+                    known.add(study_uid)
+                    yield study
+            if pages.is_cut:
+                parts = halves(*span) if are_days_followed else []
+                if not parts:
+                    raise Refusal(reasons.PACS_TRUNCATED, results=pages.count)
+                spans += parts
+
     def _series(self, study: dict[str, Any]) -> Iterator[RemoteSeries]:
-        study_uid = _value(study, "0020000D")
+        study_uid = _uid(study, "0020000D")
 
         def search(**paging: Any) -> list[dict[str, Any]]:
             fields = ["Modality", "BodyPartExamined", "NumberOfSeriesRelatedInstances", "SeriesDescription"]
             return self._qido.search_for_series(study_uid, fields=fields, **paging)
 
-        for series in _all_pages(search, {}):
-            count = _value(series, "00201209")
+        pages = self._pages(search, {})
+        for series in pages:
+            count, series_uid = _value(series, "00201209"), _uid(series, "0020000E")
+            if not series_uid:
+                continue
             yield RemoteSeries(
                 patient_id=_value(study, "00100020"),
                 issuer=_value(study, "00100021"),
                 accession=_value(study, "00080050"),
                 study_uid=study_uid,
-                series_uid=_value(series, "0020000E"),
+                series_uid=series_uid,
                 modality=_value(series, "00080060"),
                 body_part=_value(series, "00180015"),
                 images=int(count) if count.isdecimal() else None,
@@ -122,13 +152,19 @@ class DicomWebPacs:
                 study_date=_value(study, "00080020"),
                 description=_value(series, "0008103E"),
             )
+        if pages.has_more:
+            raise Refusal(reasons.PACS_TRUNCATED, results=pages.count)
 
     def images(self, series: RemoteSeries) -> set[str]:
         def search(**paging: Any) -> list[dict[str, Any]]:
             return self._qido.search_for_instances(series.study_uid, series.series_uid, **paging)
 
         with _coded():
-            return {_value(image, "00080018") for image in _all_pages(search, {})} - {""}
+            pages = self._pages(search, {})
+            found = {_uid(image, "00080018") for image in pages} - {""}
+        if pages.has_more or (pages.is_cut and len(found) < (series.images or 0)):
+            raise Refusal(reasons.PACS_TRUNCATED, results=pages.count)
+        return found
 
     def fetch(self, series: RemoteSeries, wanted: set[str] | None) -> Iterator[bytes]:
         url = f"{self._url}/studies/{quote(series.study_uid)}/series/{quote(series.series_uid)}"
@@ -166,6 +202,14 @@ class DicomWebPacs:
             failed = {_value(each, "00081155"): _failure(each) for each in sequence}
             return [failed.get(image, 0) for image in images]
 
+    def _pages(self, search: Callable[..., list[dict[str, Any]]], asked: dict[str, Any]) -> "_Pages":
+        return _Pages(search, asked, lambda: self._says_more)
+
+    def _receive(self, response: requests.Response, **_: Any) -> None:
+        """Note the warning that a search has more results; replace the method by which dicomweb-client parses JSON."""
+        self._says_more = any(word in response.headers.get("Warning", "").lower() for word in _HAS_MORE)
+        response.json = lambda **_: parse_json(response.content)  # type: ignore[method-assign]
+
     def _retrieve(self, url: str) -> Iterator[bytes]:
         headers = {"Accept": _ANY_SYNTAX}
         with self._session.get(url, headers=headers, timeout=self._timeout, stream=True) as response:
@@ -176,11 +220,6 @@ class DicomWebPacs:
             if kind.get_content_type() != "multipart/related" or not boundary:
                 raise ValueError(f"not multipart/related: {kind['Content-Type']!r}")
             yield from split_multipart(response.iter_content(_CHUNK_BYTES), boundary.encode("latin-1"))
-
-
-def _with_our_parser(response: requests.Response, **_: Any) -> None:
-    """Replace the method by which dicomweb-client parses what the PACS sent."""
-    response.json = lambda **_: parse_json(response.content)  # type: ignore[method-assign]
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -221,33 +260,55 @@ def split_multipart(chunks: Iterable[bytes], boundary: bytes) -> Iterator[bytes]
         raise Refusal(reasons.PACS_SILENT, private="the response ended too early")
 
 
-def _filters(query: StudyQuery, accession: str) -> dict[str, Any]:
+def _filters(query: StudyQuery, accession: str, from_date: date | None, to_date: date | None) -> dict[str, Any]:
     """Return the QIDO-RS query; the modality only helps the PACS, because complete studies are returned."""
     filters = {"ModalitiesInStudy": query.modality, "AccessionNumber": accession, "PatientID": query.patient_id}
-    if query.from_date or query.to_date:
-        first, last = (day.strftime("%Y%m%d") if day else "" for day in (query.from_date, query.to_date))
+    if from_date or to_date:
+        first, last = (day.strftime("%Y%m%d") if day else "" for day in (from_date, to_date))
         filters["StudyDate"] = f"{first}-{last}"
     fields = ["StudyInstanceUID", "StudyDate", "PatientID", "IssuerOfPatientID", "PatientName", "AccessionNumber"]
     return {"search_filters": {key: value for key, value in filters.items() if value}, "fields": fields}
 
 
-def _all_pages(search: Callable[..., list[dict[str, Any]]], asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield every result once. A PACS may return smaller pages than requested, or the same page forever."""
-    seen: set[str] = set()
-    offset = 0
-    while page := search(limit=_PAGE, offset=offset, **asked):
-        offset += len(page)
-        fresh = {str(answer): answer for answer in page if str(answer) not in seen}
-        if not fresh:
-            return
-        seen |= fresh.keys()
-        yield from fresh.values()
+class _Pages:
+    """All results of one search, each once. A PACS may return smaller pages than requested, or the same page forever.
+
+    After the last result, `has_more`: the PACS said that there are more. `is_cut`: there may be more, because it
+    returned so many results that this can be its maximum, and the same ones again for a later page.
+    """
+
+    def __init__(
+        self, search: Callable[..., list[dict[str, Any]]], asked: dict[str, Any], says_more: Callable[[], bool]
+    ) -> None:
+        self._search, self._asked, self._says_more = search, asked, says_more
+        self.count = 0
+        self.has_more = self.is_cut = False
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        seen: set[str] = set()
+        offset = pages = 0
+        while page := self._search(limit=_PAGE, offset=offset, **self._asked):
+            fresh = {str(answer): answer for answer in page if str(answer) not in seen}
+            if not fresh:
+                self.is_cut = pages == 1 and self.count >= TRUNCATED_AT
+                break
+            self.has_more = self._says_more()  # before the next request
+            offset, pages = offset + len(page), pages + 1
+            seen |= fresh.keys()
+            self.count = len(seen)
+            yield from fresh.values()
+        self.is_cut |= self.has_more
 
 
 def _value(answer: dict[str, Any], tag: str) -> str:
     """Return the first value of an attribute in DICOM JSON (PS3.18, F.2), '' if there is none."""
     values = answer.get(tag, {}).get("Value") or [""]
     return "" if values[0] is None else str(values[0]).strip()
+
+
+def _uid(answer: dict[str, Any], tag: str) -> str:
+    """Return a UID, '' if there is no valid one."""
+    return valid_uid(_value(answer, tag))
 
 
 def _name(answer: dict[str, Any], tag: str) -> str:

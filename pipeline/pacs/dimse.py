@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from threading import Thread
 from typing import Self
@@ -19,7 +19,7 @@ from pipeline.imaging.functional_groups import CT_CLASSES
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.pacs import reasons
 from pipeline.pacs.association import FIND, GET, MOVE, NOT_AUTHORISED, OUT_OF_RESOURCES, Tls, associate, failure
-from pipeline.pacs.queries import RemoteSeries, StudyQuery, is_within, valid_uid
+from pipeline.pacs.queries import TRUNCATED_AT, Days, RemoteSeries, StudyQuery, halves, is_within, valid_uid
 from pipeline.pacs.receiver import Inbox, receiver
 from pipeline.site.pacs_settings import DimseTable
 
@@ -27,8 +27,6 @@ _PATIENT_KEYS = ("PatientID", "IssuerOfPatientID", "PatientName")
 _STUDY_KEYS = ("StudyInstanceUID", "StudyDate", "AccessionNumber", "ModalitiesInStudy", *_PATIENT_KEYS)
 _SERIES_KEYS = ("Modality", "BodyPartExamined", "NumberOfSeriesRelatedInstances", "SeriesDescription")
 MAX_ANSWERS = 100_000  # to one C-FIND
-TRUNCATED_AT = 100  # answers; many PACS silently truncate at such a number: repeat the query with fewer days
-_FIRST_CT = date(1971, 1, 1)
 IMAGES_A_REQUEST = 200  # some PACS reject long lists of UIDs
 _NONE_SENT = 0xA702  # all images failed (PS3.4, tables C.4-2 and C.4-3)
 LATE_SECONDS = 10.0  # a PACS with a send queue reports the end before the last images have arrived
@@ -206,15 +204,13 @@ def _studies(association: Association, query: StudyQuery) -> list[Dataset]:
     """Return the matching studies, each once."""
     found: dict[str, Dataset] = {}
     for accession in query.accessions or ("",):
-        spans = [(query.from_date, query.to_date)]
+        spans: list[Days] = [(query.from_date, query.to_date)]
         while spans:
             first, last = spans.pop()
             answers = _answers(association, _study_key(query, accession, first, last))
             found |= {_uid(study, "StudyInstanceUID"): study for study in answers if _matches(study, query)}
-            start, end = first or _FIRST_CT, last or date.today()
-            if len(answers) >= TRUNCATED_AT and start < end:
-                middle = start + (end - start) // 2
-                spans += [(start, middle), (middle + timedelta(days=1), end)]
+            if len(answers) >= TRUNCATED_AT:
+                spans += halves(first, last)
     return [study for study_uid, study in found.items() if study_uid]
 
 

@@ -23,7 +23,10 @@ class Pacs(Protocol):
         """Return if the PACS responds and grants access."""
 
     def find(self, query: StudyQuery) -> list[RemoteSeries]:
-        """Return all series, of any modality and body part, of the matching studies, each once."""
+        """Return all series, of any modality and body part, of the matching studies, each once.
+
+        Also raises Refusal E_PACS_TRUNCATED, as `images` does: the PACS does not return all results.
+        """
 
     def images(self, series: RemoteSeries) -> set[str]:
         """Return the SOP instance UIDs of the series."""

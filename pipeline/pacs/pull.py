@@ -80,8 +80,8 @@ def pull(site: Site, progress: Callable[[int, int], None]) -> PullReport:
     """Synchronise the site's images with its PACS; `progress(done, total)` is called after each series.
 
     A problem of one series is a finding. Raises Refusal if the pull cannot continue: E_NO_PACS, E_PULL_RUNNING,
-    E_PACS_FILE, E_DISK, E_PACS_SILENT, E_PACS_AUTH, E_PACS_UNTRUSTED, E_PACS_PROXY, E_PACS_ANSWER. Images fetched
-    before are kept.
+    E_PACS_FILE, E_DISK, E_PACS_SILENT, E_PACS_AUTH, E_PACS_UNTRUSTED, E_PACS_PROXY, E_PACS_ANSWER, E_PACS_TRUNCATED.
+    Images fetched before are kept.
     """
     table = site.settings.pacs
     if table is None:

@@ -2,10 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from typing import Literal
 
+from pydicom.config import IGNORE
 from pydicom.uid import UID
+
+TRUNCATED_AT = 100  # results; many PACS silently truncate at such a number: repeat the query with fewer days
+_FIRST_CT = date(1971, 1, 1)
+Days = tuple[date | None, date | None]  # the first and the last, inclusive; None: any
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,16 @@ def is_within(day: str, first: date | None, last: date | None) -> bool:
     return (first is None or digits >= f"{first:%Y%m%d}") and (last is None or digits <= f"{last:%Y%m%d}")
 
 
+def halves(first: date | None, last: date | None) -> list[Days]:
+    """Divide some days into two halves; return nothing if it is one day."""
+    start, end = first or _FIRST_CT, last or date.today()
+    if start >= end:
+        return []
+    middle = start + (end - start) // 2
+    return [(start, middle), (middle + timedelta(days=1), end)]
+
+
 def valid_uid(value: str) -> str:
     """Return a UID, '' if it is not valid (PS3.5, 9.1): the PACS could not be asked for it."""
-    uid = UID(value)
+    uid = UID(value, IGNORE)  # no warning, which would quote it
     return str(uid) if uid.is_valid else ""

@@ -49,6 +49,12 @@ PACS_ANSWER = Reason(
     "Check that the address in [pacs] of site.toml or in clinic.toml is the address of DICOMweb or DIMSE. The site's "
     "screen shows the answer.",
 )
+PACS_TRUNCATED = Reason(
+    "E_PACS_TRUNCATED",
+    "the PACS returned only the first {results} results of a search, and cannot be asked for the others",
+    "Ask the PACS's administrator to raise its maximum, or to make it follow `limit` and `offset` (QIDO-RS). Or search "
+    "for less: fewer days or accession numbers in [pacs.filters]. Or set `protocol` to dimse.",
+)
 PACS_INCOMPLETE = Reason(
     "E_PACS_INCOMPLETE",
     "the PACS lists images of a series but does not send them",

@@ -18,7 +18,7 @@ from pipeline.system.atomic_files import write_atomically
 
 
 def pulled_folder(site: Site) -> Path:
-    """Return the folder of the complete series; `ct_folder` is the hospital's own if site.toml has no [pacs] any more."""
+    """Return the folder of the complete series. Without [pacs] in site.toml, `ct_folder` is the hospital's own."""
     return site.folder / "pacs"
 
 

@@ -7,7 +7,8 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date
+from dataclasses import replace
+from datetime import date, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,117 @@ def test_server_that_ignores_paging_causes_no_endless_loop(tmp_path: Path) -> No
     with asking(always_all, tmp_path) as (pacs, server):
         assert len(pacs.find(StudyQuery())) == 10
         assert len(server.requests) == 2 + 5 * 2
+
+
+FIRST_DAY = date(2021, 1, 1)
+
+
+class Archive:
+    """A server with `studies` studies over `days` days that returns at most 100 results and ignores `offset`.
+
+    `ignores_days`: returns the same for each period. `says_more`: sends the header Warning if it leaves some out.
+    """
+
+    def __init__(self, *, studies: int, days: int, ignores_days: bool = False, says_more: bool = False) -> None:
+        day = [f"{FIRST_DAY + timedelta(number % days):%Y%m%d}" for number in range(studies)]
+        self.studies = [
+            attributes(t0020000D=f"1.2.{number + 1}", t00080020=each, t00100020="CANARY")
+            for number, each in enumerate(day)
+        ]
+        self.ignores_days, self.says_more, self.most = ignores_days, says_more, 100
+
+    def answer(self, request: Request) -> Answer:
+        if request.path.endswith("/series"):
+            return as_json([attributes(t0020000E=f"{request.path.split('/')[3]}.1", t00080060="CT")])
+        first, _, last = request.query.get("StudyDate", "-").partition("-")
+        found = [
+            study
+            for study in self.studies
+            if self.ignores_days or first <= study["00080020"]["Value"][0] <= (last or "9")
+        ]
+        status, headers, body = as_json(found[: self.most])
+        if self.says_more and len(found) > self.most:
+            headers["Warning"] = '299 server: "There are more additional results that can be requested"'
+        return status, headers, body
+
+
+@pytest.mark.parametrize("most", [100, 150])
+def test_search_is_repeated_with_fewer_days_if_the_server_has_a_maximum_and_no_pages(tmp_path: Path, most: int) -> None:
+    archive = Archive(studies=400, days=9)
+    archive.most = most
+    with asking(archive.answer, tmp_path) as (pacs, server):
+        found = pacs.find(StudyQuery(from_date=FIRST_DAY))
+    assert len(found) == len({series.series_uid for series in found}) == 400
+    asked = [request.path for request in server.requests if request.path.endswith("/series")]
+    assert len(set(asked)) == 400 and len(asked) == 800  # each study once: the second answer repeats the first
+
+
+def test_warning_of_the_server_counts_however_few_results_it_returns(tmp_path: Path) -> None:
+    archive = Archive(studies=30, days=9, says_more=True)
+    archive.most = 7
+    with asking(archive.answer, tmp_path) as (pacs, _):
+        assert len(pacs.find(StudyQuery())) == 30
+        archive.most = 3  # there are four on some days
+        assert refusal(lambda: pacs.find(StudyQuery())).code == "E_PACS_TRUNCATED"
+        assert len(pacs.find(StudyQuery(at_most=2))) == 2
+
+
+@pytest.mark.parametrize("options", [{"days": 1}, {"days": 9, "ignores_days": True}], ids=["one day", "ignored days"])
+def test_results_that_the_server_leaves_out_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    with asking(Archive(studies=101, **options).answer, tmp_path) as (pacs, server):
+        refused = refusal(lambda: pacs.find(StudyQuery()))
+    assert refused.code == "E_PACS_TRUNCATED" and "first 100 results" in refused.says
+    assert len([request for request in server.requests if request.path.endswith("/studies")]) < 50
+
+
+def test_warning_on_pages_that_can_be_requested_is_no_refusal(tmp_path: Path) -> None:
+    def warned(request: Request) -> Answer:
+        if request.path.endswith("/series"):
+            return hospital(request, page=1000)
+        status, headers, body = hospital(request, page=2)
+        if len(json.loads(body)) == 2:
+            headers["Warning"] = '299 http://localhost: "There are 3 additional results that can be requested"'
+        return status, headers, body
+
+    with asking(warned, tmp_path) as (pacs, _):
+        assert len(pacs.find(StudyQuery())) == 10
+        assert len(pacs.images(SERIES)) == 9
+
+
+def test_series_of_a_study_that_the_server_leaves_out_are_refused(tmp_path: Path) -> None:
+    def answer(request: Request) -> Answer:
+        status, headers, body = hospital(request, page=1000)
+        if request.path.endswith("/series"):
+            headers["Warning"] = "299 PACS: The number of results exceeded the maximum supported by the server"
+        return status, headers, body
+
+    with asking(answer, tmp_path) as (pacs, _):
+        assert refusal(lambda: pacs.find(StudyQuery())).code == "E_PACS_TRUNCATED"
+
+
+@pytest.mark.parametrize(("listed", "in_series", "is_refused"), [(100, 300, True), (100, 100, False), (60, 300, False)])
+def test_list_of_images_that_the_server_cuts_is_refused(
+    tmp_path: Path, listed: int, in_series: int, is_refused: bool
+) -> None:
+    answer = as_json([attributes(t00080018=f"1.2.{number + 1}") for number in range(listed)])
+    series = replace(SERIES, images=in_series)
+    with asking(lambda request: answer, tmp_path) as (pacs, _):
+        if is_refused:
+            assert refusal(lambda: pacs.images(series)).code == "E_PACS_TRUNCATED"
+        else:
+            assert len(pacs.images(series)) == listed
+
+
+@pytest.mark.parametrize("invalid", ["", "1.2/../3", "1.02.3", "x", "1" * 65])
+def test_results_without_a_valid_uid_are_left_out(tmp_path: Path, invalid: str) -> None:
+    def answer(request: Request) -> Answer:
+        tag = {"studies": "0020000D", "series": "0020000E", "instances": "00080018"}[request.path.split("/")[-1]]
+        return as_json([attributes(**{tag: invalid}), attributes(**{tag: "1.2.3"})])
+
+    with asking(answer, tmp_path) as (pacs, server):
+        assert [(each.study_uid, each.series_uid) for each in pacs.find(StudyQuery())] == [("1.2.3", "1.2.3")]
+        assert pacs.images(SERIES) == {"1.2.3"}
+    assert all("//" not in request.path and ".." not in request.path for request in server.requests)
 
 
 def test_no_content_means_no_results(tmp_path: Path) -> None:
