@@ -6,7 +6,8 @@ PS3.15, annex E, list what to remove), and so are sequences; the functional grou
 from the same list. Allowed values must have a valid form: numbers are numbers, and words come from closed lists. No
 free text is copied. Pixels are copied only for CT images that can be axial slices, on which no scanner writes text. For
 a screen capture, a dose report or an image with BurnedInAnnotation only the header is copied, and the reader refuses
-the image because of it.
+the image because of it; the same holds for native pixels in a layout that the reader does not know. Overlays in unused
+bits and comments in JPEG headers are overwritten (`clean_pixels`).
 
 Days and times are kept, with their offset from UTC, because they join the CT with the laboratory's results. The birth
 date is not kept: if the image does not state the age, the age at the scan is calculated from it. Patient, study, series
@@ -43,6 +44,7 @@ from pipeline.imaging.functional_groups import CT_CLASSES, GROUPS, MULTI_FRAME_C
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.imaging.vendor_tags import known_kernel, known_manufacturer
 from pipeline.pacs import reasons
+from pipeline.pacs.clean_pixels import UNDEFINED, Pixels, clean
 from pipeline.site import reasons as site_reasons
 from pipeline.site.folder import Site
 
@@ -150,7 +152,7 @@ _SEQUENCES = tags(SHARED, PER_FRAME, "DimensionIndexSequence")
 _GROUPS = tags(*GROUPS)
 _AGE, *_OF_AGE = tags(*AGE)  # the birth date is read, and never copied
 _WANTED = [*_ALLOWED, *_OF_AGE, *_UIDS, _PATIENT_ID, _ISSUER, _FRAME_OF_REFERENCE, _AGENTS, *_SEQUENCES, PIXEL_DATA]
-_UNDEFINED = 0xFFFFFFFF  # the length of compressed pixels, which end with a delimiter
+_LAYOUT = tags("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _ITEM = 0xFFFEE000
 
@@ -159,7 +161,7 @@ _ITEM = 0xFFFEE000
 def strip(part10: bytes, site: Site, *, patient_id: str | None = None) -> tuple[str, bytes]:
     """Return name and content of the de-identified file for a complete DICOM file (PS3.10).
 
-    PatientID becomes the site's pseudonym. Pixels are copied unchanged, compressed or not. `patient_id`: the patient
+    PatientID becomes the site's pseudonym. Pixels keep their values and compression. `patient_id`: the patient
     according to the PACS. Raises `Refusal`: E_NOT_DICOM, E_PARSE, E_TRANSFER_SYNTAX, E_NO_PATIENT_ID,
     E_PATIENT_ID_UNDECODED, E_ISSUER, E_PATIENT_DIFFERS.
     """
@@ -191,7 +193,7 @@ def _strip(part10: bytes, site: Site, patient_id: str | None) -> tuple[str, byte
     syntax = _text(meta, _SYNTAX)
     if passing[_CLASS][1].decode("latin-1") in MULTI_FRAME_CT:
         _pass_groups(source, syntax, passing)
-    pixels = _raw(source, PIXEL_DATA) if _is_axial_ct(passing) else None
+    pixels = _pixels(source, syntax, passing) if _is_axial_ct(passing) else None
     return image_file(site, image), _file(syntax, passing, pixels)
 
 
@@ -343,10 +345,20 @@ def _is_axial_ct(passing: dict[int, tuple[str, bytes]]) -> bool:
     return is_ct and (is_described if reason is imaging_reasons.IMAGE_TYPE else reason is None or not reason.refuses)
 
 
+def _pixels(source: Dataset, syntax: str, passing: dict[int, tuple[str, bytes]]) -> Pixels | None:
+    element, order = _raw(source, PIXEL_DATA), _encoding(syntax)[1]
+    return clean(element, [_number_of(passing, tag, order) for tag in _LAYOUT], order) if element else None
+
+
+def _number_of(passing: dict[int, tuple[str, bytes]], tag: int, order: str) -> int | None:
+    value = passing.get(tag, ("", b""))[1]
+    return int(struct.unpack(f"{order}H", value)[0]) if value else None
+
+
 # --- writing (PS3.5, 7.1 and PS3.10, 7.1); pydicom takes many times as long ------------------------------------
 
 
-def _file(syntax: str, passing: dict[int, tuple[str, bytes]], pixels: RawDataElement | None) -> bytes:
+def _file(syntax: str, passing: dict[int, tuple[str, bytes]], pixels: Pixels | None) -> bytes:
     meta = b"".join(
         _element(tag, vr, value)
         for tag, (vr, value) in (
@@ -358,12 +370,17 @@ def _file(syntax: str, passing: dict[int, tuple[str, bytes]], pixels: RawDataEle
         )
     )
     encoding = _encoding(syntax)
-    parts = [b"\0" * 128, b"DICM", _element(0x00020000, "UL", struct.pack("<L", len(meta))), meta]
+    parts: list[bytes | bytearray] = [
+        b"\0" * 128,
+        b"DICM",
+        _element(0x00020000, "UL", struct.pack("<L", len(meta))),
+        meta,
+    ]
     parts += [_element(tag, *passing[tag], *encoding) for tag in sorted(passing)]
-    if pixels is not None and isinstance(pixels.value, bytes):
-        is_encapsulated = pixels.length == _UNDEFINED
-        parts += [_head(PIXEL_DATA, pixels.VR if pixels.VR == "OB" else "OW", pixels.length, *encoding), pixels.value]
-        parts += [_SEQUENCE_END] if is_encapsulated else []
+    if pixels is not None:
+        size = UNDEFINED if pixels.is_encapsulated else len(pixels.value)
+        parts += [_head(PIXEL_DATA, pixels.vr, size, *encoding), pixels.value]
+        parts += [_SEQUENCE_END] if pixels.is_encapsulated else []
     return b"".join(parts)
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset, dcmread, uid
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.tag import Tag
 
 from models.refusal import Refusal
@@ -323,6 +324,49 @@ def test_value_that_is_too_long_is_refused(site: Site, tmp_path: Path, element: 
 def test_vendors_words_in_image_type_are_replaced(site: Site, tmp_path: Path) -> None:
     kind = ["ORIGINAL", "PRIMARY", "AXIAL", *(f"CT_SOM{n}" for n in range(20))]
     assert stripped(part10(tmp_path, ImageType=kind), site).ImageType == [*kind[:3], *["OTHER"] * 20]
+
+
+@pytest.mark.parametrize("syntax", [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian])
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_overlay_in_unused_bits_is_removed(site: Site, tmp_path: Path, syntax: uid.UID, is_signed: bool) -> None:
+    order = "<" if syntax.is_little_endian else ">"
+    stored = np.array([[0, 1, 2047, 1029], [5, 0, 7, 1024]], np.int64) - 1024 * is_signed
+    layout = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": int(is_signed), "Rows": 2, "Columns": 4}
+    part10(tmp_path, transfer_syntax=syntax, **layout)
+    image = dcmread(tmp_path / "image.dcm")
+    for mark in (0x0000, 0x5000, 0xF000):
+        image.PixelData = (stored & 0x0FFF | mark).astype(f"{order}u2").tobytes()
+        image.save_as(tmp_path / "image.dcm")
+        kept = stripped((tmp_path / "image.dcm").read_bytes(), site).PixelData
+        assert (np.frombuffer(kept, f"{order}{'i' if is_signed else 'u'}2").reshape(2, 4) == stored).all()
+
+
+def test_native_pixels_in_an_unknown_layout_are_not_copied(site: Site, tmp_path: Path) -> None:
+    content = part10(tmp_path, BitsStored=12, HighBit=15)
+    assert "PixelData" not in stripped(content, site)
+    (tmp_path / "kept.dcm").write_bytes(strip(content, site)[1])
+    for name in ("image.dcm", "kept.dcm"):
+        with pytest.raises(Refusal, match="E_PIXEL"):
+            inspect_slice(tmp_path / name)
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEG2000Lossless, uid.JPEGLSLossless])
+def test_comments_of_jpeg_streams_are_removed_and_pixels_kept(site: Site, tmp_path: Path, syntax: uid.UID) -> None:
+    save(ct_slice(body(8, 64, 64)[3], position_mm=(0, 0, 0)), tmp_path / "image.dcm", transfer_syntax=syntax)
+    image = dcmread(tmp_path / "image.dcm")
+    frame = get_frame(image.PixelData, 0, number_of_frames=1)
+    at = 2 if syntax != uid.JPEG2000Lossless else 4 + int.from_bytes(frame[4:6], "big")  # SIZ comes first
+    marker = b"\xff\x64" if syntax == uid.JPEG2000Lossless else b"\xff\xfe"
+    note = marker + (2 + len(NAME)).to_bytes(2, "big") + NAME.encode()
+    image.PixelData = encapsulate([frame[:at] + note + frame[at:]])
+    image.save_as(tmp_path / "noted.dcm")
+    content = (tmp_path / "noted.dcm").read_bytes()
+    assert holds(content, NAME)
+    kept = strip(content, site)[1]
+    assert not holds(kept, NAME)
+    (tmp_path / "kept.dcm").write_bytes(kept)
+    read = [decode_slice(inspect_slice(tmp_path / name)) for name in ("image.dcm", "kept.dcm")]
+    assert (np.asarray(read[0]) == np.asarray(read[1])).all()
 
 
 def test_new_identifiers_are_keyed_valid_and_stable(site: Site, tmp_path: Path) -> None:
