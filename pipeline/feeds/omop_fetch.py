@@ -66,6 +66,8 @@ _SEEN = {
     "condition_occurrence": "condition_start_date",
     "measurement": "measurement_date",
 }
+# White space that `str.strip` removes. Only ASCII: a database with another encoding than UTF-8 may not know the rest.
+_SPACES = "\t\n\v\f\r\x1c\x1d\x1e\x1f "
 _SOURCE, _DISCHARGE = "source", "discharge"  # code systems of texts
 _DENIED = {"28000", "28P01", "42501", "3D000"}  # SQLSTATE: invalid login, missing privilege, no such database
 _CANCELLED = {"57014", "57P01", "57P03"}  # a query took too long; the server shuts down or starts
@@ -157,7 +159,6 @@ class _Database:
     def __init__(self, connection: "Connection", table: OmopTable, outcomes: OmopOutcomes) -> None:
         self._run, self._table, self._outcomes = connection.run, table, outcomes
         self._vocabulary = table.vocabulary_schema or table.cdm_schema
-        self._patterns = outcomes.codes.patterns()
 
     def histories(self, patients: list[str]) -> Iterator[dict[str, Any]]:
         """Yield the records of `omop_histories`."""
@@ -180,11 +181,11 @@ class _Database:
 
     def _people(self, patients: list[str]) -> tuple[dict[int, str], set[str]]:
         """Return patients by person_id, and the patients with several persons."""
-        column = f"CAST({self._table.patient_id} AS text)"
+        column = _trimmed(f"CAST({self._table.patient_id} AS text)")
         query = f"""
             SELECT person_id, {column} FROM {self._table.cdm_schema}.person
             WHERE {column} = ANY(CAST(:patients AS text[])) ORDER BY person_id"""  # noqa: S608
-        found = self._run(query, patients=patients)
+        found = self._run(query, patients=patients, spaces=_SPACES)
         owners: dict[str, set[int]] = {}
         for person, patient in found:
             owners.setdefault(patient, set()).add(person)
@@ -196,11 +197,12 @@ class _Database:
         query = f"""
             SELECT DISTINCT c.concept_id, c.vocabulary_id, c.concept_code FROM {self._vocabulary}.concept c
             JOIN unnest(CAST(:systems AS text[]), CAST(:codes AS text[]), CAST(:beginnings AS boolean[]))
-                AS wanted(system, code, is_beginning) ON lower(c.vocabulary_id) = wanted.system
-            WHERE lower(c.concept_code) = wanted.code
-                OR wanted.is_beginning AND starts_with(lower(c.concept_code), wanted.code)"""  # noqa: S608
-        systems, codes, beginnings = _columns(self._patterns)
-        found = self._run(query, systems=systems, codes=codes, beginnings=beginnings)
+                AS wanted(system, code, is_beginning) ON lower({_trimmed("c.vocabulary_id")}) = wanted.system
+            WHERE lower({_trimmed("c.concept_code")}) = wanted.code
+                OR wanted.is_beginning AND starts_with(lower({_trimmed("c.concept_code")}), wanted.code)"""  # noqa: S608
+        patterns = self._outcomes.codes.patterns()
+        systems, codes, beginnings = ([each[place] for each in patterns] for place in range(3))
+        found = self._run(query, systems=systems, codes=codes, beginnings=beginnings, spaces=_SPACES)
         return {concept: (vocabulary, code) for concept, vocabulary, code in found}
 
     def _discharges(self) -> _Coded:
@@ -222,25 +224,24 @@ class _Database:
         `text_system`: the code system of the source values. A source value that is a code of another system is fetched
         too: without its concept it is uncertain what it means (`EventCodes.meaning`).
         """
-        query = f"""
-            SELECT e.person_id, d.day, e.{table.concept}, e.{table.source_concept}, e.{table.source_value}
+        rows = f"""
             FROM {self._table.cdm_schema}.{table.table} e, LATERAL (SELECT {_day("e." + table.day)} AS day) d
             WHERE e.person_id = ANY(CAST(:people AS bigint[]))
-                AND coalesce(d.day, CAST(:since AS date)) >= CAST(:since AS date) AND (
+                AND coalesce(d.day, CAST(:since AS date)) >= CAST(:since AS date)"""
+        text = f"CAST(e.{table.source_value} AS text)"
+        values = {"people": people, "since": self._outcomes.from_date}
+        # Python compares the texts, as it does later: SQL's functions would trim and lower them in other ways.
+        texts = [each for (each,) in self._run(f"SELECT DISTINCT {text} {rows}", **values)]
+        texts = [each for each in texts if each and self._outcomes.codes.meaning(((text_system, each),))]
+        query = f"""
+            SELECT e.person_id, d.day, e.{table.concept}, e.{table.source_concept}, {text} {rows} AND (
                 e.{table.concept} = ANY(CAST(:concepts AS bigint[]))
                 OR e.{table.source_concept} = ANY(CAST(:concepts AS bigint[]))
-                OR EXISTS (
-                    SELECT 1 FROM unnest(CAST(:codes AS text[]), CAST(:beginnings AS boolean[]))
-                        AS wanted(code, is_beginning)
-                    WHERE lower(trim(e.{table.source_value})) = wanted.code OR wanted.is_beginning
-                        AND starts_with(lower(trim(e.{table.source_value})), wanted.code)))
-            ORDER BY e.person_id, d.day, e.{table.concept}, e.{table.source_value}"""  # noqa: S608
-        of_texts = [each for each in self._patterns if each[0] == text_system or (text_system == _SOURCE and each[1])]
-        _, codes, beginnings = _columns(of_texts)
-        values = {"people": people, "concepts": list(concepts), "since": self._outcomes.from_date}
-        for person, at, standard, source, text in self._run(query, codes=codes, beginnings=beginnings, **values):
-            found = [concepts[each] for each in dict.fromkeys((standard, source)) if each in concepts]
-            yield person, at, [*found, *([(text_system, text.strip())] if text and text.strip() else [])]
+                OR {text} = ANY(CAST(:texts AS text[])))
+            ORDER BY e.person_id, d.day, e.{table.concept}, e.{table.source_value}"""
+        for person, at, standard, source, found in self._run(query, concepts=list(concepts), texts=texts, **values):
+            codes = [concepts[each] for each in dict.fromkeys((standard, source)) if each in concepts]
+            yield person, at, [*codes, *([(text_system, found.strip())] if found and found.strip() else [])]
 
     def _last_days(self, name: str, day: str, people: list[int]) -> Iterator[tuple[int, date]]:
         query = f"""
@@ -255,13 +256,13 @@ def _day(column: str) -> str:
     return f"CASE WHEN {day} BETWEEN DATE '0001-01-01' AND DATE '9999-12-31' THEN {day} END"
 
 
+def _trimmed(column: str) -> str:
+    """Return SQL for a text without the white space around it, which a load from a file with CRLF can leave."""
+    return f"btrim({column}, CAST(:spaces AS text))"
+
+
 def _text(day: date | None) -> str | None:
     return day.isoformat() if day else None
-
-
-def _columns(patterns: list[tuple[str, str, bool]]) -> tuple[list[str], list[str], list[bool]]:
-    """Return systems, codes, and whether they are beginnings, as three lists."""
-    return [each[0] for each in patterns], [each[1] for each in patterns], [each[2] for each in patterns]
 
 
 @contextmanager
