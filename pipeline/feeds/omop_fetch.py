@@ -10,13 +10,14 @@ given, but a hospital may have views without this constraint: an event or a deat
 """
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import date
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.refusal import Refusal
 from pipeline.feeds import reasons
+from pipeline.feeds.omop_values import VALUE_COLUMNS, happened
 from pipeline.records.laboratory import read_pcr
 from pipeline.records.outcomes.coded_sources import OmopOutcomes
 from pipeline.records.outcomes.omop_histories import read_lines, write_lines
@@ -41,6 +42,15 @@ class _Coded(NamedTuple):
     concept: str
     source_concept: str
     source_value: str
+
+
+class _Event(NamedTuple):
+    """An event of a person with all of its codes."""
+
+    person: int
+    day: date | None
+    codes: list[tuple[str, str]]
+    is_certain: bool
 
 
 def _coded_table(table: str, prefix: str, day: str) -> _Coded:
@@ -165,11 +175,11 @@ class _Database:
         people, ambiguous = self._people(patients)
         yield from ({"patient": patient, "ambiguous": True} for patient in sorted(ambiguous))
         concepts = self._concepts()
-        for table in _EVENTS:
-            for person, at, codes in self._events(table, _SOURCE, list(people), concepts):
-                yield {"patient": people[person], "day": _text(at), "codes": codes}
-        for person, at, codes in self._events(self._discharges(), _DISCHARGE, list(people), concepts):
-            yield {"patient": people[person], "day": _text(at), "codes": codes}
+        tables = [*((table, _SOURCE) for table in _EVENTS), (self._discharges(), _DISCHARGE)]
+        for table, text_system in tables:
+            for event in self._events(table, text_system, list(people), concepts):
+                record = {"patient": people[event.person], "day": _text(event.day), "codes": event.codes}
+                yield record if event.is_certain else {**record, "uncertain": True}
         for name, day in _SEEN.items():
             for person, at in self._last_days(name, day, list(people)):
                 yield {"patient": people[person], "seen": _text(at)}
@@ -207,41 +217,54 @@ class _Database:
 
     def _discharges(self) -> _Coded:
         """Return where visits tell how they ended: the names of the columns differ between CDM 5.3 and 5.4."""
-        query = f"""
-            SELECT attname FROM pg_attribute
-            WHERE attrelid = CAST('{self._table.cdm_schema}.visit_occurrence' AS regclass)
-                AND attname = ANY(CAST(:names AS text[]))"""  # noqa: S608
-        found = {name for (name,) in self._run(query, names=[f"{each}_concept_id" for each in _DISCHARGES])}
+        found = self._columns("visit_occurrence", [f"{each}_concept_id" for each in _DISCHARGES])
         prefix = next((each for each in _DISCHARGES if f"{each}_concept_id" in found), _DISCHARGES[0])
         concept = f"{prefix}_concept_id"
         return _Coded("visit_occurrence", "visit_end_date", concept, concept, f"{prefix}_source_value")
 
+    def _columns(self, table: str, names: Sequence[str]) -> set[str]:
+        """Return which of these columns a table has: that depends on the version of the CDM."""
+        query = f"""
+            SELECT attname FROM pg_attribute
+            WHERE attrelid = CAST('{self._table.cdm_schema}.{table}' AS regclass)
+                AND attname = ANY(CAST(:names AS text[]))"""  # noqa: S608
+        return {name for (name,) in self._run(query, names=list(names))}
+
     def _events(
         self, table: _Coded, text_system: str, people: list[int], concepts: dict[int, tuple[str, str]]
-    ) -> Iterator[tuple[int, date | None, list[tuple[str, str]]]]:
-        """Yield person, day and codes of each event with a mapped or watched code since `from_date`.
+    ) -> Iterator[_Event]:
+        """Yield each event with a mapped or watched code since `from_date`, unless its value says that it was none.
 
-        `text_system`: the code system of the source values. A source value that is a code of another system is fetched
-        too: without its concept it is uncertain what it means (`EventCodes.meaning`).
+        Only `measurement` and `observation` have values. `text_system`: the code system of the source values. A source
+        value that is a code of another system is fetched too: without its concept it is uncertain what it means
+        (`EventCodes.meaning`).
         """
         rows = f"""
             FROM {self._table.cdm_schema}.{table.table} e, LATERAL (SELECT {_day("e." + table.day)} AS day) d
             WHERE e.person_id = ANY(CAST(:people AS bigint[]))
                 AND coalesce(d.day, CAST(:since AS date)) >= CAST(:since AS date)"""
         text = f"CAST(e.{table.source_value} AS text)"
-        values = {"people": people, "since": self._outcomes.from_date}
+        given = {"people": people, "since": self._outcomes.from_date}
         # Python compares the texts, as it does later: SQL's functions would trim and lower them in other ways.
-        texts = [each for (each,) in self._run(f"SELECT DISTINCT {text} {rows}", **values)]
+        texts = [each for (each,) in self._run(f"SELECT DISTINCT {text} {rows}", **given)]
         texts = [each for each in texts if each and self._outcomes.codes.meaning(((text_system, each),))]
+        present = self._columns(table.table, VALUE_COLUMNS)
+        values = ", ".join(f"e.{name}" if name in present else "NULL" for name in VALUE_COLUMNS)
         query = f"""
-            SELECT e.person_id, d.day, e.{table.concept}, e.{table.source_concept}, {text} {rows} AND (
+            SELECT e.person_id, d.day, e.{table.concept}, e.{table.source_concept}, {text}, {values} {rows} AND (
                 e.{table.concept} = ANY(CAST(:concepts AS bigint[]))
                 OR e.{table.source_concept} = ANY(CAST(:concepts AS bigint[]))
                 OR {text} = ANY(CAST(:texts AS text[])))
             ORDER BY e.person_id, d.day, e.{table.concept}, e.{table.source_value}"""
-        for person, at, standard, source, found in self._run(query, concepts=list(concepts), texts=texts, **values):
+        for person, at, standard, source, found, concept, number, *words in self._run(
+            query, concepts=list(concepts), texts=texts, **given
+        ):
+            is_event = happened(concept, number, words)
+            if is_event is False:
+                continue
             codes = [concepts[each] for each in dict.fromkeys((standard, source)) if each in concepts]
-            yield person, at, [*codes, *([(text_system, found.strip())] if found and found.strip() else [])]
+            codes += [(text_system, found.strip())] if found and found.strip() else []
+            yield _Event(person, at, codes, is_certain=is_event is not None)
 
     def _last_days(self, name: str, day: str, people: list[int]) -> Iterator[tuple[int, date]]:
         query = f"""

@@ -182,8 +182,9 @@ OUTCOME_NO_EVENT = Reason(
 )
 OUTCOME_UNCERTAIN = Reason(
     "W_OUTCOME_UNCERTAIN",
-    "it is uncertain whether a recorded event happened: its status is unknown, or the diagnosis is not confirmed",
-    "Correct its status at the source. The patient has no outcome.",
+    "it is uncertain whether a recorded event happened: its status is unknown, the diagnosis is not confirmed, or its "
+    "value is neither yes nor no",
+    "Correct its status or value at the source. The patient has no outcome.",
 )
 LABEL = Reason(
     "E_LABEL",

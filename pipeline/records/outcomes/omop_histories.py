@@ -5,7 +5,8 @@
 {"patient": "0042", "died": "2020-04-09"}      death
 {"patient": "0042", "ambiguous": true}         two persons of the database have this identifier
 
-The day of an event or a death is null if the database does not tell it.
+An event also has "uncertain": true if its value does not tell whether it happened. The day of an event or a death
+is null if the database does not tell it.
 """
 
 import json
@@ -37,7 +38,8 @@ def read(table: OmopOutcomes) -> Histories:
         patient = record["patient"]
         if "codes" in record:
             codes = tuple((system, code) for system, code in record["codes"])
-            histories.events.append(CodedEvent(patient, codes, _day(record["day"])))
+            is_certain = not record.get("uncertain", False)
+            histories.events.append(CodedEvent(patient, codes, _day(record["day"]), is_certain=is_certain))
         elif "died" in record:
             histories.deaths[patient].add(_day(record["died"]))
         elif "seen" in record:

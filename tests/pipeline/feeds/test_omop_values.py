@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pg8000.native
 import pytest
@@ -60,7 +61,41 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, i
         yield folder, port
 
 
-SCHEMAS = {"spaces": fill_spaces}
+# What an event's columns of values contain, and whether it counts; None: it is uncertain.
+VALUES: list[tuple[str, dict[str, Any], bool | None]] = [
+    ("observation", {}, True),
+    ("observation", {"value_as_concept_id": 0, "value_as_string": " "}, True),
+    ("observation", {"value_as_concept_id": 4188539, "value_as_string": "ja"}, True),
+    ("observation", {"value_as_concept_id": 4188540, "value_as_string": "nein"}, False),
+    ("observation", {"value_as_concept_id": 4132135}, False),
+    ("observation", {"value_as_concept_id": 45884060}, None),  # a concept that is neither yes nor no
+    ("observation", {"value_as_string": "nein"}, None),
+    ("observation", {"value_as_concept_id": 0, "value_source_value": "?"}, None),
+    ("measurement", {"value_as_number": 8.5, "value_source_value": "8,5"}, True),  # such as a pressure
+    ("measurement", {"value_as_number": 0, "value_source_value": "0"}, None),
+    ("measurement", {"value_as_number": "NaN"}, None),
+    ("measurement", {"value_as_concept_id": 9191}, True),
+    ("measurement", {"value_as_concept_id": 4181412, "value_as_number": 1}, True),
+    ("measurement", {"value_as_concept_id": 9189, "value_source_value": "neg"}, False),
+    ("measurement", {"value_as_concept_id": 45878245}, False),
+]
+
+
+def fill_values(cdm: Cdm54) -> None:
+    """Patient 0001 has the first of VALUES, and so on; the last patient a procedure with the quantity 0."""
+    add_concept(cdm, VENTILATOR, "SNOMED", "706172005")
+    for person, (table, values, _) in enumerate(VALUES, start=1):
+        cdm.add("person", person_id=person, person_source_value=f"{person:04}")
+        visit(cdm, person)
+        at = {f"{table}_concept_id": VENTILATOR, f"{table}_date": DAY}
+        cdm.add(table, person_id=person, **at, **values)
+    last = len(VALUES) + 1
+    cdm.add("person", person_id=last, person_source_value=f"{last:04}")
+    visit(cdm, last)
+    procedure(cdm, last, DAY, procedure_concept_id=VENTILATOR, quantity=0)
+
+
+SCHEMAS = {"spaces": fill_spaces, "valued": fill_values}
 
 
 def test_white_space_around_codes_and_identifiers_means_nothing(tmp_path: Path, database: tuple[Path, int]) -> None:
@@ -75,4 +110,18 @@ def test_white_space_around_codes_and_identifiers_means_nothing(tmp_path: Path, 
         "0007": Outcome("0007", DAY, None, VISIT_END),
         "0008": Outcome("0008", None, None, VISIT_END),
         **{each: Outcome(each, DAY, None, VISIT_END) for each in ("0009", "0010", "0011", "0012")},
+    }
+
+
+def test_event_whose_value_says_no_is_none(tmp_path: Path, database: tuple[Path, int]) -> None:
+    site = make_site(tmp_path, database, "valued")
+    assert fetch_omop(site) == len(VALUES) + 1
+    outcomes, findings = read(site)
+    told = {f"{number:04}": counts for number, (_, _, counts) in enumerate(VALUES, start=1)}
+    told[f"{len(VALUES) + 1:04}"] = True
+    assert findings == [(patient, "W_OUTCOME_UNCERTAIN") for patient, counts in told.items() if counts is None]
+    assert outcomes == {
+        patient: Outcome(patient, DAY if counts else None, None, VISIT_END)
+        for patient, counts in told.items()
+        if counts is not None
     }
