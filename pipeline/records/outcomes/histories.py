@@ -74,10 +74,9 @@ def outcomes_of(
     _check_codes(counts, findings, table, needed)
     outcomes = {}
     for patient_id in {*histories.seen, *days, *histories.deaths}:
-        deaths = {*days[patient_id]["died"], *histories.deaths.get(patient_id, ())}
-        if reason := _death_doubt(deaths):
+        died, reason = _death(histories.deaths.get(patient_id, set()), days[patient_id]["died"])
+        if reason:
             findings.append(note(reason, patient_id, "died"))
-        died = next((day for day in deaths if day), None)
         first = {kind: min(days[patient_id][kind], default=None) for kind in ("intubated", "icu")}
         outcome = Outcome(patient_id, first["intubated"], died, histories.seen.get(patient_id), first["icu"])
         if reason := fault(outcome, today):
@@ -101,10 +100,20 @@ def _doubt(event: CodedEvent, meaning: Meaning) -> Reason | None:
     return reasons.DATE if event.day is None else None
 
 
-def _death_doubt(deaths: set[date | None]) -> Reason | None:
-    if deaths == {None}:
-        return reasons.DATE
-    return reasons.OUTCOME_CONFLICT if len(deaths - {None}) > 1 else None
+def _death(recorded: set[date | None], coded: set[date]) -> tuple[date | None, Reason | None]:
+    """Return the day of death, and why it is uncertain. `recorded`: as the death itself; `coded`: by events.
+
+    The recorded day counts if an event is on the day after it: the stay of a patient who died late in the evening is
+    often closed after midnight.
+    """
+    days = {day for day in recorded if day}
+    if len(days) == 1:
+        days |= {day for day in coded if (day - min(days)).days not in (0, 1)}
+    else:
+        days |= coded
+    if len(days) > 1:
+        return None, reasons.OUTCOME_CONFLICT
+    return min(days, default=None), reasons.DATE if recorded and not days else None
 
 
 def _check_codes(

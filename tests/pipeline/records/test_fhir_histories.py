@@ -157,13 +157,34 @@ def test_patient_with_an_uncertain_course_has_no_outcome(tmp_path: Path, resourc
     assert findings == [(code, "A")]
 
 
-def test_two_days_of_death_contradict_each_other(tmp_path: Path) -> None:
-    dead = {**patient("A"), "deceasedDateTime": "2020-04-20"}
-    discharged = encounter(
-        "A", "2020-04-01", "2020-04-19", hospitalization={"dischargeDisposition": concept(DISCHARGE, "exp")}
-    )
-    outcomes, findings = read(tmp_path, dead, discharged)
+def discharged_dead(*ends: str) -> list[Json]:
+    died = {"dischargeDisposition": concept(DISCHARGE, "exp")}
+    return [encounter("A", "2020-04-01", end, id=end, hospitalization=died) for end in ends]
+
+
+@pytest.mark.parametrize(
+    ("deceased", "ends"),
+    [
+        ("2020-04-20", ("2020-04-19",)),
+        ("2020-04-20", ("2020-04-22",)),
+        ("2020-04-20", ("2020-04-21", "2020-04-22")),
+        ("", ("2020-04-20", "2020-04-21")),
+    ],
+)
+def test_two_days_of_death_contradict_each_other(tmp_path: Path, deceased: str, ends: tuple[str, ...]) -> None:
+    dead = {**patient("A"), **({"deceasedDateTime": deceased} if deceased else {})}
+    outcomes, findings = read(tmp_path, dead, *discharged_dead(*ends))
     assert (outcomes, findings) == ({}, [("E_OUTCOME_CONFLICT", "A")])
+
+
+@pytest.mark.parametrize("ends", [("2020-04-20",), ("2020-04-21",), ("2020-04-20", "2020-04-21")])
+def test_stay_that_is_closed_after_midnight_does_not_contradict_the_death(
+    tmp_path: Path, ends: tuple[str, ...]
+) -> None:
+    """Otherwise only dead patients would be lost."""
+    dead = {**patient("A"), "deceasedDateTime": "2020-04-20"}
+    outcomes, findings = read(tmp_path, dead, *discharged_dead(*ends))
+    assert (days(outcomes["A"])[1], findings) == ("04-20", [])
 
 
 def test_newest_version_of_a_resource_counts(tmp_path: Path) -> None:
