@@ -93,9 +93,9 @@ def fetch_omop(site: Site) -> int:
     if table is None or not isinstance(settings.outcomes, OmopOutcomes) or settings.laboratory is None:
         raise Refusal(reasons.NO_OMOP)
     results, _ = read_pcr(settings.laboratory, time_zone=settings.site.time_zone, issuer=settings.site.issuer)
-    withdrawn = Withdrawn(site)
-    patients = sorted({result.patient_id for result in results if not withdrawn.names(result.patient_id)})
     with alone(site.logs / "fetch.lock", reasons.FETCH_RUNNING):
+        withdrawn = Withdrawn(site)  # under the lock: who withdraws later is deleted from what is fetched here
+        patients = sorted({result.patient_id for result in results if not withdrawn.names(result.patient_id)})
         with _coded(), closing(_connect(site, table)) as database:
             records = list(_Database(database, table, settings.outcomes).histories(patients))
         try:

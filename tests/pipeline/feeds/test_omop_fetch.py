@@ -3,9 +3,10 @@
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pg8000.native
 import pytest
@@ -19,6 +20,7 @@ from pipeline.records.outcomes import Outcome, read_outcomes
 from pipeline.site.folder import Site, init_site
 from pipeline.site.site_data import read_records
 from pipeline.site.withdrawn import Withdrawn
+from pipeline.system.locks import alone
 from tests.helpers.postgres import start_postgres
 from tests.pipeline.pacs.authority import Authority
 
@@ -182,6 +184,25 @@ def test_withdrawn_patient_is_not_asked_for(tmp_path: Path, hospital: tuple[Path
     Withdrawn(site).add([site.pseudonym("0001"), site.pseudonym("0099")])
     assert erase_omop(site) == 1
     assert '"0001"' not in site.omop_events.read_text() and '"0002"' in site.omop_events.read_text()
+    assert fetch_omop(site) == 8
+    assert '"0001"' not in site.omop_events.read_text()
+
+
+def test_patient_who_withdraws_while_a_fetch_begins_is_not_asked_for(
+    tmp_path: Path, hospital: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The withdrawal ends just before the fetch takes the lock: nothing deletes what this fetch writes."""
+    site = make_site(tmp_path, hospital)
+
+    @contextmanager
+    def late(*arguments: Any) -> Iterator[None]:
+        monkeypatch.undo()
+        Withdrawn(site).add([site.pseudonym("0001")])
+        assert erase_omop(site) == 0
+        with alone(*arguments):
+            yield
+
+    monkeypatch.setattr("pipeline.feeds.omop_fetch.alone", late)
     assert fetch_omop(site) == 8
     assert '"0001"' not in site.omop_events.read_text()
 
