@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from functools import partial
 
 from models.refusal import Reason
@@ -56,7 +56,7 @@ def select(series: Sequence[Series], scans: dict[str, Scan], *, dated: bool) -> 
     digests = Counter((s.patient_id, digest) for s in accepted if (digest := scans[s.fingerprint].scan_digest))
     twice = {patient for (patient, _), count in digests.items() if count > 1}
     selection.findings += [Finding(reasons.DUPLICATE_SERIES, patient) for patient in sorted(twice)]
-    _choose(accepted, selection)
+    _choose(accepted, scans, selection)
     selection.fates += Counter()  # remove zero counts
     return selection
 
@@ -85,15 +85,25 @@ def _shared(accepted: Iterable[Series], owned_by: Callable[[Series], str | None]
     return {patient for patients in owners.values() if len(patients) > 1 for patient in patients}
 
 
-def _choose(accepted: Iterable[Series], selection: Selection) -> None:
+def _choose(accepted: Iterable[Series], scans: dict[str, Scan], selection: Selection) -> None:
     of_patient: dict[str, list[Series]] = defaultdict(list)
     for s in accepted:
         of_patient[s.patient_id].append(s)
     for patient_id, owned in sorted(of_patient.items()):
         first = min(owned, key=lambda s: (s.acquired or datetime.min, s.study_uid))
-        same_study = [s for s in owned if s.study_uid == first.study_uid]
-        if len(same_study) > 1:
+        same = [s for s in owned if _examination(s) == _examination(first)]
+        if len(same) > 1:
             folder = first.files[0].parent.name
             selection.findings.append(Finding(reasons.SEVERAL_SERIES, patient_id, folder, first.fingerprint[:12]))
-        selection.used.append(max(same_study, key=lambda s: (s.slices, s.series_uid)))
-        selection.fates += Counter({USED: 1, OTHER_SERIES: len(same_study) - 1, LATER: len(owned) - len(same_study)})
+        selection.used.append(max(same, key=lambda s: (_slices(s, scans[s.fingerprint]), s.series_uid)))
+        selection.fates += Counter({USED: 1, OTHER_SERIES: len(same) - 1, LATER: len(owned) - len(same)})
+
+
+def _examination(series: Series) -> tuple[str, date | None]:
+    """Identify the examination of a patient's series: by StudyInstanceUID, or by the day where the header has none."""
+    return series.study_uid, None if series.study_uid or series.acquired is None else series.acquired.date()
+
+
+def _slices(series: Series, scan: Scan) -> int:
+    """Return the number of slices that were read, without copies: a series may have been exported several times."""
+    return scan.measures.slices if scan.measures else series.slices

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.cohort.selection import LATER, OTHER_SERIES, USED, Selection, select
 from pipeline.cohort.store import Scan
 from pipeline.imaging.discovery import Series
-from tests.helpers.scan_list import DAY, scan, series
+from tests.helpers.scan_list import DAY, measures, scan, series
 
 
 def chosen(found: Sequence[Series], scans: Sequence[Scan] = (), *, dated: bool = True) -> Selection:
@@ -21,17 +20,36 @@ def chosen(found: Sequence[Series], scans: Sequence[Scan] = (), *, dated: bool =
     return select(found, known, dated=dated)
 
 
+def of_slices(of: Series, slices: int) -> Scan:
+    return scan(of, measures=measures(slices=slices))
+
+
 def codes(selection: Selection) -> Counter[tuple[str, str]]:
     return Counter((f.reason.code, f.patient_id) for f in selection.findings)
 
 
 def test_series_with_most_slices_of_an_examination_is_used() -> None:
-    short = series("p", "1", "1", files=(Path("a"),))
-    long = series("p", "1", "2", files=(Path("a"), Path("b")))
-    selection = chosen([short, long])
+    short, long = series("p", "1", "2"), series("p", "1", "1")
+    selection = chosen([short, long], [of_slices(short, 50), of_slices(long, 240)])
     assert selection.used == [long]
     assert selection.fates == {USED: 1, OTHER_SERIES: 1}
     assert codes(selection) == {("W_SEVERAL_SERIES", "p"): 1}
+
+
+def test_slices_that_were_exported_several_times_count_once() -> None:
+    thick = series("p", "1", "2", slices=3 * 60)  # in three folders
+    thin = series("p", "1", "1", slices=120)
+    assert chosen([thick, thin], [of_slices(thick, 60), of_slices(thin, 120)]).used == [thin]
+
+
+def test_examinations_without_a_study_uid_are_told_apart_by_their_day() -> None:
+    first = series("p", "1", study_uid="")
+    thin = series("p", "2", study_uid="", acquired=DAY + timedelta(minutes=5))
+    later = series("p", "3", study_uid="", acquired=DAY + timedelta(days=2))
+    slices = [of_slices(first, 60), of_slices(thin, 240), of_slices(later, 480)]
+    selection = chosen([first, thin, later], slices)
+    assert selection.used == [thin]
+    assert selection.fates == {USED: 1, OTHER_SERIES: 1, LATER: 1}
 
 
 def test_copies_of_one_patient_under_other_uids_are_flagged() -> None:
