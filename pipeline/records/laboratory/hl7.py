@@ -109,10 +109,15 @@ def check_structure(message: "Message") -> None:
 
 
 def _results(message: "Message", reading: Reading, clock: Clock, issuer: str, where: str) -> Iterator[RawResult]:
+    """Yield the results of a message.
+
+    A result changed at OBR-22, "results report / status change date/time". OBX-14 and OBX-19, the times of collection
+    and analysis, are no version: a correction usually repeats them.
+    """
     sent = hl7_time(moment(message[0], 7))
     zone = clock.zone_of(sent)
     for order in _orders(message, issuer):
-        changed = hl7_time(moment(order.obr, 22), zone) or sent
+        changed = hl7_time(moment(order.obr, 22), zone)
         version = (clock.instant(changed), clock.instant(sent), 0)
         for lines, specimens_before in order.results:
             obx = lines[0]

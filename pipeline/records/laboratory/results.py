@@ -4,7 +4,7 @@ The meaning of a result is never guessed from its text: the laboratory signs lis
 is reported. The newest version of a result counts. Results for single genes decide nothing.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
@@ -16,6 +16,7 @@ from pipeline.records import reasons
 from pipeline.records.csv_tables import note
 from pipeline.records.laboratory.codes import Code, Kind, kind_of
 from pipeline.records.laboratory.settings import Interpretation, canonical
+from pipeline.records.laboratory.times import LONG_AGO
 from pipeline.system.findings import Finding
 
 # The last two give no result: "withdrawn" removes an older result, "pending" may become a result later.
@@ -51,7 +52,7 @@ class RawResult:
 
     patient: Identifier | Reason  # or the reason why the patient is unknown
     key: tuple[str, ...]  # order, specimen and test; a newer version has the same key
-    version: tuple[datetime, datetime, int]  # larger means newer
+    version: tuple[datetime, datetime, int]  # when it changed (LONG_AGO if unknown) and was sent; larger means newer
     test: tuple[Code, ...]  # all names of one test
     value: tuple[str, ...]  # codes and words with the same meaning
     status: Status
@@ -139,10 +140,25 @@ def _newest(raw: Sequence[RawResult]) -> list[RawResult]:
 
     Two final versions with the same time are both kept: if they differ, the specimen is contradictory.
     """
-    best: dict[tuple[str, ...], tuple[tuple[datetime, datetime, int], int]] = {}
+    versions: dict[tuple[str, ...], list[RawResult]] = defaultdict(list)
     for each in raw:
-        best[each.key] = max(best.get(each.key, (each.version, 0)), (each.version, RANK[each.status]))
-    return [each for each in raw if best[each.key] == (each.version, RANK[each.status])]
+        versions[each.key].append(each)
+    unclear = {key for key, of_key in versions.items() if len({each.version[0] == LONG_AGO for each in of_key}) > 1}
+    best = {key: max(_age(each, is_unclear=key in unclear) for each in of_key) for key, of_key in versions.items()}
+    return [each for each in raw if _age(each, is_unclear=each.key in unclear) == best[each.key]]
+
+
+def _age(raw: RawResult, *, is_unclear: bool) -> tuple[int, tuple[datetime, datetime, int], int]:
+    """Return what sorts the versions of a result, the newest last.
+
+    `is_unclear`: only some versions say when the result changed. The time of a message is no such time: an export or a
+    repetition has a later one. Then the status comes first: a final result "can only be changed with a corrected
+    result", and a correction "replaces a final result" (HL7 v2.3.1, table 0085, of OBX-11).
+    """
+    rank = RANK[raw.status]
+    if not is_unclear:
+        return 0, raw.version, rank
+    return min(rank, RANK["corrected"]), (LONG_AGO, *raw.version[1:]), rank
 
 
 def _judge(raw: RawResult, meanings: dict[str, bool | None], today: date) -> PcrResult | Finding:

@@ -315,16 +315,46 @@ def test_two_final_results_of_the_same_time_are_both_kept(tmp_path: Path) -> Non
     assert told(tmp_path, usual("A", DETECTED) + usual("A", NOT_DETECTED)) == {"A": [True, False]}
 
 
+def exported(value: tuple[str, str], status: str, changed: str, sent: str) -> str:
+    """A message of a re-exported archive; `changed`: OBR-22."""
+    text = usual("A", value, status=status, sent=sent)
+    return text.replace("20200401083000", f"20200401083000{'|' * 15}{changed}")
+
+
 def test_result_time_takes_precedence_over_message_time(tmp_path: Path) -> None:
     """A re-exported archive has the same message time for all messages, in any order."""
-
-    def exported(value: tuple[str, str], status: str, changed: str, sent: str) -> str:
-        text = usual("A", value, status=status, sent=sent)
-        return text.replace("20200401083000", f"20200401083000{'|' * 15}{changed}")
-
     old = exported(DETECTED, "F", "202004011200", "20200430120005")
     new = exported(NOT_DETECTED, "C", "202004021200", "20200430120001")
     assert told(tmp_path, old + new) == told(tmp_path, new + old) == {"A": [False]}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("202004011200", "20200401120100"), ("", "20200401110000")),  # the clocks of two systems differ
+        (("", "20200430120000"), ("202004021200", "20200402120100")),  # the first result was sent again
+        (("", "20200430120005"), ("202004021200", "20200430120001")),  # an archive was exported
+    ],
+)
+def test_correction_replaces_a_result_if_only_one_of_them_says_when_it_changed(
+    tmp_path: Path, first: tuple[str, str], second: tuple[str, str]
+) -> None:
+    old, new = exported(DETECTED, "F", *first), exported(NOT_DETECTED, "C", *second)
+    assert told(tmp_path, old + new) == told(tmp_path, new + old) == {"A": [False]}
+    later = exported(DETECTED, "C", second[0], "20200501")
+    assert told(tmp_path, old + later + new) == {"A": [True]}, "the newest of two corrections"
+
+
+def test_final_result_without_a_change_time_is_not_replaced_by_a_preliminary_one(tmp_path: Path) -> None:
+    final, preliminary = exported(DETECTED, "F", "", "20200401"), exported(NOT_DETECTED, "P", "20200402", "20200402")
+    assert told(tmp_path, final + preliminary) == {"A": [True]}
+
+
+def test_withdrawal_and_correction_are_sorted_by_message_time_if_only_one_says_when_it_changed(tmp_path: Path) -> None:
+    withdrawn = exported(DETECTED, "W", "20200402", "20200402")
+    assert told(tmp_path, withdrawn + exported(NOT_DETECTED, "C", "", "20200403")) == {"A": [False]}
+    results, findings = read(tmp_path, GOOD + withdrawn + exported(NOT_DETECTED, "C", "", "20200401"))
+    assert (len(results), [code for code, _, _ in findings]) == (10, ["W_PCR_WITHDRAWN"])
 
 
 def test_duplicate_messages_give_each_result_once(tmp_path: Path) -> None:
