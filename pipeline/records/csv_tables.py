@@ -3,7 +3,7 @@
 import csv
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -81,19 +81,22 @@ class TableFile(CsvTable):
 def read_rows(table: CsvTable, name: str, columns: Sequence[str]) -> tuple[list[list[str]], list[Finding]]:
     """Return the stripped cells of `columns`, row by row; the first column is the patient's identifier.
 
-    Blank rows do not count. A row with another length than the header, or without identifier, is a finding. The former
-    names the patient, if it can be told: the row may have held the patient's only positive result, or the death.
+    Blank rows do not count. A row with another length than the header, one that a stray quotation mark joined with
+    others, and one without identifier is a finding. The first two name the patient, if it can be told: the row may have
+    held the patient's only positive result, or the death.
     Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA.
     """
-    (_, header), *rows = read_lines(table, name) or [(1, [])]
+    (_, header, _), *rows = read_lines(table, name) or [(1, [], [])]
     for column in columns:
         if header.count(column) != 1:
             fault = f"column {column!r} occurs {header.count(column)} times"
             raise Refusal(reasons.SCHEMA, private=f"first row: {str(header)[:1000]}", table=name, fault=fault)
     positions = [header.index(column) for column in columns]
     whole, torn, findings = [], [], []
-    for line, row in rows:
-        if len(row) != len(header):
+    for line, row, parts in rows:
+        if sum(len(part) >= len(header) for part in parts) > 1:
+            torn += [(number, part) for number, part in enumerate(parts, line - len(parts) + 1) if any(part)]
+        elif len(row) != len(header):
             torn.append((line, row))
         elif not row[positions[0]]:
             findings.append(note(reasons.NO_IDENTIFIER, "", f"line {line}"))
@@ -106,13 +109,15 @@ def read_rows(table: CsvTable, name: str, columns: Sequence[str]) -> tuple[list[
 
 
 def _owners(row: Sequence[str], position: int, width: int, known: Collection[str]) -> set[str]:
-    """Return whose row it may be: one with more or fewer cells than the `width` of the header.
+    """Return whose row it may be: mostly one with more or fewer cells than the `width` of the header.
 
     Cells before the fault keep their place counted from the left, those after it counted from the right. So an
     identifier in the first or last column is certain. In between it is one of several cells. Of these only a patient
     with other rows matters: nobody else has a result or an outcome that this row could change.
     """
     extra = len(row) - width
+    if not extra:
+        return {row[position]} - {""}
     left, right = sorted((position, position + extra))
     candidates = {cell for cell in row[max(left, 0) : right + 1] if cell in known}
     if 0 < position < width - 1:
@@ -126,13 +131,22 @@ def count_rows(whole: Sequence[object], findings: Iterable[Finding]) -> int:
     return len(whole) + sum(finding.reason is not reasons.UNREAD_RECORD for finding in findings)
 
 
-def read_lines(table: CsvTable, name: str) -> list[tuple[int, list[str]]]:
-    """Return the rows that are not blank: the number of the line on which each ends, and its stripped cells."""
+def read_lines(table: CsvTable, name: str) -> list[tuple[int, list[str], list[list[str]]]]:
+    """Return the rows that are not blank: the number of the line on which each ends, its stripped cells, its parts.
+
+    A row with a line break inside quotation marks has a part for each of its lines: the cells that this line would have
+    as a row without quotation marks. Other rows have no parts. A text of several lines is usual. But if several parts
+    are as long as a row, then one stray quotation mark opened a cell, and another one some rows later closed it.
+    """
     check_file(table.file, name)
+    rows, lines = [], list[str]()
     try:
         with table.file.open(encoding=table.encoding, newline="") as stream:
-            reader = csv.reader(stream, delimiter=table.separator, strict=True)
-            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+            reader = csv.reader(_noted(stream, lines), delimiter=table.separator, strict=True)
+            for row in reader:
+                parts = [_cells(line.replace('"', "").split(table.separator)) for line in lines]
+                rows.append((reader.line_num, _cells(row), parts if len(parts) > 1 else []))
+                lines.clear()
     except OSError as error:
         raise Refusal(reasons.TABLE_FILE, private=str(error), table=name) from error
     except UnicodeError as error:
@@ -140,7 +154,18 @@ def read_lines(table: CsvTable, name: str) -> list[tuple[int, list[str]]]:
     except csv.Error as error:
         fault = "a quotation mark is misplaced or a cell is too large"
         raise Refusal(reasons.SCHEMA, private=f"{table.file}: {error}", table=name, fault=fault) from error
-    return [(line, row) for line, row in rows if any(row)]
+    return [row for row in rows if any(row[1])]
+
+
+def _noted(stream: Iterable[str], lines: list[str]) -> Iterator[str]:
+    """Yield the lines of a stream, and note each: csv reads as many of them as a row has."""
+    for line in stream:
+        lines.append(line)
+        yield line
+
+
+def _cells(row: Iterable[str]) -> list[str]:
+    return [cell.strip() for cell in row]
 
 
 def check_file(path: Path, name: str) -> None:

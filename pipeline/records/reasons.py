@@ -19,9 +19,10 @@ SCHEMA = Reason(
 )
 ROW = Reason(
     "E_ROW",
-    "a row has more or fewer cells than the first row",
-    "Quote cells that contain the separator. The row was skipped. If the finding names a patient, that patient gets no "
-    "negative PCR label, or no outcome. If not, nobody knows whose row it was, and a label may lack it.",
+    "a row has more or fewer cells than the first row, or a quotation mark joins it with others",
+    "Quote cells that contain the separator, and double the quotation marks in cells. The row was skipped. If the "
+    "finding names a patient, that patient gets no negative PCR label, or no outcome. If not, nobody knows whose row "
+    "it was, and a label may lack it.",
 )
 UNREAD_RECORD = Reason(
     "W_UNREAD_RECORD",
@@ -31,8 +32,9 @@ UNREAD_RECORD = Reason(
 )
 ROWS = Reason(
     "E_ROWS",
-    "{percent} % of the {table} file's rows have more or fewer cells than its first row",
-    "Check the declared separator, and quote cells that contain it.",
+    "{percent} % of the {table} file's rows have more or fewer cells than its first row, or are joined by quotation "
+    "marks",
+    "Check the declared separator, quote cells that contain it, and double the quotation marks in cells.",
 )
 NO_IDENTIFIER = Reason(
     "E_NO_IDENTIFIER",

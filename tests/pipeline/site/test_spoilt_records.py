@@ -98,6 +98,40 @@ def test_each_patient_of_an_ambiguous_row_is_spoilt(tmp_path: Path) -> None:
         assert sorted(findings) == [("E_ROW", False), ("W_UNREAD_RECORD", False), ("W_UNREAD_RECORD", True)]
 
 
+JOINED = {
+    "the next row": ['V,2020-04-01T08:00,negative,"swab 5', 'X,2020-04-02T08:00,positive,rapid"'],
+    "rows between": ['V,2020-04-01T08:00,negative,"', "X,2020-04-02T08:00,positive,", 'W,2020-04-01T08:00,negative,"'],
+    "fewer cells": ['V,2020-04-01T08:00,"negative,', 'X,2020-04-02T08:00,positive,rapid"'],
+    "the identifier": ['"V,2020-04-01T08:00,negative,', 'X",2020-04-02T08:00,positive,'],
+    "a blank line": ['V,2020-04-01T08:00,negative,"', "", 'X,2020-04-02T08:00,positive,"'],
+}
+
+
+@pytest.mark.parametrize("case", JOINED)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_row_that_quotation_marks_join_with_others_is_not_lost(tmp_path: Path, case: str, end: str) -> None:
+    laboratory = csv_laboratory(NEGATIVE, *JOINED[case], "Z,2020-04-01T08:00,negative,").replace("\n", end)
+    site = site_with(tmp_path, laboratory, [*OUTCOMES, *(f"{patient},,,2020-05-20," for patient in "XVZ")])
+    found, findings = labels_of(site)
+    assert (found.pcr_positive, found.reason and found.reason.code) == (None, "E_PCR_INCOMPLETE")
+    joined = len([row for row in JOINED[case] if row])
+    assert sorted(findings) == [("E_ROW", False)] * (joined - 1) + [("E_ROW", True)]
+    assert labels_of(site, "V")[0].pcr_positive is None
+    assert labels_of(site, "Z")[0] == Labels(False, False)
+
+
+def test_outcome_that_quotation_marks_join_with_others_is_not_lost(tmp_path: Path) -> None:
+    outcomes = [*OUTCOMES, "X,,,2020-05-20,", 'V,,,2020-05-20,"home', 'X,,2020-04-09,2020-04-09,ward"']
+    found, findings = labels_of(site_with(tmp_path, csv_laboratory(NEGATIVE), outcomes))
+    assert (found.pcr_positive, found.severe) == (False, None)
+    assert sorted(findings) == [("E_ROW", False), ("E_ROW", True)]
+
+
+def test_note_of_several_lines_is_read(tmp_path: Path) -> None:
+    laboratory = csv_laboratory('X,2020-04-01T08:00,negative,"fever, cough\nsince 28 March,\n\nrepeated"')
+    assert labels_of(site_with(tmp_path, laboratory, [*OUTCOMES, "X,,,2020-05-20,"])) == (Labels(False, False), [])
+
+
 def test_row_of_nobody_spoils_nobody(tmp_path: Path) -> None:
     laboratory = csv_laboratory(NEGATIVE, ",,2020-04-02T08:00,positive,b")
     found, findings = labels_of(site_with(tmp_path, laboratory, [*OUTCOMES, "X,,,2020-05-20,"]))
