@@ -8,9 +8,10 @@ from models.refusal import Refusal
 from pipeline.imaging.lung_mask import BOTH, LEFT, RIGHT, LungMask
 from pipeline.imaging.volume import voxel_ml
 from pipeline.preprocessing import reasons
+from pipeline.preprocessing.body_sides import divide_lungs, mean_column
 from pipeline.preprocessing.field_of_view import require_aerated, require_uncut
 from pipeline.preprocessing.lung_regions import LungRegions, are_lungs, dice
-from pipeline.preprocessing.lungs import find_lungs, middle_column, require_lungs
+from pipeline.preprocessing.lungs import find_lungs, require_lungs
 
 LEAST_INSIDE = 0.95  # share of the mask's volume; sampling on the working grid changes it by less than 1 %
 
@@ -20,8 +21,8 @@ def sides_on_grid(
 ) -> NDArray[np.uint8]:
     """Return the mask on the working grid: uint8, RIGHT, LEFT, and 0 outside the lungs.
 
-    Each voxel has the label of the nearest voxel of the mask. If the mask does not tell the sides apart, the middle of
-    the body divides them. `hu`, `affine`: as in `Prepared`.
+    Each voxel has the label of the nearest voxel of the mask. If the mask does not tell the sides apart, see
+    `divide_lungs`. `hu`, `affine`: as in `Prepared`.
 
     Raises Refusal E_MASK_GRID, E_MASK_SIDES, E_NO_LUNGS, E_LUNGS_CUT, E_NOT_A_WHOLE_CHEST.
     """
@@ -33,9 +34,9 @@ def sides_on_grid(
     require_aerated(hu, lungs)
     require_uncut(hu, lungs)
     require_lungs(lungs, (spacing_mm, spacing_mm, spacing_mm))
-    is_left = np.arange(hu.shape[2]) > middle_column(hu)
-    sides = np.where(sides == BOTH, np.where(is_left, np.uint8(LEFT), np.uint8(RIGHT)), sides)
-    if {RIGHT, LEFT} <= set(np.unique(sides)) and _mean_column(sides, RIGHT) >= _mean_column(sides, LEFT):
+    if (sides == BOTH).any():
+        sides = divide_lungs(lungs, hu, spacing_mm)
+    if {RIGHT, LEFT} <= set(np.unique(sides)) and mean_column(sides == RIGHT) >= mean_column(sides == LEFT):
         raise Refusal(reasons.MASK_SIDES)
     return sides
 
@@ -61,8 +62,3 @@ def agreement_with_threshold(hu: NDArray[np.float32], lungs: NDArray[np.bool_], 
         return dice(lungs, find_lungs(hu, (spacing_mm, spacing_mm, spacing_mm)))
     except Refusal:
         return 0.0
-
-
-def _mean_column(sides: NDArray[np.uint8], side: int) -> float:
-    columns = np.count_nonzero(sides == side, axis=(0, 1))
-    return float(np.average(np.arange(len(columns)), weights=columns))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from models.lung_segmenter import Region as Organ
 from models.lung_segmenter import Tissue
+from pipeline.preprocessing.body_sides import middle_column
 from pipeline.preprocessing.external_lungs import regions_from
 from pipeline.preprocessing.lung_labels import (
     LEFT,
@@ -31,7 +32,6 @@ from pipeline.preprocessing.lung_labels import (
     without_thin,
 )
 from pipeline.preprocessing.lung_regions import LungRegions
-from pipeline.preprocessing.lungs import middle_column
 from pipeline.preprocessing.opacity import CONSOLIDATION_HU, GROUND_GLASS_HU
 from pipeline.preprocessing.preprocess import Prepared
 from pipeline.preprocessing.share_ranges import Ranges, ranges
@@ -167,5 +167,5 @@ def unsure_share(hu: NDArray[np.float32], found: LungRegions) -> float:
 
 
 def middle_of_body(prepared: Prepared) -> float:
-    """Return the column that divides right from left; it uses the body, because one lung may be small."""
-    return middle_column(prepared.image_hu)
+    """Return the column that divides right from left; it uses the trunk, because one lung may be small."""
+    return middle_column(prepared.image_hu, prepared.lungs)

@@ -119,11 +119,6 @@ def grown(mask: NDArray[np.bool_], spacing_mm: Sequence[float], reach_mm: float)
     return squared <= reach_mm**2
 
 
-def middle_column(hu: NDArray[np.float32]) -> float:
-    """Return the column that divides right from left; it uses the body, because one lung may be small."""
-    return float(ndimage.center_of_mass(hu > TISSUE_ABOVE_HU)[2])
-
-
 def require_lungs(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> None:
     """Refuse a mask that is not the lungs of a whole chest.
 
