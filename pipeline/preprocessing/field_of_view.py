@@ -96,6 +96,16 @@ def cut_share(hu: NDArray[np.float32], lungs: NDArray[np.bool_]) -> float:
     return max(shares)
 
 
+def end_shares(lungs: NDArray[np.bool_], ends: tuple[int, int]) -> tuple[float, float]:
+    """Return the lungs' area at the lower and the upper end of the scan, as shares of their largest section.
+
+    `ends`: the slices at which the body ends, see `cut_slices`.
+    """
+    section = lungs.sum(axis=(1, 2)) / max(1, lungs.sum(axis=(1, 2)).max())
+    low, high = ends
+    return float(section[: low + 1].max()), float(section[high:].max())
+
+
 def require_uncut(hu: NDArray[np.float32], lungs: NDArray[np.bool_]) -> None:
     """Refuse lungs of which a small field of view leaves out more than a little.
 

@@ -14,7 +14,7 @@ from models.refusal import Refusal
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing import reasons
 from pipeline.preprocessing.air import air_around, gas_share
-from pipeline.preprocessing.field_of_view import MOST_CUT, cut_share, cut_slices
+from pipeline.preprocessing.field_of_view import MOST_CUT, cut_share, cut_slices, end_shares
 from pipeline.preprocessing.lesion_burden import middle_of_body
 from pipeline.preprocessing.lungs import TISSUE_ABOVE_HU, at_sides, bounding_box
 from pipeline.preprocessing.measures import is_turned
@@ -50,8 +50,8 @@ class Anatomy:
 
     `air_hu`: around the patient. `soft_tissue`, `muscle`: shares of the body at the height of the lungs, without the
     lungs. `noise_hu`: standard deviation in soft tissue on the working grid. `lung_hu`: median. `gas`: see
-    `air.gas_share`. `metal_ml`: in and beside the chest. `cut_low`, `cut_high`: area of the lungs in the first and last
-    slice that shows something, as a share of their largest area. `cut_aside`: see `field_of_view.cut_share`.
+    `air.gas_share`. `metal_ml`: in and beside the chest. `ends`: see `field_of_view.cut_slices`. `cut_low`, `cut_high`:
+    see `field_of_view.end_shares`. `cut_aside`: see `field_of_view.cut_share`.
     `spine_behind_mm`, `windpipe_above_mm2`, `heart_left`: see `measures.Measures`. `stomach_left`: -1 to 1, the side of
     the gas below the lungs. `smaller_lung`: share of the smaller lung in the volume of both.
     """
@@ -63,6 +63,7 @@ class Anatomy:
     lung_hu: float
     gas: float
     metal_ml: float
+    ends: tuple[int, int]
     cut_low: float
     cut_high: float
     cut_aside: float
@@ -76,8 +77,8 @@ class Anatomy:
 def look_at(volume: Volume, prepared: Prepared) -> Anatomy:
     """Measure one scan. `volume`: upright, as `pipeline.preprocessing.preprocess.orient` gives it."""
     hu, lungs = prepared.image_hu, prepared.lungs
-    section = lungs.sum(axis=(1, 2)) / lungs.sum(axis=(1, 2)).max()
-    low, high = cut_slices(volume, len(lungs))
+    ends = cut_slices(volume, len(lungs))
+    cut_low, cut_high = end_shares(lungs, ends)
     tissue = _tissue(prepared)
     spine, trachea, heart = body_pose(prepared)
     air_hu = air_around(volume.hu, lungs)
@@ -90,8 +91,9 @@ def look_at(volume: Volume, prepared: Prepared) -> Anatomy:
         lung_hu=float(np.median(hu[lungs])),
         gas=gas_share(hu, lungs, air_hu),
         metal_ml=_metal_ml(volume, prepared),
-        cut_low=float(section[: low + 1].max()),
-        cut_high=float(section[high:].max()),
+        ends=ends,
+        cut_low=cut_low,
+        cut_high=cut_high,
         cut_aside=cut_share(hu, lungs),
         spine_behind_mm=spine,
         windpipe_above_mm2=trachea,

@@ -13,6 +13,7 @@ from pipeline.imaging.missing_slices import Stated, remark
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing import reasons as preprocessing_reasons
 from pipeline.preprocessing.external_lungs import agreement_with_threshold
+from pipeline.preprocessing.field_of_view import cut_share, end_shares
 from pipeline.preprocessing.lesion_burden import unsure_share
 from pipeline.preprocessing.lung_regions import LungRegions, dice
 from pipeline.preprocessing.lungs import are_flat, lungs_size_mm
@@ -27,6 +28,7 @@ from pipeline.system.codes import BY_CODE
 ADULT_YEARS = 18
 # Dice coefficient of two methods. Measured for threshold and segmenter: 0.96 and more where both are right.
 LEAST_AGREEMENT = 0.85
+CUT_AT = ("lowest", "highest", "side")
 MOST_UNSURE = 0.02  # share of the lungs; two points of consolidation are what counts as an error in the benchmark
 
 
@@ -113,8 +115,7 @@ def _of_lungs(prepared: Prepared, found: Anatomy, regions: LungRegions, sides: N
     """Return the checks of the lungs that the table shows: those of the mask, if there is one."""
     mask = None if sides is None else sides > 0
     lungs = prepared.lungs if mask is None else mask
-    places = (("lowest", found.cut_low), ("highest", found.cut_high), ("side", found.cut_aside))
-    cut = [name for name, share in places if share > 0]
+    cut = _cut(prepared, found, mask)
     smaller = found.smaller_lung if sides is None else _smaller_lung(sides)
     agreed = _agreement(prepared, regions, mask)
     unsure = unsure_share(prepared.image_hu, regions) if mask is None else 0.0
@@ -128,6 +129,14 @@ def _of_lungs(prepared: Prepared, found: Anatomy, regions: LungRegions, sides: N
         Check("unsure_border", round(100 * unsure, 1), "%", reasons.BORDER_UNSURE if unsure > MOST_UNSURE else None),
         Check("lungs_cut", " and ".join(cut) or "no", "", preprocessing_reasons.LUNGS_CUT if cut else None),
     ]
+
+
+def _cut(prepared: Prepared, found: Anatomy, mask: NDArray[np.bool_] | None) -> list[str]:
+    """Return where the scan cuts the lungs that are used, for the input or the table."""
+    shares = [(found.cut_low, found.cut_high, found.cut_aside)]
+    if mask is not None:
+        shares.append((*end_shares(mask, found.ends), cut_share(prepared.image_hu, mask)))
+    return [place for place, of_place in zip(CUT_AT, zip(*shares, strict=True), strict=True) if max(of_place) > 0]
 
 
 def _smaller_lung(sides: NDArray[np.uint8]) -> float:

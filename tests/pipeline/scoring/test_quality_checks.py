@@ -11,8 +11,12 @@ from models.network_settings import NetworkSettings
 from models.release import load_release, save_release
 from pipeline.imaging.volume import Volume, voxel_ml
 from pipeline.phantom.anatomy import Grid
+from pipeline.preprocessing.plausibility import look_at
+from pipeline.preprocessing.preprocess import prepare, regions_of
+from pipeline.preprocessing.preprocess_settings import Preprocessing
 from pipeline.scoring.label_maps import LUNGS, write_labels
 from pipeline.scoring.lungs_alone import measure_lungs
+from pipeline.scoring.quality_checks import checks_of_lungs
 from pipeline.scoring.score import Score, score
 from tests.helpers import phantoms
 from tests.helpers.descriptions import description
@@ -64,3 +68,26 @@ def test_checks_describe_the_lungs_of_the_mask_that_the_table_shows(tmp_path: Pa
     assert values(told)["lungs"] == pytest.approx(table, abs=1)
     assert values(told)["lungs"] < 0.85 * float(values(whole)["lungs"])
     assert float(values(told)["smaller_lung"]) < float(values(whole)["smaller_lung"]) - 10
+
+
+@pytest.mark.slow
+def test_mask_that_an_end_or_a_side_of_the_scan_cuts_is_flagged() -> None:
+    """The segmenter's lungs, which cut the model's input, end within the scan."""
+    volume = phantoms.volume(phantoms.thorax(ODD).hu, ODD)
+    prepared = prepare(volume, Preprocessing())
+    assert prepared.found is not None
+    anatomy = look_at(volume, prepared)
+
+    def cut(sides: np.ndarray) -> tuple[float | str, str | None]:
+        made = checks_of_lungs(prepared, anatomy, Preprocessing(), regions_of(prepared), sides)
+        (check,) = [each for each in made if each.name == "lungs_cut"]
+        return check.value, check.reason and check.reason.code
+
+    lungs = prepared.found.regions * prepared.lungs
+    assert cut(lungs) == ("no", None)
+    low, high = lungs.copy(), lungs.copy()
+    low[0, 20:30, 20:30] = 1
+    assert cut(low) == ("lowest", "W_LUNGS_CUT")
+    high[-1, 20:30, 20:30] = 1
+    high[40, 20:30, 0] = 1
+    assert cut(high) == ("highest and side", "W_LUNGS_CUT")
