@@ -9,6 +9,7 @@ from pathlib import Path
 
 from models.refusal import Refusal
 from pipeline.imaging.discovery import walk
+from pipeline.imaging.nifti_header import is_meta, meta_voxel_file, read_meta_header
 from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.scoring import reasons
 from pipeline.scoring.html_report import PAGE, UNSCORED_PAGE
@@ -35,6 +36,7 @@ def require_apart(out: Path, series: Sequence[Path], lungs: Path | None = None) 
     if not (written := _existing(out / name for name in NAMES)):
         return
     inputs = [path for _, path in walk([path for path in series if path.exists()], lambda _: True, [])]
+    inputs += [voxels for path in inputs if is_meta(path) for voxels in _voxel_file(path)]
     if written & _existing([*inputs, *([lungs] if lungs else [])]):
         raise Refusal(reasons.OUT_IS_INPUT, private=str(out))
 
@@ -42,6 +44,14 @@ def require_apart(out: Path, series: Sequence[Path], lungs: Path | None = None) 
 def _has_own_folder(path: Path, series: Sequence[Path]) -> bool:
     """Whether the scan is in a folder of its own, as far as its path tells; a single file may lie among others."""
     return path.is_dir() or (len(series) > 1 and not is_volume_file(path.name))
+
+
+def _voxel_file(path: Path) -> list[Path]:
+    """Return the file that holds the voxels of a MetaImage; none for a header that `read_one` will refuse."""
+    try:
+        return [meta_voxel_file(path.resolve(), read_meta_header(path)[0])]
+    except (Refusal, OSError):
+        return []
 
 
 def _existing(paths: Iterable[Path]) -> set[_Identity]:

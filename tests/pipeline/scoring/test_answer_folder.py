@@ -61,6 +61,23 @@ def test_file_that_the_answer_would_replace_is_refused(name: str, link: object, 
     assert refused(out, [scan, given])
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_voxels_of_a_metaimage_are_not_replaced(link: bool, tmp_path: Path) -> None:
+    """They are in a file of their own, which may have any name."""
+    header, voxels = tmp_path / "scan.mhd", tmp_path / "score.json"
+    header.write_text(f"ObjectType = Image\nElementDataFile = {voxels.name}\n")
+    voxels.write_bytes(b"voxels")
+    given = header
+    if link:
+        (tmp_path / "elsewhere").mkdir()
+        given = tmp_path / "elsewhere" / "scan.mhd"
+        given.symlink_to(header)
+    assert refused(tmp_path, [given])
+    assert not refused(tmp_path / "out", [given])
+    header.write_text("ElementDataFile = missing.raw\n")
+    assert not refused(tmp_path, [given])
+
+
 def test_link_in_the_scan_to_a_file_of_the_answer_is_refused(scan: Path, tmp_path: Path) -> None:
     (tmp_path / "score.json").write_bytes(b"")
     (scan / "more" / "2.dcm").symlink_to(tmp_path / "score.json")
