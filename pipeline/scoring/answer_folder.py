@@ -14,9 +14,11 @@ from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.scoring import reasons
 from pipeline.scoring.html_report import PAGE, UNSCORED_PAGE
 from pipeline.scoring.label_maps import LUNGS, OPACITIES
+from pipeline.system.locks import folder_in_turn
 
 SCORE, UNSCORED = "score.json", "lungs.json"
 NAMES = (SCORE, PAGE, UNSCORED, UNSCORED_PAGE, LUNGS, OPACITIES)  # of all files that an answer may have
+UNFINISHED = ".answer-"  # start of the name of the hidden folder in which an answer is written
 
 _Identity = tuple[int, int]
 
@@ -71,26 +73,49 @@ def replacing_answer(out: Path) -> Iterator[Path]:
     """Yield an empty folder for the files of an answer, which the end of the block moves to `out`.
 
     They replace all files of an earlier answer; other files in `out` are never touched. If the block fails, `out` stays
-    as it was. The folder lies inside `out`, because `out` may be a mount, beside which nothing can be written.
+    as it was. The folder lies inside `out`, because `out` may be a mount, beside which nothing can be written. Two
+    processes write to `out` one after the other.
 
     Raises Refusal E_REPORT_WRITE.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=out))
-        try:
-            yield folder
-            remove_answer(out)
-            for path in sorted(folder.iterdir()):
-                path.replace(out / path.name)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with _alone_in(out):
+            folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, suffix=".tmp", dir=out))
+            try:
+                yield folder
+                _remove_files(out)
+                for path in sorted(folder.iterdir()):
+                    path.replace(out / path.name)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise Refusal(reasons.REPORT_WRITE, private=str(error)) from error
 
 
 def remove_answer(out: Path) -> bool:
     """Remove the files of an earlier answer from `out`, and return whether there were any. Raises OSError."""
+    if not out.is_dir():
+        return False
+    with _alone_in(out) as were_unfinished:
+        return _remove_files(out) or were_unfinished
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[bool]:
+    """Hold `out`, and remove what killed processes left of answers. Yield whether there was any. Raises OSError.
+
+    Every process holds `out` while it writes, so nobody writes to the folders found now. If the file system cannot lock
+    `out`, they stay.
+    """
+    with folder_in_turn(out) as is_mine:
+        left = [path for path in out.glob(f"{UNFINISHED}*.tmp") if path.is_dir() and not path.is_symlink()]
+        for path in left if is_mine else ():
+            shutil.rmtree(path)
+        yield is_mine and bool(left)
+
+
+def _remove_files(out: Path) -> bool:
     there = [path for path in (out / name for name in NAMES) if path.is_symlink() or path.exists()]
     for path in there:
         path.unlink()

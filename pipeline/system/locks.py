@@ -1,6 +1,7 @@
 """Locks a resource for one process at a time."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,26 @@ def in_turn(path: Path) -> Iterator[None]:
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def folder_in_turn(folder: Path) -> Iterator[bool]:
+    """Hold a folder itself, without a file in it; wait while another process or thread holds it.
+
+    Yield whether it is held: some file systems, as of network drives, cannot lock a folder. Raises OSError if it cannot
+    be opened.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            is_mine = False
+        else:
+            is_mine = True
+        yield is_mine
+    finally:
+        os.close(handle)
 
 
 def is_held(path: Path) -> bool:

@@ -1,5 +1,11 @@
 """The folder of an answer: apart from the scan's files, and with the files of one answer."""
 
+import errno
+import fcntl
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -101,6 +107,64 @@ def test_earlier_answer_stays_if_the_new_one_cannot_be_written(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == [NAMES[0]]
     with pytest.raises(Refusal, match="E_REPORT_WRITE"), replacing_answer(tmp_path / NAMES[0]):
         pytest.fail("this is a file")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.scoring.answer_folder import replacing_answer
+with replacing_answer(Path(sys.argv[1])) as folder:
+    (folder / "lungs.nii.gz").write_text("of another patient")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_what_a_killed_process_left_is_removed(is_answered: bool, tmp_path: Path) -> None:
+    ours = {"notes.txt", ".answer-mine.tmp", ".abcdefgh.tmp", ".answer-kept"}
+    (tmp_path / "notes.txt").write_text("ours")
+    (tmp_path / ".answer-mine.tmp").write_text("a file, not a folder")
+    for name in (".abcdefgh.tmp", ".answer-kept"):
+        (tmp_path / name).mkdir()
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.rglob("lungs.nii.gz"))) == 1
+    if is_answered:
+        with replacing_answer(tmp_path) as folder:
+            (folder / NAMES[0]).write_text("new")
+    else:
+        assert remove_answer(tmp_path)
+        assert not remove_answer(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == ours | ({NAMES[0]} if is_answered else set())
+
+
+def test_folder_of_a_living_process_stays(tmp_path: Path) -> None:
+    """The second answer waits until the first one is complete, and then replaces it."""
+
+    def second() -> None:
+        with replacing_answer(tmp_path) as folder:
+            (folder / NAMES[1]).write_text("second")
+
+    with ThreadPoolExecutor(1) as other:
+        with replacing_answer(tmp_path) as folder:
+            waiting = other.submit(second)
+            (folder / NAMES[0]).write_text("first")
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.2)
+            assert folder.is_dir()
+        waiting.result()
+    assert [path.name for path in tmp_path.iterdir()] == [NAMES[1]]
+
+
+def test_answer_is_written_where_folders_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / ".answer-other.tmp").mkdir()  # its process may be alive
+    with replacing_answer(tmp_path) as folder:
+        (folder / NAMES[0]).write_text("new")
+    assert {path.name for path in tmp_path.iterdir()} == {NAMES[0], ".answer-other.tmp"}
 
 
 def test_removal_touches_only_files_of_an_answer(tmp_path: Path) -> None:
