@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from models.refusal import Refusal
 from pipeline.imaging import reasons
 from pipeline.imaging.geometry import sideways_pixels
-from pipeline.imaging.volume import MAX_VOXELS, Volume, whole_hu
+from pipeline.imaging.volume import MAX_VOXELS, Grid, Volume, whole_hu
 
 _AIR_HU = -1024
 
 
 def straightened(volume: Volume) -> Volume:
     """Return the scan on a grid with perpendicular axes, large enough for all slices; air fills the rest.
+
+    It keeps the grid that it had.
 
     Between pixels it is interpolated linearly. Flags: W_TILT. Raises `Refusal`: E_DIMENSIONS.
     """
@@ -36,7 +38,8 @@ def straightened(volume: Volume) -> Volume:
     affine = volume.affine.copy()
     affine[:3, 0] -= volume.affine[:3, 1:3] @ per_slice
     affine[:3, 3] += volume.affine[:3, 1:3] @ first
-    return Volume(hu=hu, affine=affine, flags=tuple(sorted({*volume.flags, reasons.TILT_FLAGGED.code})))
+    flags = tuple(sorted({*volume.flags, reasons.TILT_FLAGGED.code}))
+    return Volume(hu=hu, affine=affine, flags=flags, stored=Grid((slices, rows, columns), volume.affine))
 
 
 def _put(stored: NDArray[np.int16], shift: NDArray[np.float64], out: NDArray[np.int16]) -> None:

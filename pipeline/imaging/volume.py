@@ -14,6 +14,14 @@ LUNG_WINDOW_HU = (-1350.0, 150.0)  # width 1500, level -600: the window in which
 
 
 @dataclass(frozen=True)
+class Grid:
+    """The voxels of a scan: `shape` (slices, rows, columns), and `affine` as that of `Volume`."""
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Volume:
     """A CT scan in HU with its full geometry.
 
@@ -28,6 +36,8 @@ class Volume:
         Takes (slice, row, column, 1) to millimetres in RAS (right, anterior, superior positive).
     flags : tuple of str
         Codes of `W_` reasons met while reading.
+    stored : Grid or None
+        The scan's own grid, where its slices were moved: those of a tilted gantry. Its axes are not perpendicular.
 
     Raises
     ------
@@ -38,6 +48,7 @@ class Volume:
     hu: NDArray[np.int16]
     affine: NDArray[np.float64]
     flags: tuple[str, ...] = ()
+    stored: Grid | None = None
 
     def __post_init__(self) -> None:
         if self.hu.dtype != np.int16:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -79,14 +79,14 @@ class Prepared:
 def orient(volume: Volume) -> Volume:
     """Return the same scan with its axes in the order and direction of AXES, without interpolation."""
     if _is_upright(volume.affine):
-        return Volume(hu=np.ascontiguousarray(volume.hu), affine=volume.affine, flags=volume.flags)
+        return replace(volume, hu=np.ascontiguousarray(volume.hu))
     # Imported here because nibabel is large: it takes a fiftieth of the time of a score, and few scans need it.
     from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
     move = ornt_transform(io_orientation(volume.affine), axcodes2ornt(AXES))
     hu = apply_orientation(volume.hu, move)
     affine = volume.affine @ inv_ornt_aff(move, volume.hu.shape)
-    return Volume(hu=np.ascontiguousarray(hu), affine=affine, flags=volume.flags)
+    return replace(volume, hu=np.ascontiguousarray(hu), affine=affine)
 
 
 def _is_upright(affine: NDArray[np.float64]) -> bool:
