@@ -209,7 +209,8 @@ def _studies(association: Association, query: StudyQuery) -> list[Dataset]:
             first, last = spans.pop()
             answers = _answers(association, _study_key(query, accession, first, last))
             found |= {_uid(study, "StudyInstanceUID"): study for study in answers if _matches(study, query)}
-            if len(answers) >= TRUNCATED_AT:
+            follows_days = all(is_within(_text(study, "StudyDate"), first, last) for study in answers)
+            if len(answers) >= TRUNCATED_AT and follows_days:
                 spans += halves(first, last)
     return [study for study_uid, study in found.items() if study_uid]
 

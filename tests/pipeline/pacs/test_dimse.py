@@ -234,6 +234,31 @@ def test_truncated_results_are_queried_again_by_shorter_periods(monkeypatch: pyt
             assert len(client(pacs).find(query)) == 100
 
 
+def test_pacs_that_ignores_days_is_not_asked_for_each_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dimse, "TRUNCATED_AT", 10)
+    studies = [
+        (dataset(StudyInstanceUID=f"1.2.{n}", StudyDate=f"202101{n:02}"), [dataset(SeriesInstanceUID=f"1.2.{n}.1")])
+        for n in range(1, 13)
+    ]
+    asked = []
+    with FakePacs(studies).running() as pacs:
+
+        def everything(event: Event) -> Iterator[tuple[int, Dataset | None]]:
+            asked.append(event.identifier.QueryRetrieveLevel)
+            if asked[-1] == "STUDY":
+                event.identifier.StudyDate = ""
+                yield from ((0xFF00, study) for study, _ in studies)
+            else:
+                yield from pacs.usual_find(event)
+
+        pacs.find = everything
+        found = client(pacs).find(StudyQuery(from_date=date(2021, 1, 1), to_date=date(2021, 1, 8)))
+        assert len(found) == 8 and asked.count("STUDY") == 1
+        asked.clear()
+        assert len(client(pacs).find(StudyQuery())) == 12
+        assert asked.count("STUDY") < 40  # to the days that hold all studies; not 20000
+
+
 def test_images_are_the_ct_images_of_the_series() -> None:
     chest, report = images(2)
     report.SOPClassUID = MRImageStorage
