@@ -35,7 +35,13 @@ MASK_SEVERAL = Reason(
 EXAMINE_FAILED = Reason(
     "E_EXAMINE_FAILED",
     "the examination of the series failed with an unexpected error",
-    "Report it with the site's log, which contains the error. Other series are not affected.",
+    "Report it with the site's log, which contains the error. Other series are not affected. Every ingest examines the "
+    "series again.",
+)
+EXAMINE_MEMORY = Reason(
+    "E_EXAMINE_MEMORY",
+    "there was not enough memory to examine the series",
+    "Free memory, or give the machine more. Then run `fedthorax node ingest`, which examines the series again.",
 )
 COHORT_BUSY = Reason(
     "E_COHORT_BUSY",

@@ -1,5 +1,6 @@
 """Examines series in worker processes: each series is read, preprocessed, cached and stored as soon as it is done."""
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from pipeline.preprocessing.preprocess import Prepared
 
 FAILURES = "failures.log"  # in the folder of logs
+# Not faults of the scan: more memory or another release may examine it. A series with one of them is not in the cohort,
+# and the next ingest examines it again, but does not fail because of it.
+_AGAIN = {reasons.EXAMINE_FAILED.code, reasons.EXAMINE_MEMORY.code}
 
 
 def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
@@ -61,14 +65,16 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
         if is_external and _is_unsure(prepared):
             flagged.add(LUNGS_UNSURE.code)
         # The name contains the settings, so that the current cohort keeps its tensors until `replace`.
-        tensor = f"{series.fingerprint[:32]}-{settings_digest(settings)}.npy"
-        save_tensor(tensors, tensor, prepared.tensor)
+        name = f"{series.fingerprint[:32]}-{settings_digest(settings)}.npy"
+        save_tensor(tensors, name, prepared.tensor)
+        tensor = name
     except Refusal as error:
         refused = error
-    except OSError:
-        raise  # a full disk is not a fault of the scan
-    except Exception:
-        refused = Refusal(reasons.EXAMINE_FAILED)
+    except Exception as error:
+        lacks_memory = _lacks_memory(error)
+        if isinstance(error, OSError) and not lacks_memory:
+            raise  # a full disk is not a fault of the scan
+        refused = Refusal(reasons.EXAMINE_MEMORY if lacks_memory else reasons.EXAMINE_FAILED)
         _log_failure(tensors.parents[1] / "logs" / FAILURES, series)
     return Scan(
         fingerprint=series.fingerprint,
@@ -80,6 +86,14 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
         tensor=tensor,
         measures=measures,
     )
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether Python, the system or torch had no memory left."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    is_of_torch = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return is_of_torch or isinstance(error, MemoryError)
 
 
 def _mask(series: Series) -> "LungMask | None":
@@ -142,7 +156,8 @@ def _end_with_parent() -> None:
 
 
 class Examination:
-    """Examines series in worker processes, one for each core that this process may use; known series are skipped.
+    """Examines series in worker processes, one for each core that this process may use; known series are skipped,
+    unless their examination failed.
 
     Each result is stored in the cohort as soon as it is done. `progress(done, total)` is called when a series is done
     and when all have been added; from then on its total is that of all series found. `is_first`: no series was known
@@ -154,7 +169,8 @@ class Examination:
     def __init__(self, cohort: Cohort, settings: Preprocessing, progress: Callable[[int, int], None]) -> None:
         self.settings = settings
         self._cohort, self._progress = cohort, progress
-        self._before = frozenset(cohort.scans(settings_digest(settings)))
+        scans = cohort.scans(settings_digest(settings))
+        self._before = frozenset(each for each, scan in scans.items() if scan.code not in _AGAIN)
         self._known = set(self._before)
         self.is_first = not self._before
         self._finished: SimpleQueue[Future[Scan]] = SimpleQueue()

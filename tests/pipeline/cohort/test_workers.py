@@ -1,8 +1,10 @@
 """A worker that the system kills, at the moments at which Python's pool of processes loses its count of workers."""
 
+import errno
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -76,6 +78,24 @@ def two_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert eventually(lambda: set(threading.enumerate()) <= threads), "the process would wait for it at its exit"
 
 
+class InThisProcess:
+    """A pool that examines each series at once in this process, where a test can let it fail."""
+
+    def __init__(self, *arguments: Any) -> None:
+        """Take what a pool of workers takes."""
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments))
+        return future
+
+    def check(self) -> None:
+        """Find no worker that died."""
+
+    def __exit__(self, *arguments: object) -> None:
+        """Wait for nothing."""
+
+
 def kill_workers() -> None:
     for worker in active_children():
         assert worker.pid is not None
@@ -138,3 +158,37 @@ def test_series_that_the_pool_has_forgotten_is_not_waited_for(site: Site, pools:
         examination.add(last)
         pool.forgets = False
         examination.finish(2)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), "E_EXAMINE_MEMORY"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "E_EXAMINE_MEMORY"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), "E_EXAMINE_MEMORY"),
+        (RuntimeError("a bug of this release"), "E_EXAMINE_FAILED"),
+    ],
+)
+@pytest.mark.parametrize("step", ["pipeline.preprocessing.preprocess.prepare", "pipeline.cohort.workers.save_tensor"])
+def test_series_whose_examination_failed_is_examined_again_by_each_ingest(
+    site: Site, error: Exception, code: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may need more memory, or another release. Until then it is left out, and no ingest fails because of it."""
+    monkeypatch.setattr("pipeline.cohort.workers.WorkerPool", InThisProcess)
+    with monkeypatch.context() as failing:
+        failing.setattr(step, raiser(error))
+        failed = ingest(site, SETTINGS, quietly)
+        again = ingest(site, SETTINGS, quietly)
+    series = Counter(finding.reason.code for finding in failed.findings)[code]
+    assert failed.accepted == again.accepted == []
+    mended = ingest(site, SETTINGS, quietly)
+    assert again.examined_now == mended.examined_now == series > 0
+    assert len(mended.accepted) > 0
+    assert ingest(site, SETTINGS, quietly).examined_now == 0
+
+
+def raiser(error: Exception) -> Callable[..., None]:
+    def fail(*arguments: object, **named: object) -> None:
+        raise error
+
+    return fail
