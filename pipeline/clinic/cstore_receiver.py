@@ -40,7 +40,8 @@ from pipeline.clinic.settings import Clinic, ReceiverTable
 from pipeline.clinic.store import Store
 from pipeline.imaging import reasons
 from pipeline.imaging.ct_slice import inspect_file
-from pipeline.imaging.discovery import AGE, identifier, read_header, tags, text
+from pipeline.imaging.dates_and_ages import AGE
+from pipeline.imaging.dicom_header import identifier, read_header, tags, text
 from pipeline.imaging.functional_groups import CT_CLASSES
 from pipeline.pacs.receiver import OUT_OF_RESOURCES, SUCCESS, receiver
 from pipeline.scoring.single_scan import BESIDES_THE_SCAN

@@ -6,7 +6,8 @@ from pydicom import Dataset
 
 from models.refusal import Refusal
 from pipeline.clinic.records import Patient
-from pipeline.imaging.discovery import age_in_years, identifier, is_decoded, patient_age, text
+from pipeline.imaging.dates_and_ages import age_in_years, patient_age
+from pipeline.imaging.dicom_header import identifier, is_decoded, text
 
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # as an identifier: not decoded
 

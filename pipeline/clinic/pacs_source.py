@@ -27,7 +27,7 @@ from pipeline.clinic.reasons import INTERNAL
 from pipeline.clinic.records import Job
 from pipeline.clinic.store import Store, new_id
 from pipeline.imaging.archive import MAX_BYTES, MAX_ENTRIES
-from pipeline.imaging.discovery import read_header, tags, text
+from pipeline.imaging.dicom_header import read_header, tags, text
 from pipeline.pacs import reasons
 from pipeline.pacs.pacs import Pacs, connect
 from pipeline.pacs.queries import RemoteSeries, StudyQuery

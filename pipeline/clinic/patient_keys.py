@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 
 from pipeline.clinic.database import Database
 from pipeline.clinic.records import Patient
-from pipeline.imaging.discovery import is_decoded
+from pipeline.imaging.dicom_header import is_decoded
 
 
 class PatientKeys:

@@ -52,7 +52,8 @@ from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store, new_id, now
 from pipeline.clinic.unscored import keep_to_be_seen
 from pipeline.imaging.archive import open_images
-from pipeline.imaging.discovery import Series, read_header, tags, text
+from pipeline.imaging.dicom_header import read_header, tags, text
+from pipeline.imaging.discovery import Series
 from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.records.laboratory.times import Clock

@@ -18,7 +18,8 @@ from models.refusal import Refusal
 from pipeline.datasets import reasons
 from pipeline.datasets.common import Imported, Progress, check_layout, check_out, make_site, write_table
 from pipeline.datasets.nccid_records import Clinical, read_outcome, read_swabs, trusted_orders
-from pipeline.imaging.discovery import find_series, read_header, tags, text
+from pipeline.imaging.dicom_header import read_header, tags, text
+from pipeline.imaging.discovery import find_series
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.site import reasons as site_reasons
 from pipeline.system.findings import Finding

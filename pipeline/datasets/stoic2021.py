@@ -28,7 +28,7 @@ from pipeline.datasets.common import (
     read_labels_table,
     write_table,
 )
-from pipeline.imaging.discovery import age_in_years
+from pipeline.imaging.dates_and_ages import age_in_years
 from pipeline.imaging.nifti_header import read_meta_header
 from pipeline.records.csv_tables import CsvTable
 

@@ -23,7 +23,7 @@ from pydicom.tag import Tag
 from models.refusal import Reason, Refusal
 from pipeline.imaging import codecs, image_type, reasons
 from pipeline.imaging.codecs import Form
-from pipeline.imaging.discovery import PIXEL_DATA, BoundedFile, read_header, tags, text
+from pipeline.imaging.dicom_header import PIXEL_DATA, BoundedFile, read_header, tags, text
 from pipeline.imaging.fast_header import head_tags, read_head
 from pipeline.imaging.functional_groups import CT_CLASSES, is_multi_frame
 from pipeline.imaging.geometry import MAX_OBLIQUE_DEGREES

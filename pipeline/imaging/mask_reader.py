@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from models.refusal import Refusal
 from pipeline.imaging import reasons
-from pipeline.imaging.discovery import Series, read_header, tags, text
+from pipeline.imaging.dicom_header import read_header, tags, text
+from pipeline.imaging.discovery import Series
 from pipeline.imaging.lung_mask import BOTH, LEFT, RIGHT, LungMask, checked
 from pipeline.imaging.nifti_header import Stored, inspect, is_meta, read_bytes
 from pipeline.imaging.nifti_reader import is_volume_file

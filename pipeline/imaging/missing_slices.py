@@ -15,7 +15,8 @@ from pydicom import Dataset
 
 from models.refusal import Reason, Refusal
 from pipeline.imaging import reasons
-from pipeline.imaging.discovery import Series, tags, text
+from pipeline.imaging.dicom_header import tags, text
+from pipeline.imaging.discovery import Series
 from pipeline.imaging.multiframe import read_first_header
 from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.imaging.pydicom_silence import quiet_pydicom

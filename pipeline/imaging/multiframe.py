@@ -14,7 +14,7 @@ from pydicom.tag import BaseTag
 
 from models.refusal import Refusal
 from pipeline.imaging import codecs, reasons
-from pipeline.imaging.discovery import BoundedFile, read_header, tags, text
+from pipeline.imaging.dicom_header import BoundedFile, read_header, tags, text
 from pipeline.imaging.functional_groups import PER_FRAME, SHARED, first_frame, frame_headers
 
 _DESCRIPTION = tags("SOPClassUID", SHARED, PER_FRAME)

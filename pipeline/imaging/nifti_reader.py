@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from models.refusal import Refusal
 from pipeline.imaging import reasons
-from pipeline.imaging.discovery import VOLUME_SUFFIXES, Series, age_in_years, fingerprint, walk
+from pipeline.imaging.dates_and_ages import age_in_years
+from pipeline.imaging.discovery import VOLUME_SUFFIXES, Series, fingerprint, walk
 from pipeline.imaging.geometry import check_spacing, feet_to_head, headward_normal, ras_affine
 from pipeline.imaging.nifti_header import (
     inspect,

@@ -15,7 +15,7 @@ from pydicom.dataelem import RawDataElement
 
 from models.refusal import Refusal
 from pipeline.imaging import reasons
-from pipeline.imaging.discovery import PIXEL_DATA, read_header, tags, text
+from pipeline.imaging.dicom_header import PIXEL_DATA, read_header, tags, text
 from pipeline.imaging.lung_mask import BOTH, LEFT, RIGHT
 from pipeline.imaging.volume import MAX_VOXELS
 

@@ -30,16 +30,8 @@ from pydicom.tag import BaseTag, Tag
 from models.refusal import Refusal
 from pipeline.imaging import codecs, image_type
 from pipeline.imaging import reasons as imaging_reasons
-from pipeline.imaging.discovery import (
-    AGE,
-    PIXEL_DATA,
-    BoundedFile,
-    age_in_years,
-    is_decoded,
-    patient_age,
-    tags,
-    text,
-)
+from pipeline.imaging.dates_and_ages import AGE, age_in_years, patient_age
+from pipeline.imaging.dicom_header import PIXEL_DATA, BoundedFile, is_decoded, tags, text
 from pipeline.imaging.functional_groups import CT_CLASSES, GROUPS, MULTI_FRAME_CT, PER_FRAME, SHARED
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.imaging.vendor_tags import known_kernel, known_manufacturer

@@ -14,7 +14,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.status import STATUS_PENDING, STATUS_SUCCESS, STATUS_WARNING, code_to_category
 
 from models.refusal import Refusal
-from pipeline.imaging.discovery import text
+from pipeline.imaging.dicom_header import text
 from pipeline.imaging.functional_groups import CT_CLASSES
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.pacs import reasons

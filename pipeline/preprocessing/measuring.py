@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.refusal import Refusal
-from pipeline.imaging.discovery import Series, tags, text
+from pipeline.imaging.dicom_header import tags, text
+from pipeline.imaging.discovery import Series
 from pipeline.imaging.multiframe import read_first_header
 from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.imaging.vendor_tags import known_kernel, known_manufacturer

@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from models.refusal import Reason, Refusal
 from pipeline.imaging import reasons as imaging_reasons
-from pipeline.imaging.discovery import Series, find_series, is_decoded
+from pipeline.imaging.dicom_header import is_decoded
+from pipeline.imaging.discovery import Series, find_series
 from pipeline.imaging.readers import find_scans
 from pipeline.records import reasons as records_reasons
 from pipeline.records.join import NO_RECORDS, Records

@@ -29,7 +29,7 @@ from pipeline.clinic.cstore_receiver import Reception
 from pipeline.clinic.pacs_source import PacsSource
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
-from pipeline.imaging.discovery import read_header
+from pipeline.imaging.dicom_header import read_header
 from pipeline.pacs.association import keep_answers
 from pipeline.scoring.score import score
 from pipeline.site.pacs_settings import PacsTable

@@ -17,7 +17,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from models.refusal import Refusal
 from pipeline.clinic.reasons import RESULT_IDENTITY, RESULT_NO_DICOM
-from pipeline.imaging.discovery import Series, is_decoded, read_header, tags, text
+from pipeline.imaging.dicom_header import is_decoded, read_header, tags, text
+from pipeline.imaging.discovery import Series
 from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 

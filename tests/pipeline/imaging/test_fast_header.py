@@ -13,7 +13,8 @@ from pydicom import uid as uids
 from models.refusal import Refusal
 from pipeline.imaging import ct_slice as slices
 from pipeline.imaging.ct_slice import Slice, decode_slice, inspect_file, inspect_slice, inspect_slices
-from pipeline.imaging.discovery import PIXEL_DATA, find_series, read_header
+from pipeline.imaging.dicom_header import PIXEL_DATA, read_header
+from pipeline.imaging.discovery import find_series
 from pipeline.imaging.fast_header import head_tags, read_head
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from tests.helpers.dicom_files import body, ct_slice, save, write_series
