@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from models.refusal import Refusal
 from pipeline.imaging import reasons
 
-RIGHT, LEFT, BOTH = 1, 2, 3
+RIGHT, LEFT = 1, 2
+BOTH = RIGHT | LEFT
 _SPACING_MM = (0.05, 20.0)
 _LEAST_VOLUME = 0.1  # of a voxel, relative to a rectangular one: grids that are nearly flat cannot be inverted
 _TIE = 1e-6  # a place between two voxels belongs to the higher one, whatever the last digits of the affine
@@ -18,7 +19,8 @@ _TIE = 1e-6  # a place between two voxels belongs to the higher one, whatever th
 class LungMask:
     """Lungs on a grid of their own.
 
-    `labels`: uint8, 3 axes; 0 outside, RIGHT, LEFT, or BOTH where the file does not tell the sides apart.
+    `labels`: uint8, 3 axes; 0 outside, RIGHT, LEFT, or BOTH where the file does not tell the sides apart
+    or says that a voxel is in both.
     `affine`: float64, shape (4, 4), maps the three indices and 1 to millimetres in RAS.
     """
 

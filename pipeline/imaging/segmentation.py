@@ -162,7 +162,8 @@ def _volume(header: Dataset, segments: dict[int, int]) -> tuple[NDArray[np.uint8
         raise _fault("too many voxels")
     labels = np.zeros((max(heights) + 1, rows, columns), np.uint8)
     for frame, height in zip(frames, heights, strict=True):
-        labels[height][_bits(data, frame.number, rows * columns).reshape(rows, columns)] = frame.label
+        # Segments may overlap: RIGHT | LEFT is BOTH, whatever the order of the frames.
+        labels[height][_bits(data, frame.number, rows * columns).reshape(rows, columns)] |= frame.label
     between_rows, between_columns = (float(number) for number in measures.PixelSpacing)
     lps = np.eye(4)
     lps[:3] = np.stack([normal * step_mm, column * between_rows, row * between_columns, corner], axis=1)

@@ -21,7 +21,7 @@ def sides_on_grid(
 ) -> NDArray[np.uint8]:
     """Return the mask on the working grid: uint8, RIGHT, LEFT, and 0 outside the lungs.
 
-    Each voxel has the label of the nearest voxel of the mask. If the mask does not tell the sides apart, see
+    Each voxel has the label of the nearest voxel of the mask. Where the mask does not tell the sides apart, see
     `divide_lungs`. `hu`, `affine`: as in `Prepared`.
 
     Raises Refusal E_MASK_GRID, E_MASK_SIDES, E_NO_LUNGS, E_LUNGS_CUT, E_NOT_A_WHOLE_CHEST.
@@ -35,7 +35,7 @@ def sides_on_grid(
     require_uncut(hu, lungs)
     require_lungs(lungs, (spacing_mm, spacing_mm, spacing_mm))
     if (sides == BOTH).any():
-        sides = divide_lungs(lungs, hu, spacing_mm)
+        sides = np.where(sides == BOTH, divide_lungs(lungs, hu, spacing_mm), sides)
     if {RIGHT, LEFT} <= set(np.unique(sides)) and mean_column(sides == RIGHT) >= mean_column(sides == LEFT):
         raise Refusal(reasons.MASK_SIDES)
     return sides

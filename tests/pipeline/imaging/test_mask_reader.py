@@ -225,6 +225,17 @@ def test_segmentation_without_both_lungs_is_refused(scan: Series, tmp_path: Path
     assert code(path, scan) == "E_MASK_LABELS"
 
 
+@pytest.mark.parametrize("kinds", [(RIGHT_LUNG, LEFT_LUNG), (LEFT_LUNG, RIGHT_LUNG)])
+def test_voxel_in_the_segments_of_both_lungs_has_no_side(scan: Series, tmp_path: Path, kinds: tuple[Any, Any]) -> None:
+    first, second = blocks()
+    second[10, 5:7, 2:4] = True
+    path = write_segmentation(tmp_path / "a.dcm", scan.files, {(kinds[0],): first, (kinds[1],): second})
+    volume, mask = read_series(scan), read_lung_mask(path, scan)
+    found = mask.on(volume.hu.shape, volume.affine)
+    assert np.array_equal(found == BOTH, first & second) and (first & second).any()
+    assert np.array_equal(found > 0, first | second)
+
+
 def other_series(dataset: Dataset) -> None:
     dataset.ReferencedSeriesSequence[0].SeriesInstanceUID = "2.25.1"
 

@@ -117,6 +117,20 @@ def test_joined_lungs_are_divided_at_the_middle_of_the_trunk() -> None:
     assert wrong(np.where(sides > 0, found, 0).astype(np.uint8), sides) < 0.02
 
 
+def test_voxels_in_both_lungs_are_divided_and_others_keep_their_side() -> None:
+    """All of the right lung is in the left one too, and a part of the left one is said to be right."""
+    hu, sides = phantom()
+    stated = np.where(sides == RIGHT, BOTH, sides).astype(np.uint8)
+    wrong_part = sides == LEFT
+    wrong_part[36:] = False
+    stated[wrong_part] = RIGHT
+    volume = phantoms.volume(hu, WIDE)
+    mask = LungMask(stated, volume.affine)
+    found = mask_of(prepare(volume, Preprocessing(method=3), mask), mask)
+    assert found is not None
+    assert np.array_equal(found, np.where(wrong_part, RIGHT, sides))
+
+
 def test_arm_beside_a_real_thorax_moves_no_lung(real_data: Path) -> None:
     folder = real_data / "real-thorax-64"
     (series,), _ = find_series(folder / "ct-64Dicom")
