@@ -22,7 +22,7 @@ from federation.approval.peers import PeerApprovals, identity_file
 from federation.gateway import reasons
 from federation.gateway.flower_objects import ArrayHead, Arrays, Content, object_id
 from federation.gateway.masked_content import SumSettings, brought_by, checked_settings, without_parts, words_of
-from federation.gateway.memory import summed
+from federation.gateway.masked_memory import MASKED_LINE, summed
 from federation.gateway.questions import Question
 from federation.gateway.reply_checks import Values
 from federation.gateway.schema import ArraySpec
@@ -167,9 +167,9 @@ class MaskedRounds:
             raise Refusal(reasons.SECAGG_SETTINGS, private=", ".join(different))
         return header, settings
 
-    def _noting(self, header: Header) -> Callable[[str], None]:
-        """Return a function that writes a line about this round to the ledger."""
-        return lambda text: self._note(header, f"masked: {text}", header.digest)
+    def _noting(self, header: Header) -> Callable[[str, str], None]:
+        """Return a function that writes a line about this round, and the digest that it names, to the ledger."""
+        return lambda text, digest: self._note(header, f"{MASKED_LINE}{text}", digest)
 
     def _write(self, words: Iterator[Words], count: int) -> ArrayHead:
         """Write masked words into the spool, as Flower cuts a numpy file into chunks."""
@@ -217,7 +217,7 @@ class MaskedRounds:
                 await self._reveal(round_, header)
         except Refusal as refusal:
             log.warning("the masked round %d ended: %s %s", header.round, refusal.code, refusal.says)
-            await asyncio.to_thread(self._noting(header), f"masked round ended: {refusal.code}")
+            await asyncio.to_thread(self._noting(header), f"masked round ended: {refusal.code}", header.digest)
         except Exception:
             log.exception("the last steps of a masked round failed")
             return

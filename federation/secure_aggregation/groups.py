@@ -36,3 +36,9 @@ def own_group(roster: Roster, count: int, key: bytes) -> Roster:
         if any(member.key == key for member in group.members):
             return group
     raise Refusal(reasons.SECAGG_MEMBER)
+
+
+def lists_of(roster: Roster, key: bytes) -> set[str]:
+    """Return the digests of the roster and of each group in which the hospital with this public key can be."""
+    groups = (group for count in range(1, len(roster.members) // MIN_PEERS + 1) for group in groups_of(roster, count))
+    return {roster.digest} | {group.digest for group in groups if any(member.key == key for member in group.members)}

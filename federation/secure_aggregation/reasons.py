@@ -93,6 +93,13 @@ SECAGG_NOT_SAME = Reason(
     "would be the figures of the hospitals that are in one of them",
     "Wait until the same hospitals are online. If one is gone for good, the hospitals approve a list without it.",
 )
+SECAGG_FORGOTTEN = Reason(
+    "E_SECAGG_FORGOTTEN",
+    "figures or answers of this kind were summed before, and it is not known over which hospitals: the gateway's "
+    "folder is older than the ledger, and the ledger's lines about these sums are from an earlier version",
+    "Stop the node and put back the newest copy of SITE_DIR/gateway. If there is none, move keys/secagg away, start "
+    "the node, and let all hospitals approve the new list with this hospital's new key.",
+)
 SECAGG_CHANGES = Reason(
     "E_SECAGG_CHANGES",
     "the hospitals in the sum changed more than {allowed} times in this run",

@@ -50,9 +50,10 @@ from federation.secure_aggregation.messages import (
     seed_digest,
     sign_of,
 )
+from federation.secure_aggregation.notes import CHANGED, MAY_REVEAL, summed_over
 from federation.secure_aggregation.roster import MIN_PEERS, Roster
 from federation.secure_aggregation.shamir import SHARE_BYTES, split
-from federation.secure_aggregation.store import Attempt, Store
+from federation.secure_aggregation.store import UNKNOWN, Attempt, Store
 from models.refusal import Refusal
 
 ADVERTISED, SHARED, MASKED, CONFIRMED, REVEALED = 1, 2, 3, 4, 5
@@ -69,7 +70,8 @@ class Limits:
 class SiteRound:
     """The site's part in an attempt at a round. `roster`: the one that this hospital approved.
 
-    `note` is called with a line for the ledger when the sum's hospitals changed, and when a sum may be revealed.
+    `note` is called with a line for the ledger (`notes`) and what it is about, a digest: before a list of replies is
+    signed, and before a sum may be revealed.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class SiteRound:
         roster: Roster,
         header: Header,
         limits: Limits | None = None,
-        note: Callable[[str], None] = lambda _: None,
+        note: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
         """Raises Refusal: E_SECAGG_ROSTER, E_SECAGG_ROSTER_SMALL, E_SECAGG_MEMBER."""
         limits = limits or Limits()
@@ -102,7 +104,7 @@ class SiteRound:
         """Begin the attempt with fresh keys. From now on, no earlier attempt of the run is answered.
 
         `brings`: a bit for each optional part of the reply that this hospital has; see `kept`. Raises Refusal:
-        E_SECAGG_MODEL_USED, E_SECAGG_ROUND_OLD, E_SECAGG_STEP, E_SECAGG_LOST.
+        E_SECAGG_MODEL_USED, E_SECAGG_FORGOTTEN, E_SECAGG_ROUND_OLD, E_SECAGG_STEP, E_SECAGG_LOST.
         """
         header = self._header
         last = self._store.last(header.run)
@@ -113,6 +115,9 @@ class SiteRound:
             return Advertisement.parse(self._current(ADVERTISED).secrets["advertisement"].encode())
         if self._store.was_revealed(header.model, header.kind):
             raise Refusal(reasons.SECAGG_MODEL_USED)
+        summed = self._store.summed_over(header.roster, header.kind)
+        if summed == UNKNOWN and header.kind != TRAIN:  # an update is summed without its figures (see `kept`)
+            raise Refusal(reasons.SECAGG_FORGOTTEN)
         keys = {what: secrets.token_bytes(KEY_BYTES) for what in ("sealing", "masking", "seed")}
         own = Advertisement.signed(
             header,
@@ -122,7 +127,7 @@ class SiteRound:
             masking=public_key(keys["masking"]),
             seed=seed_digest(keys["seed"]),
             brings=brings,
-            summed=hospitals_digest(self._store.summed_over(header.roster, header.kind)),
+            summed=summed,
         )
         content: dict[str, Any] = {what: key.hex() for what, key in keys.items()}
         content |= {"header": header.digest, "advertisement": own.content.decode()}
@@ -267,24 +272,33 @@ class SiteRound:
             self._check_same(advertised, uploaded.hospitals)
             if current.secrets["kept"] & ~self._brought(advertised, uploaded.hospitals):
                 raise Refusal(reasons.SECAGG_FEW_BRING)
-            current = self._counted(current, uploaded)
-            has_figures = self._header.kind != TRAIN or current.secrets["kept"]
-            summed = (self._header.roster, self._header.kind) if has_figures else None
-            self._advance(current, CONFIRMED, {"uploaded": list(uploaded.hospitals)}, summed=summed)
+            self._sign(current, uploaded)
         elif current.secrets["uploaded"] != list(uploaded.hospitals):
             raise Refusal(reasons.SECAGG_UPLOADED_TWICE)
         content = confirmed(self._header, current.secrets["lists"], uploaded)
         return Confirmation(signature=self._identity.sign("confirm", content))
 
-    def _counted(self, current: Attempt, uploaded: Uploaded) -> Attempt:
+    def _sign(self, current: Attempt, uploaded: Uploaded) -> None:
+        """Store, after the ledger, over which hospitals this sum is signed."""
+        header, hospitals = self._header, hospitals_digest(uploaded.hospitals)
+        has_figures = header.kind != TRAIN or bool(current.secrets["kept"])
+        summed = (header.roster, header.kind) if has_figures else None
+        with self._store.lock:  # what another run signs meanwhile would be in the ledger in another order
+            if summed and self._store.summed_over(*summed) not in (NOTHING, hospitals):
+                raise Refusal(reasons.SECAGG_NOT_SAME)
+            current = self._counted(current, hospitals)
+            self._note(summed_over(header.kind, hospitals, figures=has_figures), header.roster)
+            self._advance(current, CONFIRMED, {"uploaded": list(uploaded.hospitals)}, summed=summed)
+
+    def _counted(self, current: Attempt, hospitals: str) -> Attempt:
         """Count the change if the sum's hospitals are not those of the run's last sum, or at first the whole roster."""
-        before = current.uploaded or tuple(self._roster.by_name)
-        if before == uploaded.hospitals:
-            return replace(current, uploaded=uploaded.hospitals)
+        before = current.uploaded or hospitals_digest(self._roster.by_name)
+        if before == hospitals:
+            return replace(current, uploaded=hospitals)
         if current.changes >= self._limits.max_changes:
             raise Refusal(reasons.SECAGG_CHANGES, allowed=self._limits.max_changes)
-        self._note("hospitals of the sum changed")
-        return replace(current, uploaded=uploaded.hospitals, changes=current.changes + 1)
+        self._note(CHANGED, self._header.digest)
+        return replace(current, uploaded=hospitals, changes=current.changes + 1)
 
     # --- step 5: unmasking --------------------------------------------------------------------------------
 
@@ -304,7 +318,7 @@ class SiteRound:
         if current.step == CONFIRMED:
             if self._store.was_revealed(self._header.model, self._header.kind):
                 raise Refusal(reasons.SECAGG_MODEL_USED)
-            self._note("sum may be revealed")
+            self._note(MAY_REVEAL, self._header.digest)
             self._advance(current, REVEALED, {}, revealed=(self._header.model, self._header.kind))
         shares = {name: bytes.fromhex(both) for name, both in current.secrets["shares"].items()}
         return Revealed(

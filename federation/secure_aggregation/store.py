@@ -11,9 +11,9 @@ Two files, written before each message is sent:
 After kill -9 both are there, and the round goes on. After a restart of the machine the witness is gone: the attempt is
 lost, and no secret is. A database restored from a backup of an earlier attempt cannot be decrypted; one of an earlier
 step of the same attempt is behind the witness. Both are refused with E_SECAGG_LOST, so that no step is done twice with
-different content. Not prevented: a backup of the whole machine with its memory. Also, an old database has forgotten
-which sums were revealed since. A hospital restored like that counts as one that colludes with the server: fewer
-than 2t - n of them change nothing (see `Roster.threshold`).
+different content. What an old database has forgotten is rebuilt from the ledger (`add`). Not prevented: a backup of the
+whole machine with its memory and its ledger. A hospital restored like that counts as one that colludes with the server:
+fewer than 2t - n of them change nothing (see `Roster.threshold`).
 """
 
 import hashlib
@@ -23,7 +23,7 @@ import secrets
 import sqlite3
 import stat
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import wraps
@@ -33,6 +33,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from federation.secure_aggregation import reasons
 from federation.secure_aggregation.keys import KEY_BYTES, seal, unseal
+from federation.secure_aggregation.messages import NOTHING, hospitals_digest
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_ahead, write_atomically
 from pipeline.system.sqlite_format import SqliteFormat, bring_up
@@ -42,6 +43,7 @@ T = TypeVar("T")
 FILE = "rounds.sqlite"
 _WAIT_SECONDS = 30.0
 _FROM_LEDGER = "from the ledger"  # the kind of a row whose model is a `revealed_key`
+UNKNOWN = "f" * 64  # in place of a `hospitals_digest` that was forgotten; no hospitals have it
 MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of this user is made in it
 _SUMMED = """
 CREATE TABLE IF NOT EXISTS summed (roster TEXT, kind TEXT, hospitals TEXT NOT NULL, PRIMARY KEY (roster, kind)) STRICT
@@ -55,7 +57,7 @@ CREATE TABLE IF NOT EXISTS revealed (model TEXT, kind TEXT, PRIMARY KEY (model, 
 {_SUMMED};
 """
 FORMAT = SqliteFormat(
-    version=3,
+    version=4,
     schema=_SCHEMA,
     steps={
         1: (  # knew only sums of training
@@ -67,6 +69,10 @@ FORMAT = SqliteFormat(
         2: (  # did not know over which hospitals figures and answers were summed
             _SUMMED,
         ),
+        3: (  # kept names, of which the ledger holds only the digest
+            "UPDATE runs SET uploaded = hospitals_digest(uploaded)",
+            "UPDATE summed SET hospitals = hospitals_digest(hospitals)",
+        ),
     },
 )
 
@@ -75,8 +81,8 @@ FORMAT = SqliteFormat(
 class Attempt:
     """The last attempt of a run. `step`: how many steps were done in it.
 
-    `secrets`: JSON values that nobody else may know; empty if they are gone. `uploaded`: the hospitals in the run's
-    last confirmed sum. `changes`: how often these changed in the run.
+    `secrets`: JSON values that nobody else may know; empty if they are gone. `uploaded`: the `hospitals_digest` of the
+    run's last confirmed sum; "" before the first one. `changes`: how often the hospitals changed in the run.
     """
 
     run: str
@@ -84,7 +90,16 @@ class Attempt:
     attempt: int
     step: int = 0
     secrets: dict[str, Any] = field(default_factory=dict)
-    uploaded: tuple[str, ...] = ()
+    uploaded: str = ""
+    changes: int = 0
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the ledger knows of the sums of a run: the last confirmed `round`, `uploaded` and `changes` (`Attempt`)."""
+
+    round: int = 0
+    uploaded: str = ""
     changes: int = 0
 
 
@@ -115,6 +130,7 @@ class Store:
         self._file.chmod(0o600)
         self._database.execute("PRAGMA synchronous = FULL")
         write_ahead(self._database, seconds=_WAIT_SECONDS)
+        self._database.create_function("hospitals_digest", 1, _digest_of_names, deterministic=True)  # to migrate
         bring_up(self._database, self._file, FORMAT)
 
     def close(self) -> None:
@@ -128,7 +144,7 @@ class Store:
             return None
         _, number, attempt, step, sealed, uploaded, changes = row
         opened = self._opened(run, step, sealed)
-        return Attempt(run, number, attempt, step, opened, tuple(json.loads(uploaded)), changes)
+        return Attempt(run, number, attempt, step, opened, uploaded, changes)
 
     def _opened(self, run: str, step: int, sealed: bytes) -> dict[str, Any]:
         key, seen = self._seen().get(run, ("", 0))
@@ -165,7 +181,7 @@ class Store:
         row = (
             *(attempt.run, attempt.round, attempt.attempt, attempt.step),
             seal(key, content, _about(attempt.run, attempt.step)),
-            json.dumps(attempt.uploaded),
+            attempt.uploaded,
             attempt.changes,
         )
         with self._database as database:  # sqlite3 ends the transaction: committed, or rolled back on an error
@@ -174,19 +190,21 @@ class Store:
             if revealed and not database.execute("INSERT OR IGNORE INTO revealed VALUES (?, ?)", revealed).rowcount:
                 raise Refusal(reasons.SECAGG_MODEL_USED)  # another run revealed it between the check and now
             if summed:
-                hospitals = sorted(attempt.uploaded)
-                database.execute("INSERT OR IGNORE INTO summed VALUES (?, ?, ?)", (*summed, json.dumps(hospitals)))
-                if self.summed_over(*summed) != tuple(hospitals):
+                database.execute("INSERT OR IGNORE INTO summed VALUES (?, ?, ?)", (*summed, attempt.uploaded))
+                if self.summed_over(*summed) != attempt.uploaded:
                     raise Refusal(reasons.SECAGG_NOT_SAME)
         self._write_witness({**seen, attempt.run: (key.hex(), attempt.step)})
 
     @_locked
-    def summed_over(self, roster: str, kind: str) -> tuple[str, ...] | None:
-        """Return the hospitals of a roster over which figures or answers of this kind were summed; None if never."""
+    def summed_over(self, roster: str, kind: str) -> str:
+        """Return the `hospitals_digest` of those over which figures or answers of this kind were summed.
+
+        NOTHING if they never were with this roster; UNKNOWN if they were, and the hospitals were forgotten.
+        """
         found = self._database.execute(
             "SELECT hospitals FROM summed WHERE roster = ? AND kind = ?", (roster, kind)
         ).fetchone()
-        return tuple(json.loads(found[0])) if found else None
+        return str(found[0]) if found else NOTHING
 
     @_locked
     def was_revealed(self, model: str, kind: str) -> bool:
@@ -196,11 +214,42 @@ class Store:
         return found is not None
 
     @_locked
-    def add_revealed(self, keys: Iterable[str]) -> None:
-        """Store, durably, that sums were revealed which the ledger names by their `revealed_key`."""
+    def revealed_keys(self) -> set[str]:
+        """Return the `revealed_key` of each sum that this folder knows itself, not from the ledger."""
+        rows = self._database.execute("SELECT model, kind FROM revealed WHERE kind != ?", (_FROM_LEDGER,))
+        return {revealed_key(model, kind) for model, kind in rows}
+
+    @_locked
+    def add(self, *, revealed: Iterable[str], runs: Mapping[str, Known], summed: Mapping[tuple[str, str], str]) -> None:
+        """Store, durably, what the ledger knows and this folder has forgotten; what the folder knows is kept.
+
+        `revealed`: sums, by their `revealed_key`. `runs`: what is known of them, by name. `summed`: hospitals of
+        figures and answers, by roster and kind, as `summed_over` returns them.
+        """
         with self._database as database:
             database.execute("BEGIN IMMEDIATE")
-            database.executemany("INSERT OR IGNORE INTO revealed VALUES (?, ?)", ((key, _FROM_LEDGER) for key in keys))
+            rows = ((key, _FROM_LEDGER) for key in revealed)
+            database.executemany("INSERT OR IGNORE INTO revealed VALUES (?, ?)", rows)
+            found = ((*key, hospitals) for key, hospitals in summed.items())
+            database.executemany("INSERT OR IGNORE INTO summed VALUES (?, ?, ?)", found)
+            for run, known in runs.items():
+                self._add_run(run, known)
+
+    def _add_run(self, run: str, known: Known) -> None:
+        """Bring the row of a run up to date, if it is older than the ledger.
+
+        Of a later round than the row's, no attempt is left: the next one must have a higher number.
+        """
+        database, nothing = self._database, (run, 0, 0, 0, b"", "", 0)
+        database.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", nothing)
+        database.execute(
+            "UPDATE runs SET uploaded = ?, changes = ? WHERE run = ? AND (changes < ? OR uploaded = '')",
+            (known.uploaded, known.changes, run, known.changes),
+        )
+        database.execute(
+            "UPDATE runs SET round = ?, attempt = 0, step = 0, secrets = ? WHERE run = ? AND round < ?",
+            (known.round, b"", run, known.round),
+        )
 
     def _seen(self) -> dict[str, tuple[str, int]]:
         """Return key and step of each run's last attempt; nothing if the file is missing or damaged."""
@@ -212,6 +261,12 @@ class Store:
 
     def _write_witness(self, seen: dict[str, tuple[str, int]]) -> None:
         write_atomically(self._witness, json.dumps(seen).encode(), mode=0o600)
+
+
+def _digest_of_names(names: str) -> str:
+    """Return the `hospitals_digest` of a JSON list, as format 3 has it; "" if it is empty."""
+    found = json.loads(names)
+    return hospitals_digest(found) if found else ""
 
 
 def revealed_key(model: str, kind: str) -> str:

@@ -4,6 +4,7 @@ import functools
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from federation.protocol.masked_replies import MASKED, MOST_PATIENTS, WORDS, rou
 from federation.protocol.metric_allowlist import APPEARANCE_SIZE, LABELS, Kind
 from federation.protocol.summed_answers import SUMMED, label_of, load_counts, logit_counts, sites_with
 from federation.secure_aggregation.answer_vector import Answer, AnswerSettings, AnswerSum, answer_vector, sum_of
-from federation.secure_aggregation.messages import Header
+from federation.secure_aggregation.messages import Header, hospitals_digest
 from federation.secure_aggregation.reply_vector import Settings
+from federation.secure_aggregation.store import Store, witness_folder
 from pipeline.site.folder import Site
 from tests.federation.gateway.fake_server import Bench
 from tests.federation.gateway.messages import EveryStudy, arrays_of, first_of, moments, record_of, trained
@@ -309,6 +311,21 @@ def test_answers_that_a_backup_has_forgotten_are_not_summed_again(study: Questio
     shutil.rmtree(study.site.folder / "gateway" / "answers")
     study.expect("evaluate.test", attempt=2)
     assert code_of(study.ask("evaluate.test")) == "E_SECAGG_MODEL_USED"
+
+
+def test_hospitals_of_a_sum_that_the_folder_has_forgotten_are_known_from_the_ledger(study: Questions) -> None:
+    study.expect("evaluate.test")
+    study.sums("evaluate.test", study.ask("evaluate.test"))
+    hospitals = hospitals_digest(study.roster.by_name)
+    assert f"masked: evaluate.test with figures over {hospitals}" in study.kinds()
+    study.bench.stop_gateway()
+    secagg = study.site.folder / "gateway" / "secagg"
+    shutil.rmtree(secagg)
+    study.bench.start_gateway()
+    study.expect("evaluate.test", attempt=2)
+    assert code_of(study.ask("evaluate.test", answers=False)) == "E_SECAGG_MODEL_USED"
+    with closing(Store(secagg, witness_folder(study.site.folder))) as store:
+        assert store.summed_over(study.roster.digest, "evaluate.test") == hospitals
 
 
 def test_other_settings_about_the_same_model_are_refused(study: Questions) -> None:

@@ -13,7 +13,8 @@ from flwr.app import Message, MetricRecord, RecordDict
 
 from federation.approval.approvals import own_app_sha256
 from federation.gateway import task_exchange, task_intake
-from federation.gateway.memory import Memory, charged, private, summed
+from federation.gateway.masked_memory import summed
+from federation.gateway.memory import Memory, charged, private
 from federation.gateway.schema import Schema
 from federation.gateway.spool import Spool
 from federation.ledger.chain import PASSED, Entry, Ledger, ledger_file

@@ -103,7 +103,10 @@ class Rig:
 
     def site(self, name: str, header: Header) -> SiteRound:
         """The gateway of a hospital."""
-        return SiteRound(self.store(name), self.identities[name], self.roster, header, self.limits, self.notes.append)
+        return SiteRound(self.store(name), self.identities[name], self.roster, header, self.limits, self.noted)
+
+    def noted(self, note: str, digest: str) -> None:
+        self.notes.append(note)
 
     def server(self, header: Header) -> ServerRound:
         return ServerRound(self.roster, header, self.folder / "server", words=len(self.words(self.names[0])))

@@ -74,7 +74,7 @@ class GroupedRig(Rig):
     def site(self, name: str, header: Header) -> SiteRound:
         """The gateway of a hospital, which computes its own group."""
         own = own_group(self.everybody, self.groups, self.identities[name].public)
-        return SiteRound(self.store(name), self.identities[name], own, header, self.limits, self.notes.append)
+        return SiteRound(self.store(name), self.identities[name], own, header, self.limits, self.noted)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The gateway's memory of masked rounds, when several runs go on at the same time."""
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -8,7 +9,8 @@ from threading import Barrier
 
 import pytest
 
-from federation.secure_aggregation.store import Attempt, Store
+from federation.secure_aggregation.messages import NOTHING, hospitals_digest
+from federation.secure_aggregation.store import FILE, FORMAT, Attempt, Store
 
 RUNS, TIMES = ("north", "south", "west", "east"), 40
 
@@ -50,3 +52,23 @@ def test_runs_that_begin_at_the_same_time_keep_their_secrets(store: Store) -> No
         for run in RUNS:
             last = store.last(run)
             assert last is not None and last.secrets == {"x": 1}
+
+
+def test_hospitals_that_an_earlier_format_knows_by_name_are_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / "database"
+    Store(folder, tmp_path / "witness").close()
+    with closing(sqlite3.connect(folder / FILE, isolation_level=None)) as database:
+        database.execute("""INSERT INTO summed VALUES ('list', 'evaluate.test', '["north", "south", "west"]')""")
+        database.execute("""INSERT INTO runs VALUES ('signed', 1, 1, 4, x'', '["north", "south", "west"]', 2)""")
+        database.execute("INSERT INTO runs VALUES ('begun', 1, 1, 1, x'', '[]', 0)")
+        database.execute("PRAGMA user_version = 3")
+    hospitals = hospitals_digest(["west", "north", "south"])
+    for _ in range(2):
+        with closing(Store(folder, tmp_path / "witness")) as store:
+            assert store.summed_over("list", "evaluate.test") == hospitals
+            assert store.summed_over("list", "evaluate.calibrate") == NOTHING
+            signed, begun = store.last("signed"), store.last("begun")
+        assert signed is not None and (signed.uploaded, signed.changes) == (hospitals, 2)
+        assert begun is not None and begun.uploaded == ""
+    with closing(sqlite3.connect(folder / FILE)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (FORMAT.version,)
