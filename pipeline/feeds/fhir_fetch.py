@@ -20,7 +20,7 @@ from pipeline.feeds.fhir_client import FhirClient
 from pipeline.feeds.fhir_export import export
 from pipeline.feeds.fhir_search import COURSES, RESULTS, Query, fetch_missing, name_in, referenced, search
 from pipeline.feeds.withdrawn_resources import WithdrawnResources
-from pipeline.records.fhir_store import ResourceStore
+from pipeline.records.fhir_store import ResourceStore, name_of
 from pipeline.records.laboratory.codes import GENES, OVERALL, Code, kind_of
 from pipeline.records.laboratory.settings import FhirLaboratory, canonical
 from pipeline.records.outcomes import FhirOutcomes
@@ -161,7 +161,7 @@ def _end(site: Site, store: ResourceStore, client: FhirClient, withdrawn: Withdr
         for kind in COURSES:
             for each in store.resources(kind):
                 if name_in(client.base, each.get("subject")) not in needed:
-                    gone.append(f"{kind}/{each['id']}")
+                    gone.append(name_of(each))
     store.write(gone=gone)
     count = fetch_missing(client, store, needed, withdrawn)
     fetched = datetime.now().astimezone().isoformat(timespec="seconds")

@@ -15,7 +15,7 @@ from models.refusal import Refusal
 from pipeline.feeds import reasons
 from pipeline.feeds.fhir_client import FhirClient, GoneError, absolute
 from pipeline.feeds.withdrawn_resources import WithdrawnResources
-from pipeline.records.fhir_store import ResourceStore, kept
+from pipeline.records.fhir_store import ResourceStore, kept, name_of, without_id
 from pipeline.site.fhir_settings import FhirTable
 
 _WAIT = {reasons.FHIR_SILENT, reasons.FHIR_AUTH}  # the same page can still come
@@ -138,7 +138,7 @@ def keep_bundle(
     found = list(_resources(client.base, bundle))
     others, gone, knows_more = withdrawn.split(each for _, each in found)
     kept = {id(each) for each in others if wants(each)}
-    gone |= {f"{each['resourceType']}/{each['id']}" for each in others if not wants(each)}
+    gone |= {name_of(each) for each in others if not wants(each)}
     if knows_more:
         state["withdrawn"] = withdrawn.state
     count = store.write(((url, each) for url, each in found if id(each) in kept), gone=gone, **state)
@@ -148,13 +148,17 @@ def keep_bundle(
 
 
 def _resources(base: str, bundle: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the resources of a Bundle with their URLs, without other types and those that have no valid id."""
+    """Yield the resources of a Bundle with their URLs, without other types.
+
+    A resource without a valid id cannot be told from a later version of itself, but it may be the only positive result
+    of its patient. It is kept as one that cannot be read.
+    """
     found = bundle.get("entry")
     for entry in found if isinstance(found, list) else []:
         resource = entry.get("resource") if isinstance(entry, dict) else None
-        if isinstance(resource, dict) and (mine := kept(resource)) and is_id(mine.get("id")):
-            own = f"{mine['resourceType']}/{mine['id']}"
-            url = entry.get("fullUrl")
+        if isinstance(resource, dict) and (mine := kept(resource)):
+            mine = mine if is_id(mine.get("id")) else without_id(mine)
+            own, url = name_of(mine), entry.get("fullUrl")
             yield url if isinstance(url, str) and url.endswith(f"/{own}") else f"{base}/{own}", mine
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.records.fhir_store import KEPT, ResourceStore
+from pipeline.records.fhir_store import KEPT, ResourceStore, name_of
 from pipeline.records.laboratory.fhir import identifier_of
 from pipeline.records.laboratory.fhir_models import FhirIdentifier
 from pipeline.records.laboratory.results import of_site
@@ -45,7 +45,7 @@ class WithdrawnResources:
             return new, set(), False
         before = set(self._marks)
         gone = self._gone(new)
-        return [each for each in new if _name(each) not in gone], gone, self._marks != before
+        return [each for each in new if name_of(each) not in gone], gone, self._marks != before
 
     def stored(self) -> set[str]:
         """Return the names of all stored resources of withdrawn patients."""
@@ -56,9 +56,9 @@ class WithdrawnResources:
         ]
         gone = self._gone(every)
         # Several patients may share a specimen, which then belongs to none of them.
-        taken = {name for each in every if _name(each) in gone for name in _targets(each, "specimen")}
+        taken = {name for each in every if name_of(each) in gone for name in _targets(each, "specimen")}
         return gone | taken.difference(
-            name for each in every if _name(each) not in gone for name in _targets(each, "specimen")
+            name for each in every if name_of(each) not in gone for name in _targets(each, "specimen")
         )
 
     @property
@@ -72,15 +72,15 @@ class WithdrawnResources:
             if each.get("resourceType") == "Patient":
                 self._note_patient(each)
         gone: set[str] = set()
-        while more := {name for each in resources if (name := _name(each)) not in gone and self._is_theirs(each)}:
+        while more := {name for each in resources if (name := name_of(each)) not in gone and self._is_theirs(each)}:
             gone |= more
-            parts = {name for each in resources if _name(each) in more for name in _targets(each, *_PARTS)}
+            parts = {name for each in resources if name_of(each) in more for name in _targets(each, *_PARTS)}
             self._marks |= {self._mark(name) for name in parts}
         return gone
 
     def _note_patient(self, patient: Json) -> None:
         """Remember a withdrawn Patient, and forget one whose identifiers the server has corrected."""
-        mark = self._mark(_name(patient))
+        mark = self._mark(name_of(patient))
         if self._is_withdrawn(patient.get("identifier")):
             self._marks.add(mark)
         else:
@@ -89,11 +89,11 @@ class WithdrawnResources:
     def _is_theirs(self, resource: Json) -> bool:
         """Whether a resource belongs to a withdrawn patient, as far as is known now."""
         if resource.get("resourceType") == "Patient":
-            return self._mark(_name(resource)) in self._marks
+            return self._mark(name_of(resource)) in self._marks
         subject = resource.get("subject")
         if isinstance(subject, dict) and subject:
             return self._is_of_withdrawn(subject, resource)
-        return self._mark(_name(resource)) in self._marks
+        return self._mark(name_of(resource)) in self._marks
 
     def _is_of_withdrawn(self, subject: Json, resource: Json) -> bool:
         if self._is_withdrawn([subject.get("identifier")]):
@@ -116,10 +116,6 @@ class WithdrawnResources:
 
     def _mark(self, name: str) -> str:
         return self._site.keyed("withdrawn resource", name)
-
-
-def _name(resource: Json) -> str:
-    return f"{resource.get('resourceType')}/{resource.get('id')}"
 
 
 def _target(reference: str) -> str:

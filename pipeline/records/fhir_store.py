@@ -4,6 +4,7 @@ A page of resources and the place from which to continue are written in one tran
 continues without loss. Only the elements that records need are kept: no names, addresses, narratives or notes.
 """
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -51,6 +52,21 @@ def kept(resource: dict[str, Any]) -> dict[str, Any] | None:
     return result
 
 
+def without_id(resource: dict[str, Any]) -> dict[str, Any]:
+    """Return a resource whose id cannot be used, with a mark instead of it: readers report it as unreadable.
+
+    The mark depends on the content alone, so that a resource that is fetched again is stored once.
+    """
+    content = json.dumps(resource, sort_keys=True).encode()
+    return resource | {"id": {"invalid": hashlib.sha256(content).hexdigest()}}
+
+
+def name_of(resource: dict[str, Any]) -> str:
+    """Return the name of a resource in the store: type/id, or type/?hash if `without_id` has marked it."""
+    own = resource.get("id")
+    return f"{resource.get('resourceType')}/" + (f"?{own['invalid']}" if isinstance(own, dict) else str(own))
+
+
 class ResourceStore:
     """The open store; a context manager. Each method is one transaction.
 
@@ -87,10 +103,9 @@ class ResourceStore:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             for url, resource in resources:
-                name = f"{resource['resourceType']}/{resource['id']}"
                 entry = {"resourceType": "Bundle", "entry": [{"fullUrl": url, "resource": resource}]}
                 text = json.dumps(entry)
-                self._db.execute("INSERT OR REPLACE INTO resource VALUES (?, ?, ?)", (name, text, current))
+                self._db.execute("INSERT OR REPLACE INTO resource VALUES (?, ?, ?)", (name_of(resource), text, current))
                 count += 1
             self._db.executemany("DELETE FROM resource WHERE name = ?", ((name,) for name in gone))
             for key, value in state.items():

@@ -33,10 +33,10 @@ class Answer:
 
 def matches(resource: Json, query: dict[str, list[str]]) -> bool:
     """Whether a resource has the ids and patients of a search."""
-    ids = query["_id"][0].split(",") if "_id" in query else [resource["id"]]
+    ids = query["_id"][0].split(",") if "_id" in query else [resource.get("id")]
     patient = resource.get("subject", {}).get("reference", "")
     patients = query["patient"][0].split(",") if "patient" in query else [patient]
-    return resource["id"] in ids and patient in patients
+    return resource.get("id") in ids and patient in patients
 
 
 @dataclass
@@ -103,7 +103,7 @@ class FhirServer:
         parts = plain.removeprefix("/r4/").split("/")
         of_kind = [each for each in self.resources if each["resourceType"] == parts[0]]
         if len(parts) == 2:
-            found = [each for each in of_kind if each["id"] == parts[1]]
+            found = [each for each in of_kind if each.get("id") == parts[1]]
             return Answer(found[0]) if found else Answer({}, 404)
         query = parse_qs(urlsplit(path).query)
         since = query.get("_lastUpdated", ["ge"])[0].removeprefix("ge")
@@ -114,9 +114,9 @@ class FhirServer:
         size, page = int(query["_count"][0]), int(query.get("page", ["0"])[0])
         shown = found[page * size : (page + 1) * size]
         named = {each[key]["reference"] for each in shown for key in ("subject", "specimen") if key in each}
-        more = [each for each in self.resources if f"{each['resourceType']}/{each['id']}" in named]
+        more = [each for each in self.resources if f"{each['resourceType']}/{each.get('id')}" in named]
         entries = [
-            {"fullUrl": f"{self.url}/{each['resourceType']}/{each['id']}", "resource": each}
+            {"fullUrl": f"{self.url}/{each['resourceType']}/{each.get('id')}", "resource": each}
             for each in (*shown, *(more if self.includes else []))
         ]
         links = [{"relation": "self", "url": self.origin + path}]

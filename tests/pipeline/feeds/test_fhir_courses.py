@@ -73,6 +73,18 @@ def test_course_of_the_patients_with_results_is_fetched(tmp_path: Path, method: 
     assert "pother" not in stored and "Encounter-other" not in stored
 
 
+@pytest.mark.parametrize("method", ["search", "export"])
+def test_event_without_a_valid_id_leaves_its_patient_without_outcome(tmp_path: Path, method: str) -> None:
+    unnamed = [{**procedure(patient), "id": "a/b"} for patient in ("2", "other")]
+    with serving(FhirServer([*content(3), *unnamed])) as server:
+        site = make_site(tmp_path, server.url, f'method = "{method}"')
+        fetch(site, sleep=Waiting())
+    assert site.settings.outcomes is not None
+    found, findings = read_outcomes(site.settings.outcomes, time_zone="Europe/Paris", today=date(2020, 6, 1))
+    assert found == {key: COURSES[key] for key in "01"}
+    assert [(each.reason.code, each.patient_id) for each in findings] == [("E_FHIR", "2")]
+
+
 def test_interrupted_fetch_of_courses_does_not_search_for_results_again(tmp_path: Path) -> None:
     with serving(FhirServer(content(3))) as server:
         site = make_site(tmp_path, server.url)

@@ -17,9 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from models.refusal import Refusal
 from pipeline.doctor.connectivity import fhir as fhir_lines
 from pipeline.doctor.environment import secret_files
-from pipeline.feeds.fhir_fetch import fetch, last_fetch
+from pipeline.feeds.fhir_fetch import erase, fetch, last_fetch
 from pipeline.records.laboratory import read_pcr
 from pipeline.site.folder import Site, init_site
+from pipeline.site.withdrawn import Withdrawn
 from tests.pipeline.feeds.fhir_server import PLAIN, Answer, FhirServer, serving
 from tests.pipeline.feeds.listener_rig import ENVIRONMENT
 from tests.pipeline.pacs.authority import Authority
@@ -320,6 +321,35 @@ def test_malformed_entries_are_left_out(tmp_path: Path) -> None:
         server.special["/r4/Observation"] = lambda *_: Answer({"resourceType": "Bundle", "entry": entries, "link": "x"})
         fetch(site)
         assert read(site) == expected(2)
+
+
+@pytest.mark.parametrize("method", ["search", "export"])
+@pytest.mark.parametrize("name", [None, "", "../../x", "a b", 7, {"a": 1}, "x" * 201])
+def test_result_without_a_valid_id_is_reported_for_its_patient(tmp_path: Path, method: str, name: Any) -> None:
+    unnamed = {key: value for key, value in observation("0", DETECTED).items() if key != "id"}
+    unnamed |= {} if name is None else {"id": name}
+    other = {**unnamed, "code": concept(LOINC, "718-7"), "valueString": "130 g/l"}
+    with serving(FhirServer([*results(6), unnamed, other])) as server:
+        site = make_site(tmp_path, server.url, f'method = "{method}"')
+        for _ in range(2):
+            fetch(site, sleep=Waiting())
+            site = Site.open(site.folder)
+            assert site.settings.laboratory is not None
+            found, findings = read_pcr(site.settings.laboratory, time_zone="Europe/Paris", today=TODAY)
+            assert {each.patient_id: each.positive for each in found} == expected(6)
+            assert [(each.reason.code, each.patient_id) for each in findings] == [("E_FHIR", "0")]
+    assert "718-7" not in stored(site)
+
+
+def test_result_without_a_valid_id_is_erased_with_its_patient(tmp_path: Path) -> None:
+    with serving(FhirServer([*results(2), {**observation("0", DETECTED), "id": "a/b"}])) as server:
+        site = make_site(tmp_path, server.url)
+        fetch(site)
+        Withdrawn(site).add([site.pseudonym("0")])
+        assert erase(site) == 4, "Patient, Specimen and two Observations"
+        assert read(site) == {"1": True}
+        fetch(site)
+        assert read(site) == {"1": True}
 
 
 def test_busy_server_is_asked_again_after_the_time_that_it_states(tmp_path: Path) -> None:
