@@ -16,6 +16,7 @@ from pydicom.dataelem import RawDataElement
 from models.refusal import Refusal
 from pipeline.imaging import reasons
 from pipeline.imaging.dicom_header import PIXEL_DATA, read_header, tags, text
+from pipeline.imaging.geometry import unit_axes
 from pipeline.imaging.lung_mask import BOTH, LEFT, RIGHT
 from pipeline.imaging.volume import MAX_VOXELS
 
@@ -194,10 +195,10 @@ def _group(own: Dataset, shared: Dataset, keyword: str) -> Dataset:
 
 def _directions(own: Dataset, shared: Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     both = _numbers(_group(own, shared, "PlaneOrientationSequence").ImageOrientationPatient, 6)
-    row, column = both[:3], both[3:]
-    if np.abs([row @ row - 1, column @ column - 1, row @ column]).max() > _SAME_DIRECTION:
-        raise _fault("impossible orientation")
-    return row, column
+    try:
+        return unit_axes(both)
+    except Refusal:
+        raise _fault("impossible orientation") from None
 
 
 def _numbers(values: Iterable[object], count: int) -> NDArray[np.float64]:

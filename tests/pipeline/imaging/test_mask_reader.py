@@ -236,6 +236,17 @@ def test_voxel_in_the_segments_of_both_lungs_has_no_side(scan: Series, tmp_path:
     assert np.array_equal(found > 0, first | second)
 
 
+def test_segmentation_with_a_rounded_orientation_is_read(scan: Series, tmp_path: Path) -> None:
+    def rounded(dataset: Dataset) -> None:
+        plane = dataset.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0]
+        plane.ImageOrientationPatient = [0.999, 0, 0, 0, 1, 0.001]
+
+    path = write_segmentation(tmp_path / "a.dcm", scan.files, halves(), rounded)
+    right, left = blocks()
+    found = read_lung_mask(path, scan).on(SHAPE, read_series(scan).affine)
+    assert np.array_equal(found, right * RIGHT + left * LEFT)
+
+
 def other_series(dataset: Dataset) -> None:
     dataset.ReferencedSeriesSequence[0].SeriesInstanceUID = "2.25.1"
 

@@ -82,6 +82,25 @@ def test_voxels_keep_their_scanned_positions(tmp_path, orientation, feet_first):
     assert volume.flags == ()
 
 
+OBLIQUE = np.array([[0.9961, -0.0601, 0.0638], [0.0669, 0.9914, -0.1125]])  # about 8 degrees from axial
+
+
+@pytest.mark.parametrize("decimals", [3, 4, 6])
+@pytest.mark.parametrize("longer", [0.995, 1, 1.005])
+def test_orientation_with_rounded_numbers_is_read(tmp_path, decimals, longer):
+    row = OBLIQUE[0] / np.linalg.norm(OBLIQUE[0])
+    column = OBLIQUE[1] - (OBLIQUE[1] @ row) * row
+    column /= np.linalg.norm(column)
+    written = (np.array([*row, *column]) * longer).round(decimals)
+    write_series(tmp_path, body(24), spacing_mm=(2, 1.5, 0.75), orientation=written, step_mm=np.cross(row, column) * 2)
+    volume = read(tmp_path)
+    assert volume.spacing_mm == pytest.approx((2, 1.5, 0.75), abs=1e-4)
+    axes = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
+    assert abs(axes[:, 1] @ axes[:, 2]) < 1e-9
+    assert np.allclose(axes[:, 1:].T * [-1, -1, 1], [column, row], atol=0.002)
+    assert volume.flags == ()
+
+
 def test_values_are_clipped_to_int16_hu(tmp_path):
     hu = body()
     hu[0, 0, 0], hu[0, 0, 1] = -1500, 9000
@@ -308,6 +327,9 @@ REFUSED = {
     "no orientation": ("E_GEOMETRY", without("ImageOrientationPatient")),
     "orientation not square": ("E_GEOMETRY", attributes(ImageOrientationPatient=[1, 0, 0, 1, 0, 0])),
     "orientation of zeros": ("E_GEOMETRY", attributes(ImageOrientationPatient=[0, 0, 0, 0, 0, 0])),
+    "orientation too short": ("E_GEOMETRY", attributes(ImageOrientationPatient=[0.98, 0, 0, 0, 1, 0])),
+    "orientation too long": ("E_GEOMETRY", attributes(ImageOrientationPatient=[1, 0, 0, 0, 1.02, 0])),
+    "orientation no right angle": ("E_GEOMETRY", attributes(ImageOrientationPatient=[1, 0.004, 0, 0, 1, 0])),
     "orientation nan": ("E_GEOMETRY", attributes(ImageOrientationPatient=[1, 0, 0, 0, float("nan"), 0])),
     "no pixel spacing": ("E_GEOMETRY", without("PixelSpacing")),
     "pixel spacing zero": ("E_SPACING", attributes(PixelSpacing=[0, 1])),
