@@ -14,7 +14,10 @@ from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.imaging.seam import has_seam
 from pipeline.imaging.volume import MAX_VOXELS, Volume, filled_slices, is_blank
 
-LOWEST_HU, HIGHEST_HU = -2000, 10_000  # noise does not go lower, and no metal is denser
+LOWEST_HU, HIGHEST_HU = -2000, 10_000  # noise does not go lower; only metal on an extended HU scale is brighter
+# Share of all voxels that metal above HIGHEST_HU may fill: some 40 mL of a whole chest, more than spinal rods do. The
+# rest of such a scan must be tissue in HU, by its median: fat is near -100 HU, organs are between 20 and 80.
+_MOST_METAL, _TISSUE_HU, _SLICES = 0.001, (-200, 200), 16
 THICK_MM = 5.0
 _NOT_AIR_HU = -500
 _MIN_NOT_AIR = 0.01  # share of voxels; a chest fills about half of the image
@@ -85,7 +88,7 @@ def finish(hu: NDArray[np.int16], affine: NDArray[np.float64], flags: set[str]) 
     if lowest < LOWEST_HU and _fill_undeclared_padding(hu, lowest):
         flags = {*flags, reasons.PADDING.code}
         lowest, highest = _range(hu)
-    if lowest < LOWEST_HU or highest > HIGHEST_HU:
+    if lowest < LOWEST_HU or (highest > HIGHEST_HU and not _is_metal(hu)):
         raise Refusal(reasons.HU_RANGE, lowest_hu=lowest, highest_hu=highest)
     if lowest == highest or _is_all_air(hu):
         raise Refusal(reasons.EMPTY_VOLUME)
@@ -104,6 +107,19 @@ def _range(hu: NDArray[np.int16]) -> tuple[int, int]:
     """Return the lowest and highest value; it works slice by slice, because a slice fits the processor's cache."""
     ends = np.array([(each.min(), each.max()) for each in hu])
     return int(ends[:, 0].min()), int(ends[:, 1].max())
+
+
+def _is_metal(hu: NDArray[np.int16]) -> bool:
+    """Whether what is brighter than HIGHEST_HU is metal in a scan in HU.
+
+    Some scanners store metal with 20,000 HU and more, for example in steps of 10 HU. With a wrong rescale many voxels
+    are that bright, or all tissue is too bright.
+    """
+    metal = sum(int(np.count_nonzero(each > HIGHEST_HU)) for each in hu)
+    some = hu[:: max(1, len(hu) // _SLICES)]
+    tissue = some[some > _NOT_AIR_HU]
+    is_tissue = bool(tissue.size) and _TISSUE_HU[0] <= float(np.median(tissue)) <= _TISSUE_HU[1]
+    return metal <= _MOST_METAL * hu.size and is_tissue
 
 
 def _is_all_air(hu: NDArray[np.int16]) -> bool:

@@ -110,6 +110,48 @@ def test_values_are_clipped_to_int16_hu(tmp_path):
     assert np.array_equal(volume.hu, hu.clip(-1024, 3071))
 
 
+def with_metal(voxels: int, metal_hu: int = 30_000) -> np.ndarray:
+    """A body of 123,000 voxels, with metal in so many of them."""
+    hu = body(30, 64, 64)
+    rows, columns = np.divmod(np.arange(voxels), 40)
+    hu[10, 10 + rows, 10 + columns] = metal_hu
+    return hu
+
+
+def on_extended_scale(ds: Dataset, _: int) -> None:
+    """Store steps of 10 HU."""
+    stored = np.frombuffer(ds.PixelData, np.int16) // 10
+    ds.PixelData, ds.RescaleSlope = stored.tobytes(), 10
+
+
+@pytest.mark.parametrize("edit", [None, on_extended_scale])
+@pytest.mark.parametrize("metal_hu", [10_001, 20_000, 32_000])
+def test_metal_on_an_extended_scale_is_clipped(tmp_path, edit, metal_hu):
+    hu = with_metal(100, metal_hu)
+    write_series(tmp_path, hu, edit=edit)
+    volume = read(tmp_path)
+    assert (volume.hu == 3071).sum() == 100
+    assert np.abs(volume.hu - hu.clip(-1024, 3071)).max() < (10 if edit else 1)
+
+
+@pytest.mark.parametrize("edit", [None, on_extended_scale])
+def test_many_voxels_that_are_too_bright_are_refused(tmp_path, edit):
+    write_series(tmp_path, with_metal(200), edit=edit)
+    assert refusal(tmp_path).code == "E_HU_RANGE"
+
+
+@pytest.mark.parametrize("slope", [3, 5, 10])
+def test_wrong_slope_is_refused_even_if_few_voxels_are_too_bright(tmp_path, slope):
+    """The intercept is right, so air is right too, as is the share of the brightest voxels."""
+
+    def scaled(ds: Dataset, _: int) -> None:
+        stored = np.frombuffer(ds.PixelData, np.int16) + np.int16(1024)
+        ds.PixelData, ds.RescaleSlope, ds.RescaleIntercept = stored.tobytes(), slope, -1024
+
+    write_series(tmp_path, with_metal(100, 3071) - 60, edit=scaled)
+    assert refusal(tmp_path).code == "E_HU_RANGE"
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint16, np.int16])
 @pytest.mark.parametrize("slope", [1.0, 0.5])
 @pytest.mark.parametrize("intercept", [0.0, -1024.0, 1000.0, 40_000.0, -1024.25])
