@@ -16,7 +16,7 @@ from pydicom.dataelem import RawDataElement
 from models.refusal import Refusal
 from pipeline.imaging import reasons
 from pipeline.imaging.dicom_header import PIXEL_DATA, read_header, tags, text
-from pipeline.imaging.geometry import unit_axes
+from pipeline.imaging.geometry import MAX_OBLIQUE_DEGREES, unit_axes
 from pipeline.imaging.lung_mask import BOTH, LEFT, RIGHT
 from pipeline.imaging.volume import MAX_VOXELS
 
@@ -158,7 +158,7 @@ def _volume(header: Dataset, segments: dict[int, int]) -> tuple[NDArray[np.uint8
     row, column = _directions(first, shared)
     measures = _group(first, shared, "PixelMeasuresSequence")
     normal = np.cross(row, column)
-    heights, step_mm, corner = _stack(frames, normal, measures)
+    heights, step, corner = _stack(frames, normal, measures)
     if rows * columns * (max(heights) + 1) > MAX_VOXELS:
         raise _fault("too many voxels")
     labels = np.zeros((max(heights) + 1, rows, columns), np.uint8)
@@ -167,7 +167,7 @@ def _volume(header: Dataset, segments: dict[int, int]) -> tuple[NDArray[np.uint8
         labels[height][_bits(data, frame.number, rows * columns).reshape(rows, columns)] |= frame.label
     between_rows, between_columns = (float(number) for number in measures.PixelSpacing)
     lps = np.eye(4)
-    lps[:3] = np.stack([normal * step_mm, column * between_rows, row * between_columns, corner], axis=1)
+    lps[:3] = np.stack([step, column * between_rows, row * between_columns, corner], axis=1)
     return labels, np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
 
 
@@ -210,20 +210,22 @@ def _numbers(values: Iterable[object], count: int) -> NDArray[np.float64]:
 
 def _stack(
     frames: list[_Frame], normal: NDArray[np.float64], measures: Dataset
-) -> tuple[list[int], float, NDArray[np.float64]]:
-    """Return the slice of each frame, the distance between slices, and the position of the lowest frame.
+) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the slice of each frame, the step from slice to slice, and the position of the lowest frame.
 
-    Empty slices may be absent, so the distance is the stated one, corrected by the ends: it may be stated rounded.
+    The step is not perpendicular to the slices if the gantry was tilted. Empty slices may be absent, so the distance is
+    the stated one, corrected by the ends: it may be stated rounded.
     """
     places = np.array([frame.place_mm for frame in frames])
     heights_mm = places @ normal
     lowest = places[heights_mm.argmin()]
     from_lowest = heights_mm - heights_mm.min()
-    aside = places - lowest - np.outer(from_lowest, normal)
+    whole = places[heights_mm.argmax()] - lowest
     steps = np.diff(np.unique(np.round(from_lowest, 3)))
-    stated = measures.get("SpacingBetweenSlices")
+    is_tilted = _require_straight(places - lowest, from_lowest, whole, normal)
+    stated = None if is_tilted else measures.get("SpacingBetweenSlices")  # along the table or across the slices
     usual_mm = float(stated) if stated else float(steps.min()) if steps.size else float(measures.SliceThickness)
-    if not 0 < usual_mm < math.inf or np.abs(aside).max() > _SAME_PLACE_MM:
+    if not 0 < usual_mm < math.inf:
         raise _fault("the frames are not one stack")
     count = round(float(from_lowest.max()) / usual_mm)
     if count > _MAX_FRAMES:
@@ -232,7 +234,26 @@ def _stack(
     heights = np.rint(from_lowest / step_mm)
     if np.abs(from_lowest - heights * step_mm).max() > _UNEVEN * step_mm:
         raise _fault("the distances between frames are uneven")
-    return heights.astype(int).tolist(), step_mm, lowest
+    return heights.astype(int).tolist(), whole / count if count else normal * usual_mm, lowest
+
+
+def _require_straight(
+    places: NDArray[np.float64],
+    heights_mm: NDArray[np.float64],
+    whole: NDArray[np.float64],
+    normal: NDArray[np.float64],
+) -> bool:
+    """Check that frames lie on the line from the lowest to the highest one; return whether a tilted gantry leans it.
+
+    `places`, `heights_mm`: from the lowest frame. `whole`: the highest of the places.
+    """
+    height_mm = float(whole @ normal)
+    aside_mm = float(np.linalg.norm(whole - height_mm * normal))
+    line = whole / height_mm if height_mm else normal
+    is_leaning_much = aside_mm > _SAME_PLACE_MM + height_mm * math.tan(math.radians(MAX_OBLIQUE_DEGREES))
+    if is_leaning_much or np.abs(places - np.outer(heights_mm, line)).max() > _SAME_PLACE_MM:
+        raise _fault("the frames are not one stack")
+    return aside_mm > _SAME_PLACE_MM
 
 
 def _bits(data: bytes, frame: int, size: int) -> NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """Tests of reading a hospital's lung masks: NIfTI and DICOM SEG, in any orientation, and malicious files."""
 
 import gzip
+import math
 import os
 import shutil
 import struct
@@ -245,6 +246,31 @@ def test_segmentation_with_a_rounded_orientation_is_read(scan: Series, tmp_path:
     right, left = blocks()
     found = read_lung_mask(path, scan).on(SHAPE, read_series(scan).affine)
     assert np.array_equal(found, right * RIGHT + left * LEFT)
+
+
+@pytest.mark.parametrize("degrees", [-14, 0.8, 14])
+@pytest.mark.parametrize("stated", ["", "table", "slices"])
+def test_segmentation_of_a_tilted_gantry_is_placed_on_its_slices(tmp_path: Path, degrees: float, stated: str) -> None:
+    angle = math.radians(degrees)
+    orientation = (1, 0, 0, 0, math.cos(angle), -math.sin(angle))
+
+    def with_frame(image: Dataset, _: int) -> None:
+        image.FrameOfReferenceUID = FRAME
+
+    def with_spacing(dataset: Dataset) -> None:
+        measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        measures.SpacingBetweenSlices = {"table": 2.0, "slices": round(2.0 * math.cos(angle), 5), "": None}[stated]
+
+    hu = body(*SHAPE)
+    files = write_series(
+        tmp_path / "scan", hu, spacing_mm=SPACING_MM, orientation=orientation, step_mm=(0, 0, 2), edit=with_frame
+    )
+    (series,), _ = find_series(tmp_path / "scan")
+    path = write_segmentation(tmp_path / "a.dcm", files, halves(), with_spacing)
+    volume, mask = read_series(series), read_lung_mask(path, series)
+    grid = volume.stored or volume
+    right, left = blocks()
+    assert np.array_equal(mask.on(SHAPE, grid.affine), np.where(right, RIGHT, np.where(left, LEFT, 0)))
 
 
 def other_series(dataset: Dataset) -> None:
