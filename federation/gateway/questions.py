@@ -131,7 +131,7 @@ class Questions:
             raise Refusal(reasons.QUESTIONS_MONTH, allowed=self._a_month)
 
     def check_cohort(self, cohort: Collection[str], *, min_patients: int) -> None:
-        """Check that means over these training patients may leave. `cohort`: see `training_patients`.
+        """Check that means over these training patients may leave. `cohort`: see `TrainingPatients`.
 
         Raises Refusal: E_COHORT_ALMOST_SAME if means over a cohort left that differs by fewer than `min_patients`
         patients, or patients with another scan; E_MEMORY_LOST if means left, and it is not known over which cohort. The

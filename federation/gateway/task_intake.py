@@ -54,7 +54,7 @@ from federation.gateway.upstream import (
 from federation.ledger import reasons as ledger_reasons
 from federation.ledger.chain import Ledger
 from federation.protocol.metric_allowlist import FIGURES, HANDSHAKE
-from federation.protocol.patient_counts import count_patients, training_patients
+from federation.protocol.patient_counts import TrainingPatients, count_patients, training_patients
 from models.refusal import Refusal
 from pipeline.site.folder import Site
 from pipeline.training.privacy_budget import check_and_spend
@@ -91,7 +91,7 @@ class Task:
     small: Mapping[str, bytes] = field(default_factory=dict)
     chunks: Mapping[str, tuple[int, bytes]] = field(default_factory=dict)
     deliveries: int = 0  # times it was offered to the node
-    cohort: frozenset[str] = frozenset()  # digests of the training patients when the task arrived
+    cohort: TrainingPatients = field(default_factory=TrainingPatients)  # when the task arrived
     earlier: KeptAnswer | None = None  # the kept answer, if the question is a repetition
     epsilon: float | None = None  # spent in the run so far at this site, if its study is private
     offered_at: float = 0.0  # when the node last received it, by the monotonic clock
@@ -150,7 +150,7 @@ class Task:
         settings = task_checks.deployed_settings(self.content.configs["config"])
         kind = task_checks.task_kind(self.kind)
         run = self.run
-        return Asked(run.name, run.study, run.schema, kind, self.round, self.content, settings, self.cohort)
+        return Asked(run.name, run.study, run.schema, kind, self.round, self.content, settings, self.cohort.digests)
 
     def answerable(self) -> Message:
         """Return the task as Flower's class, without content, to compose a reply to it."""

@@ -93,17 +93,31 @@ class Patients:
         return self.prevalence(figure)
 
 
-def training_patients(site: Site) -> frozenset[str]:
-    """Return short digests of each training patient and the scan, "PATIENT-SCAN", to recognise the same cohort.
+@dataclass(frozen=True)
+class TrainingPatients:
+    """The training patients of a site at one moment; equal only if they did not change in between, not even there and
+    back.
 
-    They never leave the site.
+    `digests`: short ones of each patient and the scan, "PATIENT-SCAN". `revision`: of the cohort's store; "" if it was
+    last written by a version without revisions. They never leave the site.
     """
+
+    digests: frozenset[str] = frozenset()
+    revision: str = ""
+
+
+def training_patients(site: Site) -> TrainingPatients:
+    """Return the training patients of the site's present cohort, to recognise the same cohort."""
     path = site.cohort_folder / "cohort.sqlite"
     if not path.is_file():
-        return frozenset()
+        return TrainingPatients()
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)) as database:
+        database.execute("BEGIN")  # patients and revision of one moment
         rows = database.execute("SELECT pseudonym, tensor FROM patients WHERE split = 'train'").fetchall()
-    return frozenset("-".join(hashlib.sha256(each.encode()).hexdigest()[:16] for each in row) for row in rows)
+        has_revision = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'revision'").fetchone()
+        revision = database.execute("SELECT training FROM revision").fetchone() if has_revision else None
+    digests = frozenset("-".join(hashlib.sha256(each.encode()).hexdigest()[:16] for each in row) for row in rows)
+    return TrainingPatients(digests, revision[0] if revision else "")
 
 
 def count_patients(site: Site, *, pretrains: bool = False) -> Patients:

@@ -4,7 +4,7 @@ The table `scans` holds every examined series by fingerprint, so that nothing is
 hold the result of the last ingest; one transaction replaces them. `unlabelled` holds patients with a scan and no label,
 where the site keeps them. They have a table of their own, so that nothing that reads `patients` can use or count them.
 A version that does not know this table ignores it, and may leave rows in it whose scans are gone: `unlabelled()` omits
-these.
+these. `revision` shows that the training patients changed, even if they changed back.
 
 The same transaction removes series that are no longer in the site's files, for all settings; their tensors are deleted
 afterwards. Tensors of existing series are kept, also for other settings: a study with these settings may be running,
@@ -15,6 +15,7 @@ and returning to it must not need a new ingest.
 The module imports little, because a node imports it at its start and then runs for months.
 """
 
+import secrets
 import shutil
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator
@@ -58,6 +59,9 @@ CREATE TABLE IF NOT EXISTS patients (
 CREATE TABLE IF NOT EXISTS unlabelled (
     pseudonym TEXT PRIMARY KEY,
     tensor TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS revision (
+    training TEXT NOT NULL         -- random, another one after each change of the training patients or their scans
 );
 CREATE TABLE IF NOT EXISTS findings (
     code TEXT NOT NULL,
@@ -169,7 +173,7 @@ class Cohort:
     def _forget_other_versions(self) -> None:
         """Empty a file of another version; its content can be made again from the source files."""
         if self._version() != SCHEMA_VERSION:
-            for table in ("scans", "patients", "unlabelled", "findings"):
+            for table in ("scans", "patients", "unlabelled", "revision", "findings"):
                 self._db.execute(f"DROP TABLE IF EXISTS {table}")
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -220,14 +224,23 @@ class Cohort:
         `fingerprints`: of all series that are now in the site's files; other scans are removed.
         """
         with self._transaction():
+            before = self._training()
             for table in ("patients", "unlabelled", "findings"):
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608
             self._insert("patients", map(astuple, patients))
             self._insert("unlabelled", map(astuple, unlabelled))
             self._insert("findings", map(astuple, findings))
+            if self._training() != before:  # no counter: it would begin again in a file that is made again
+                self._db.execute("DELETE FROM revision")
+                self._insert("revision", [(secrets.token_hex(16),)])
             known = {row[0] for row in self._db.execute("SELECT DISTINCT fingerprint FROM scans")}
             gone = [(fingerprint,) for fingerprint in known.difference(fingerprints)]
             self._db.executemany("DELETE FROM scans WHERE fingerprint = ?", gone)
+
+    def _training(self) -> list[tuple[str, str]]:
+        return self._db.execute(
+            "SELECT pseudonym, tensor FROM patients WHERE split = 'train' ORDER BY pseudonym"
+        ).fetchall()
 
     def sweep(self) -> None:
         """Delete tensors and features that belong to no scan, including those that a killed process left.

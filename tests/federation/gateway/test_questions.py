@@ -262,6 +262,55 @@ def test_patient_who_joins_while_a_question_is_answered_is_in_no_statistics(benc
         assert wait_for_reply(bench.server).error.reason == "E_COHORT_CHANGED"
 
 
+def test_patient_who_joins_and_leaves_while_a_question_is_answered_is_in_no_statistics(bench: Bench) -> None:
+    """The cohort is the same when the question arrives and when the answer leaves, and was another one in between."""
+
+    def join_and_leave() -> None:
+        with Cohort(bench.site) as cohort:
+            before = cohort.patients()
+            cohort.replace([*before, PatientRow("newcomer", "train", "new.npy", 71.0, "M", True, True)], [], [])
+            cohort.replace(before, [], [])
+
+    assert embedded(bench, join_and_leave) == "E_COHORT_CHANGED"
+
+
+def test_cohort_that_is_deleted_and_made_again_spoils_a_question(bench: Bench) -> None:
+    """Meanwhile it may have been that of other patients."""
+
+    def make_again() -> None:
+        with Cohort(bench.site) as cohort:
+            before = cohort.patients()
+        (bench.site.cohort_folder / "cohort.sqlite").unlink()
+        with Cohort(bench.site) as cohort:
+            cohort.replace(before, [], [])
+
+    assert embedded(bench, make_again) == "E_COHORT_CHANGED"
+
+
+def test_ingest_that_changes_nothing_spoils_no_question(bench: Bench) -> None:
+    def again() -> None:
+        with Cohort(bench.site) as cohort:
+            cohort.replace(reversed(cohort.patients()), [], [])
+
+    assert embedded(bench, again) == ""
+
+
+def embedded(bench: Bench, meanwhile: Callable[[], object]) -> str:
+    """Ask for means of features, and return the code of the answer; `meanwhile` runs while the node computes them."""
+    records = {record: record_of(arrays) for record, arrays in moments(SCHEMA, RNG).items()}
+    content = RecordDict({**records, "metrics": MetricRecord({"num-examples": 30})})  # type: ignore[arg-type]
+
+    def answer(task: Message) -> Message:
+        meanwhile()
+        return Message(content, reply_to=task)
+
+    with bench.node() as node:
+        bench.server.give(task_content(trained_here(bench)), message_type="evaluate.embed")
+        work(node, answer)
+        reply = wait_for_reply(bench.server)
+    return reply.error.reason if reply.has_error() else ""
+
+
 def test_second_audit_of_the_same_model_is_refused(bench: Bench) -> None:
     came_in = trained_here(bench)
     with bench.node() as node:

@@ -280,3 +280,51 @@ def test_damaged_database_is_refused(site: Site) -> None:
     with pytest.raises(Refusal) as caught:
         Cohort(site)
     assert caught.value.code == "E_COHORT_FILE"
+
+
+# --- the revision of the training patients ----------------------------------------------------------------
+
+
+def revision(site: Site) -> str:
+    with closing(sqlite3.connect(site.cohort_folder / "cohort.sqlite")) as database:
+        return str(database.execute("SELECT training FROM revision").fetchone()[0])
+
+
+def test_training_patients_that_change_there_and_back_get_another_revision(site: Site, cohort: Cohort) -> None:
+    cohort.replace([ANNE, BERT], [], ALL)
+    revisions = [revision(site)]
+    for rows in ([ANNE, BERT, CARL], [ANNE, BERT], [replace(ANNE, tensor="f2-s1.npy"), BERT], [ANNE, BERT]):
+        cohort.replace(rows, [], ALL)
+        revisions.append(revision(site))
+    assert len(set(revisions)) == 5
+
+
+def test_ingest_that_leaves_the_training_patients_as_they_are_keeps_the_revision(site: Site, cohort: Cohort) -> None:
+    cohort.replace([ANNE, CARL], [], ALL)
+    before = revision(site)
+    cohort.replace([CARL, ANNE], [FOUND], ALL)
+    cohort.replace([CARL, ANNE, BERT], [FOUND], ALL)  # a test patient
+    assert revision(site) == before
+
+
+def test_interrupted_replacement_keeps_the_revision(site: Site, cohort: Cohort) -> None:
+    cohort.replace([ANNE], [], ALL)
+    before = revision(site)
+
+    def breaking() -> Iterator[UnlabelledRow]:
+        yield UnlabelledRow("d" * 16, "f2-s1.npy")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cohort.replace([CARL], [], ALL, breaking())
+    assert revision(site) == before
+
+
+def test_cohort_of_a_version_without_revisions_gets_one_at_the_next_change(site: Site, cohort: Cohort) -> None:
+    cohort.replace([ANNE], [], ALL)
+    with closing(sqlite3.connect(site.cohort_folder / "cohort.sqlite", isolation_level=None)) as database:
+        database.execute("DROP TABLE revision")
+    with Cohort(site) as again:
+        assert again.patients() == [ANNE]
+        again.replace([CARL], [], ALL)
+    assert revision(site)
