@@ -16,7 +16,8 @@ A step that is asked again with the same content gets the same answer, so that a
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from federation.secure_aggregation import reasons
 from federation.secure_aggregation.keys import (
@@ -57,6 +58,8 @@ from federation.secure_aggregation.store import UNKNOWN, Attempt, Store
 from models.refusal import Refusal
 
 ADVERTISED, SHARED, MASKED, CONFIRMED, REVEALED = 1, 2, 3, 4, 5
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,21 @@ class Limits:
 
     min_peers: int = MIN_PEERS
     max_changes: int = 6
+
+
+def _whole(step: Callable[Concatenate["SiteRound", P], T]) -> Callable[Concatenate["SiteRound", P], T]:
+    """Do a step while no other one is done with the same store.
+
+    Otherwise a step of an attempt that was left, which a thread still does, would replace the next attempt. And what
+    two runs sign at the same moment would be in the ledger in another order than in the store.
+    """
+
+    @wraps(step)
+    def alone(round_: "SiteRound", *arguments: P.args, **options: P.kwargs) -> T:
+        with round_.store.lock:
+            return step(round_, *arguments, **options)
+
+    return alone
 
 
 class SiteRound:
@@ -94,12 +112,13 @@ class SiteRound:
         if not own:
             raise Refusal(reasons.SECAGG_MEMBER)
         self.name = own[0]
-        self._store, self._identity, self._roster, self._header = store, identity, roster, header
+        self.store, self._identity, self._roster, self._header = store, identity, roster, header
         self._limits, self._note = limits, note
         self._least = max(needed, roster.threshold)
 
     # --- step 1: keys -------------------------------------------------------------------------------------
 
+    @_whole
     def advertise(self, brings: int = 0) -> Advertisement:
         """Begin the attempt with fresh keys. From now on, no earlier attempt of the run is answered.
 
@@ -107,15 +126,15 @@ class SiteRound:
         E_SECAGG_MODEL_USED, E_SECAGG_FORGOTTEN, E_SECAGG_ROUND_OLD, E_SECAGG_STEP, E_SECAGG_LOST.
         """
         header = self._header
-        last = self._store.last(header.run)
+        last = self.store.last(header.run)
         place = (header.round, header.attempt)
         if last is not None and place <= (last.round, last.attempt):
             if place < (last.round, last.attempt):
                 raise Refusal(reasons.SECAGG_ROUND_OLD)
             return Advertisement.parse(self._current(ADVERTISED).secrets["advertisement"].encode())
-        if self._store.was_revealed(header.model, header.kind):
+        if self.store.was_revealed(header.model, header.kind):
             raise Refusal(reasons.SECAGG_MODEL_USED)
-        summed = self._store.summed_over(header.roster, header.kind)
+        summed = self.store.summed_over(header.roster, header.kind)
         if summed == UNKNOWN and header.kind != TRAIN:  # an update is summed without its figures (see `kept`)
             raise Refusal(reasons.SECAGG_FORGOTTEN)
         keys = {what: secrets.token_bytes(KEY_BYTES) for what in ("sealing", "masking", "seed")}
@@ -132,11 +151,12 @@ class SiteRound:
         content: dict[str, Any] = {what: key.hex() for what, key in keys.items()}
         content |= {"header": header.digest, "advertisement": own.content.decode()}
         before = last or Attempt(header.run, *place)
-        self._store.begin(replace(before, round=header.round, attempt=header.attempt, step=ADVERTISED, secrets=content))
+        self.store.begin(replace(before, round=header.round, attempt=header.attempt, step=ADVERTISED, secrets=content))
         return own
 
     # --- step 2: shares -----------------------------------------------------------------------------------
 
+    @_whole
     def share(self, advertised: Advertised) -> Sealed:
         """Split the own keys among the hospitals of the attempt (U1), sealed for each.
 
@@ -189,6 +209,7 @@ class SiteRound:
 
     # --- step 3: the masked reply -------------------------------------------------------------------------
 
+    @_whole
     def mask(self, received: Sealed) -> Masks:
         """Return the masks of the reply, given the other hospitals' shares. Can be called once in an attempt.
 
@@ -256,6 +277,7 @@ class SiteRound:
 
     # --- step 4: who is in the sum ------------------------------------------------------------------------
 
+    @_whole
     def confirm(self, uploaded: Uploaded) -> Confirmation:
         """Sign the list of hospitals whose replies the server has (U3), one list in an attempt.
 
@@ -283,12 +305,11 @@ class SiteRound:
         header, hospitals = self._header, hospitals_digest(uploaded.hospitals)
         has_figures = header.kind != TRAIN or bool(current.secrets["kept"])
         summed = (header.roster, header.kind) if has_figures else None
-        with self._store.lock:  # what another run signs meanwhile would be in the ledger in another order
-            if summed and self._store.summed_over(*summed) not in (NOTHING, hospitals):
-                raise Refusal(reasons.SECAGG_NOT_SAME)
-            current = self._counted(current, hospitals)
-            self._note(summed_over(header.kind, hospitals, figures=has_figures), header.roster)
-            self._advance(current, CONFIRMED, {"uploaded": list(uploaded.hospitals)}, summed=summed)
+        if summed and self.store.summed_over(*summed) not in (NOTHING, hospitals):  # of another run, since step 1
+            raise Refusal(reasons.SECAGG_NOT_SAME)
+        current = self._counted(current, hospitals)
+        self._note(summed_over(header.kind, hospitals, figures=has_figures), header.roster)
+        self._advance(current, CONFIRMED, {"uploaded": list(uploaded.hospitals)}, summed=summed)
 
     def _counted(self, current: Attempt, hospitals: str) -> Attempt:
         """Count the change if the sum's hospitals are not those of the run's last sum, or at first the whole roster."""
@@ -302,6 +323,7 @@ class SiteRound:
 
     # --- step 5: unmasking --------------------------------------------------------------------------------
 
+    @_whole
     def reveal(self, confirmations: Confirmations) -> Revealed:
         """Return the shares that unmask the sum of the list that this hospital and enough others signed.
 
@@ -316,7 +338,7 @@ class SiteRound:
         for name, signature in confirmations.signatures.items():
             check_signature(self._roster.by_name[name].key, signature, "confirm", content)
         if current.step == CONFIRMED:
-            if self._store.was_revealed(self._header.model, self._header.kind):
+            if self.store.was_revealed(self._header.model, self._header.kind):
                 raise Refusal(reasons.SECAGG_MODEL_USED)
             self._note(MAY_REVEAL, self._header.digest)
             self._advance(current, REVEALED, {}, revealed=(self._header.model, self._header.kind))
@@ -331,13 +353,13 @@ class SiteRound:
     @property
     def step(self) -> int:
         """The last step that was done in this attempt; 0 if another attempt is the run's last, or it is lost."""
-        last = self._store.last(self._header.run)
+        last = self.store.last(self._header.run)
         is_this = last is not None and last.secrets.get("header") == self._header.digest
         return last.step if last and is_this else 0
 
     def _current(self, least: int) -> Attempt:
         """Return the stored attempt, in which at least this step was done."""
-        last = self._store.last(self._header.run)
+        last = self.store.last(self._header.run)
         if last is None or (last.round, last.attempt) < (self._header.round, self._header.attempt):
             raise Refusal(reasons.SECAGG_STEP)
         if (last.round, last.attempt) > (self._header.round, self._header.attempt):
@@ -361,7 +383,7 @@ class SiteRound:
         if step == MASKED:  # no longer needed: whoever finds them later could rebuild the masks
             for what in ("sealing", "masking", "seed"):
                 secrets_now.pop(what)
-        self._store.advance(replace(current, step=step, secrets=secrets_now), revealed=revealed, summed=summed)
+        self.store.advance(replace(current, step=step, secrets=secrets_now), revealed=revealed, summed=summed)
 
     def _check_number(self, present: int) -> None:
         if present < self._least:

@@ -4,12 +4,15 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 
+from federation.secure_aggregation.messages import Confirmations
 from federation.secure_aggregation.reply_vector import mean_of
 from federation.secure_aggregation.server_round import ServerRound
+from federation.secure_aggregation.site_round import SiteRound
 from models.refusal import Refusal
 from tests.federation.secure_aggregation.rig import NEVER, STEPS, QuestionRig, Rig, plain_mean, play, refused
 
@@ -182,3 +185,27 @@ def test_messages_are_small(tmp_path: Path) -> None:
         site.reveal(server.confirmations),
     ]
     assert sum(len(message.content) for message in messages) < 30_000
+
+
+@pytest.mark.parametrize("step", ["confirm", "reveal"])
+def test_step_of_an_earlier_attempt_that_a_thread_still_does_undoes_no_later_attempt(tmp_path: Path, step: str) -> None:
+    """The gateway begins the next round while a thread writes the ledger's line about the one before."""
+    rig = Rig(tmp_path, 3, restarts=False)
+    name, first, second = rig.names[0], rig.header(1, model=1), rig.header(2, model=2)
+    server = play(rig, first, until="upload" if step == "confirm" else "confirm")
+    later = Thread(target=lambda: rig.site(name, second).advertise())
+
+    def note(*_: str) -> None:
+        if not later.ident:
+            later.start()
+            later.join(0.5)  # it waits for this step, or is done at once
+
+    earlier = SiteRound(rig.store(name), rig.identities[name], rig.roster, first, note=note)
+    if step == "confirm":
+        earlier.confirm(server.freeze_uploaded())
+    else:
+        assert server.confirmations is not None
+        earlier.reveal(server.confirmations)
+    later.join()
+    assert rig.site(name, second).step == 1
+    assert refused(lambda: rig.site(name, first).reveal(Confirmations(signatures={}))) == "E_SECAGG_ROUND_OLD"
