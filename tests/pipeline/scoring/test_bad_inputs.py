@@ -184,7 +184,8 @@ INPUTS = {
         "here: hostile_identifiers_and_names_reach_nothing_that_is_stored_or_shown",
     ],
     "impossible age, unknown sex": [
-        "imaging/test_discovery: age_is_parsed, sex_is_parsed",
+        "imaging/test_dates_and_ages: age_is_parsed",
+        "imaging/test_discovery: sex_is_parsed",
     ],
     "NIfTI: wrong affine, NaN, packed bomb": [
         "imaging/test_nifti_reader: invalid_nifti_file_is_refused, nan_and_infinite_voxels_are_refused",
