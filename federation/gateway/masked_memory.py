@@ -33,6 +33,7 @@ class _Run:
 
     round: int = 0
     uploaded: str = ""
+    study: str = ""
     changed: set[str] = field(default_factory=set)
 
 
@@ -65,12 +66,12 @@ class MaskedMemory:
                 run.changed.add(line.digest)
             if note == CHANGED or not run.uploaded:
                 run.uploaded = UNKNOWN  # until the next line says it
-        elif found := read_summed(note):
-            kind, hospitals, figures = found
-            self._run(line).uploaded = hospitals
-            self._signed.add((line.run, line.round, kind))
-            if figures:
-                self._summed.setdefault((line.digest, kind), hospitals)
+        elif signed := read_summed(note):
+            run = self._run(line)
+            run.uploaded, run.study = signed.hospitals, signed.study
+            self._signed.add((line.run, line.round, signed.kind))
+            if signed.figures:
+                self._summed.setdefault((line.digest, signed.kind), signed.hospitals)
 
     def _run(self, line: Line) -> _Run:
         run = self._runs.setdefault(line.run, _Run())
@@ -89,7 +90,7 @@ class MaskedMemory:
             for of, kind in forgotten
             for each in (_lists(site, of) if kind == TRAIN else {of})  # only updates are summed over groups
         }
-        runs = {name: Known(run.round, run.uploaded, len(run.changed)) for name, run in self._runs.items()}
+        runs = {name: Known(run.round, run.uploaded, len(run.changed), run.study) for name, run in self._runs.items()}
         store.add(revealed=self._revealed, runs=runs, summed={**unknown, **self._summed})
         store.close()
 

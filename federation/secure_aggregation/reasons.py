@@ -102,7 +102,7 @@ SECAGG_FORGOTTEN = Reason(
 )
 SECAGG_CHANGES = Reason(
     "E_SECAGG_CHANGES",
-    "the hospitals in the sum changed more than {allowed} times in this run",
+    "the hospitals in the sum changed more than {allowed} times in the runs of this study",
     "Find out why hospitals drop out: sums can be compared. The limit is max_sum_changes in site.toml.",
 )
 SECAGG_LOST = Reason(

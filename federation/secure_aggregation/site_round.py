@@ -64,7 +64,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Limits:
-    """The site's own limits. `max_changes`: how often the hospitals in the sum may change in a run."""
+    """The site's own limits. `max_changes`: how often the hospitals in the sum may change in all runs of a study."""
 
     min_peers: int = MIN_PEERS
     max_changes: int = 6
@@ -151,7 +151,8 @@ class SiteRound:
         content: dict[str, Any] = {what: key.hex() for what, key in keys.items()}
         content |= {"header": header.digest, "advertisement": own.content.decode()}
         before = last or Attempt(header.run, *place)
-        self.store.begin(replace(before, round=header.round, attempt=header.attempt, step=ADVERTISED, secrets=content))
+        before = replace(before, round=header.round, attempt=header.attempt, study=header.study)
+        self.store.begin(replace(before, step=ADVERTISED, secrets=content))
         return own
 
     # --- step 2: shares -----------------------------------------------------------------------------------
@@ -308,7 +309,8 @@ class SiteRound:
         if summed and self.store.summed_over(*summed) not in (NOTHING, hospitals):  # of another run, since step 1
             raise Refusal(reasons.SECAGG_NOT_SAME)
         current = self._counted(current, hospitals)
-        self._note(summed_over(header.kind, hospitals, figures=has_figures), header.roster)
+        note = summed_over(header.kind, hospitals, study=header.study, figures=has_figures)
+        self._note(note, header.roster)
         self._advance(current, CONFIRMED, {"uploaded": list(uploaded.hospitals)}, summed=summed)
 
     def _counted(self, current: Attempt, hospitals: str) -> Attempt:
@@ -316,7 +318,8 @@ class SiteRound:
         before = current.uploaded or hospitals_digest(self._roster.by_name)
         if before == hospitals:
             return replace(current, uploaded=hospitals)
-        if current.changes >= self._limits.max_changes:
+        # Not of this run alone: a server can begin new runs of an approved study, each near the first model.
+        if self.store.changes(self._header.study, self._header.run) >= self._limits.max_changes:
             raise Refusal(reasons.SECAGG_CHANGES, allowed=self._limits.max_changes)
         self._note(CHANGED, self._header.digest)
         return replace(current, uploaded=hospitals, changes=current.changes + 1)

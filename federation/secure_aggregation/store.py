@@ -51,7 +51,7 @@ CREATE TABLE IF NOT EXISTS summed (roster TEXT, kind TEXT, hospitals TEXT NOT NU
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS runs (
     run TEXT PRIMARY KEY, round INTEGER NOT NULL, attempt INTEGER NOT NULL, step INTEGER NOT NULL,
-    secrets BLOB NOT NULL, uploaded TEXT NOT NULL, changes INTEGER NOT NULL
+    secrets BLOB NOT NULL, uploaded TEXT NOT NULL, changes INTEGER NOT NULL, study TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE TABLE IF NOT EXISTS revealed (model TEXT, kind TEXT, PRIMARY KEY (model, kind)) STRICT;
 {_SUMMED};
@@ -69,7 +69,8 @@ FORMAT = SqliteFormat(
         2: (  # did not know over which hospitals figures and answers were summed
             _SUMMED,
         ),
-        3: (  # kept names, of which the ledger holds only the digest
+        3: (  # kept names, of which the ledger holds only the digest, and did not know the study of a run
+            "ALTER TABLE runs ADD COLUMN study TEXT NOT NULL DEFAULT ''",
             "UPDATE runs SET uploaded = hospitals_digest(uploaded)",
             "UPDATE summed SET hospitals = hospitals_digest(hospitals)",
         ),
@@ -82,7 +83,8 @@ class Attempt:
     """The last attempt of a run. `step`: how many steps were done in it.
 
     `secrets`: JSON values that nobody else may know; empty if they are gone. `uploaded`: the `hospitals_digest` of the
-    run's last confirmed sum; "" before the first one. `changes`: how often the hospitals changed in the run.
+    run's last confirmed sum; "" before the first one. `changes`: how often the hospitals changed in the run. `study`:
+    the digest of the run's study; "" if only an earlier version knew it.
     """
 
     run: str
@@ -92,15 +94,17 @@ class Attempt:
     secrets: dict[str, Any] = field(default_factory=dict)
     uploaded: str = ""
     changes: int = 0
+    study: str = ""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What the ledger knows of the sums of a run: the last confirmed `round`, `uploaded` and `changes` (`Attempt`)."""
+    """What the ledger knows of a run: the last confirmed `round`, and `uploaded`, `changes`, `study` (`Attempt`)."""
 
     round: int = 0
     uploaded: str = ""
     changes: int = 0
+    study: str = ""
 
 
 def _locked(method: Callable[Concatenate["Store", P], T]) -> Callable[Concatenate["Store", P], T]:
@@ -142,9 +146,15 @@ class Store:
         row = self._database.execute("SELECT * FROM runs WHERE run = ?", (run,)).fetchone()
         if row is None:
             return None
-        _, number, attempt, step, sealed, uploaded, changes = row
+        _, number, attempt, step, sealed, uploaded, changes, study = row
         opened = self._opened(run, step, sealed)
-        return Attempt(run, number, attempt, step, opened, uploaded, changes)
+        return Attempt(run, number, attempt, step, opened, uploaded, changes, study)
+
+    @_locked
+    def changes(self, study: str, run: str) -> int:
+        """Return how often the hospitals changed in all runs of a study, and in this run."""
+        query = "SELECT COALESCE(SUM(changes), 0) FROM runs WHERE study = ? OR run = ?"
+        return int(self._database.execute(query, (study, run)).fetchone()[0])
 
     def _opened(self, run: str, step: int, sealed: bytes) -> dict[str, Any]:
         key, seen = self._seen().get(run, ("", 0))
@@ -183,10 +193,11 @@ class Store:
             seal(key, content, _about(attempt.run, attempt.step)),
             attempt.uploaded,
             attempt.changes,
+            attempt.study,
         )
         with self._database as database:  # sqlite3 ends the transaction: committed, or rolled back on an error
             database.execute("BEGIN IMMEDIATE")
-            database.execute("REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            database.execute("REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
             if revealed and not database.execute("INSERT OR IGNORE INTO revealed VALUES (?, ?)", revealed).rowcount:
                 raise Refusal(reasons.SECAGG_MODEL_USED)  # another run revealed it between the check and now
             if summed:
@@ -240,8 +251,9 @@ class Store:
 
         Of a later round than the row's, no attempt is left: the next one must have a higher number.
         """
-        database, nothing = self._database, (run, 0, 0, 0, b"", "", 0)
-        database.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", nothing)
+        database, nothing = self._database, (run, 0, 0, 0, b"", "", 0, "")
+        database.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", nothing)
+        database.execute("UPDATE runs SET study = ? WHERE run = ? AND study = ''", (known.study, run))
         database.execute(
             "UPDATE runs SET uploaded = ?, changes = ? WHERE run = ? AND (changes < ? OR uploaded = '')",
             (known.uploaded, known.changes, run, known.changes),

@@ -104,7 +104,7 @@ class GatewayTable(BaseModel, extra="forbid"):
     embedding_statistics: bool = True  # means and variances of the network's features may leave the site
     require_secure_aggregation: bool = False  # no update leaves the site unless the study sums masked updates
     min_peers: int = Field(default=3, ge=3)  # least number of approved hospitals in a masked round
-    max_sum_changes: int = Field(default=6, ge=0)  # how often the hospitals in the sum may change in a run
+    max_sum_changes: int = Field(default=6, ge=0)  # how often the hospitals in the sum may change in a study
 
     @field_validator("studies")
     @classmethod

@@ -163,11 +163,14 @@ def test_change_that_was_signed_and_not_revealed_counts(rig: Honest, older: bool
     assert rig.play(rig.header(2, model=2), without=2) == "E_SECAGG_CHANGES"
 
 
-def test_changes_of_another_run_do_not_count(rig: Honest) -> None:
+def test_changes_in_all_runs_of_a_study_count_and_those_of_another_study_do_not(rig: Honest, older: bool) -> None:
     rig.changes = 1
+    copy = rig.back_up()
     assert rig.play(rig.header(1, model=1), without=1) == ""
-    rig.put_back(None)
-    assert rig.play(rig.header(1, model=2, run="covid-2"), without=2) == ""
+    rig.put_back(copy if older else None)
+    assert rig.play(rig.header(1, model=2, run="covid-2"), without=2) == "E_SECAGG_CHANGES"
+    other = rig.header(1, model=3, run="covid-3").model_copy(update={"study": digest(70)})
+    assert rig.play(other, without=2) == ""
 
 
 def test_folder_that_knows_everything_is_left_as_it_is(rig: Honest) -> None:

@@ -13,6 +13,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from federation.approval.peers import PeerApprovals
+from federation.approval.studies import study_digest
 from federation.coordinator.masked_questions import question_of
 from federation.gateway import admission, masked_rounds, task_exchange, task_intake
 from federation.gateway.schema import Schema
@@ -317,7 +318,7 @@ def test_hospitals_of_a_sum_that_the_folder_has_forgotten_are_known_from_the_led
     study.expect("evaluate.test")
     study.sums("evaluate.test", study.ask("evaluate.test"))
     hospitals = hospitals_digest(study.roster.by_name)
-    assert f"masked: evaluate.test with figures over {hospitals}" in study.kinds()
+    assert f"masked: evaluate.test with figures over {hospitals}, study {study_digest(STUDY)}" in study.kinds()
     study.bench.stop_gateway()
     secagg = study.site.folder / "gateway" / "secagg"
     shutil.rmtree(secagg)

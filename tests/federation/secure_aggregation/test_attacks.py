@@ -31,7 +31,7 @@ from federation.secure_aggregation.server_round import ServerRound
 from federation.secure_aggregation.site_round import Limits, SiteRound, own_mask_key, pair_mask_key
 from federation.secure_aggregation.update_checks import clip_factor
 from models.refusal import Refusal
-from tests.federation.secure_aggregation.rig import Rig, mask, play, refused
+from tests.federation.secure_aggregation.rig import Rig, digest, mask, play, refused
 
 PUBLIC = bytes.fromhex("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f")  # RFC 7748, 6.1
 
@@ -96,7 +96,8 @@ def test_1_nothing_is_revealed_about_an_attempt_that_was_left(rig: Rig) -> None:
 def test_2_two_lists_are_never_both_unmasked(rig: Rig) -> None:
     """The server tells some hospitals that all replied, the others that one dropped out, in every split of five."""
     for number, told_all in enumerate(itertools.product([True, False], repeat=5), start=1):
-        header = rig.header(number, model=number, run=f"covid-{number}")
+        # Studies of their own: the changes in all runs of a study are limited.
+        header = rig.header(number, model=number, run=f"covid-{number}").model_copy(update={"study": digest(number)})
         server = play(rig, header, until="upload")
         lists = {True: Uploaded(hospitals=tuple(rig.names)), False: without(rig, rig.names[0])}
         signed: dict[bool, dict[str, bytes]] = {True: {}, False: {}}
@@ -406,6 +407,16 @@ def test_9_changes_of_the_sum_are_counted_and_limited(tmp_path: Path) -> None:
     assert rig.notes.count("hospitals of the sum changed") == 4 + 4
     with pytest.raises(Refusal, match="E_SECAGG_CHANGES"):
         play(rig, rig.header(5, model=5), {rig.names[2]: "upload"})
+
+
+def test_9_changes_are_counted_over_the_runs_of_a_study(tmp_path: Path) -> None:
+    """A server can begin new runs of a study that was approved, each with nearly the same model."""
+    rig = Rig(tmp_path, 5, limits=Limits(max_changes=2))
+    for number in (1, 2):
+        play(rig, rig.header(2, model=number, run=f"covid-{number}"), {rig.names[0]: "upload"})
+    with pytest.raises(Refusal, match="E_SECAGG_CHANGES"):
+        play(rig, rig.header(2, model=3, run="covid-3"), {rig.names[0]: "upload"})
+    play(rig, rig.header(2, model=3, run="covid-4"))
 
 
 # --- 10: updates in which most weights do not move --------------------------------------------------------

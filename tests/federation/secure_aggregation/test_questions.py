@@ -298,6 +298,7 @@ def test_store_of_the_earlier_layout_still_knows_the_sums_of_training(tmp_path: 
     Store(folder, witness).close()
     with closing(sqlite3.connect(folder / "rounds.sqlite", isolation_level=None)) as database:
         database.executescript(
+            "ALTER TABLE runs DROP COLUMN study;"
             "DROP TABLE revealed; CREATE TABLE revealed (model TEXT PRIMARY KEY) STRICT;"
             f"INSERT INTO revealed VALUES ('{digest(1)}'); PRAGMA user_version = 1;"
         )

@@ -58,6 +58,7 @@ def test_hospitals_that_an_earlier_format_knows_by_name_are_the_same(tmp_path: P
     folder = tmp_path / "database"
     Store(folder, tmp_path / "witness").close()
     with closing(sqlite3.connect(folder / FILE, isolation_level=None)) as database:
+        database.execute("ALTER TABLE runs DROP COLUMN study")
         database.execute("""INSERT INTO summed VALUES ('list', 'evaluate.test', '["north", "south", "west"]')""")
         database.execute("""INSERT INTO runs VALUES ('signed', 1, 1, 4, x'', '["north", "south", "west"]', 2)""")
         database.execute("INSERT INTO runs VALUES ('begun', 1, 1, 1, x'', '[]', 0)")

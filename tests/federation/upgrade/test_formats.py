@@ -202,6 +202,7 @@ def test_migration_of_masked_rounds_that_is_killed_forgets_no_sum(tmp_path: Path
     file = folder / masked_rounds.FILE
     with closing(sqlite3.connect(file, isolation_level=None)) as database:
         database.executescript(
+            "ALTER TABLE runs DROP COLUMN study;"
             "DROP TABLE summed; DROP TABLE revealed; CREATE TABLE revealed (model TEXT PRIMARY KEY) STRICT;"
             f"INSERT INTO revealed VALUES ('{'a' * 64}'); PRAGMA user_version = 1;"
         )

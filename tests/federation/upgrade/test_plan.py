@@ -47,6 +47,7 @@ def with_old_rounds(site: Site) -> Path:
     masked_rounds.Store(folder, site.folder / "witness").close()
     with closing(sqlite3.connect(folder / masked_rounds.FILE, isolation_level=None)) as database:
         database.executescript(
+            "ALTER TABLE runs DROP COLUMN study;"
             "DROP TABLE summed; DROP TABLE revealed; CREATE TABLE revealed (model TEXT PRIMARY KEY) STRICT;"
             f"INSERT INTO revealed VALUES ('{'a' * 64}'); PRAGMA user_version = 1;"
         )
