@@ -5,7 +5,8 @@ COHORT/encoded/ENCODER-N/TENSOR    maps before its last N stages, for studies th
                                    slices, rows, columns)
 
 Both are data of the patients: they stay in the site's folder, and are deleted with the tensors that they come
-from. They have the name of the tensor, so a scan that is prepared again is encoded again.
+from. They have the name of the tensor, and are deleted before it is written again (`save_scan`), so a scan that is
+prepared again is encoded again.
 """
 
 from collections.abc import Callable, Sequence

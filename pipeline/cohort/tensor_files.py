@@ -26,6 +26,17 @@ def save_tensor(folder: Path, name: str, tensor: "NDArray[np.float16]") -> None:
         np.save(file, tensor)
 
 
+def save_scan(tensors: Path, name: str, tensor: "NDArray[np.float16]") -> None:
+    """Write a prepared scan as `save_tensor`, and delete the features that encoders made of its tensor before.
+
+    They are deleted first: a process that is killed between the two leaves a scan without features, which the next
+    `node encode` computes, and never one with the features of another tensor.
+    """
+    for features in tensors.parent.glob(f"encoded/*/{name}"):
+        features.unlink(missing_ok=True)
+    save_tensor(tensors, name, tensor)
+
+
 def load_tensor(path: Path) -> "NDArray[Any]":
     """Read a tensor. Raises Refusal E_COHORT_FILE if its file is missing, or is not exactly one whole tensor."""
     import numpy as np

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 from models.refusal import Refusal
 from pipeline.cohort import reasons
 from pipeline.cohort.store import Cohort, Scan
-from pipeline.cohort.tensor_files import save_tensor
+from pipeline.cohort.tensor_files import save_scan
 from pipeline.imaging.discovery import Series
 from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.preprocessing.reasons import LUNGS_FLAT
@@ -66,7 +66,7 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
             flagged.add(LUNGS_UNSURE.code)
         # The name contains the settings, so that the current cohort keeps its tensors until `replace`.
         name = f"{series.fingerprint[:32]}-{settings_digest(settings)}.npy"
-        save_tensor(tensors, name, prepared.tensor)
+        save_scan(tensors, name, prepared.tensor)
         tensor = name
     except Refusal as error:
         refused = error

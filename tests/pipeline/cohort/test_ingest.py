@@ -239,6 +239,21 @@ def test_missing_or_damaged_tensor_is_prepared_again(own: Own, damage: str) -> N
     assert tensor.read_bytes() == whole
 
 
+def test_scan_that_is_prepared_again_loses_the_features_of_encoders(own: Own) -> None:
+    """Scoring would not compute features of the tensor that was there before."""
+    own.add(CLEAN[0])
+    own.add(CLEAN[1])
+    damaged, other = (patient.tensor for patient in own.ingest().patients)
+    folders = [own.site.cohort_folder / "encoded" / name for name in ("encoder", "encoder-1")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        for name in (damaged, other):
+            (folder / name).write_bytes(b"features")
+    (own.site.cohort_folder / "tensors" / damaged).unlink()
+    assert own.ingest().examined_now == 1
+    assert [[path.name for path in folder.iterdir()] for folder in folders] == [[other], [other]]
+
+
 def test_changed_settings_replace_all_tensors_of_the_cohort_at_once(own: Own) -> None:
     own.add(*CLEAN[:2])
     old = own.ingest().patients

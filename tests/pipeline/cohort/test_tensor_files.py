@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models.refusal import Refusal
-from pipeline.cohort.tensor_files import is_whole, load_tensor, save_tensor
+from pipeline.cohort.tensor_files import is_whole, load_tensor, save_scan, save_tensor
 
 TENSOR = np.arange(24, dtype=np.float16).reshape(2, 3, 4)
 DAMAGES = {
@@ -83,3 +83,25 @@ def test_interrupted_tensor_write_leaves_no_partial_tensor(tmp_path: Path, monke
     monkeypatch.setattr(np, "save", whole)
     save_tensor(tmp_path, "new.npy", np.zeros(3, np.float16))
     assert np.load(tmp_path / "new.npy").tolist() == [0, 0, 0]
+
+
+def test_kill_while_a_scan_is_written_again_leaves_no_features_of_another_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors, features = tmp_path / "tensors", tmp_path / "encoded" / "encoder" / "one.npy"
+    tensors.mkdir()
+    features.parent.mkdir(parents=True)
+    save_scan(tensors, "one.npy", TENSOR)
+    features.write_bytes(b"features")
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.cohort.tensor_files.save_tensor", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_scan(tensors, "one.npy", TENSOR * 2)
+    np.testing.assert_array_equal(load_tensor(tensors / "one.npy"), TENSOR)
+    assert not features.exists()
+    save_scan(tensors, "one.npy", TENSOR * 2)
+    np.testing.assert_array_equal(load_tensor(tensors / "one.npy"), TENSOR * 2)

@@ -169,7 +169,7 @@ def test_series_that_the_pool_has_forgotten_is_not_waited_for(site: Site, pools:
         (RuntimeError("a bug of this release"), "E_EXAMINE_FAILED"),
     ],
 )
-@pytest.mark.parametrize("step", ["pipeline.preprocessing.preprocess.prepare", "pipeline.cohort.workers.save_tensor"])
+@pytest.mark.parametrize("step", ["pipeline.preprocessing.preprocess.prepare", "pipeline.cohort.workers.save_scan"])
 def test_series_whose_examination_failed_is_examined_again_by_each_ingest(
     site: Site, error: Exception, code: str, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
