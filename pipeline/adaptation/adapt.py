@@ -9,7 +9,7 @@ written: a derived release stays in its hospital.
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -41,6 +41,7 @@ from pipeline.cohort.store import Cohort
 from pipeline.cohort.tensor_files import load_tensor
 from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.site.folder import Site
+from pipeline.site.withdrawn import Withdrawn
 from pipeline.system.atomic_files import write_durably
 from pipeline.training.train import predict
 
@@ -107,8 +108,8 @@ def adapt(
     Raises
     ------
     Refusal
-        E_ADAPT_PARENT, E_ADAPT_NETWORK, E_ADAPT_TOO_FEW, E_ADAPT_UNFAMILIAR, E_ADAPT_WORSE, E_ADAPT_EXISTS,
-        E_PREPROCESSING, E_COHORT_FILE, E_SIGNING_KEY, and those of `load_release` and `Compute.use`.
+        E_ADAPT_PARENT, E_ADAPT_NETWORK, E_ADAPT_TOO_FEW, E_ADAPT_UNFAMILIAR, E_ADAPT_WORSE, E_ADAPT_CHANGED,
+        E_ADAPT_EXISTS, E_PREPROCESSING, E_COHORT_FILE, E_SIGNING_KEY, and those of `load_release` and `Compute.use`.
     """
     out = out.absolute()
     public = out.with_name(f"{out.name}.pub")
@@ -117,10 +118,15 @@ def adapt(
     parent = load_release(folder, trusted_keys)
     settings = _require_adaptable(parent)
     compute = compute.exact()
-    scans, found, unfamiliar = _scans(site, parent, settings_digest(settings))
-    network = copy.deepcopy(parent.network)
-    adapt_statistics(network, lambda: _read(scans), compute=compute, progress=progress)
-    before, after, targets = _on_validation(site, parent, network, settings_digest(settings), compute)
+    patients = _patients(site)
+    try:
+        scans, found, unfamiliar = _scans(site, parent, settings_digest(settings))
+        network = copy.deepcopy(parent.network)
+        adapt_statistics(network, lambda: _read(scans), compute=compute, progress=progress)
+        before, after, targets = _on_validation(site, parent, network, settings_digest(settings), compute)
+    except Refusal:
+        _require_same(site, patients)  # the scan of a patient who withdrew is no longer there
+        raise
     judged, points = judge(parent.description, before, after, targets)
     assert parent.signed_by is not None
     adaptation = Adaptation(
@@ -144,6 +150,7 @@ def adapt(
         sign(written, key)
         derived = load_release(written, [handed_out])
         require_derived(derived, parent)  # as every clinic does
+        _require_same(site, patients)
         handed_out.rename(public)
         written.rename(out)
     return Adapted(out, public, fingerprint(public), derived)
@@ -188,6 +195,24 @@ def _scans(site: Site, parent: Release, settings: str) -> tuple[list[Path], int,
     _require_enough(len(familiar))
     order = sorted(familiar, key=lambda pseudonym: site.keyed("adapt", f"{parent.sha256}|{pseudonym}"))
     return [familiar[pseudonym] for pseudonym in order[:MOST_SCANS]], len(tensors), unfamiliar
+
+
+def _patients(site: Site) -> dict[str, str]:
+    """Return the tensors of the patients who are used, by pseudonym: those without labels, and those to judge by."""
+    with Cohort.read(site) as cohort:
+        judging = {row.pseudonym: row.tensor for row in cohort.patients() if row.split == "validation"}
+        return judging | {row.pseudonym: row.tensor for row in cohort.unlabelled()}
+
+
+def _require_same(site: Site, before: Mapping[str, str]) -> None:
+    """Raise Refusal E_ADAPT_CHANGED unless all these patients are still there: one who withdrew must not remain in it.
+
+    The passes take long, so they hold no lock: a withdrawal must not wait for them. It writes its list first, so one
+    that has begun counts. New patients make no difference.
+    """
+    withdrawn = Withdrawn(site)
+    if before.items() - _patients(site).items() or any(pseudonym in withdrawn for pseudonym in before):
+        raise Refusal(reasons.ADAPT_CHANGED)
 
 
 def _require_enough(scans: int) -> None:

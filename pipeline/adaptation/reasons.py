@@ -32,3 +32,8 @@ ADAPT_EXISTS = Reason(
     "the folder of the derived release, or its .pub file, exists already",
     "Give another folder with --out. A derived release is never changed.",
 )
+ADAPT_CHANGED = Reason(
+    "E_ADAPT_CHANGED",
+    "a patient left the cohort, or a scan was prepared again, while the release was adapted",
+    "Run the command again. Nothing was written.",
+)

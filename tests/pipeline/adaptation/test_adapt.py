@@ -3,7 +3,8 @@
 import hashlib
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from pipeline.adaptation.adapt import Adapted, adapt
 from pipeline.clinic import model_registry
 from pipeline.clinic.settings import Clinic
 from pipeline.cohort.store import Cohort
+from pipeline.site.folder import Site
+from pipeline.site.withdrawn import Withdrawn
 from tests.attacks.cohort import Hospital, make_hospital
 from tests.helpers.adapting import SMALL, add_unlabelled, make_keys, make_parent, tensors
 
@@ -84,6 +87,50 @@ def test_adaptation_changes_neither_the_parent_nor_the_cohort(bench: Bench) -> N
     with Cohort(bench.hospital.site) as cohort:
         assert len(cohort.unlabelled()) == LEAST_SCANS
     assert (bench.hospital.site.folder / "keys" / "adaptation.key").stat().st_mode & 0o077 == 0
+
+
+def leave(site: Site, *, files: bool) -> None:
+    """Remove a patient without a label from the cohort, with the prepared scan if `files`."""
+    with Cohort(site) as cohort:
+        gone, *others = cohort.unlabelled()
+        cohort.replace(cohort.patients(), [], cohort.fingerprints(without={gone.tensor} if files else ()), others)
+        cohort.sweep()
+
+
+def begin_to_withdraw(site: Site) -> None:
+    with Cohort(site) as cohort:
+        Withdrawn(site).add([cohort.unlabelled()[0].pseudonym])
+
+
+def prepare_again(site: Site) -> None:
+    """Let a labelled patient by whom the result is judged have another scan."""
+    with Cohort(site) as cohort:
+        judging = [row for row in cohort.patients() if row.split == "validation"]
+        rest = [row for row in cohort.patients() if row != judging[0]]
+        changed = replace(judging[0], tensor=judging[1].tensor)
+        cohort.replace([*rest, changed], [], cohort.fingerprints(without=()), cohort.unlabelled())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize(
+    "change", [partial(leave, files=True), partial(leave, files=False), begin_to_withdraw, prepare_again]
+)
+def test_patient_who_leaves_during_the_passes_does_not_remain_in_the_release(
+    bench: Bench, tmp_path: Path, change: Callable[[Site], None], at_end: bool
+) -> None:
+    shutil.copytree(bench.hospital.site.folder, tmp_path / "site")
+    site, seen = Site.open(tmp_path / "site"), 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal seen
+        seen += 1
+        if done == total if at_end else seen == 1:
+            change(site)
+
+    options = {"compute": PROCESSOR, "progress": progress}
+    assert code(adapt, site, bench.folder / "parent", [bench.keys[1]], tmp_path / "out", **options) == "E_ADAPT_CHANGED"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["site"]
 
 
 @pytest.mark.slow
