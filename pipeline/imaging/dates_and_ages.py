@@ -14,6 +14,7 @@ DATES = (
 )
 AGE = ("PatientAge", "PatientBirthDate", *DATES)  # what `patient_age` needs
 _FIRST_CT_YEAR = 1972  # earlier dates are placeholders of de-identification tools
+_PLACEHOLDER_BEFORE = timedelta(days=30)  # as much longer before its series or study a 1 January is one too: 20000101
 _OLDEST_YEARS = 120
 _FIRST_BIRTH_YEAR = 1901  # earlier dates are placeholders too: 19000101, 18991230
 _YEARS_PER_UNIT = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
@@ -69,6 +70,9 @@ def acquired_at(header: Dataset) -> tuple[datetime | None, bool]:
     A time has a time zone if the header states its offset from UTC, in TimezoneOffsetFromUTC (DICOM PS3.3, C.12.1.1.8)
     or in AcquisitionDateTime, which overrides it. A day without time cannot be converted, so it has none.
 
+    Placeholders of de-identification tools do not count: days before 1972, and each 1 January that is more than 30 days
+    before the series or the study, because an image is not older than its study.
+
     Also return whether it has a time of its own.
     """
     whole = _WHOLE_TIME.fullmatch(text(header, "AcquisitionDateTime").strip())
@@ -82,8 +86,10 @@ def acquired_at(header: Dataset) -> tuple[datetime | None, bool]:
     is_same = _moment(*acquisition) == _moment(day, clock)  # then the offset of one is that of the other
     # Multi-frame images have AcquisitionDateTime instead of two attributes.
     candidates = [(*acquisition, own if is_same else stated), (day, clock, own), *((*each, stated) for each in others)]
+    latest = max((found[0] for each in others if (found := _moment(*each))), default=datetime.min)
     for day, clock, zone in candidates:
-        if found := _moment(day, clock):
+        found = _moment(day, clock)
+        if found and not _is_placeholder(found[0], latest):
             acquired, has_clock = found
             return acquired.replace(tzinfo=zone if has_clock else None), has_clock
     return None, True
@@ -102,6 +108,11 @@ def _moment(day: str, clock: str) -> tuple[datetime, bool] | None:
     if found is None or found.year < _FIRST_CT_YEAR or found > datetime.now() + timedelta(days=1):
         return None
     return found, at is not None
+
+
+def _is_placeholder(found: datetime, latest: datetime) -> bool:
+    """Whether a day is a placeholder. `latest`: the latest day of the series and the study."""
+    return (found.month, found.day) == (1, 1) and latest - found > _PLACEHOLDER_BEFORE
 
 
 def _day(day: str) -> date | None:

@@ -91,6 +91,12 @@ def test_calculated_age_is_the_one_on_the_day_of_the_scan(tmp_path, born, day, y
         ({"SeriesDate": "20200405", "SeriesTime": "0607"}, datetime(2020, 4, 5, 6, 7)),
         ({"AcquisitionDate": "20200405"}, datetime(2020, 4, 5)),
         ({"AcquisitionDate": "20201340"}, datetime(2021, 3, 4, 10, 11, 12)),
+        ({"AcquisitionDate": "20000101"}, datetime(2021, 3, 4, 10, 11, 12)),
+        ({"AcquisitionDateTime": "19800101000000"}, datetime(2021, 3, 4, 10, 11, 12)),
+        ({"AcquisitionDate": "20000101", "SeriesDate": "20210305"}, datetime(2021, 3, 5)),
+        ({"AcquisitionDate": "20200405", "StudyDate": "20000101"}, datetime(2020, 4, 5)),
+        ({"AcquisitionDate": "20210101", "StudyDate": "20210104"}, datetime(2021, 1, 1)),  # a scan of that day
+        ({"SeriesDate": "20000101", "StudyDate": "20000101"}, datetime(2000, 1, 1)),  # nothing contradicts it
         ({"AcquisitionDate": "05.04.20"}, datetime(2021, 3, 4, 10, 11, 12)),
         ({"StudyDate": "00010101"}, None),
         ({"StudyDate": "19000101"}, None),
