@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.cohort.reasons import DUPLICATE_SCAN, SHARED_STUDY
-from pipeline.cohort.selection import LATER, OTHER_SERIES, USED
+from pipeline.cohort.selection import OTHER_EXAMINATION, OTHER_SERIES, USED
 from pipeline.records.join import Labels
 from pipeline.system.codes import BY_CODE
 
@@ -73,7 +73,7 @@ def waterfall(
         (
             *_reasons(shared),
             *_unused("other_series", "other series of the same examination", fates[OTHER_SERIES]),
-            *_unused("later", "series of later examinations", fates[LATER]),
+            *_unused("later", "series of other examinations", fates[OTHER_EXAMINATION]),
             patients,
         ),
         stays=True,

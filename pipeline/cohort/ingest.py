@@ -118,7 +118,8 @@ def assess_material(site: Site, cohort: Cohort, material: Material, examination:
     nobodys = Counter(f.reason.code for f in material.scan_findings if f.reason in _NOBODYS)
     examination.finish(len(series) + nobodys.total())
     scans = cohort.scans(settings_digest(examination.settings))
-    selection = select(series, scans, dated=records is None or records.labels is None)
+    is_dated = records is None or records.labels is None
+    selection = select(series, scans, dated=is_dated, has_label=lambda s: _reason(site, s, records) is None)
     members = [] if records is None else _join(site, selection, scans, records)
     findings = [*material.record_findings, *material.scan_findings, *selection.findings]
     has_labels = site.settings.has_labels
@@ -140,6 +141,11 @@ def assess_material(site: Site, cohort: Cohort, material: Material, examination:
         unlabelled=[_unlabelled_row(m) for m in members if m.labels.reason and _is_named(m)] if keeps else (),
         has_labels=has_labels,
     )
+
+
+def _reason(site: Site, series: Series, records: Records | None) -> Reason | None:
+    """Return why a series would have no label; None too if there are no records."""
+    return None if records is None else label(series.patient_id, series.acquired, records, site.settings.join).reason
 
 
 def _join(site: Site, selection: Selection, scans: dict[str, Scan], records: Records) -> list[Member]:

@@ -1,4 +1,7 @@
-"""Selects one series for each patient: the one with the most slices of the first usable examination."""
+"""Selects one series for each patient: the one with the most slices of the first usable examination with a label.
+
+A patient none of whose examinations has a label counts with the first one.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +18,7 @@ from pipeline.system.codes import BY_CODE
 from pipeline.system.findings import Finding
 
 # The fates of a series that was not refused.
-USED, OTHER_SERIES, LATER = "used", "other series", "later examination"
+USED, OTHER_SERIES, OTHER_EXAMINATION = "used", "other series", "other examination"
 
 
 @dataclass
@@ -30,10 +33,17 @@ class Selection:
     findings: list[Finding] = field(default_factory=list)
 
 
-def select(series: Sequence[Series], scans: dict[str, Scan], *, dated: bool) -> Selection:
+def select(
+    series: Sequence[Series],
+    scans: dict[str, Scan],
+    *,
+    dated: bool,
+    has_label: Callable[[Series], bool] = lambda _: True,
+) -> Selection:
     """Select among the examined series.
 
     `dated`: whether the labels depend on the day of the CT, so that a series without a date cannot be used.
+    `has_label`: whether a series would have a label, by the day of its CT.
     Findings: the findings of the scans, E_CT_DATE, E_DUPLICATE_SCAN, E_SHARED_STUDY, W_DUPLICATE_SERIES,
     W_SEVERAL_SERIES.
     """
@@ -56,7 +66,7 @@ def select(series: Sequence[Series], scans: dict[str, Scan], *, dated: bool) -> 
     digests = Counter((s.patient_id, digest) for s in accepted if (digest := scans[s.fingerprint].scan_digest))
     twice = {patient for (patient, _), count in digests.items() if count > 1}
     selection.findings += [Finding(reasons.DUPLICATE_SERIES, patient) for patient in sorted(twice)]
-    _choose(accepted, scans, selection)
+    _choose(accepted, scans, has_label, selection)
     selection.fates += Counter()  # remove zero counts
     return selection
 
@@ -85,18 +95,27 @@ def _shared(accepted: Iterable[Series], owned_by: Callable[[Series], str | None]
     return {patient for patients in owners.values() if len(patients) > 1 for patient in patients}
 
 
-def _choose(accepted: Iterable[Series], scans: dict[str, Scan], selection: Selection) -> None:
+def _choose(
+    accepted: Iterable[Series], scans: dict[str, Scan], has_label: Callable[[Series], bool], selection: Selection
+) -> None:
     of_patient: dict[str, list[Series]] = defaultdict(list)
     for s in accepted:
         of_patient[s.patient_id].append(s)
     for patient_id, owned in sorted(of_patient.items()):
-        first = min(owned, key=lambda s: (s.acquired or datetime.min, s.study_uid))
-        same = [s for s in owned if _examination(s) == _examination(first)]
+        examinations: dict[tuple[str, date | None], list[Series]] = defaultdict(list)
+        for s in sorted(owned, key=lambda s: (s.acquired or datetime.min, s.study_uid)):
+            examinations[_examination(s)].append(s)
+        best = [
+            max(same, key=lambda s: (_slices(s, scans[s.fingerprint]), s.series_uid)) for same in examinations.values()
+        ]
+        used = next(filter(has_label, best), best[0])
+        same = examinations[_examination(used)]
         if len(same) > 1:
-            folder = first.files[0].parent.name
-            selection.findings.append(Finding(reasons.SEVERAL_SERIES, patient_id, folder, first.fingerprint[:12]))
-        selection.used.append(max(same, key=lambda s: (_slices(s, scans[s.fingerprint]), s.series_uid)))
-        selection.fates += Counter({USED: 1, OTHER_SERIES: len(same) - 1, LATER: len(owned) - len(same)})
+            folder = same[0].files[0].parent.name
+            selection.findings.append(Finding(reasons.SEVERAL_SERIES, patient_id, folder, same[0].fingerprint[:12]))
+        selection.used.append(used)
+        others = len(owned) - len(same)
+        selection.fates += Counter({USED: 1, OTHER_SERIES: len(same) - 1, OTHER_EXAMINATION: others})
 
 
 def _examination(series: Series) -> tuple[str, date | None]:

@@ -49,7 +49,7 @@ NEAR_DUPLICATE = Reason(
 REPEATED = Reason(
     "W_REPEATED",
     "the patient was scanned on several days",
-    "No action is needed. The first usable examination was taken.",
+    "No action is needed. The first usable examination with a label was taken, or the first one if none has a label.",
 )
 CT_ONLY = Reason(
     "W_CT_ONLY",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.cohort.attrition import Count, plain, waterfall
 from pipeline.cohort.ingest import Assessment
-from pipeline.cohort.selection import LATER, OTHER_SERIES, USED
+from pipeline.cohort.selection import OTHER_EXAMINATION, OTHER_SERIES, USED
 from pipeline.imaging import reasons as imaging_reasons
 from pipeline.records import reasons as records_reasons
 from pipeline.records.join import Labels
@@ -37,7 +37,7 @@ def counts(root: Count) -> dict[str, int]:
 
 
 @given(
-    fates=st.dictionaries(st.sampled_from([*CODES, OTHER_SERIES, LATER]), st.integers(1, 30)),
+    fates=st.dictionaries(st.sampled_from([*CODES, OTHER_SERIES, OTHER_EXAMINATION]), st.integers(1, 30)),
     labels=st.lists(st.sampled_from(LABELS), max_size=30),
 )
 def test_every_count_is_the_sum_of_its_parts(fates: dict[str, int], labels: list[Labels]) -> None:

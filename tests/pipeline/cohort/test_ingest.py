@@ -135,6 +135,20 @@ def test_patients_without_labels_stay_only_where_the_site_keeps_them(own: Own) -
         assert cohort.unlabelled() == []
 
 
+def test_examination_long_before_the_test_does_not_take_the_place_of_the_one_beside_it(own: Own) -> None:
+    own.add(CLEAN[0])
+    alone = own.ingest()
+    for path in sorted((own.folder / "ct" / CLEAN[0]).iterdir()):
+        image = dcmread(path)
+        image.StudyInstanceUID, image.SeriesInstanceUID = "2.25.11", "2.25.12"
+        image.AcquisitionDate = image.SeriesDate = image.StudyDate = "20150302"
+        image.save_as(own.folder / "ct" / f"old-{path.name}")
+    both = own.ingest()
+    assert len(alone.patients) == len(both.patients) == 1
+    assert replace(both.patients[0], tensor="") == replace(alone.patients[0], tensor="")
+    assert ("later", 1) in {(count.key, count.count) for _, count in both.waterfall.walk()}
+
+
 def test_series_with_most_slices_is_used(small_hospital: Path, small_ingest: tuple[Site, Assessment]) -> None:
     site, assessment = small_ingest
     (patient_id,) = [e["patient_id"] for e in truth_of(small_hospital)["defects"] if e["code"] == "W_SEVERAL_SERIES"]

@@ -8,7 +8,7 @@ from datetime import timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cohort.selection import LATER, OTHER_SERIES, USED, Selection, select
+from pipeline.cohort.selection import OTHER_EXAMINATION, OTHER_SERIES, USED, Selection, select
 from pipeline.cohort.store import Scan
 from pipeline.imaging.discovery import Series
 from tests.helpers.scan_list import DAY, measures, scan, series
@@ -49,7 +49,7 @@ def test_examinations_without_a_study_uid_are_told_apart_by_their_day() -> None:
     slices = [of_slices(first, 60), of_slices(thin, 240), of_slices(later, 480)]
     selection = chosen([first, thin, later], slices)
     assert selection.used == [thin]
-    assert selection.fates == {USED: 1, OTHER_SERIES: 1, LATER: 1}
+    assert selection.fates == {USED: 1, OTHER_SERIES: 1, OTHER_EXAMINATION: 1}
 
 
 def test_copies_of_one_patient_under_other_uids_are_flagged() -> None:
@@ -64,8 +64,19 @@ def test_first_of_several_examinations_is_used() -> None:
     first = series("p", "2")
     selection = chosen([later, first])
     assert selection.used == [first]
-    assert selection.fates == {USED: 1, LATER: 1}
+    assert selection.fates == {USED: 1, OTHER_EXAMINATION: 1}
     assert not selection.findings
+
+
+def test_first_examination_with_a_label_is_used() -> None:
+    old, short = series("p", "1", acquired=DAY - timedelta(days=900)), series("p", "2", "1")
+    long, later = series("p", "2", "2"), series("p", "3", acquired=DAY + timedelta(days=2))
+    scans = [of_slices(short, 60), of_slices(long, 240), of_slices(later, 480), of_slices(old, 480)]
+    known = {each.fingerprint: each for each in scans}
+    selection = select([later, long, old, short], known, dated=True, has_label=lambda s: s is not old)
+    assert selection.used == [long]
+    assert selection.fates == {USED: 1, OTHER_SERIES: 1, OTHER_EXAMINATION: 2}
+    assert select([later, long, old, short], known, dated=True, has_label=lambda _: False).used == [old]
 
 
 def test_first_accepted_examination_is_used() -> None:
