@@ -79,18 +79,34 @@ def matched(data_set: str, rows: Mapping[str, object], scans: Mapping[str, Path]
     return both
 
 
-def make_site(folder: Path, about: str, tables: str, links: Mapping[str, Path], *, time_zone: str = "") -> None:
+def published_key(site: str) -> bytes:
+    """Return a pseudonym key that gives the same training and test patients in every import of data that all may have.
+
+    Anyone can compute it, and with it the pseudonyms of published identifiers.
+    """
+    return hashlib.sha256(f"public data set, site {site}".encode()).digest()
+
+
+def make_site(
+    folder: Path,
+    about: str,
+    tables: str,
+    links: Mapping[str, Path],
+    *,
+    time_zone: str = "",
+    key: bytes | None = None,
+) -> None:
     """Create one site: its settings, its key, and links to its scans by their names under ct/.
 
     `about`: a comment in site.toml about the origin of the patients. `tables`: of site.toml, besides [site].
     `time_zone`: of the hospitals; needed if their scans may state an offset from UTC and labels depend on days.
+    `key`: the pseudonym key; a new random one unless the data are public (`published_key`).
     """
     comment = textwrap.fill(about, width=118, initial_indent="# ", subsequent_indent="# ")
     name = json.dumps(folder.name)
     zone = f"time_zone = {json.dumps(time_zone)}\n" if time_zone else ""
     text = f"{comment}\n\n[site]\nname = {name}\nmin_patients = 10\n{zone}\n{tables}\n{_STUDIES}{_JOINING}"
-    # Published patients need no secret key; a constant key gives the same training and test patients in every import.
-    init_site(folder, text, key=hashlib.sha256(f"public data set, site {folder.name}".encode()).digest())
+    init_site(folder, text, key=key)
     for link, target in links.items():
         place = folder / "ct" / link
         place.parent.mkdir(parents=True, exist_ok=True)

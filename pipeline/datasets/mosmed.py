@@ -19,6 +19,7 @@ from pipeline.datasets.common import (
     labels_table,
     make_site,
     matched,
+    published_key,
     read_labels_table,
     write_table,
 )
@@ -51,7 +52,8 @@ def import_mosmed(folder: Path, out: Path, *, progress: Progress) -> Imported:
     files = sorted((folder / "studies").glob(f"CT-*/*{_SUFFIX}"))
     scans = {f"{file.parent.name}/{file.name.removesuffix(_SUFFIX)}": file for file in files}
     places = matched("MosMedData", rows, scans, findings)
-    make_site(out / SITE, ABOUT, labels_table(SEVERE_MEANS), {scans[place].name: scans[place] for place in places})
+    links = {scans[place].name: scans[place] for place in places}
+    make_site(out / SITE, ABOUT, labels_table(SEVERE_MEANS), links, key=published_key(SITE))
     write_table(out / SITE / "labels.csv", LABEL_COLUMNS, [rows[place] for place in places])
     progress(1, 1)
     return Imported({SITE: len(places)}, findings)

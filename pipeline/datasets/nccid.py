@@ -5,8 +5,9 @@
     DIR/training/data/<patient>/status_<date>.json       one swab, usually a negative one
 
 Use of the data requires NHSX's access agreement. The newest file of each kind is used, because centres send
-corrections. A site is a SubmittingCentre. Its laboratory and outcome records are written like a hospital's exports, and
-joined by the site's own rules.
+corrections. A site is a SubmittingCentre, with a new pseudonym key at each import: who has pseudonyms of NCCID must not
+be able to tell its patients. Its laboratory and outcome records are written like a hospital's exports, and joined by
+the site's own rules.
 """
 
 import re

@@ -25,6 +25,7 @@ from pipeline.datasets.common import (
     labels_table,
     make_site,
     matched,
+    published_key,
     read_labels_table,
     write_table,
 )
@@ -55,7 +56,8 @@ def import_stoic2021(
     """Make site folders of the public data set STOIC2021; each patient belongs to one of them.
 
     `severe` is used only for PCR-positive patients: the published table has no severe patient among the 795 negative
-    ones, who were not followed up for it. The pseudonym keys are new each time, the split is not.
+    ones, who were not followed up for it. With the same seed every import gives the same sites, pseudonyms, and
+    training and test patients: the pseudonym keys are no secret (`published_key`).
 
     Parameters
     ----------
@@ -99,7 +101,8 @@ def import_stoic2021(
         site = out / f"stoic2021-{number}"
         about = f"Site {number} of {sites}, made from {source}."
         about += f" Split: {split}, seed {seed}. {SPLITS[split]}"
-        make_site(site, about, labels_table(SEVERE_MEANS), {scans[p].name: scans[p] for p in share})
+        linked = {scans[p].name: scans[p] for p in share}
+        make_site(site, about, labels_table(SEVERE_MEANS), linked, key=published_key(site.name))
         rows = [(p, covid, severe if covid == "1" else "") for p in sorted(share) for covid, severe in [labels[p]]]
         write_table(site / "labels.csv", LABEL_COLUMNS, rows)
         made[site.name] = len(share)

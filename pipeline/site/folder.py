@@ -328,7 +328,8 @@ class Site:
 def init_site(folder: Path, settings_text: str, *, key: bytes | None = None) -> Site:
     """Make a site folder with its settings and a new pseudonym key, which only its owner may read.
 
-    Only synthetic hospitals give `key`, so that their splits depend on the seed. Raises Refusal E_SITE_EXISTS.
+    Only synthetic hospitals and public data sets give `key`, so that their splits can be repeated.
+    Raises Refusal E_SITE_EXISTS.
     """
     if (folder / "site.toml").exists():
         raise Refusal(SITE_EXISTS, private=str(folder))

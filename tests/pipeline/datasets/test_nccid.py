@@ -105,6 +105,19 @@ def test_training_folder_itself_is_accepted_as_source(source: Path, tmp_path: Pa
     assert run(source / "training", tmp_path / "sites").sites == {"a": 1}
 
 
+def test_pseudonym_key_is_new_and_secret_in_each_import(source: Path, tmp_path: Path) -> None:
+    """The data are under an access agreement: a key that anyone can compute would tell whose pseudonym is whose."""
+    scan(source, "Covid1")
+    status(source, "Covid1", "Ward")
+    keys = []
+    for name in "ab":
+        assert run(source, tmp_path / name).sites == {"ward": 1}
+        path = tmp_path / name / "ward" / "keys" / "pseudonym.key"
+        keys.append(path.read_bytes())
+        assert path.stat().st_mode & 0o077 == 0
+    assert keys[0] != keys[1] and len(keys[0]) == len(keys[1]) == 32
+
+
 def test_newest_clinical_file_is_used(source: Path, tmp_path: Path) -> None:
     scan(source, "Covid1")
     record(source, "Covid1", "status", "2020-05-01", SubmittingCentre="A", SwabStatus=1, SwabDate="2020-04-01")
