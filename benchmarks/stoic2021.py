@@ -14,6 +14,7 @@ docs/stoic2021.md explains the rows and what it costs.
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,9 @@ from pipeline.datasets.stoic2021 import is_synthetic
 
 OUT = Path(__file__).parents[1] / "build" / "stoic2021"
 SEEDS = (1, 2, 3, 4, 5)
+_SETTING = "TABLE.KEY=VALUE"
+_SETTINGS = "network.widen_factor=0.5 or network.norm=group"
+_TOML_WORDS = ("true", "false", "inf", "nan")  # words that TOML knows; others are strings
 
 
 def has_gpu() -> bool:
@@ -55,17 +59,30 @@ def has_gpu() -> bool:
 
 def changes(chosen: argparse.Namespace, *, synthetic: bool) -> Tables:
     """Return the settings that differ from the study of `study init`."""
-    import tomllib
-
     tables: Tables = {
         "study": {"name": "stoic2021", "synthetic": synthetic},
         "network": {"architecture": chosen.network},
         "preprocessing": dict(GRIDS[chosen.grid]),
     }
-    for setting in chosen.set:
-        table, _, rest = setting.partition(".")
-        tables.setdefault(table, {}).update(tomllib.loads(rest))
+    for table, keys in chosen.set:
+        tables.setdefault(table, {}).update(keys)
     return tables
+
+
+def setting(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the table, and the key with its value, of TABLE.KEY=VALUE. Raises ArgumentTypeError."""
+    import tomllib
+
+    place, _, value = text.partition("=")
+    table, _, key = place.partition(".")
+    if re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", value) and value not in _TOML_WORDS:
+        value = f'"{value}"'
+    try:
+        if not table or not key:
+            raise ValueError
+        return table, tomllib.loads(f"{key} = {value}")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {_SETTING}, such as {_SETTINGS}") from None
 
 
 def run(chosen: argparse.Namespace, recipe: Recipe) -> Path:
@@ -115,7 +132,14 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--in-process", action="store_true", help="run federations without Flower's processes: the same weights"
     )
-    parser.add_argument("--set", nargs="+", default=[], metavar="TABLE.KEY=VALUE", help="other settings of the study")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        type=setting,
+        default=[],
+        metavar=_SETTING,
+        help=f"other settings of the study, such as {_SETTINGS}: a value of TOML, or one word without quotes",
+    )
     chosen = parser.parse_args(arguments)
     if len(set(chosen.seeds)) < len(chosen.seeds):
         parser.error("a seed appears twice")

@@ -203,6 +203,38 @@ def _contents(folder: Path) -> dict[Path, tuple[int, int]]:
     }
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("network.norm=group", {"norm": "group"}),
+        ('network.norm="group"', {"norm": "group"}),
+        ("network.widen_factor=0.5", {"widen_factor": 0.5}),
+        ("network.norm=true", {"norm": True}),
+        ("network.shape=[1, 2]", {"shape": [1, 2]}),
+        ("network.options.rate=2", {"options": {"rate": 2}}),
+    ],
+)
+def test_setting_is_a_value_of_toml_or_a_word(text: str, expected: dict[str, Any]) -> None:
+    import stoic2021
+
+    chosen = stoic2021.parsed(["data", "--grid", "default", "--no-baseline", "--set", text])
+    network = stoic2021.changes(chosen, synthetic=True)["network"]
+    assert network == {"architecture": chosen.network, **expected}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["network", "network.norm", "norm=group", "network.=1", ".norm=1", "network.norm=", "network.a=[1", "a.b=x y"],
+)
+def test_setting_of_another_form_is_a_wrong_argument(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import stoic2021
+
+    with pytest.raises(SystemExit) as caught:
+        stoic2021.main(["data", "--grid", "default", "--no-baseline", "--set", text])
+    assert caught.value.code == 2
+    assert "is not TABLE.KEY=VALUE, such as" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_whole_experiment_has_all_figures_and_a_second_run_repeats_nothing(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
