@@ -3,7 +3,6 @@
 import hashlib
 import os
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from federation.system.process import LOOPBACK, port_is_taken
 from models.refusal import Refusal
 from pipeline.system.atomic_files import sync_folder
 from pipeline.system.sqlite_format import copy_all
+from pipeline.system.work_folder import work_folder
 
 _MARK = """\
 This server was exported on {date} to {archive}. Its study continues on another server, so this one does not start.
@@ -59,11 +59,11 @@ def export_server(
     with (
         files_can_be_used(),
         _marked_as_moved(folder, file.name),
-        tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.", ignore_cleanup_errors=True) as work,
+        work_folder(file) as work,
     ):
         with bar("MLflow, runs") as progress:
-            found = _experiments(folder, Path(work) / "mlflow", say, progress)
-        sources = _sources(folder, Path(work))
+            found = _experiments(folder, work / "mlflow", say, progress)
+        sources = _sources(folder, work)
         with bar("reading, MiB") as progress:
             files = archive.entries(sources, progress)
         manifest = Manifest(
@@ -72,10 +72,10 @@ def export_server(
             hosts=host_names(certificates / "server.crt"),
             address=config.address,
             port=config.port,
-            contents=contents_of(Path(work) / ROSTER, folder / "runs", found),
+            contents=contents_of(work / ROSTER, folder / "runs", found),
             files=files,
         )
-        written = Path(work) / "archive"
+        written = work / "archive"
         with bar("writing, MiB") as progress:
             sha256 = _write(written, manifest, sources, passphrase, progress)
         with bar("reading back, MiB") as progress, opened(written, passphrase) as stream:

@@ -12,7 +12,6 @@ import os
 import shutil
 import sqlite3
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from models.refusal import Refusal
 from pipeline.system.atomic_files import move_durably, sync_folder
 from pipeline.system.json_text import parse_json
 from pipeline.system.sqlite_format import copy_all
+from pipeline.system.work_folder import work_folder
 
 Kind = Literal["site", "server", "clinic"]
 
@@ -48,14 +48,13 @@ def write_backup(kind: Kind, folder: Path, parts: Iterable[Path], file: Path) ->
     if file.exists():
         raise Refusal(reasons.BACKUP_EXISTS, private=str(file))
     about = {"format": _FORMAT, "kind": kind, "software": version("fedthorax"), "made": datetime.now(UTC).isoformat()}
-    # A private folder next to the file: on the same disk, and removed whatever happens.
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as work:
-        written = Path(work) / "backup"
+    with work_folder(file) as work:
+        written = work / "backup"
         with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
             with tarfile.open(fileobj=out, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
                 encoded = json.dumps(about).encode()
                 archive.addfile(_member(_ABOUT, len(encoded), 0.0), BytesIO(encoded))
-                count = sum(_add(archive, path, folder, Path(work)) for path in _files(parts))
+                count = sum(_add(archive, path, folder, work) for path in _files(parts))
             out.flush()
             os.fsync(out.fileno())
         try:
@@ -139,15 +138,11 @@ def restore_backup(kind: Kind, file: Path, folder: Path, finish: Callable[[Path]
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise Refusal(reasons.BACKUP_FOLDER, private=str(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))  # mode 0700
-    try:
+    with work_folder(folder) as work:
         with file.open("rb") as stream:
             count = _unpack(kind, stream, work)
         finish(work)
         move_durably(work, folder)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return count
 
 

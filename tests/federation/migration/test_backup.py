@@ -3,10 +3,13 @@
 import gzip
 import io
 import os
+import signal
 import sqlite3
+import subprocess
+import sys
 import tarfile
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -372,6 +375,83 @@ def test_second_backup_to_one_file_at_the_same_time_is_refused(
         back_up_site(site.folder, tmp_path / "backup")
     assert restore_backup("site", tmp_path / "backup", tmp_path / "again")
     assert not list(tmp_path.glob(".*"))
+
+
+# Each waits in the middle, when keys are in a hidden folder beside its target already.
+BACKS_UP = """
+import sys, time
+from pathlib import Path
+from federation.system.backup import write_backup
+
+def parts(folder):
+    yield folder / "keys"
+    print("waits", flush=True)
+    time.sleep(600)
+
+write_backup("site", Path(sys.argv[1]), parts(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+RESTORES = """
+import sys, time
+from pathlib import Path
+from federation.system.backup import restore_backup
+
+def wait(folder):
+    print("waits", flush=True)
+    time.sleep(600)
+
+restore_backup("site", Path(sys.argv[1]), Path(sys.argv[2]), wait)
+"""
+
+
+@contextmanager
+def waiting(program: str, *arguments: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run a program in a process of its own until it waits. It is killed with SIGKILL after the block."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout and process.stdout.readline() == "waits\n"
+            yield process
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+
+
+def hidden(folder: Path) -> set[Path]:
+    return {path for path in folder.iterdir() if path.name.startswith(".")}
+
+
+def test_what_a_killed_backup_or_restore_left_is_removed_by_the_next_one(site: Site, tmp_path: Path) -> None:
+    back_up_site(site.folder, tmp_path / "monday")
+    with waiting(BACKS_UP, site.folder, tmp_path / "tuesday"):
+        pass
+    assert hidden(tmp_path)
+    back_up_site(site.folder, tmp_path / "wednesday")  # names of backups differ each time
+    assert not hidden(tmp_path)
+    with waiting(RESTORES, tmp_path / "monday", tmp_path / "again"):
+        pass
+    (left,) = hidden(tmp_path)
+    assert [path.read_bytes() for path in left.rglob("pseudonym.key")] == [
+        (site.folder / "keys" / "pseudonym.key").read_bytes()
+    ]
+    assert not (tmp_path / "again").exists()
+    restore_site(tmp_path / "monday", tmp_path / "again")
+    assert not hidden(tmp_path)
+    assert not hidden(tmp_path / "again")
+
+
+def test_backups_and_restores_at_the_same_time_leave_each_others_files(site: Site, tmp_path: Path) -> None:
+    back_up_site(site.folder, tmp_path / "monday")
+    with (
+        waiting(BACKS_UP, site.folder, tmp_path / "tuesday"),
+        waiting(RESTORES, tmp_path / "monday", tmp_path / "again"),
+    ):
+        working = {path: files(path) for path in hidden(tmp_path)}
+        back_up_site(site.folder, tmp_path / "wednesday")
+        restore_site(tmp_path / "monday", tmp_path / "elsewhere")
+        assert {path: files(path) for path in hidden(tmp_path)} == working
+        assert len(working) == 2
+    back_up_site(site.folder, tmp_path / "thursday")
+    assert not hidden(tmp_path)
 
 
 def cut(content: bytes) -> bytes:

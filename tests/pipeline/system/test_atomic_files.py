@@ -25,6 +25,7 @@ RENAMES = {
     "pipeline/clinic/cstore_receiver.py": "the name of an image follows from its content",
     "pipeline/clinic/model_registry.py": "exchanges two folders, the new one already on the disk",
     "pipeline/clinic/pacs_source.py": "the name of an image follows from its content",
+    "pipeline/system/work_folder.py": "gives a lock its name once it is held",
     "pipeline/system/sqlite_format.py": "exchanges a database by a whole copy that SQLite wrote",
     "pipeline/scoring/answer_folder.py": "moves the files of an answer, all of which are complete",
     "pipeline/pacs/series_store.py": "moves images, or their whole folder, that are complete",
