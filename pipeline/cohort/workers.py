@@ -39,12 +39,18 @@ _AGAIN = {reasons.EXAMINE_FAILED.code, reasons.EXAMINE_MEMORY.code}
 
 
 def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
-    """Read and preprocess one series, and cache its tensor, in a worker process; a refusal is a valid result."""
+    """Read and preprocess one series, and cache its tensor, in a worker process; a refusal is a valid result.
+
+    A scan that cannot be right is refused, as a score refuses it: slices are missing regularly, or the body is turned
+    or mirrored. What a score refuses because a single scan is hard to read (noise, metal, cut lungs) may train.
+    """
     import torch
 
+    from pipeline.imaging.missing_slices import require_whole, stated
     from pipeline.imaging.readers import read_scan
     from pipeline.preprocessing.measures import flags
     from pipeline.preprocessing.measuring import is_flat, measure
+    from pipeline.preprocessing.plausibility import require_upright
     from pipeline.preprocessing.preprocess import prepare
     from pipeline.preprocessing.preprocess_settings import EXTERNAL
 
@@ -55,10 +61,12 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
     try:
         volume = read_scan(series)
         flagged.update(volume.flags)
+        require_whole(stated(series), volume.spacing_mm[0])
         is_external = settings.method == EXTERNAL
         prepared = prepare(volume, settings, _mask(series) if is_external else None)
         digest = prepared.scan_digest
         measures = measure(series, volume, prepared)
+        require_upright(prepared, measures.spine_behind_mm, measures.windpipe_above_mm2, measures.heart_left)
         flagged.update(flags(measures, settings))
         if is_flat(prepared):
             flagged.add(LUNGS_FLAT.code)

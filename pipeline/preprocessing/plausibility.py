@@ -126,6 +126,20 @@ def require_chest(found: Anatomy) -> None:
         raise Refusal(reasons.MIRRORED_REFUSED)
 
 
+def require_upright(prepared: Prepared, spine_behind_mm: float | None, trachea_mm2: float, heart_left: float) -> None:
+    """Refuse a body that is not oriented as the header says, as `require_chest` does; for scans that train.
+
+    `spine_behind_mm`, `trachea_mm2`, `heart_left`: of `body_pose`.
+
+    Raises Refusal E_TURNED, E_MIRRORED.
+    """
+    if is_turned(spine_behind_mm, trachea_mm2):
+        raise Refusal(reasons.TURNED_REFUSED)
+    # Where the heart is on the left, the stomach decides nothing.
+    if heart_left < 0 and _is_mirrored(heart_left, _stomach_left(prepared)):
+        raise Refusal(reasons.MIRRORED_REFUSED)
+
+
 def _is_mirrored(heart_left: float, stomach_left: float | None) -> bool:
     return heart_left < HEART_RIGHT if stomach_left is None else heart_left < 0 and stomach_left < 0
 

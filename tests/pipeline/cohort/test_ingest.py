@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.uid import RLELossless
 
 from models.refusal import Refusal
@@ -147,6 +147,37 @@ def test_examination_long_before_the_test_does_not_take_the_place_of_the_one_bes
     assert len(alone.patients) == len(both.patients) == 1
     assert replace(both.patients[0], tensor="") == replace(alone.patients[0], tensor="")
     assert ("later", 1) in {(count.key, count.count) for _, count in both.waterfall.walk()}
+
+
+def left_and_right_exchanged(ds: Dataset) -> None:
+    ds.PixelData = np.ascontiguousarray(ds.pixel_array[:, ::-1]).tobytes()
+
+
+def front_and_back_exchanged(ds: Dataset) -> None:
+    ds.PixelData = np.ascontiguousarray(ds.pixel_array[::-1]).tobytes()
+
+
+def every_second_slice_missing(ds: Dataset) -> None:
+    ds.InstanceNumber, ds.SliceThickness = 2 * ds.InstanceNumber, ds.SliceThickness / 2
+
+
+@pytest.mark.parametrize(
+    ("edit", "code"),
+    [
+        (left_and_right_exchanged, "E_MIRRORED"),
+        (front_and_back_exchanged, "E_TURNED"),
+        (every_second_slice_missing, "E_SLICES_MISSING"),
+    ],
+)
+def test_scan_that_cannot_be_right_does_not_train(own: Own, edit: Callable[[Dataset], None], code: str) -> None:
+    own.add(*CLEAN[:2])
+    for path in (own.folder / "ct" / CLEAN[0]).iterdir():
+        ds = dcmread(path)
+        edit(ds)
+        ds.save_as(path)
+    found = own.ingest()
+    assert [patient.pseudonym for patient in found.patients] == [own.site.pseudonym(CLEAN[1])]
+    assert [each.reason.code for each in found.findings if each.patient_id == own.site.pseudonym(CLEAN[0])] == [code]
 
 
 def test_series_with_most_slices_is_used(small_hospital: Path, small_ingest: tuple[Site, Assessment]) -> None:
