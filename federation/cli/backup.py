@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from federation.cli.console import say
+from models.refusal import Refusal
 
 SiteDir = Annotated[Path, typer.Argument(help="The site's folder.")]
 ServerDir = Annotated[Path, typer.Argument(help="The server's folder.")]
@@ -32,7 +33,12 @@ def restore_site(file: BackupFile, site_dir: EmptyDir) -> None:
     from pipeline.site.folder import Site
 
     count = restore_site(file, site_dir)
-    say(f"Restored the site {Site.open(site_dir).name} with {count} files. Never run two nodes with one key.")
+    site = Site.open(site_dir)
+    say(f"Restored the site {site.name} with {count} files. Never run two nodes with one key.")
+    try:
+        site.pseudonym("")
+    except Refusal as refusal:  # earlier versions backed up sites without the key
+        say(f"{refusal}. {refusal.remedy}")
     say("If patients withdrew after the backup, repeat it now: fedthorax node withdraw --help.")
     say(f"Next: fedthorax node check {site_dir}, then fedthorax node ingest {site_dir}.")
     say("The node takes part in nothing until you accept the restore: fedthorax node accept-restore --help.")

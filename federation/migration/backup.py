@@ -41,9 +41,13 @@ _NOT_OF_CLINIC = ("logs", "received", "work", LOCK)
 def back_up_site(folder: Path, file: Path) -> int:
     """Back up what a site cannot make again to a new private file; return the number of files.
 
-    Raises Refusal: E_BACKUP_EXISTS, E_BACKUP_LINK, and those of `Site.open`; OSError.
+    Raises Refusal: E_SITE_KEY, E_BACKUP_EXISTS, E_BACKUP_LINK, and those of `Site.open`; OSError.
     """
     site = Site.open(folder)
+    keys = site.folder / "keys"
+    if not any(path.is_symlink() and not path.exists() for path in (keys, keys / "pseudonym.key")):
+        # A backup without it would be useless, and replace older ones. Of a broken link `write_backup` says more.
+        site.pseudonym("")
     return write_backup("site", site.folder, sorted(_site_parts(site)), file)
 
 

@@ -190,14 +190,51 @@ def test_folders_that_are_links_are_in_the_backup_and_loops_end(server: Path, tm
 
 @pytest.mark.parametrize("name", ["keys/pseudonym.key", "pacs.password", "ledger/ledger.jsonl"])
 def test_link_that_leads_to_nothing_is_refused(site: Site, tmp_path: Path, name: str) -> None:
-    behind_a_link(site.folder / name, tmp_path / "safe" / "disk")
+    content = behind_a_link(site.folder / name, tmp_path / "safe" / "disk")
     (tmp_path / "safe" / "disk").unlink()
     with pytest.raises(Refusal, match=f"E_BACKUP_LINK: .*{Path(name).name}"):
         back_up_site(site.folder, tmp_path / "backup")
     assert not (tmp_path / "backup").exists()
     (site.folder / name).unlink()
+    (site.folder / name).write_bytes(content)
     (site.folder / ".#site.toml").symlink_to("somebody@desk.41")  # as an editor leaves it
     assert back_up_site(site.folder, tmp_path / "backup")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"short"])
+def test_site_without_its_pseudonym_key_is_not_backed_up(site: Site, tmp_path: Path, content: bytes | None) -> None:
+    """A backup without the key, which says that it holds it, would take the place of the last one that does."""
+    key = site.folder / "keys" / "pseudonym.key"
+    key.unlink()
+    if content is not None:
+        key.write_bytes(content)
+    before = sorted(tmp_path.iterdir())
+    done = CliRunner().invoke(app, ["node", "backup", str(site.folder), str(tmp_path / "backup")])
+    assert isinstance(done.exception, Refusal)
+    assert done.exception.code == "E_SITE_KEY"
+    assert "It holds the key" not in done.output
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_restore_of_a_backup_without_the_pseudonym_key_says_so(site: Site, tmp_path: Path) -> None:
+    parts = [path for path in site.folder.iterdir() if path.name != "keys"]
+    write_backup("site", site.folder, [*parts, site.node_key], tmp_path / "backup")  # as earlier versions did
+    done = CliRunner().invoke(app, ["node", "restore", str(tmp_path / "backup"), str(tmp_path / "again")])
+    assert done.exit_code == 0
+    assert "E_SITE_KEY" in done.output
+    assert "Restore keys/pseudonym.key from a backup" in done.output
+    back_up_site(site.folder, tmp_path / "whole")
+    done = CliRunner().invoke(app, ["node", "restore", str(tmp_path / "whole"), str(tmp_path / "third")])
+    assert "E_SITE_KEY" not in done.output
+
+
+def test_keys_on_a_disk_that_is_away_are_not_called_lost(site: Site, tmp_path: Path) -> None:
+    (site.folder / "keys").rename(tmp_path / "disk")
+    (site.folder / "keys").symlink_to(tmp_path / "disk")
+    assert back_up_site(site.folder, tmp_path / "backup")
+    (tmp_path / "disk").rename(tmp_path / "away")
+    with pytest.raises(Refusal, match=r"E_BACKUP_LINK: .*keys"):
+        back_up_site(site.folder, tmp_path / "second")
 
 
 @pytest.mark.parametrize("lost", ["site.toml", "ledger/ledger.jsonl"])
