@@ -1,10 +1,17 @@
 #!/bin/sh
 set -e
+another() {  # Is another program there: of another package's role, or of install.sh, perhaps with a prefix of its own?
+    [ ! -e /opt/fedthorax ] || return 0
+    for unit in /etc/systemd/system/fedthorax-*.service; do
+        program=$(sed -n 's/^ExecStart=\([^ ]*\).*/\1/p' "$unit" 2>/dev/null) || :
+        [ ! -x "$program" ] || return 0
+    done
+    return 1
+}
 purge() {
     # Sites, clinics and servers stay, with their keys, unless the administrator answers yes.
     answer=false
-    if [ -e /opt/fedthorax ]; then
-        # The package of another role, or install.sh, uses the same folder and users.
+    if another; then  # it uses the same folder and users
         echo "kept: /var/lib/fedthorax, because another installation of fedthorax is there" >&2
     elif [ -e /usr/share/debconf/confmodule ]; then
         . /usr/share/debconf/confmodule
@@ -17,7 +24,7 @@ purge() {
         fi
         db_purge
     fi
-    [ ! -e /opt/fedthorax ] || return 0
+    ! another || return 0
     if [ "$answer" = true ]; then
         rm -rf /var/lib/fedthorax
     elif [ -d /var/lib/fedthorax ]; then

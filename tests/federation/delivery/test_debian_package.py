@@ -55,6 +55,48 @@ def test_data_are_deleted_only_at_a_purge_after_a_question_whose_default_is_no()
     assert found["postrm"].rindex('[ "$answer" = true ]', 0, removal) > found["postrm"].index("purge() {")
 
 
+# Folders of the test in place of the machine's, and an administrator who answers yes.
+_PURGE = """
+set -e
+for each in /var/lib /etc/systemd/system /opt /srv /usr/share/debconf; do mount --bind "$1$each" $each; done
+PATH=$1/bin:$PATH exec sh "$1/postrm" purge
+"""
+
+
+@pytest.mark.parametrize("unit", ["", "/srv/fedthorax/bin/fedthorax", "/opt/fedthorax/bin/fedthorax"])
+def test_purge_spares_what_a_program_with_another_prefix_uses(tmp_path: Path, unit: str) -> None:
+    folders = ("/var/lib", "/etc/systemd/system", "/opt", "/srv", "/usr/share/debconf")
+    namespaces = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
+    if namespaces.returncode or not all(Path(each).is_dir() for each in folders):
+        pytest.skip("this machine forbids mount namespaces, or is not Debian")
+    for each in folders:
+        (tmp_path / each[1:]).mkdir(parents=True)
+    answers = "db_get() { RET=true; }\n" + "".join(f"db_{each}() {{ :; }}\n" for each in ("version", "capb", "input"))
+    answers += "db_go() { :; }\ndb_purge() { :; }\n"
+    (tmp_path / "usr/share/debconf/confmodule").write_text(answers)
+    program = tmp_path / "srv/fedthorax/bin/fedthorax"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    if unit:  # the third is a copy of the package's own, as `systemctl edit --full` makes it
+        text = f"[Service]\nExecStart={unit} node start /var/lib/fedthorax/%i\n"
+        (tmp_path / "etc/systemd/system/fedthorax-node@.service").write_text(text)
+    key = tmp_path / "var/lib/fedthorax/north/keys/pseudonym.key"
+    key.parent.mkdir(parents=True)
+    key.touch()
+    (tmp_path / "bin").mkdir()
+    for name, script in (("id", "exit 0"), ("systemctl", "exit 0"), ("userdel", f"echo $1 >>{tmp_path / 'deleted'}")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "postrm").write_text(control_files(about("node"), 1)["postrm"])
+    command = ["unshare", "-rm", "sh", "-c", _PURGE, "sh", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    spared = unit.startswith("/srv")
+    assert key.exists() == spared
+    assert (tmp_path / "deleted").exists() != spared
+    assert ("another installation of fedthorax is there" in done.stderr) == spared
+
+
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
 def test_dpkg_accepts_the_control_file(tmp_path: Path) -> None:
     for name, text in control_files(about("node"), 1).items():
