@@ -107,12 +107,18 @@ find_python() {
         "Install one of these versions from your distribution, name another with --python, or fetch another bundle."
 }
 
+refuse_other() {  # PLACE
+    refuse E_INSTALL_OTHER "something else is where version $version would be: $1" \
+        "Remove it as it came: with its install.sh (--uninstall) or with apt. If it was made by hand, move it away."
+}
+
 check_prefix() {
     place=$prefix
     while [ ! -e "$place" ] && [ ! -L "$place" ]; do place=$(dirname -- "$place"); done
     { [ -d "$place" ] && [ -w "$place" ]; } ||
         refuse E_INSTALL_PREFIX "$place is not a folder, or this user cannot write to it" \
             "Name another place with --prefix, or correct this one."
+    [ -L "$link" ] || [ ! -e "$link" ] || refuse_other "$link"  # such as the program of the Debian package
     [ $scope = user ] || case $(realpath -m -- "$prefix")/ in
         /home/* | /root/* | /run/user/* | /tmp/* | /var/tmp/*)
             refuse E_INSTALL_HIDDEN "services of the system do not see programs below $prefix" \
@@ -173,11 +179,6 @@ check_runnable() {  # a folder whose file system forbids programs
 
 # --- what is written ---
 
-refuse_other() {
-    refuse E_INSTALL_OTHER "something else is where version $version would be: $target" \
-        "Remove it with the install.sh that it came with (--uninstall). If it was made by hand, move it away."
-}
-
 clean() {  # COMMAND, without the settings of pip and the proxies that this user has
     env -i PATH="$PATH" HOME="$target" LC_ALL=C.UTF-8 PIP_CONFIG_FILE=/dev/null "$@"
 }
@@ -185,14 +186,14 @@ clean() {  # COMMAND, without the settings of pip and the proxies that this user
 install_program() {
     wheel=$(grep '  wheelhouse/fedthorax-' "$here/SHA256SUMS" | cut -d' ' -f1)
     for other in "$target"/.installed-*; do
-        [ ! -f "$other" ] || grep -qx "wheel=$wheel" "$other" || refuse_other
+        [ ! -f "$other" ] || grep -qx "wheel=$wheel" "$other" || refuse_other "$target"
     done
     if [ -f "$stamp" ] && grep -qx "sums=$(sha256sum <"$here/SHA256SUMS" | cut -d' ' -f1)" "$stamp"; then
         say "already installed: $target"
         return
     fi
     if [ -d "$target" ] && ! ls "$target"/.installed-* >/dev/null 2>&1; then
-        [ -f "$target/.installing" ] || [ -z "$(ls -A "$target")" ] || refuse_other  # somebody made it by hand
+        [ -f "$target/.installing" ] || [ -z "$(ls -A "$target")" ] || refuse_other "$target"  # made by hand
         say "removing what an interrupted installation left in $target"
         rm -rf "$target"
     fi

@@ -101,7 +101,7 @@ INSTALL_PORT = Reason(
 INSTALL_OTHER = Reason(
     "E_INSTALL_OTHER",
     "something else is where version {version} would be: {target}",
-    "Remove it with the install.sh that it came with (--uninstall). If it was made by hand, move it away.",
+    "Remove it as it came: with its install.sh (--uninstall) or with apt. If it was made by hand, move it away.",
 )
 INSTALL_FAILED = Reason(
     "E_INSTALL_FAILED",

@@ -513,6 +513,19 @@ def test_a_folder_that_somebody_made_by_hand_is_kept(machine: Machine, make_bund
     assert state(machine) == before
 
 
+def test_a_program_that_is_no_link_is_refused_before_anything_is_written(
+    machine: Machine, make_bundle: MakeBundle
+) -> None:
+    """As that of the Debian package in /opt/fedthorax: the link to the new version cannot take its place."""
+    machine.program.parent.mkdir(parents=True)
+    machine.program.touch()
+    bundle = make_bundle()
+    before = state(machine)
+    for action in ("--check", "--user"):
+        assert refused(machine.install(bundle, action)) == "E_INSTALL_OTHER"
+    assert state(machine) == before
+
+
 @pytest.mark.slow
 def test_two_roles_on_one_machine_are_upgraded_together(machine: Machine, make_bundle: MakeBundle) -> None:
     first = [make_bundle("0.1.0", role) for role in ("node", "clinic")]
