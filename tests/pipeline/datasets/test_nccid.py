@@ -34,7 +34,7 @@ def scan(folder: Path, patient: str, series: str = "1.2.3", **attributes: object
     def edit(ds: Dataset, _: int) -> None:
         ds.PatientID, ds.SeriesInstanceUID = patient, series
         ds.StudyDate = ds.AcquisitionDate = CT_DAY
-        ds.SeriesDate = "20190101"  # shifted by the de-identification
+        ds.SeriesDate = "20190317"  # shifted by the de-identification
         for keyword, value in attributes.items():
             setattr(ds, keyword, value)
 
