@@ -21,7 +21,6 @@ YES = frozenset({
 })  # fmt: skip
 NO = frozenset({
     4188540,   # SNOMED 373067005 "No"
-    4132135,   # SNOMED 2667000 "Absent"
     9189,      # SNOMED 260385009 "Negative"
     45878245,  # LOINC LA32-8 "No"
     45878583,  # LOINC LA6577-6 "Negative"

@@ -67,7 +67,6 @@ VALUES: list[tuple[str, dict[str, Any], bool | None]] = [
     ("observation", {"value_as_concept_id": 0, "value_as_string": " "}, True),
     ("observation", {"value_as_concept_id": 4188539, "value_as_string": "ja"}, True),
     ("observation", {"value_as_concept_id": 4188540, "value_as_string": "nein"}, False),
-    ("observation", {"value_as_concept_id": 4132135}, False),
     ("observation", {"value_as_concept_id": 45884060}, None),  # a concept that is neither yes nor no
     ("observation", {"value_as_string": "nein"}, None),
     ("observation", {"value_as_concept_id": 0, "value_source_value": "?"}, None),
