@@ -46,7 +46,6 @@ _AREAS: dict[str, tuple[Reason, ...]] = {
             imaging_reasons.MIXED_GEOMETRY,
             imaging_reasons.DIMENSIONS,
             imaging_reasons.SLICE_GAP,
-            imaging_reasons.SLICES_MISSING,
         ),
         *(
             imaging_reasons.DUPLICATE_SLICE,
@@ -67,9 +66,7 @@ _AREAS: dict[str, tuple[Reason, ...]] = {
         preprocessing_reasons.AIR_HU,
         preprocessing_reasons.HU_SHIFT,
     ),
-    "orientation": (
-        *(preprocessing_reasons.TURNED, preprocessing_reasons.TURNED_REFUSED, preprocessing_reasons.MIRRORED_REFUSED),
-    ),
+    "orientation": (preprocessing_reasons.TURNED,),
     "lungs": (
         *(preprocessing_reasons.NO_LUNGS, preprocessing_reasons.NOT_A_WHOLE_CHEST, preprocessing_reasons.LUNGS_CUT),
         *(preprocessing_reasons.PROPORTIONS, preprocessing_reasons.LUNGS_FLAT, preprocessing_reasons.FIELD_OF_VIEW),
