@@ -43,6 +43,12 @@ EXAMINE_MEMORY = Reason(
     "there was not enough memory to examine the series",
     "Free memory, or give the machine more. Then run `fedthorax node ingest`, which examines the series again.",
 )
+EXAMINE_DIED = Reason(
+    "E_EXAMINE_DIED",
+    "the system ended the process that examined the series",
+    "Free memory, or give the machine more. Then run `fedthorax node ingest`, which examines the series again, last "
+    "and alone. If its process ends again, report it: a file may be damaged. Other series are not affected.",
+)
 COHORT_BUSY = Reason(
     "E_COHORT_BUSY",
     "another command is using this site's cohort",

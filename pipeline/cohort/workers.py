@@ -8,6 +8,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 FAILURES = "failures.log"  # in the folder of logs
 # Not faults of the scan: more memory or another release may examine it. A series with one of them is not in the cohort,
 # and the next ingest examines it again, but does not fail because of it.
-_AGAIN = {reasons.EXAMINE_FAILED.code, reasons.EXAMINE_MEMORY.code}
+_AGAIN = {reasons.EXAMINE_FAILED.code, reasons.EXAMINE_MEMORY.code, reasons.EXAMINE_DIED.code}
+_MOST_DEATHS = 3  # so many series in a row do not each end their worker: the machine has no memory left
 
 
 def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
@@ -171,7 +173,10 @@ class Examination:
     and when all have been added; from then on its total is that of all series found. `is_first`: no series was known
     before. This is a context manager: if an exception leaves it, unfinished series are cancelled.
 
-    Raises Refusal E_WORKER_DIED on exit, if the system ended a worker.
+    If the system ends a worker, the series without a result are examined one by one. A series whose worker ends then
+    too is refused with E_EXAMINE_DIED, so that one damaged file does not stop the ingest of all others.
+
+    Raises Refusal E_WORKER_DIED on exit, if workers end before they begin, or for three new series in a row.
     """
 
     def __init__(self, cohort: Cohort, settings: Preprocessing, progress: Callable[[int, int], None]) -> None:
@@ -179,10 +184,13 @@ class Examination:
         self._cohort, self._progress = cohort, progress
         scans = cohort.scans(settings_digest(settings))
         self._before = frozenset(each for each, scan in scans.items() if scan.code not in _AGAIN)
+        self._died = frozenset(each for each, scan in scans.items() if scan.code == reasons.EXAMINE_DIED.code)
         self._known = set(self._before)
         self.is_first = not self._before
+        self._left: dict[str, Series] = {}  # without a result
         self._finished: SimpleQueue[Future[Scan]] = SimpleQueue()
-        self._given = self._done = 0
+        self._given = self._done = self._submitted = 0
+        self._is_broken = False
         self._found: int | None = None
         cores = len(os.sched_getaffinity(0))
         self._pool = WorkerPool(cores, _workers(), begin_worker)
@@ -200,11 +208,11 @@ class Examination:
         if series.fingerprint in self._known:
             return
         self._known.add(series.fingerprint)
-        job = self._pool.submit(examine, series, self.settings, self._cohort.tensors)
+        self._left[series.fingerprint] = series
         self._given += 1
-        job.add_done_callback(self._finished.put)
-        while not self._finished.empty():
-            self._remember(self._finished.get())
+        if not self._is_broken and series.fingerprint not in self._died:
+            self._submit(series)
+        self._take_finished()
 
     def is_new(self, series: Series) -> bool:
         """Whether a series was not known before. One with files in several folders is examined twice, and is one."""
@@ -217,13 +225,85 @@ class Examination:
         """
         self._found = found
         self._report()
-        if self._given:
-            self._pool.check()
-        while self._done < self._given:
-            self._remember(self._finished.get())
+        self._wait()
+        if self._left:
+            self._examine_alone()
 
-    def _remember(self, job: Future[Scan]) -> None:
-        self._cohort.add_scan(job.result())
+    def _submit(self, series: Series) -> None:
+        try:
+            job = self._pool.submit(examine, series, self.settings, self._cohort.tensors)
+        except BrokenProcessPool:
+            self._is_broken = True
+            return
+        self._submitted += 1
+        job.add_done_callback(self._finished.put)
+
+    def _wait(self) -> None:
+        """Wait for the submitted series, or until a worker has died."""
+        if self._submitted and not self._is_broken:
+            try:
+                self._pool.check()
+            except BrokenProcessPool:
+                self._is_broken = True
+        while self._submitted and not self._is_broken:
+            self._take(self._finished.get())
+        self._take_finished()
+
+    def _take_finished(self) -> None:
+        while not self._finished.empty():
+            self._take(self._finished.get())
+
+    def _take(self, job: Future[Scan]) -> None:
+        self._submitted -= 1
+        try:
+            scan = job.result()
+        except BrokenProcessPool:
+            self._is_broken = True
+        else:
+            self._remember(scan)
+
+    def _examine_alone(self) -> None:
+        """Examine the series that are left one by one; those whose worker died in an earlier ingest come last.
+
+        Raises BrokenProcessPool if workers end before they begin, or for `_MOST_DEATHS` new series in a row.
+        """
+        self._begin_alone()
+        deaths = 0
+        for series in sorted(self._left.values(), key=lambda each: each.fingerprint in self._died):
+            self._pool.submit(int).result()  # the worker has begun: if it dies now, it was because of this series
+            try:
+                job = self._pool.submit(examine, series, self.settings, self._cohort.tensors)
+                self._pool.check()
+                scan = job.result()
+                deaths = 0
+            except BrokenProcessPool:
+                scan = self._dead(series)
+                deaths += series.fingerprint not in self._died
+                self._begin_alone()
+            self._remember(scan)
+            if deaths == _MOST_DEATHS:
+                raise BrokenProcessPool
+
+    def _begin_alone(self) -> None:
+        self._pool.end()
+        self._pool = WorkerPool(1, _workers(), begin_worker)
+
+    def _dead(self, series: Series) -> Scan:
+        reason = reasons.EXAMINE_DIED
+        return Scan(
+            fingerprint=series.fingerprint,
+            settings=settings_digest(self.settings),
+            code=reason.code,
+            says=reason.says,
+            flags="",
+            scan_digest=None,
+            tensor=None,
+            measures=None,
+        )
+
+    def _remember(self, scan: Scan) -> None:
+        self._cohort.add_scan(scan)
+        self._left.pop(scan.fingerprint, None)
         self._done += 1
         self._report()
 

@@ -66,6 +66,11 @@ class WorkerPool(ProcessPoolExecutor):
             self._end_workers()
             raise Refusal(WORKER_DIED) from error
 
+    def end(self) -> None:
+        """End the pool at once, with its workers. Tasks without a result are lost."""
+        self.shutdown(wait=False, cancel_futures=True)
+        self._end_workers()
+
     def _end_workers(self) -> None:
         """End the workers that are left: one that Python's pool did not know yet would wait for work forever, and this
         process at its exit for that worker.
