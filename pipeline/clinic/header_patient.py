@@ -1,13 +1,11 @@
 """The patient that a scan's headers name. An identifier that could not be decoded counts as none (`is_decoded`)."""
 
-from collections.abc import Callable
-
 from pydicom import Dataset
 
 from models.refusal import Refusal
 from pipeline.clinic.records import Patient
 from pipeline.imaging.dates_and_ages import age_in_years, patient_age
-from pipeline.imaging.dicom_header import identifier, is_decoded, text
+from pipeline.imaging.dicom_header import identifier, is_decoded, text_or_nothing
 
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # as an identifier: not decoded
 
@@ -24,26 +22,22 @@ def patient_of(header: Dataset) -> Patient:
 
     If one of identifier and issuer cannot be read, both are empty: the other one could name somebody else.
     """
-    try:
-        age = age_in_years(patient_age(header))
-    except Refusal:
-        age = None
     return patient_in_headers(
-        _or_else(_UNREADABLE, identifier, header, "PatientID"),
-        _or_else(_UNREADABLE, identifier, header, "IssuerOfPatientID"),
+        _identifier(header, "PatientID"),
+        _identifier(header, "IssuerOfPatientID"),
         name_in(header),
-        _or_else("", text, header, "PatientSex") or None,
-        age,
+        text_or_nothing(header, "PatientSex") or None,
+        age_in_years(patient_age(header)),
     )
 
 
 def name_in(header: Dataset) -> str:
     """Return PatientName, '' if it cannot be read: a scan can be scored without it."""
-    return _or_else("", text, header, "PatientName")
+    return text_or_nothing(header, "PatientName")
 
 
-def _or_else(unreadable: str, read: Callable[[Dataset, str], str], header: Dataset, keyword: str) -> str:
+def _identifier(header: Dataset, keyword: str) -> str:
     try:
-        return read(header, keyword)
+        return identifier(header, keyword)
     except Refusal:
-        return unreadable
+        return _UNREADABLE

@@ -23,7 +23,7 @@ from pydicom.tag import Tag
 from models.refusal import Reason, Refusal
 from pipeline.imaging import codecs, image_type, reasons
 from pipeline.imaging.codecs import Form
-from pipeline.imaging.dicom_header import PIXEL_DATA, BoundedFile, read_header, tags, text
+from pipeline.imaging.dicom_header import PIXEL_DATA, BoundedFile, read_header, tags, text, text_or_nothing
 from pipeline.imaging.fast_header import head_tags, read_head
 from pipeline.imaging.functional_groups import CT_CLASSES, is_multi_frame
 from pipeline.imaging.geometry import MAX_OBLIQUE_DEGREES
@@ -175,8 +175,8 @@ def _checked(path: Path, frame: Frame) -> Slice:
         thickness_mm=_first(header, "SliceThickness"),
         spacing_mm=_first(header, "SpacingBetweenSlices"),
         location_mm=_first(header, "SliceLocation"),
-        scan=tuple(_text_or_nothing(header, keyword) for keyword in OF_ONE_SCAN),
-        recording=tuple(_text_or_nothing(header, keyword) for keyword in OF_ONE_RECORDING),
+        scan=tuple(text_or_nothing(header, keyword).strip() for keyword in OF_ONE_SCAN),
+        recording=tuple(text_or_nothing(header, keyword).strip() for keyword in OF_ONE_RECORDING),
         slope=slope,
         intercept=intercept,
         padding=_padding(header, stored_range, slope, intercept),
@@ -371,14 +371,6 @@ def _floats(header: Dataset, keyword: str) -> list[float]:
 
 def _first(header: Dataset, keyword: str) -> float:
     return next(iter(_floats(header, keyword)), np.nan)
-
-
-def _text_or_nothing(header: Dataset, keyword: str) -> str:
-    """Return the value, '' if it cannot be read: an attribute that only tells scans apart makes no slice unusable."""
-    try:
-        return text(header, keyword).strip()
-    except Refusal:
-        return ""
 
 
 def _numbers(header: Dataset, keyword: str, count: int, reason: Reason) -> list[float]:

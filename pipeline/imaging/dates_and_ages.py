@@ -1,12 +1,14 @@
-"""Reads the time of a scan and the age of its patient from a DICOM header; placeholders count as missing."""
+"""Reads the time of a scan and the age of its patient from a DICOM header.
+
+Placeholders, and values that cannot be read, count as missing: a scan without them can be used.
+"""
 
 import re
 from datetime import date, datetime, timedelta, timezone
 
 from pydicom import Dataset
 
-from models.refusal import Refusal
-from pipeline.imaging.dicom_header import text
+from pipeline.imaging.dicom_header import text_or_nothing
 
 DATES = (
     *("AcquisitionDate", "AcquisitionTime", "SeriesDate", "SeriesTime", "StudyDate", "StudyTime"),
@@ -34,16 +36,11 @@ def patient_age(header: Dataset) -> str:
     """Return the age at the scan as an Age String, '' if unknown.
 
     If PatientAge is absent or cannot be used, the age is calculated from PatientBirthDate and the day of the scan.
-
-    Raises `Refusal`: E_PARSE.
     """
-    stated = text(header, "PatientAge").strip()
+    stated = text_or_nothing(header, "PatientAge").strip()
     if age_in_years(stated) is not None:
         return stated
-    try:
-        born = text(header, "PatientBirthDate").strip()
-    except Refusal:  # no reason to leave out the scan
-        return ""
+    born = text_or_nothing(header, "PatientBirthDate").strip()
     acquired, _ = acquired_at(header)
     return _age_on(acquired.date(), born) if acquired else ""
 
@@ -75,13 +72,14 @@ def acquired_at(header: Dataset) -> tuple[datetime | None, bool]:
 
     Also return whether it has a time of its own.
     """
-    whole = _WHOLE_TIME.fullmatch(text(header, "AcquisitionDateTime").strip())
+    whole = _WHOLE_TIME.fullmatch(text_or_nothing(header, "AcquisitionDateTime").strip())
     assert whole is not None  # it matches every text
     day, clock, suffix = whole.groups("")
     acquisition, *others = [
-        (text(header, f"{event}Date"), text(header, f"{event}Time")) for event in ("Acquisition", "Series", "Study")
+        (text_or_nothing(header, f"{event}Date"), text_or_nothing(header, f"{event}Time"))
+        for event in ("Acquisition", "Series", "Study")
     ]
-    stated = _zone(text(header, "TimezoneOffsetFromUTC"))
+    stated = _zone(text_or_nothing(header, "TimezoneOffsetFromUTC"))
     own = _zone(suffix) or stated
     is_same = _moment(*acquisition) == _moment(day, clock)  # then the offset of one is that of the other
     # Multi-frame images have AcquisitionDateTime instead of two attributes.

@@ -90,6 +90,14 @@ def text(header: Dataset, keyword: str) -> str:
         raise Refusal(reasons.PARSE, private=f"{keyword}: {error}") from None
 
 
+def text_or_nothing(header: Dataset, keyword: str) -> str:
+    """Return the value of a text attribute, '' also if it cannot be read; for attributes that may be missing."""
+    try:
+        return text(header, keyword)
+    except Refusal:
+        return ""
+
+
 def identifier(header: Dataset, keyword: str) -> str:
     """Return an identifier without its padding, '' if absent: spaces on both sides mean nothing (DICOM PS3.5, 6.2).
 

@@ -14,7 +14,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from models.refusal import Refusal
 from pipeline.imaging import phantom_marker, reasons
 from pipeline.imaging.dates_and_ages import AGE, acquired_at, age_in_years, patient_age
-from pipeline.imaging.dicom_header import identifier, read_header, tags, text
+from pipeline.imaging.dicom_header import identifier, read_header, tags, text, text_or_nothing
 from pipeline.imaging.fast_header import Head, head_tags, read_head
 from pipeline.imaging.functional_groups import SHARED, first_frame, is_multi_frame
 from pipeline.imaging.pydicom_silence import quiet_pydicom
@@ -243,9 +243,12 @@ def _number(head: Head | None, header: Dataset | None = None) -> int | None:
 
 
 def _series(header: Dataset, files: list[tuple[str, Path]], numbers: tuple[int, ...]) -> Series:
-    """Make a series from the `header` of one file and the sorted `files`: (relative name, path)."""
+    """Make a series from the `header` of one file and the sorted `files`: (relative name, path).
+
+    Age, sex, time and the words for scanner and kernel may be missing; identifiers and the modality must be readable.
+    """
     header = first_frame(header)
-    sex = text(header, "PatientSex")
+    sex = text_or_nothing(header, "PatientSex")
     acquired, has_clock = acquired_at(header)
     return Series(
         files=tuple(path for _, path in files),
@@ -258,8 +261,8 @@ def _series(header: Dataset, files: list[tuple[str, Path]], numbers: tuple[int, 
         sex=sex if sex in {"M", "F"} else None,
         acquired=acquired,
         has_clock=has_clock,
-        manufacturer=text(header, "Manufacturer"),
-        kernel=text(header, "ConvolutionKernel"),
+        manufacturer=text_or_nothing(header, "Manufacturer"),
+        kernel=text_or_nothing(header, "ConvolutionKernel"),
         fingerprint=fingerprint(files),
         numbers=numbers,
     )

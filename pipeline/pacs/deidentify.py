@@ -296,11 +296,7 @@ def _pass_age(source: Dataset, passing: dict[int, tuple[str, bytes]]) -> None:
     _, stated = passing.get(_AGE, ("", b""))
     if age_in_years(stated.decode()) is not None:
         return
-    try:
-        age = patient_age(source)
-    except Refusal:  # the reader judges the image without it
-        return
-    if age:
+    if age := patient_age(source):
         passing[_AGE] = "AS", age.encode()
 
 

@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 from pipeline.imaging.discovery import find_series
 from pipeline.imaging.fast_header import read_head
 from pipeline.imaging.series_reader import read_series
-from tests.helpers.dicom_files import PATIENT_ID, body, ct_slice, save, write_series
+from tests.helpers.dicom_files import PATIENT_ID, body, ct_slice, rewrite, save, write_series
 
 AIR = [[-1000, -1000], [-1000, -1000]]
 
@@ -142,6 +142,60 @@ def test_identifier_of_spaces_is_none(tmp_path):
 def test_sex_is_parsed(tmp_path, sex, kept):
     write_one(tmp_path / "1", PatientSex=sex)
     assert only(find_series(tmp_path)).sex == kept
+
+
+UNREADABLE = {  # a VR of numbers, and a length that no number has
+    "PatientSex": ("US", b"F  "),
+    "PatientAge": ("US", b"063"),
+    "StudyDate": ("FD", b"202103"),
+    "StudyTime": ("FD", b"101112"),
+    "TimezoneOffsetFromUTC": ("FD", b"+0100 "),
+    "Manufacturer": ("US", b"SYN"),
+    "ConvolutionKernel": ("US", b"B30"),
+}
+
+
+def write_damaged(folder, *keywords, **attributes):
+    def add(image, index):
+        image.TimezoneOffsetFromUTC = "+0100"
+        for keyword, value in attributes.items():
+            setattr(image, keyword, value)
+
+    for path in write_series(folder, body(slices=24), edit=add):
+        content = path.read_bytes()
+        for keyword in keywords:
+            content = rewrite(content, keyword, *UNREADABLE.get(keyword, ("FD", b"unread")))
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("keyword", UNREADABLE)
+def test_unreadable_value_that_a_scan_does_not_need_counts_as_missing(tmp_path, keyword):
+    write_damaged(tmp_path / "damaged", keyword)
+    write_series(tmp_path / "empty", body(slices=24), edit=lambda image, _: setattr(image, keyword, ""))
+    found, expected = only(find_series(tmp_path / "damaged")), only(find_series(tmp_path / "empty"))
+    described = ("age_years", "sex", "has_clock", "manufacturer", "kernel", "patient_id", "series_uid")
+    assert [getattr(found, name) for name in described] == [getattr(expected, name) for name in described]
+    assert (found.acquired and found.acquired.replace(tzinfo=None)) == expected.acquired
+    assert len(read_series(found).hu) == 24
+
+
+def test_series_is_kept_if_no_optional_value_can_be_read(tmp_path):
+    write_damaged(tmp_path, *UNREADABLE)
+    series = only(find_series(tmp_path))
+    assert (series.patient_id, series.age_years, series.sex, series.acquired) == (PATIENT_ID, None, None, None)
+
+
+def test_unreadable_age_is_calculated_from_the_birth_date(tmp_path):
+    write_damaged(tmp_path, "PatientAge", PatientBirthDate="19571001")
+    assert only(find_series(tmp_path)).age_years == 63
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "Modality"])
+def test_unreadable_identity_is_refused(tmp_path, keyword):
+    write_damaged(tmp_path, keyword)
+    series, findings = find_series(tmp_path)
+    assert series == []
+    assert {each.reason.code for each in findings} == {"E_PARSE"}
 
 
 def test_fingerprint_depends_on_content_not_folder(tmp_path):
