@@ -1,8 +1,8 @@
-"""What the value of PixelData holds beside pixels: overlays in unused bits, and comments in JPEG headers.
+"""What the value of PixelData holds beside pixels: overlays in unused bits, bytes after the last pixel, JPEG comments.
 
-Both are overwritten in place: no length and no offset changes, and no pixel that the reader decodes. Not looked at:
-bits above BitsStored in compressed values, bytes after the last pixel or the end of a JPEG stream, and comments after
-the first scan or tile.
+Bytes after the last native pixel are cut. The rest is overwritten in place: no offset changes, and no pixel that the
+reader decodes. Not looked at: bits above BitsStored in compressed values, bytes after the end of a JPEG stream, and
+comments after the first scan or tile.
 """
 
 import struct
@@ -30,21 +30,54 @@ class Pixels:
     is_encapsulated: bool
 
 
-def clean(element: RawDataElement, layout: Sequence[int | None], order: str) -> Pixels | None:
-    """Return the pixels with nothing beside them; None if there are none, or in a layout that the reader refuses.
+@dataclass(frozen=True)
+class Layout:
+    """How native pixels are stored. `bits`: BitsAllocated, BitsStored, HighBit and PixelRepresentation, None if absent.
 
-    `layout`: BitsAllocated, BitsStored, HighBit, PixelRepresentation; None if absent. `order`: of bytes, < or >.
+    `frame_samples`: the samples of all pixels of a frame; 0 if unknown. `order`: of the bytes, < or >.
     """
+
+    bits: Sequence[int | None]
+    frame_samples: int
+    frames: int
+    order: str
+
+
+def clean(element: RawDataElement, layout: Layout) -> Pixels | None:
+    """Return the pixels with nothing beside them; None if there are none, or in a layout that the reader refuses."""
     vr, value = element.VR if element.VR == "OB" else "OW", element.value
     if not isinstance(value, bytes):
         return None
     if element.length == UNDEFINED:
         return Pixels(vr, without_comments(value), is_encapsulated=True)
-    allocated, stored, high, signed = layout
+    allocated, stored, high, signed = layout.bits
     if allocated not in (8, 16) or stored is None or not 1 <= stored <= allocated or high not in (None, stored - 1):
         return None
-    kept = without_unused_bits(value, allocated=allocated, stored=stored, is_signed=signed == 1, order=order)
+    if not layout.frame_samples:  # the value cannot be told from what follows it
+        return None
+    is_swapped = (allocated, vr, layout.order) == (8, "OW", ">")
+    frame_bytes = layout.frame_samples * allocated // 8
+    value = without_surplus(value, frame_bytes=frame_bytes, frames=layout.frames, is_swapped=is_swapped)
+    kept = without_unused_bits(value, allocated=allocated, stored=stored, is_signed=signed == 1, order=layout.order)
     return Pixels(vr, kept, is_encapsulated=False)
+
+
+def without_surplus(value: bytes, *, frame_bytes: int, frames: int, is_swapped: bool = False) -> bytes:
+    """Return native pixels without what follows the last one; a byte that makes the length even is zero.
+
+    The reader refuses a value with room for one more frame, because it cannot know which frames are the image: such a
+    value keeps the room, filled with zeros, so that it is still refused.
+
+    `is_swapped`: pairs of pixels of one byte are stored as words, in which the second pixel comes first (PS3.5, A.3).
+    """
+    needed = frame_bytes * frames
+    if len(value) <= needed:
+        return value
+    if len(value) >= needed + frame_bytes:
+        return value[:needed] + bytes(frame_bytes + (needed + frame_bytes) % 2)
+    if is_swapped and needed % 2:
+        return value[: needed - 1] + b"\0" + value[needed : needed + 1]
+    return value[:needed] + bytes(needed % 2)
 
 
 def without_unused_bits(value: bytes, *, allocated: int, stored: int, is_signed: bool, order: str) -> bytes | bytearray:

@@ -7,13 +7,14 @@ from the same list. Allowed values must have a valid form: numbers are numbers, 
 free text is copied. Pixels are copied only for CT images that can be axial slices, on which no scanner writes text. For
 a screen capture, a dose report or an image with BurnedInAnnotation only the header is copied, and the reader refuses
 the image because of it; the same holds for native pixels in a layout that the reader does not know. Overlays in unused
-bits and comments in JPEG headers are overwritten (`clean_pixels`).
+bits, bytes after the last native pixel and comments in JPEG headers are removed (`clean_pixels`).
 
 Days and times are kept, with their offset from UTC, because they join the CT with the laboratory's results. The birth
 date is not kept: if the image does not state the age, the age at the scan is calculated from it. Patient, study, series
 and image get keyed identifiers, which are constant at one site and differ between sites.
 """
 
+import math
 import re
 import struct
 from collections.abc import Callable
@@ -36,7 +37,7 @@ from pipeline.imaging.functional_groups import CT_CLASSES, GROUPS, MULTI_FRAME_C
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.imaging.vendor_tags import known_kernel, known_manufacturer
 from pipeline.pacs import reasons
-from pipeline.pacs.clean_pixels import UNDEFINED, Pixels, clean
+from pipeline.pacs.clean_pixels import UNDEFINED, Layout, Pixels, clean
 from pipeline.site import reasons as site_reasons
 from pipeline.site.folder import Site
 
@@ -144,7 +145,8 @@ _SEQUENCES = tags(SHARED, PER_FRAME, "DimensionIndexSequence")
 _GROUPS = tags(*GROUPS)
 _AGE, *_OF_AGE = tags(*AGE)  # the birth date is read, and never copied
 _WANTED = [*_ALLOWED, *_OF_AGE, *_UIDS, _PATIENT_ID, _ISSUER, _FRAME_OF_REFERENCE, _AGENTS, *_SEQUENCES, PIXEL_DATA]
-_LAYOUT = tags("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+_BITS = tags("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+_FRAME, _FRAMES = tags("Rows", "Columns", "SamplesPerPixel"), int(Tag("NumberOfFrames"))
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _ITEM = 0xFFFEE000
 
@@ -335,7 +337,17 @@ def _is_axial_ct(passing: dict[int, tuple[str, bytes]]) -> bool:
 
 def _pixels(source: Dataset, syntax: str, passing: dict[int, tuple[str, bytes]]) -> Pixels | None:
     element, order = _raw(source, PIXEL_DATA), _encoding(syntax)[1]
-    return clean(element, [_number_of(passing, tag, order) for tag in _LAYOUT], order) if element else None
+    bits, frame = ([_number_of(passing, tag, order) for tag in each] for each in (_BITS, _FRAME))
+    layout = Layout(bits, math.prod(number or 0 for number in frame), _frames(passing), order)
+    return clean(element, layout) if element else None
+
+
+def _frames(passing: dict[int, tuple[str, bytes]]) -> int:
+    """Return the number of frames, 1 if it is absent or unusable."""
+    try:
+        return max(1, int(float(passing[_FRAMES][1])))
+    except (KeyError, ValueError, OverflowError):
+        return 1
 
 
 def _number_of(passing: dict[int, tuple[str, bytes]], tag: int, order: str) -> int | None:

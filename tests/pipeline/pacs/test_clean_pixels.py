@@ -1,4 +1,4 @@
-"""Tests of what is removed beside pixels: unused bits and comments in JPEG headers; nothing else may change."""
+"""Tests of what is removed beside pixels: unused bits, what follows the last pixel, and comments in JPEG headers."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.encaps import encapsulate
 
-from pipeline.pacs.clean_pixels import without_comments, without_unused_bits
+from pipeline.pacs.clean_pixels import without_comments, without_surplus, without_unused_bits
 
 NOTE = b"Qvickstrom"
 SCAN = b"\xff\xda\x00\x08\x01\x01\x00\x00\x00\x00" + b"\x55\xff\x00\xfe" + NOTE + b"\xff\xd9"
@@ -69,3 +69,36 @@ def test_unused_bits_repeat_the_sign(data: st.DataObject, allocated: int, is_sig
 def test_odd_byte_at_the_end_is_kept() -> None:
     kept = without_unused_bits(b"\xff\xff\x07", allocated=16, stored=12, is_signed=False, order="<")
     assert kept == b"\xff\x0f\x07"
+
+
+@pytest.mark.parametrize(
+    ("value", "frame_bytes", "frames", "expected"),
+    [
+        (b"abcd", 4, 1, b"abcd"),
+        (b"abcdNOT", 4, 1, b"abcd"),
+        (b"abcdefghNOT", 4, 2, b"abcdefgh"),
+        (b"abcX", 3, 1, b"abc\0"),
+        (b"abcXN", 3, 1, b"abc\0"),
+        (b"abc", 3, 1, b"abc"),
+        (b"abcdefX", 3, 2, b"abcdef"),
+        (b"ab", 4, 1, b"ab"),
+        (b"", 4, 1, b""),
+    ],
+)
+def test_what_follows_the_last_pixel_is_cut(value: bytes, frame_bytes: int, frames: int, expected: bytes) -> None:
+    assert without_surplus(value, frame_bytes=frame_bytes, frames=frames) == expected
+
+
+def test_padding_of_swapped_bytes_precedes_the_last_pixel() -> None:
+    assert without_surplus(b"baXcN", frame_bytes=3, frames=1, is_swapped=True) == b"ba\0c"
+
+
+@pytest.mark.parametrize(("extra", "frames"), [(b"NOTE", 1), (b"NOTE" * 90, 1), (b"NOTE", 2)])
+def test_room_for_another_image_is_kept_empty(extra: bytes, frames: int) -> None:
+    """The reader refuses such a value, and must refuse it still."""
+    kept = without_surplus(b"abcd" * frames + extra, frame_bytes=4, frames=frames)
+    assert kept == b"abcd" * frames + bytes(4)
+
+
+def test_room_for_another_image_makes_no_odd_length() -> None:
+    assert without_surplus(b"abcabcNOTE", frame_bytes=3, frames=2) == b"abcabc" + bytes(4)

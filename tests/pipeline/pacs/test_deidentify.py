@@ -341,6 +341,38 @@ def test_overlay_in_unused_bits_is_removed(site: Site, tmp_path: Path, syntax: u
         assert (np.frombuffer(kept, f"{order}{'i' if is_signed else 'u'}2").reshape(2, 4) == stored).all()
 
 
+@pytest.mark.parametrize("syntax", SYNTAXES[:3])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("columns", [5, 6])
+def test_bytes_after_the_last_pixel_are_removed(
+    site: Site, tmp_path: Path, syntax: uid.UID, bits: int, columns: int
+) -> None:
+    layout = {"Rows": 25, "Columns": columns, "BitsAllocated": bits, "BitsStored": bits, "HighBit": bits - 1}
+    part10(tmp_path, transfer_syntax=syntax, **layout, PixelRepresentation=0)
+    image = dcmread(tmp_path / "image.dcm")
+    needed = 25 * columns * bits // 8
+    padding = needed % 2
+    image.PixelData = bytes(n % 250 + 1 for n in range(needed + padding)) + f"{NAME} {NAME}".encode()
+    image.save_as(tmp_path / "image.dcm")
+    before = outcome(tmp_path / "image.dcm")
+    content = strip((tmp_path / "image.dcm").read_bytes(), site)[1]
+    kept = dcmread(BytesIO(content)).PixelData
+    assert not holds(content, NAME) and len(kept) == needed + padding and kept.count(0) == padding
+    (tmp_path / "kept.dcm").write_bytes(content)
+    assert outcome(tmp_path / "kept.dcm") == before and len(before) > 1
+
+
+def test_value_with_room_for_two_images_holds_one_and_is_refused_as_before(site: Site, tmp_path: Path) -> None:
+    part10(tmp_path)
+    image = dcmread(tmp_path / "image.dcm")
+    image.PixelData += (NAME * len(image.PixelData)).encode()
+    image.save_as(tmp_path / "image.dcm")
+    content = strip((tmp_path / "image.dcm").read_bytes(), site)[1]
+    assert not holds(content, NAME)
+    (tmp_path / "kept.dcm").write_bytes(content)
+    assert outcome(tmp_path / "kept.dcm") == outcome(tmp_path / "image.dcm") == ("E_DECODE",)
+
+
 def test_native_pixels_in_an_unknown_layout_are_not_copied(site: Site, tmp_path: Path) -> None:
     content = part10(tmp_path, BitsStored=12, HighBit=15)
     assert "PixelData" not in stripped(content, site)
@@ -469,6 +501,16 @@ def test_reader_gets_the_same_scan_from_a_multi_frame_image(
     kept_fields = ("modality", "age_years", "sex", "acquired", "slices")
     assert [getattr(before, field) for field in kept_fields] == [getattr(after, field) for field in kept_fields]
     assert known_kernel(after.kernel) == ("B30F", "soft")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_bytes_after_the_last_frame_are_removed(site: Site, tmp_path: Path, count: int) -> None:
+    image = enhanced(single_frames(write_series(tmp_path / "single", body(count))))
+    pixels = image.PixelData
+    image.PixelData = pixels + NAME.encode()
+    save_frames(image, tmp_path / "image.dcm")
+    content = strip((tmp_path / "image.dcm").read_bytes(), site)[1]
+    assert not holds(content, NAME) and dcmread(BytesIO(content)).PixelData == pixels
 
 
 @pytest.mark.parametrize(("kind", "is_kept"), [(None, True), (["ORIGINAL", "PRIMARY", "OTHER"], True), ("MIP", False)])
