@@ -9,7 +9,6 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import date
 from email.message import Message
 from http import HTTPStatus
 from pathlib import Path
@@ -25,7 +24,19 @@ from urllib3.util import Retry
 
 from models.refusal import Reason, Refusal
 from pipeline.pacs import reasons
-from pipeline.pacs.queries import TRUNCATED_AT, Days, RemoteSeries, StudyQuery, halves, is_within, valid_uid
+from pipeline.pacs.queries import (
+    TRUNCATED_AT,
+    WHOLE_DAY,
+    Days,
+    Minutes,
+    RemoteSeries,
+    StudyQuery,
+    halves_in_time,
+    is_at,
+    is_within,
+    time_range,
+    valid_uid,
+)
 from pipeline.pacs.store_status import PROCESSING_FAILURE
 from pipeline.site.pacs_settings import DicomWebTable, read_secret
 from pipeline.site.tls import as_client
@@ -108,24 +119,35 @@ class DicomWebPacs:
         return list(found.values())
 
     def _studies(self, query: StudyQuery, accession: str) -> Iterator[dict[str, Any]]:
-        """Yield each matching study once; search again with fewer days if the PACS did not return all of them."""
-        known = {""}
-        spans: list[Days] = [(query.from_date, query.to_date)]
+        """Yield each matching study once; search again in a shorter period if the PACS did not return all of them.
+
+        Each study of a divided day must be found again by its time. If one is not, as without StudyTime, the PACS may
+        have left out others like it.
+        """
+        known, unconfirmed = {""}, set[str]()
+        most = 0
+        spans: list[tuple[Days, Minutes]] = [((query.from_date, query.to_date), WHOLE_DAY)]
         while spans:
-            span = spans.pop()
-            pages = self._pages(self._qido.search_for_studies, _filters(query, accession, *span))
-            are_days_followed = True
+            days, minutes = spans.pop()
+            pages = self._pages(self._qido.search_for_studies, _filters(query, accession, days, minutes))
+            is_followed, found = True, set[str]()
             for study in pages:
-                are_days_followed &= is_within(_value(study, "00080020"), *span)
+                is_followed &= is_within(_value(study, "00080020"), *days) and is_at(_value(study, "00080030"), minutes)
                 study_uid = _uid(study, "0020000D")
+                found.add(study_uid)
                 if study_uid not in known:
                     known.add(study_uid)
                     yield study
+            unconfirmed -= found
             if pages.is_cut:
-                parts = halves(*span) if are_days_followed else []
+                parts = halves_in_time(days, minutes) if is_followed else []
                 if not parts:
                     raise Refusal(reasons.PACS_TRUNCATED, results=pages.count)
+                most = max(most, pages.count)
+                unconfirmed |= found if parts[0][1] != WHOLE_DAY else set()
                 spans += parts
+        if unconfirmed:
+            raise Refusal(reasons.PACS_TRUNCATED, results=most)
 
     def _series(self, study: dict[str, Any]) -> Iterator[RemoteSeries]:
         study_uid = _uid(study, "0020000D")
@@ -260,13 +282,16 @@ def split_multipart(chunks: Iterable[bytes], boundary: bytes) -> Iterator[bytes]
         raise Refusal(reasons.PACS_SILENT, private="the response ended too early")
 
 
-def _filters(query: StudyQuery, accession: str, from_date: date | None, to_date: date | None) -> dict[str, Any]:
+def _filters(query: StudyQuery, accession: str, days: Days, minutes: Minutes) -> dict[str, Any]:
     """Return the QIDO-RS query; the modality only helps the PACS, because complete studies are returned."""
     filters = {"ModalitiesInStudy": query.modality, "AccessionNumber": accession, "PatientID": query.patient_id}
-    if from_date or to_date:
-        first, last = (day.strftime("%Y%m%d") if day else "" for day in (from_date, to_date))
+    if any(days):
+        first, last = (day.strftime("%Y%m%d") if day else "" for day in days)
         filters["StudyDate"] = f"{first}-{last}"
-    fields = ["StudyInstanceUID", "StudyDate", "PatientID", "IssuerOfPatientID", "PatientName", "AccessionNumber"]
+    if minutes != WHOLE_DAY:
+        filters["StudyTime"] = time_range(minutes)
+    fields = ["StudyInstanceUID", "StudyDate", "StudyTime", "PatientID", "IssuerOfPatientID", "PatientName"]
+    fields += ["AccessionNumber"]
     return {"search_filters": {key: value for key, value in filters.items() if value}, "fields": fields}
 
 

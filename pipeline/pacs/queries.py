@@ -1,5 +1,6 @@
 """What is asked of a PACS, and the series that it describes, whichever protocol it speaks."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -11,6 +12,10 @@ from pydicom.uid import UID
 TRUNCATED_AT = 100  # results; many PACS silently truncate at such a number: repeat the query with fewer days
 _FIRST_CT = date(1971, 1, 1)
 Days = tuple[date | None, date | None]  # the first and the last, inclusive; None: any
+Minutes = tuple[int, int]  # of the day, the first and the last, inclusive
+_LAST_MINUTE = 24 * 60 - 1
+WHOLE_DAY: Minutes = (0, _LAST_MINUTE)
+_TIME = re.compile(r"(\d\d):?(\d\d)?", re.ASCII)  # of a TM; old versions of DICOM wrote 12:30:00
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,46 @@ def is_within(day: str, first: date | None, last: date | None) -> bool:
 
 def halves(first: date | None, last: date | None) -> list[Days]:
     """Divide some days into two halves; return nothing if it is one day."""
-    start, end = first or _FIRST_CT, last or date.today()
+    start, end = _ends(first, last)
     if start >= end:
         return []
     middle = start + (end - start) // 2
     return [(start, middle), (middle + timedelta(days=1), end)]
+
+
+def halves_in_time(days: Days, minutes: Minutes) -> list[tuple[Days, Minutes]]:
+    """Divide some days into two halves, and one day, or a part of it, into halves of its minutes.
+
+    Return nothing if it is one minute.
+    """
+    if parts := halves(*days):
+        return [(part, WHOLE_DAY) for part in parts]
+    (start, end), (first, last) = _ends(*days), minutes
+    if start != end or first == last:
+        return []
+    middle = (first + last) // 2
+    return [((start, end), (first, middle)), ((start, end), (middle + 1, last))]
+
+
+def time_range(minutes: Minutes) -> str:
+    """Return the minutes as a range of TM (PS3.4, C.2.2.2.5), open where the day begins or ends.
+
+    A TM may be short: 12 and 1200 mean 12:00:00. The limits include such values also if a PACS compares them as texts.
+    """
+    (hour, minute), (last_hour, last_minute) = (divmod(each, 60) for each in minutes)
+    first = "" if minutes[0] == 0 else f"{hour:02}{minute:02}" if minute else f"{hour:02}"
+    last = "" if minutes[1] == _LAST_MINUTE else f"{last_hour:02}{last_minute:02}59.999999"
+    return f"{first}-{last}"
+
+
+def is_at(time: str, minutes: Minutes) -> bool:
+    """Whether a TM lies between two minutes, inclusive, or says nothing."""
+    found = _TIME.match(time)
+    return found is None or minutes[0] <= int(found[1]) * 60 + int(found[2] or 0) <= minutes[1]
+
+
+def _ends(first: date | None, last: date | None) -> tuple[date, date]:
+    return first or _FIRST_CT, last or date.today()
 
 
 def valid_uid(value: str) -> str:
