@@ -1,10 +1,11 @@
 """Stores the cohort of a site in one SQLite file and a folder of tensors.
 
-The table `scans` holds every examined series by fingerprint, so that nothing is read twice. `patients` and `findings`
+The table `scans` holds every examined series by fingerprint, so that nothing is read twice. `examined` holds which
+version of the examination took or refused it: another version may decide otherwise. `patients` and `findings`
 hold the result of the last ingest; one transaction replaces them. `unlabelled` holds patients with a scan and no label,
 where the site keeps them. They have a table of their own, so that nothing that reads `patients` can use or count them.
 A version that does not know this table ignores it, and may leave rows in it whose scans are gone: `unlabelled()` omits
-these. `revision` shows that the training patients changed, even if they changed back.
+these. The same holds for `examined`. `revision` shows that the training patients changed, even if they changed back.
 
 The same transaction removes series that are no longer in the site's files, for all settings; their tensors are deleted
 afterwards. Tensors of existing series are kept, also for other settings: a study with these settings may be running,
@@ -45,6 +46,12 @@ CREATE TABLE IF NOT EXISTS scans (
     scan_digest TEXT,              -- SHA-256 of the HU on the working grid; copies of a scan have the same
     tensor TEXT,                   -- file name under tensors/
     measures TEXT,                 -- JSON, for the data contract: numbers and words from closed lists
+    PRIMARY KEY (fingerprint, settings)
+);
+CREATE TABLE IF NOT EXISTS examined (
+    fingerprint TEXT NOT NULL,
+    settings TEXT NOT NULL,
+    version INTEGER NOT NULL,      -- of the examination; scans without a row are of versions before this table
     PRIMARY KEY (fingerprint, settings)
 );
 CREATE TABLE IF NOT EXISTS patients (
@@ -173,7 +180,7 @@ class Cohort:
     def _forget_other_versions(self) -> None:
         """Empty a file of another version; its content can be made again from the source files."""
         if self._version() != SCHEMA_VERSION:
-            for table in ("scans", "patients", "unlabelled", "revision", "findings"):
+            for table in ("scans", "examined", "patients", "unlabelled", "revision", "findings"):
                 self._db.execute(f"DROP TABLE IF EXISTS {table}")
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -201,10 +208,19 @@ class Cohort:
             raise
         self._db.execute("COMMIT")
 
-    def add_scan(self, scan: Scan) -> None:
-        """Store one examined series at once, so that an interruption loses nothing."""
+    def add_scan(self, scan: Scan, version: int = 0) -> None:
+        """Store one examined series at once, so that an interruption loses nothing. `version`: of the examination."""
         row = vars(scan) | {"measures": scan.measures and scan.measures.to_json()}
-        self._insert("scans", [tuple(row.values())])
+        with self._transaction():
+            self._insert("scans", [tuple(row.values())])
+            self._insert("examined", [(scan.fingerprint, scan.settings, version)])
+
+    def examined(self, settings: str, version: int) -> set[str]:
+        """Return the fingerprints of the series that this version of the examination examined with these settings."""
+        rows = self._db.execute(
+            "SELECT fingerprint FROM examined WHERE settings = ? AND version = ?", (settings, version)
+        )
+        return {row[0] for row in rows}
 
     def scans(self, settings: str) -> dict[str, Scan]:
         """Return the series examined with these settings, by fingerprint, if their tensor is still whole."""
@@ -236,6 +252,7 @@ class Cohort:
             known = {row[0] for row in self._db.execute("SELECT DISTINCT fingerprint FROM scans")}
             gone = [(fingerprint,) for fingerprint in known.difference(fingerprints)]
             self._db.executemany("DELETE FROM scans WHERE fingerprint = ?", gone)
+            self._db.execute("DELETE FROM examined WHERE fingerprint NOT IN (SELECT fingerprint FROM scans)")
 
     def _training(self) -> list[tuple[str, str]]:
         return self._db.execute(

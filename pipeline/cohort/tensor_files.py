@@ -29,12 +29,23 @@ def save_tensor(folder: Path, name: str, tensor: "NDArray[np.float16]") -> None:
 def save_scan(tensors: Path, name: str, tensor: "NDArray[np.float16]") -> None:
     """Write a prepared scan as `save_tensor`, and delete the features that encoders made of its tensor before.
 
+    Nothing is done if the file holds this tensor already, as after an examination by another version.
     They are deleted first: a process that is killed between the two leaves a scan without features, which the next
     `node encode` computes, and never one with the features of another tensor.
     """
+    if _holds(tensors / name, tensor):
+        return
     for features in tensors.parent.glob(f"encoded/*/{name}"):
         features.unlink(missing_ok=True)
     save_tensor(tensors, name, tensor)
+
+
+def _holds(path: Path, tensor: "NDArray[np.float16]") -> bool:
+    try:
+        before = load_tensor(path)
+    except Refusal:
+        return False
+    return (before.shape, before.dtype, before.tobytes()) == (tensor.shape, tensor.dtype, tensor.tobytes())
 
 
 def load_tensor(path: Path) -> "NDArray[Any]":

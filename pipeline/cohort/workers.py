@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from pipeline.imaging.lung_mask import LungMask
     from pipeline.preprocessing.preprocess import Prepared
 
+# Version of `examine`. Raise it when `examine` refuses or accepts other scans than before: the next ingest examines
+# known scans again. 1: refuses turned and mirrored bodies, and regularly missing slices.
+EXAMINATION = 1
 FAILURES = "failures.log"  # in the folder of logs
 # Not faults of the scan: more memory or another release may examine it. A series with one of them is not in the cohort,
 # and the next ingest examines it again, but does not fail because of it.
@@ -167,7 +170,7 @@ def _end_with_parent() -> None:
 
 class Examination:
     """Examines series in worker processes, one for each core that this process may use; known series are skipped,
-    unless their examination failed.
+    unless their examination failed or was another version's.
 
     Each result is stored in the cohort as soon as it is done. `progress(done, total)` is called when a series is done
     and when all have been added; from then on its total is that of all series found. `is_first`: no series was known
@@ -183,10 +186,11 @@ class Examination:
         self.settings = settings
         self._cohort, self._progress = cohort, progress
         scans = cohort.scans(settings_digest(settings))
-        self._before = frozenset(each for each, scan in scans.items() if scan.code not in _AGAIN)
+        known = frozenset(each for each, scan in scans.items() if scan.code not in _AGAIN)
+        self.is_first = not known
+        self._before = known & cohort.examined(settings_digest(settings), EXAMINATION)
         self._died = frozenset(each for each, scan in scans.items() if scan.code == reasons.EXAMINE_DIED.code)
         self._known = set(self._before)
-        self.is_first = not self._before
         self._left: dict[str, Series] = {}  # without a result
         self._finished: SimpleQueue[Future[Scan]] = SimpleQueue()
         self._given = self._done = self._submitted = 0
@@ -215,7 +219,7 @@ class Examination:
         self._take_finished()
 
     def is_new(self, series: Series) -> bool:
-        """Whether a series was not known before. One with files in several folders is examined twice, and is one."""
+        """Whether a series was not known, or is examined again. One in two folders is examined twice, and is one."""
         return series.fingerprint not in self._before
 
     def finish(self, found: int) -> None:
@@ -302,7 +306,7 @@ class Examination:
         )
 
     def _remember(self, scan: Scan) -> None:
-        self._cohort.add_scan(scan)
+        self._cohort.add_scan(scan, EXAMINATION)
         self._left.pop(scan.fingerprint, None)
         self._done += 1
         self._report()

@@ -16,7 +16,9 @@ from pydicom.uid import RLELossless
 from models.refusal import Refusal
 from pipeline.cohort.ingest import Assessment, ingest
 from pipeline.cohort.store import Cohort, PatientRow
+from pipeline.cohort.workers import EXAMINATION
 from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
+from pipeline.preprocessing.reasons import TURNED_REFUSED
 from pipeline.site.folder import Site
 from pipeline.system.codes import BY_CODE
 from tests.conftest import OneThread
@@ -297,6 +299,34 @@ def test_scan_that_is_prepared_again_loses_the_features_of_encoders(own: Own) ->
     (own.site.cohort_folder / "tensors" / damaged).unlink()
     assert own.ingest().examined_now == 1
     assert [[path.name for path in folder.iterdir()] for folder in folders] == [[other], [other]]
+
+
+def test_scans_of_another_examination_are_examined_again_once(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They could be refused, or accepted, now. Features of encoders stay, because the tensors are the same."""
+    own.add(*CLEAN[:2])
+    before = own.ingest().patients
+    folder = own.site.cohort_folder / "encoded" / "encoder"
+    folder.mkdir(parents=True)
+    for patient in before:
+        (folder / patient.tensor).write_bytes(b"features")
+    monkeypatch.setattr("pipeline.cohort.workers.EXAMINATION", EXAMINATION + 1)
+    again = own.ingest()
+    assert (again.examined_now, again.patients) == (len(before), before)
+    assert {path.name for path in folder.iterdir()} == {patient.tensor for patient in before}
+    assert own.ingest().examined_now == 0
+
+
+def test_scan_that_an_earlier_examination_accepted_is_refused(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise Refusal(TURNED_REFUSED)
+
+    own.add(*CLEAN[:2])
+    before = own.ingest().patients
+    monkeypatch.setattr("pipeline.preprocessing.plausibility.require_upright", refuse)
+    assert own.ingest().patients == before, "the same version does not examine them again"
+    monkeypatch.setattr("pipeline.cohort.workers.EXAMINATION", EXAMINATION + 1)
+    assert own.ingest().patients == []
+    assert list((own.site.cohort_folder / "tensors").iterdir()) == []
 
 
 def test_changed_settings_replace_all_tensors_of_the_cohort_at_once(own: Own) -> None:

@@ -328,3 +328,35 @@ def test_cohort_of_a_version_without_revisions_gets_one_at_the_next_change(site:
         assert again.patients() == [ANNE]
         again.replace([CARL], [], ALL)
     assert revision(site)
+
+
+# --- versions of the examination --------------------------------------------------------------------------
+
+
+def test_version_of_the_examination_is_kept_per_scan_and_settings(site: Site, cohort: Cohort) -> None:
+    cohort.add_scan(REFUSED, 1)
+    cohort.add_scan(replace(REFUSED, settings="s2"), 2)
+    cohort.add_scan(replace(REFUSED, fingerprint="f3"), 2)
+    with Cohort(site) as again:
+        assert again.examined("s1", 1) == {"f2"}
+        assert again.examined("s1", 2) == {"f3"}
+        assert again.examined("s2", 2) == {"f2"}
+        again.add_scan(REFUSED, 2)
+        assert (again.examined("s1", 1), again.examined("s1", 2)) == (set(), {"f2", "f3"})
+
+
+def test_version_of_the_examination_is_removed_with_the_scan(cohort: Cohort) -> None:
+    for fingerprint in ("f2", "f5"):
+        cohort.add_scan(replace(REFUSED, fingerprint=fingerprint), 1)
+    cohort.replace([], [], {"f2"})
+    assert cohort.examined("s1", 1) == {"f2"}
+
+
+def test_scans_of_a_version_without_such_versions_stay_known(site: Site) -> None:
+    with Cohort(site) as cohort:
+        cohort.add_scan(REFUSED, 1)
+    with closing(sqlite3.connect(site.cohort_folder / "cohort.sqlite", isolation_level=None)) as database:
+        database.execute("DROP TABLE examined")
+    with Cohort(site) as cohort:
+        assert cohort.scans("s1").keys() == {"f2"}
+        assert cohort.examined("s1", 1) == set()
