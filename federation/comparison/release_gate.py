@@ -6,7 +6,7 @@ hospitals that differ more than by chance. A masked study is judged by its sums,
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from scipy.special import expit
 
@@ -54,9 +54,10 @@ def _of_sums(results: Results, label: str) -> Iterator[Flag]:
     if label not in results.calibration or found is None or found.calibration is None:
         yield _flag(reasons.NOT_JUDGED, label=label)
         return
-    yield from _against_chance(label, found.auroc.low, found.auroc.high)
-    yield from _far_slope(results, label, found.calibration.slope.value)
     spread = found.hospitals
+    intervals = [(found.auroc.low, found.auroc.high), *([spread.here] if spread else [])]
+    yield from _against_chance(label, intervals)
+    yield from _far_slope(results, label, found.calibration.slope.value)
     if spread and spread.chance < UNUSUAL:
         numbers = {"deviation": spread.deviation, "mean": spread.mean.value, "by_chance": spread.by_chance}
         shown = {name: f"{number:.2f}" for name, number in numbers.items()}
@@ -68,7 +69,7 @@ def _of_label(results: Results, sites: Mapping[str, Figures], label: str) -> Ite
     if label not in results.calibration or not areas:
         yield _flag(reasons.NOT_JUDGED, label=label)
         return
-    yield from _against_chance(label, *_interval(sites, areas, label))
+    yield from _against_chance(label, _intervals(sites, areas, label))
     yield from _far_slope(results, label, _slope(sites, label))
     if (chance := chance_of_difference(areas)) < UNUSUAL:
         worst, best = (extreme(areas, key=lambda site: areas[site][0]) for extreme in (min, max))
@@ -77,7 +78,14 @@ def _of_label(results: Results, sites: Mapping[str, Figures], label: str) -> Ite
         yield _flag(reasons.SITES_DIFFER, label=label, **numbers)
 
 
-def _against_chance(label: str, low: float, high: float) -> Iterator[Flag]:
+def _against_chance(label: str, intervals: Sequence[tuple[float, float]]) -> Iterator[Flag]:
+    """Judge by the interval that reaches lowest.
+
+    A model that tells hospitals of different prevalence apart, and no patients within any, has a high AUROC over all
+    patients; only the mean of the hospitals' AUROCs shows it.
+    """
+    known = [each for each in intervals if math.isfinite(each[0])]
+    low, high = min(known, default=(math.nan, math.nan))
     if not low > CHANCE:  # an interval that is not a number proves nothing
         yield _flag(reasons.AT_CHANCE, label=label, low=f"{low:.2f}", high=f"{high:.2f}")
 
@@ -94,13 +102,10 @@ def _flag(reason: Reason, **numbers: str) -> Flag:
     return Flag(code=reason.code, site="", says=reason.says.format(**numbers))
 
 
-def _interval(sites: Mapping[str, Figures], areas: Areas, label: str) -> tuple[float, float]:
-    """Return the 95 % interval of the AUROC over all test patients; of these hospitals' mean if that is not known."""
-    pooled = pool(sites, label)
-    if pooled and math.isfinite(pooled.auroc.low):
-        return pooled.auroc.low, pooled.auroc.high
-    mean = hospital_mean(areas)
-    return mean.here if mean else (math.nan, math.nan)
+def _intervals(sites: Mapping[str, Figures], areas: Areas, label: str) -> list[tuple[float, float]]:
+    """Return 95 % intervals, as far as known: of the AUROC over all test patients, and of the mean over hospitals."""
+    pooled, mean = pool(sites, label), hospital_mean(areas)
+    return [*([(pooled.auroc.low, pooled.auroc.high)] if pooled else []), *([mean.here] if mean else [])]
 
 
 def _slope(sites: Mapping[str, Figures], label: str) -> float:

@@ -8,6 +8,7 @@ import pytest
 
 from federation.comparison import release_gate
 from federation.comparison.hospital_mean import HospitalMean
+from federation.comparison.pooled import pool
 from federation.comparison.release_gate import doubts
 from federation.runs.results import Results
 from models.calibration import Platt
@@ -82,7 +83,7 @@ def test_pooled_auroc_at_chance_is_a_doubt() -> None:
     assert "W_AT_CHANCE" in codes(results(reverse, patients=900))
 
 
-def test_pooled_auroc_counts_before_the_mean_of_the_hospitals() -> None:
+def test_pooled_auroc_counts_beside_the_mean_of_the_hospitals() -> None:
     """Each hospital ranks well, but one has high and one has low probabilities for all its patients."""
 
     def shift(figures: Figures) -> None:
@@ -99,6 +100,27 @@ def test_pooled_auroc_counts_before_the_mean_of_the_hospitals() -> None:
 
     assert codes(results(shift)) == ["W_AT_CHANCE"]
     assert codes(results()) == []
+
+
+def test_model_that_only_tells_hospitals_apart_is_a_doubt() -> None:
+    """Over all patients its AUROC is about 0.75, as hospitals differ in prevalence; within each it is chance."""
+
+    def guess_the_hospital(figures: Figures) -> None:
+        rng = np.random.default_rng(0)
+        for site, share in zip(figures.values(), (0.1, 0.5, 0.85), strict=True):
+            severe = np.repeat([1, 0], [round(400 * share), 400 - round(400 * share)])
+            logits = math.log(share / (1 - share)) + rng.normal(0, 0.8, 400)
+            found = auroc(logits, severe)
+            for name in [name for name in site if name.startswith("count_severe_")]:
+                del site[name]
+            cells = histograms(1 / (1 + np.exp(-logits)), severe, min_patients=10)
+            site |= {f"count_severe_{label}_{bin:02}": count for (label, bin), count in cells.items()}
+            site |= {"auroc_severe": found.value, "auroc_severe_low": found.low, "auroc_severe_high": found.high}
+
+    made = results(guess_the_hospital)
+    pooled = pool(made.models[0].figures, "severe")
+    assert pooled is not None and pooled.auroc.low > 0.6
+    assert codes(made) == ["W_AT_CHANCE"]
 
 
 @pytest.mark.parametrize("absent", ["value", "low", "high"])
@@ -191,6 +213,16 @@ def test_sound_masked_model_has_one_doubt_the_audit_in_part() -> None:
 def test_masked_model_at_chance_is_a_doubt() -> None:
     found = doubts(make_secure_results(4, skill=-1.9, differ=0.0))
     assert "W_AT_CHANCE" in [flag.code for flag in found]
+
+
+def test_masked_model_that_only_tells_hospitals_apart_is_a_doubt() -> None:
+    """The sums over all patients are those of a good model; the mean of the hospitals' AUROCs is that of chance."""
+    made = make_secure_results(4)
+    summed = made.models[0].summed
+    assert summed is not None and codes(made) == [IN_PART]
+    means = {**summed.means, "auroc_severe": 0.5, "auroc_severe_squared": 0.2505}
+    made.models[0] = made.models[0].model_copy(update={"summed": summed.model_copy(update={"means": means})})
+    assert "W_AT_CHANCE" in codes(made)
 
 
 def test_masked_label_of_two_hospitals_is_not_judged() -> None:
