@@ -188,8 +188,17 @@ def compare(server: Path, names: Sequence[str]) -> Comparison:
 def _members(server: Path, name: str) -> list[str]:
     """Return the runs of the group with this name, or else the name itself, which may be an unknown run."""
     runs = server / "runs"
-    members = [run for run in run_names(server) if read_note(runs / run).group == name]
-    return members if members and not (runs / name).is_dir() else [name]
+    if (runs / name).is_dir():
+        return [name]
+    return [run for run in run_names(server) if _group(runs / run) == name] or [name]
+
+
+def _group(run: Path) -> str:
+    """Return the name of the run's group, or "" if its note is damaged: another run does not stop a comparison."""
+    try:
+        return read_note(run).group
+    except Refusal:
+        return ""
 
 
 def _columns(found: Sequence[tuple[Run, Results]]) -> list[Column]:
@@ -216,8 +225,15 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _unlike(found: Sequence[tuple[Run, Results]]) -> list[Refusal]:
-    """Return the differences that make the metrics of these runs not comparable."""
+    """Return the differences that make the metrics of these runs not comparable.
+
+    The data contract's digest stands for how the hospitals label patients, that of the golden volume for how they
+    compute tensors. In one run all hospitals have the same.
+    """
+    greeted = [results.sites.values() for _, results in found if results.sites]
     differ: dict[str, set[Any]] = {
+        "the data contract (the labels' rules)": {frozenset(site.contract for site in sites) for sites in greeted},
+        "the golden volume (how tensors are computed)": {frozenset(site.golden for site in sites) for sites in greeted},
         "preprocessing": {results.study.preprocessing.model_dump_json() for _, results in found},
         "the sites": {tuple(_sites(results)) for _, results in found},
         "whether the patients are synthetic": {results.synthetic for _, results in found},

@@ -56,7 +56,7 @@ RELEASE_EXISTS = Reason(
 RUNS_UNLIKE = Reason(
     "W_RUNS_UNLIKE",
     "the runs differ in {what}, so their metrics are not comparable",
-    "Compare runs with the same sites and preprocessing, and synthetic runs only with synthetic runs.",
+    "Compare runs with the same sites, labels' rules and preprocessing, and synthetic runs only with synthetic runs.",
 )
 RUNS_UNPAIRED = Reason(
     "W_RUNS_UNPAIRED",

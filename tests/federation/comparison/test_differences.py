@@ -12,6 +12,7 @@ from federation.protocol.study_config import Study
 from federation.runs.figures_from_counts import ALL, pooled_row
 from federation.runs.listing import MEAN
 from federation.runs.results import ModelFigures, Results
+from models.refusal import Refusal
 from pipeline.evaluation.combining import (
     Interval,
     difference_at_site,
@@ -124,6 +125,32 @@ def test_equal_rounded_figures_do_not_give_an_interval_without_width(tmp_path: P
     run_with(tmp_path, "trial-a", dict.fromkeys(SITES, 0.7))
     run_with(tmp_path, "trial-b", dict.fromkeys(SITES, 0.72))
     assert figures_of(compare(tmp_path, ["trial-a", "trial-b"]))[EQUAL].sites_and_seeds == pytest.approx((0.01, 0.03))
+
+
+@pytest.mark.parametrize(("field", "what"), [("contract", "data contract"), ("golden", "golden volume")])
+def test_runs_with_other_rules_for_labels_or_other_tensors_are_not_comparable(
+    tmp_path: Path, field: str, what: str
+) -> None:
+    aurocs = dict(zip(SITES, (0.7, 0.75, 0.8), strict=True))
+    run_with(tmp_path, "trial-a", aurocs)
+    run_with(tmp_path, "trial-b", aurocs)
+    assert compare(tmp_path, ["trial-a", "trial-b"]).warnings == []
+    path = tmp_path / "runs" / "trial-b" / "results.json"
+    results = Results.model_validate_json(path.read_bytes())
+    sites = {name: site.model_copy(update={field: "f" * 16}) for name, site in results.sites.items()}
+    path.write_text(results.model_copy(update={"sites": sites}).model_dump_json())
+    (warning,) = compare(tmp_path, ["trial-a", "trial-b"]).warnings
+    assert warning.code == "W_RUNS_UNLIKE" and what in warning.says
+
+
+def test_damaged_note_of_another_run_does_not_stop_a_comparison(tmp_path: Path) -> None:
+    for name in ("trial-a", "trial-b", "trial-c"):
+        run_with(tmp_path, name, dict(zip(SITES, (0.7, 0.75, 0.8), strict=True)), group="" if "c" in name else "both")
+    (tmp_path / "runs" / "trial-c" / "run.json").write_text('{"begun":')
+    assert [run.name for run in compare(tmp_path, ["both"]).columns[0].runs] == ["trial-a", "trial-b"]
+    assert len(compare(tmp_path, ["trial-a", "trial-b"]).columns) > 0
+    with pytest.raises(Refusal, match="E_RUN_FILES"):
+        compare(tmp_path, ["trial-a", "trial-c"])
 
 
 def masked_run(server: Path, name: str, *, seed: int = 1, group: str = "", **options) -> Results:
