@@ -6,17 +6,15 @@ because they wait for the other hospitals; after a restart they go on.
 
 SITE_DIR/keys/secagg                 the gateway's key
 SITE_DIR/gateway/secagg/             see `federation.secure_aggregation.store`
-SITE_DIR/gateway/secagg/<run>.begun  the header of a run's round whose last steps are not done, and the number of groups
+SITE_DIR/gateway/secagg/<run>.begun  see `unfinished_rounds`
 """
 
 import asyncio
 import base64
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from pathlib import Path
 
 from federation.approval.peers import PeerApprovals, identity_file
 from federation.gateway import reasons
@@ -29,6 +27,7 @@ from federation.gateway.schema import ArraySpec
 from federation.gateway.spool import Spool
 from federation.gateway.task_checks import task_kind
 from federation.gateway.task_intake import Task
+from federation.gateway.unfinished_rounds import LAST_SECONDS, MAX_OTHERS, Unfinished, UnfinishedRounds
 from federation.gateway.upstream import Declined, Unreachable, Upstream
 from federation.protocol.error_codes import code_in
 from federation.protocol.masked_replies import MASKED, ROUND_FIGURES, WORDS, round_of, summed_as
@@ -47,14 +46,11 @@ from federation.secure_aggregation.store import Store, witness_folder
 from federation.superlink.masked_address import ROUND_HEADER
 from models.refusal import Refusal
 from pipeline.site.folder import Site
-from pipeline.system.atomic_files import write_durably
 from pipeline.system.json_text import parse_json
 
 PAUSE_SECONDS = 0.5
-_BEGUN = ".begun"
 BEGIN_SECONDS = 6 * 3600.0  # as long as the slowest hospital may train
 SILENT_SECONDS = 60.0  # how long the server may not know the round before the reply is masked: then it has ended
-LAST_SECONDS = 7 * 24 * 3600.0  # a killed server is resumed within this time
 REGISTER_SECONDS = 300.0
 
 # This hospital has approved no list of hospitals that it can mask with.
@@ -71,6 +67,7 @@ class MaskedRounds:
         self._site, self._upstream, self._spool, self._note = site, upstream, spool, note
         self._peers = PeerApprovals(site)
         self._folder = spool.folder / "secagg"
+        self._unfinished = UnfinishedRounds(self._folder)
         self._last_steps: dict[str, asyncio.Task[None]] = {}  # by run
 
     @cached_property
@@ -91,12 +88,13 @@ class MaskedRounds:
         used. `vote`: what the site says of the received model. Updates are summed over the hospital's group, all else
         over all hospitals. Figures, and counts of a label, that fewer than three hospitals have are left out by all of
         them. Raises Refusal: those of `SiteRound`, `words_of` and `own_group`, E_SECAGG_SETTINGS, E_SECAGG_ROSTER,
-        E_RUN_OVER.
+        E_SECAGG_UNFINISHED, E_RUN_OVER.
         """
         assert task.run is not None
         kind = summed_as(task_kind(task.kind), secure=task.run.schema.secure)
         groups = task.run.schema.groups if kind == TRAIN else 0
         roster = await asyncio.to_thread(self._approved, groups)
+        await self._check_room(task.run.name)
         until = min(task.expires, time.time() + BEGIN_SECONDS)
         header, settings = await self._begin(task, roster)
         came_in = Arrays(task.content.arrays, self._spool.came_in.get)
@@ -110,8 +108,7 @@ class MaskedRounds:
         advertised = Advertised.parse(await self._ask("advertise", own.content, header, until, SILENT_SECONDS))
         sealed = await asyncio.to_thread(round_.share, advertised)
         received = Sealed.parse(await self._ask("share", sealed.content, header, until, SILENT_SECONDS))
-        begun = canonical({"header": json.loads(header.content), "groups": groups})
-        await asyncio.to_thread(write_durably, self._begun(header.run), begun)
+        await asyncio.to_thread(self._unfinished.add, header, groups)
         masks = await asyncio.to_thread(round_.mask, received)
         if few := brings & ~round_.kept:
             kept = without_parts(values, settings, few)
@@ -195,36 +192,62 @@ class MaskedRounds:
 
     def finish(self) -> None:
         """Begin to do the last steps of the rounds whose replies were sent, beside the next task."""
-        for file in self._folder.glob(f"*{_BEGUN}"):
-            under_way = self._last_steps.get(file.stem)
-            if under_way is not None and not under_way.done():
-                continue
-            try:
-                begun = json.loads(file.read_bytes())
-                header, groups = Header.parse(canonical(begun["header"])), int(begun["groups"])
-            except (Refusal, OSError, ValueError, KeyError, TypeError):
-                log.warning("the file of a masked round is damaged")
-                continue
-            self._last_steps[header.run] = asyncio.create_task(self._finish(header, groups))
+        self._last_steps = {run: steps for run, steps in self._last_steps.items() if not steps.done()}
+        for each in self._unfinished.all():
+            if each.header.run not in self._last_steps:
+                self._last_steps[each.header.run] = asyncio.create_task(self._finish(each))
 
-    def _begun(self, run: str) -> Path:
-        return self._folder / f"{run}{_BEGUN}"
-
-    async def _finish(self, header: Header, groups: int) -> None:
+    async def _finish(self, left: Unfinished) -> None:
+        header = left.header
         try:
-            round_ = self._round(header, await asyncio.to_thread(self._approved, groups))
+            round_ = self._round(header, await asyncio.to_thread(self._approved, left.groups))
             if round_.step >= MASKED_STEP:
-                await self._reveal(round_, header)
+                await self._reveal(round_, header, left.until)
         except Refusal as refusal:
-            log.warning("the masked round %d ended: %s %s", header.round, refusal.code, refusal.says)
-            await asyncio.to_thread(self._noting(header), f"masked round ended: {refusal.code}", header.digest)
+            await self._end(header, refusal)
         except Exception:
             log.exception("the last steps of a masked round failed")
-            return
-        self._begun(header.run).unlink(missing_ok=True)
+        else:
+            self._unfinished.remove(header.run)
 
-    async def _reveal(self, round_: SiteRound, header: Header) -> None:
-        until = time.time() + LAST_SECONDS
+    async def _end(self, header: Header, refusal: Refusal) -> None:
+        """Ask no longer about a round. What the store and the ledger know of it stays."""
+        log.warning("the masked round %d ended: %s %s", header.round, refusal.code, refusal.says)
+        await asyncio.to_thread(self._noting(header), f"masked round ended: {refusal.code}", header.digest)
+        self._unfinished.remove(header.run)
+
+    async def _check_room(self, run: str) -> None:
+        """Limit how many runs wait for their last steps: a server that begins many would fill the disk and the memory.
+
+        Those that nobody can finish are ended first, the oldest first. None that the server may still finish is ended:
+        the server must not choose what a hospital stops. Raises Refusal E_SECAGG_UNFINISHED, E_LEDGER_WRITE,
+        E_LEDGER_BROKEN.
+        """
+        others = [each for each in await asyncio.to_thread(self._unfinished.all) if each.header.run != run]
+        waiting = len(others)
+        for each in others:
+            if waiting < MAX_OTHERS:
+                return
+            try:
+                await self._check_open(each)
+            except Refusal as refusal:
+                if (steps := self._last_steps.pop(each.header.run, None)) is not None:
+                    steps.cancel()
+                await self._end(each.header, refusal)
+                waiting -= 1
+        if waiting >= MAX_OTHERS:
+            raise Refusal(reasons.SECAGG_UNFINISHED, present=waiting, allowed=MAX_OTHERS)
+
+    async def _check_open(self, left: Unfinished) -> None:
+        """Raises Refusal if nobody can finish this round any more: E_RUN_OVER, those of `SiteRound.check_open`, and of
+        `own_group`, E_SECAGG_ROSTER.
+        """
+        if time.time() >= left.until:
+            raise Refusal(reasons.RUN_OVER, private="the masked round took too long")
+        round_ = self._round(left.header, await asyncio.to_thread(self._approved, left.groups))
+        await asyncio.to_thread(round_.check_open)
+
+    async def _reveal(self, round_: SiteRound, header: Header, until: float) -> None:
         uploaded = Uploaded.parse(await self._ask("uploaded", b"", header, until))
         signed = await asyncio.to_thread(round_.confirm, uploaded)
         confirmations = Confirmations.parse(await self._ask("confirm", signed.content, header, until))

@@ -228,6 +228,12 @@ SECAGG_SETTINGS = Reason(
     "Install the same version of fedthorax at the site and at the server. If they are the same, tell the other "
     "hospitals.",
 )
+SECAGG_UNFINISHED = Reason(
+    "E_SECAGG_UNFINISHED",
+    "the server has begun masked rounds of {present} other runs and finished none of them; {allowed} may wait at most",
+    "Ask the study's office: an honest server leaves at most one. Each ends when the office resumes its run or starts "
+    "another one, at the latest after seven days. If the office knows nothing of them, tell the other hospitals.",
+)
 AUDIT_KIND = Reason(
     "E_AUDIT_KIND",
     "the server asks for the figures of the shortcut audit, which the approved study does not have",

@@ -360,6 +360,16 @@ class SiteRound:
         is_this = last is not None and last.secrets.get("header") == self._header.digest
         return last.step if last and is_this else 0
 
+    @_whole
+    def check_open(self) -> None:
+        """Raises Refusal if the masked reply of this attempt can be in no sum any more.
+
+        E_SECAGG_MODEL_USED, E_SECAGG_ROUND_OLD, E_SECAGG_STEP, E_SECAGG_LOST.
+        """
+        header = self._header
+        if self._current(MASKED).step < REVEALED and self.store.was_revealed(header.model, header.kind):
+            raise Refusal(reasons.SECAGG_MODEL_USED)
+
     def _current(self, least: int) -> Attempt:
         """Return the stored attempt, in which at least this step was done."""
         last = self.store.last(self._header.run)

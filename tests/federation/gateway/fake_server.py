@@ -52,6 +52,8 @@ class Server:
 
     app: bytes = field(default_factory=lambda: fab.build(fab.APP))
     study: str = '{"study": {}}'
+    run: str = "trial-0123abcd"
+    run_id: int = RUN_ID
     named_hash: str = ""  # the hash of the app that the server states, if it differs from that of the app it sends
     waiting: list[Message] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -69,7 +71,7 @@ class Server:
 
     def give(self, content: RecordDict, **metadata: Any) -> Message:
         """Queue a task for the node."""
-        about = {"src_node_id": 1, "dst_node_id": NODE_ID, "reply_to_message_id": "", "run_id": RUN_ID}
+        about = {"src_node_id": 1, "dst_node_id": NODE_ID, "reply_to_message_id": "", "run_id": self.run_id}
         task = message(content, **about | {"created_at": time.time()} | metadata)
         self.objects |= objects_of(task)
         self.waiting.append(task)
@@ -112,9 +114,9 @@ class Server:
     def get_run(self, body: bytes) -> Any:
         from federation.gateway.flower_objects import object_id
 
-        config = user_config_to_proto({"study": self.study, "run": "trial-0123abcd"})
+        config = user_config_to_proto({"study": self.study, "run": self.run})
         hash_str = self.named_hash or object_id(self.app)
-        return run_pb2.GetRunResponse(run=run_pb2.Run(run_id=RUN_ID, fab_hash=hash_str, override_config=config))
+        return run_pb2.GetRunResponse(run=run_pb2.Run(run_id=self.run_id, fab_hash=hash_str, override_config=config))
 
     def get_fab(self, body: bytes) -> Any:
         asked = fab_pb2.GetFabRequest.FromString(body)

@@ -118,6 +118,21 @@ def test_repeated_questions_get_the_same_answers(tmp_path: Path) -> None:
     assert np.array_equal(server.unmask(), rig.plain_sum(rig.names))
 
 
+def test_masked_reply_is_open_until_another_run_reveals_the_sum(tmp_path: Path) -> None:
+    """Its own sum may be asked for again, because an answer can be lost on the way."""
+    rig = Rig(tmp_path, 3)
+    left, other = rig.header(run="left"), rig.header(run="other")
+    play(rig, left, until="share")
+    site = rig.site(rig.names[0], left)
+    assert refused(site.check_open) == "E_SECAGG_STEP"
+    play(rig, rig.header(attempt=2, run="left"), until="confirm")
+    assert refused(rig.site(rig.names[0], left).check_open) == "E_SECAGG_ROUND_OLD"
+    assert refused(rig.site(rig.names[0], rig.header(attempt=2, run="left")).check_open) == ""
+    play(rig, other)
+    assert refused(rig.site(rig.names[0], other).check_open) == ""
+    assert refused(rig.site(rig.names[0], rig.header(attempt=2, run="left")).check_open) == "E_SECAGG_MODEL_USED"
+
+
 @pytest.mark.parametrize("make", [Rig, QuestionRig])
 @pytest.mark.parametrize("until", ["upload", "confirm", "reveal"])
 def test_killed_server_goes_on(tmp_path: Path, until: str, make: type[Rig]) -> None:
