@@ -92,7 +92,8 @@ SITE_LIMITS = Reason(
     "W_SITE_LIMITS",
     "each hospital is asked for more than site.toml allows by default: {asked}",
     "Ask the hospitals which limits they have, and to raise them in [gateway] of site.toml if need be; else they "
-    "refuse the rest. Or run fewer seeds at a time, or compare fewer hospitals (compared_sites in [evaluation]).",
+    "refuse the rest. Or run fewer seeds at a time, or compare fewer hospitals (compared_sites in [evaluation]). Only "
+    "max_sum_changes counts all runs of a study for ever: then run fewer seeds in all.",
 )
 TRAINED_LONG = Reason(
     "W_TRAINED_LONG",

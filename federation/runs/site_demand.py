@@ -1,7 +1,9 @@
 """What runs ask of each hospital, beside the limits that a hospital's site.toml has by default."""
 
+from collections import Counter
 from collections.abc import Sequence
 
+from federation.approval.studies import study_digest
 from federation.gateway.questions import questions_of
 from federation.protocol.study_config import Study
 from federation.runs import reasons
@@ -27,6 +29,7 @@ def beyond_defaults(studies: Sequence[Study]) -> Refusal | None:
         ("rounds of pretraining", pretraining, "max_pretraining_rounds_a_month"),
         ("epochs a round", epochs, "max_local_epochs"),
         ("scans in a batch", batch, "max_batch_size"),
+        ("changes of the hospitals in a sum", least_changes(studies), "max_sum_changes"),
     ]
     too_much = [
         f"{number} {what} ({key} = {limit})"
@@ -34,6 +37,18 @@ def beyond_defaults(studies: Sequence[Study]) -> Refusal | None:
         if number > (limit := int(getattr(limits, key)))
     ]
     return Refusal(reasons.SITE_LIMITS, asked=", ".join(too_much)) if too_much else None
+
+
+def least_changes(studies: Sequence[Study]) -> int:
+    """Return how often the hospitals in the sum change at each hospital even if none drops out; of the study with most.
+
+    A run with groups sums over a group in its rounds and over all hospitals in its questions, which is one change. All
+    other changes come from hospitals that drop out, which nobody knows beforehand. A hospital counts them over all runs
+    that have the same study digest, whatever their seeds.
+    """
+    grouped = [study for study in studies if study.aggregation.groups and questions_of(study)]
+    runs = Counter(study_digest(study.model_dump_json()) for study in grouped)
+    return max(runs.values(), default=0)
 
 
 def training_rounds(study: Study) -> int:

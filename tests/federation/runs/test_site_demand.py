@@ -63,3 +63,22 @@ def test_single_settings_are_compared_too() -> None:
 def test_pretraining_asks_no_question_and_has_a_limit_of_its_own() -> None:
     told = asked(study(network={"outputs": "auxiliary"}, training={"learning_rate": 0.02}))
     assert told.endswith("20 rounds of pretraining (max_pretraining_rounds_a_month = 0)")
+
+
+def masked(sites: int = 9, *, rounds: int = 5, groups: int = 3) -> Study:
+    return study(sites, rounds, table={"quorum": sites}, aggregation={"secure": True, "groups": groups})
+
+
+def test_each_run_with_groups_changes_the_hospitals_of_the_sum_once() -> None:
+    """Its rounds are summed over a group, its questions over all hospitals."""
+    allowed = GatewayTable().max_sum_changes
+    seeds = [masked().with_seed(seed) for seed in range(allowed + 1)]
+    assert asked(*seeds[:allowed]) == ""
+    assert f"{allowed + 1} changes of the hospitals in a sum (max_sum_changes = {allowed})" in asked(*seeds)
+
+
+def test_changes_are_those_of_one_study_and_none_is_known_of_one_sum() -> None:
+    allowed = GatewayTable().max_sum_changes
+    other = [masked(rounds=6).with_seed(seed) for seed in range(allowed)]
+    assert asked(*(masked().with_seed(seed) for seed in range(allowed)), *other) == ""
+    assert asked(*(masked(groups=0).with_seed(seed) for seed in range(allowed + 1))) == ""

@@ -12,7 +12,7 @@ from federation.secure_aggregation.roster import Member, Roster
 from federation.secure_aggregation.server_round import ServerRound
 from federation.secure_aggregation.site_round import Limits, SiteRound
 from models.refusal import Refusal
-from tests.federation.secure_aggregation.rig import Rig, play, refused
+from tests.federation.secure_aggregation.rig import QuestionRig, Rig, play, refused
 
 
 def roster_of(count: int, salt: int = 0) -> Roster:
@@ -88,6 +88,18 @@ def test_sum_of_each_group_is_that_of_its_hospitals(rig: GroupedRig) -> None:
         server = play(rig, rig.header())
         assert server.uploaded == Uploaded(hospitals=tuple(group.by_name))
         np.testing.assert_array_equal(server.unmask(), rig.plain_sum(rig.names))
+
+
+def test_going_over_from_the_group_to_all_hospitals_is_a_change_in_each_run(tmp_path: Path) -> None:
+    """Although no hospital drops out: `federation.runs.site_demand` warns before too many runs of a study."""
+    rig = GroupedRig(tmp_path, 9, limits=Limits(max_changes=1))
+    everybody = QuestionRig(tmp_path, 9, limits=rig.limits, stores=rig.stores)
+    for number, code in ((1, ""), (2, "E_SECAGG_CHANGES")):
+        for place in range(rig.groups):
+            rig.use(place)
+            play(rig, rig.header(1, model=number, run=f"covid-{number}"))
+        question = everybody.header(4, model=number, run=f"covid-{number}")
+        assert refused(lambda header=question: play(everybody, header)) == code
 
 
 def test_header_of_another_group_is_refused(rig: GroupedRig) -> None:
