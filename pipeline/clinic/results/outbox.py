@@ -28,7 +28,7 @@ from pipeline.clinic.reasons import (
     RESULT_WRITE,
 )
 from pipeline.clinic.records import Answer, Decision, Delivery, Target, Verdict
-from pipeline.clinic.results.verified import rejection_files, verified_files
+from pipeline.clinic.results.verified import rejection_files, verified_files, withdrawal_files
 from pipeline.clinic.results.write import RESULTS, why_no_results
 from pipeline.clinic.settings import Clinic, FhirResultsTable, Hl7ResultsTable, Sends
 from pipeline.feeds.reasons import FHIR_REFUSED, HL7_REFUSED
@@ -207,12 +207,15 @@ class Outbox:
             send_message(message, control_id, table.host, table.port, tls=tls, timeout_seconds=table.timeout_seconds)
 
     def _files(self, answer: Answer, decisions: Sequence[Decision], earlier: Sequence[Delivery]) -> list[Path]:
-        """Return the files of what holds: the model's results, those of a decision, or a note that rejects them."""
+        """Return the files of what holds: the model's results, those of a decision, or a note that rejects them.
+
+        With the files of a decision that the lungs' outline is not usable, a note rejects segmentations that were sent.
+        """
         if answer.decision is None:
             return _files_in(answer.folder)
-        if answer.decision.is_valid:
-            return verified_files(self._clinic, answer, decisions)
         sent = [path for each in earlier for path in _files_in(answer.folder / each.decision_id)]
+        if answer.decision.is_valid:
+            return [*verified_files(self._clinic, answer, decisions), *withdrawal_files(answer, sent)]
         return rejection_files(answer, sent)
 
     def _send(self, files: Sequence[Path]) -> None:

@@ -1,6 +1,6 @@
 """The note that a person rejected results which the PACS already has (IHE RAD, Imaging Object Change Management).
 
-A Key Object Selection with the title 'Rejected for Quality Reasons' (DICOM PS3.16, CID 7011): a PACS that supports it
+A Key Object Selection with the title 'Rejected for Quality Reasons' (DICOM PS3.16, CID 7010): a PACS that supports it
 hides the results, and every other one shows the note beside them. Nothing is deleted.
 """
 

@@ -1,11 +1,14 @@
 """Result files of a decision: a verified report that names its predecessor, or a note that rejects what was sent.
 
+A decision that the outline of the lungs is not usable has both: its note rejects only the segmentations.
+
 They are written into a folder of their own beside the model's results, when they are first needed, and never changed.
 """
 
 import logging
 import tempfile
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 from pydicom import Dataset, dcmread
@@ -18,7 +21,7 @@ from pipeline.clinic.results.write import PICTURE, REPORT, RESULTS, SEGMENTATION
 from pipeline.clinic.review import are_lungs_usable
 from pipeline.clinic.settings import Clinic
 from pipeline.imaging.pydicom_silence import quiet_pydicom
-from pipeline.system.atomic_files import move_durably
+from pipeline.system.atomic_files import move_durably, write_durably
 
 NOTE = "rejected.dcm"
 FILES = RESULTS
@@ -38,6 +41,23 @@ def verified_files(clinic: Clinic, answer: Answer, decisions: Sequence[Decision]
         made = _written(clinic, answer, _predecessor(answer, earlier))
         _keep(made, folder)
     return [folder / name for name in FILES if (folder / name).is_file()]
+
+
+def withdrawal_files(answer: Answer, sent: Sequence[Path]) -> list[Path]:
+    """Return the note that rejects the segmentations among the files `sent` earlier; write it if necessary.
+
+    None if there are none, or if the newest decision finds the outline of the lungs usable. Call `verified_files`
+    first: what it wrote may be older, because somebody looked at the results before they were sent. Raises as it does.
+    """
+    segmentations = [path for path in sent if path.name == SEGMENTATION]
+    if are_lungs_usable(answer) or not segmentations:
+        return []
+    note = folder_of(answer) / NOTE
+    if not note.is_file():
+        content = BytesIO()
+        _rejection(answer, segmentations).save_as(content, enforce_file_format=True)
+        write_durably(note, content.getvalue())
+    return [note]
 
 
 def rejection_files(answer: Answer, sent: Sequence[Path]) -> list[Path]:

@@ -313,6 +313,26 @@ def test_rejection_of_a_sent_result_is_sent_too(clinic: Clinic, pacs: Pacs, writ
     assert work_off(clinic) == ["sent", "sent", "sent"]
 
 
+def test_note_that_rejects_segmentations_goes_with_the_files_of_a_decision(
+    clinic: Clinic, pacs: Pacs, written: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def withdrawn(answer: Answer, sent: list[Path]) -> list[Path]:
+        asked.append([path.name for path in sent])
+        (answer.folder / "rejected.dcm").write_bytes(b"synthetic")
+        return [answer.folder / "rejected.dcm"]
+
+    monkeypatch.setattr("pipeline.clinic.results.outbox.withdrawal_files", withdrawn)
+    pacs.says = [0, 0, 0]
+    answer = answered(clinic, deliver=True, files=("sr.dcm", "picture.dcm", "seg.dcm"))
+    work_off(clinic)
+    decided(clinic, answer, "accepted")
+    assert work_off(clinic) == ["sent", "sent"]
+    assert asked == [["sr.dcm", "picture.dcm", "seg.dcm"]]
+    assert pacs.received[-1] == ["sr.dcm", "rejected.dcm"]
+
+
 def test_rejection_reaches_a_result_whose_delivery_was_killed(clinic: Clinic, pacs: Pacs, written: list[Any]) -> None:
     """The PACS has it, but the outbox was killed before it recorded that."""
     answer = answered(clinic, deliver=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from highdicom.sr import srread
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.sr.coding import Code
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
@@ -22,8 +22,8 @@ from pipeline.clinic.corrected_mask import folder_of_mask, read_corrected
 from pipeline.clinic.pictures import LABELS, read_volume
 from pipeline.clinic.records import Answer, Correction, Decision
 from pipeline.clinic.results import sr_codes
-from pipeline.clinic.results.verified import NOTE, rejection_files, verified_files
-from pipeline.clinic.results.write import PICTURE, REPORT, write_results
+from pipeline.clinic.results.verified import NOTE, rejection_files, verified_files, withdrawal_files
+from pipeline.clinic.results.write import PICTURE, REPORT, SEGMENTATION, write_results
 from pipeline.clinic.settings import Clinic, ClinicSettings
 from pipeline.preprocessing.lung_labels import RIGHT, sides_of
 from pipeline.scoring.score import Score
@@ -154,6 +154,50 @@ def test_lungs_that_are_not_usable_are_not_reported(clinic: Clinic, answer: Answ
     assert groups_of(srread(path)).keys() == {"severe", "pcr_positive", "quality"}
 
 
+def instances_in(note: Dataset) -> set[str]:
+    """The instances that a note rejects."""
+    (study,) = note.CurrentRequestedProcedureEvidenceSequence
+    return {each.ReferencedSOPInstanceUID for of in study.ReferencedSeriesSequence for each in of.ReferencedSOPSequence}
+
+
+def test_segmentations_that_the_pacs_has_are_rejected_if_the_lungs_are_not_usable(
+    clinic: Clinic, answer: Answer
+) -> None:
+    """Nobody can delete them there, and other programs could go on using them. The report is replaced, as always."""
+    clinic.settings.results.seg = True
+    assert write_results(answer, answer.folder, seg=True) is None
+    accepted = decision(1)
+    accepted_files = verified_files(clinic, replace(answer, decision=accepted), [accepted])
+    sent = [answer.folder / name for name in (REPORT, PICTURE, SEGMENTATION)] + accepted_files
+    unusable = decision(2, verdict="corrected", reason="lungs", correction=Correction(lungs_usable=False))
+    decided = replace(answer, decision=unusable)
+    files = verified_files(clinic, decided, [accepted, unusable])
+    assert [path.name for path in files] == [REPORT, PICTURE]
+    (path,) = withdrawal_files(decided, sent)
+    content = path.read_bytes()
+    assert (withdrawal_files(decided, sent), path.read_bytes()) == ([path], content), "it is written once"
+    assert verified_files(clinic, decided, [accepted, unusable]) == files
+    note = dcmread(path)
+    assert note.SOPClassUID == KeyObjectSelectionDocumentStorage
+    segmentations = [path for path in sent if path.name == SEGMENTATION]
+    assert len(segmentations) == 2
+    assert instances_in(note) == {dcmread(path).SOPInstanceUID for path in segmentations}
+    assert any("The outline of the lungs is not usable." in item.get("TextValue", "") for item in note.ContentSequence)
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_no_segmentation_is_rejected_without_need(clinic: Clinic, answer: Answer, usable: bool) -> None:
+    """A segmentation that is usable stays; without one there is nothing to reject."""
+    sent = [answer.folder / REPORT, answer.folder / PICTURE]
+    if usable:
+        assert write_results(answer, answer.folder, seg=True) is None
+        sent.append(answer.folder / SEGMENTATION)
+    correction = Correction(levels={"severe": "high"}, lungs_usable=usable)
+    corrected = decision(verdict="corrected", reason="lungs", correction=correction)
+    verified_files(clinic, replace(answer, decision=corrected), [corrected])
+    assert withdrawal_files(replace(answer, decision=corrected), sent) == []
+
+
 def test_mask_corrected_by_hand_is_reported_with_its_figures(clinic: Clinic, answer: Answer) -> None:
     corrected = corrected_by_hand(answer)
     assert corrected.decision is not None
@@ -181,11 +225,7 @@ def test_rejection_names_what_was_sent(answer: Answer) -> None:
     assert (path.name, note.SOPClassUID, note.Modality) == (NOTE, KeyObjectSelectionDocumentStorage, "KO")
     (title,) = note.ConceptNameCodeSequence
     assert (title.CodeValue, title.CodingSchemeDesignator) == ("113001", "DCM")
-    (study,) = note.CurrentRequestedProcedureEvidenceSequence
-    named = {
-        each.ReferencedSOPInstanceUID for of in study.ReferencedSeriesSequence for each in of.ReferencedSOPSequence
-    }
-    assert named == {dcmread(each).SOPInstanceUID for each in sent}
+    assert instances_in(note) == {dcmread(each).SOPInstanceUID for each in sent}
     assert note.PatientID == dcmread(sent[0]).PatientID
 
 
@@ -210,8 +250,15 @@ def test_service_makes_the_files_without_torch() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dciodvfy is absent (Debian package dicom3tools)")
-@pytest.mark.parametrize("verdict", ["accepted", "corrected", "rejected"])
+@pytest.mark.parametrize("verdict", ["accepted", "corrected", "rejected", "not usable"])
 def test_dciodvfy_finds_no_error(verdict: Any, clinic: Clinic, answer: Answer) -> None:
+    if verdict == "not usable":
+        assert write_results(answer, answer.folder, seg=True) is None
+        made = decision(verdict="corrected", reason="lungs", correction=Correction(lungs_usable=False))
+        decided = replace(answer, decision=made)
+        files = [*verified_files(clinic, decided, [made]), *withdrawal_files(decided, [answer.folder / SEGMENTATION])]
+        check_with_dciodvfy(files)
+        return
     correction = Correction(levels={"severe": "high"}, shares={"left": {"upper": THIRD}})
     reason = None if verdict == "accepted" else "missed"
     made = decision(verdict=verdict, reason=reason, correction=correction if verdict == "corrected" else Correction())
@@ -220,6 +267,10 @@ def test_dciodvfy_finds_no_error(verdict: Any, clinic: Clinic, answer: Answer) -
         files = verified_files(clinic, decided, [made])
     else:
         files = rejection_files(decided, [answer.folder / REPORT])
+    check_with_dciodvfy(files)
+
+
+def check_with_dciodvfy(files: list[Path]) -> None:
     for path in files:
         done = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True, check=False)
         lines = (done.stdout + done.stderr).splitlines()
