@@ -126,6 +126,24 @@ check_prefix() {
     esac
 }
 
+place_of() {  # UNIT FILE: the prefix of the fedthorax that it starts
+    sed -n 's|^ExecStart=\(/[^ ]*\)/fedthorax/bin/.*|\1|p' "$1" 2>/dev/null || :
+}
+is_prefix() { [ "$1" = "$prefix" ] || [ "$1" -ef "$prefix" ]; }
+
+check_units() {  # units have the same names with any prefix: one file can start only one program
+    places=$units
+    [ $scope = user ] || places="$units /usr/lib/systemd/system"  # of the Debian package, which ours would hide
+    for unit in "$here/systemd/$scope"/*.service; do
+        for folder in $places; do
+            file=$folder/${unit##*/} place=$(place_of "$folder/${unit##*/}")
+            [ -z "$place" ] || is_prefix "$place" || refuse E_INSTALL_UNITS \
+                "the unit $file starts another program, below $place" \
+                "Remove that program as it came (install.sh --prefix DIR --uninstall, or apt), or upgrade it there."
+        done
+    done
+}
+
 free_mb() {  # DIR, which may not exist yet
     place=$1
     while [ ! -d "$place" ]; do place=$(dirname -- "$place"); done
@@ -137,6 +155,7 @@ check_machine() {
         "this bundle is for Linux on x86_64, and this machine is $(uname -s) on $(uname -m)" \
         "Install on a machine of that kind."
     check_prefix
+    check_units
     find_python
     needed=$(value glibc) found=$(getconf GNU_LIBC_VERSION 2>/dev/null | sed 's/^glibc //')
     lowest=$(printf '%s\n' "$needed" "${found:-0}" | sort -V | head -n 1)
@@ -253,9 +272,9 @@ switch() {  # to this version, unless a role of the version in use is missing he
     [ $scope = system ] || say "once, so that services run while nobody is logged in: loginctl enable-linger"
 }
 
-starts_this() {  # UNIT: does it start this installation's program? An installation with another prefix replaces units
-    place=$(sed -n 's|^ExecStart=\(/[^ ]*\)/fedthorax/bin/.*|\1|p' "$units/${1%.*}.service" 2>/dev/null)
-    [ -n "$place" ] && [ "$place" -ef "$prefix" ]
+starts_this() {  # UNIT: does it start this installation's program? Earlier versions replaced units of another prefix
+    place=$(place_of "$units/${1%.*}.service")
+    [ -n "$place" ] && is_prefix "$place"
 }
 
 uninstall() {

@@ -103,6 +103,11 @@ INSTALL_OTHER = Reason(
     "something else is where version {version} would be: {target}",
     "Remove it as it came: with its install.sh (--uninstall) or with apt. If it was made by hand, move it away.",
 )
+INSTALL_UNITS = Reason(
+    "E_INSTALL_UNITS",
+    "the unit {unit} starts another program, below {prefix}",
+    "Remove that program as it came (install.sh --prefix DIR --uninstall, or apt), or upgrade it there.",
+)
 INSTALL_FAILED = Reason(
     "E_INSTALL_FAILED",
     "the program could not be installed, and what ran before stays as it was",

@@ -297,11 +297,36 @@ def starts(unit: Path) -> list[str]:
     return re.findall(r"(?m)^ExecStart=(\S+)", unit.read_text())
 
 
-def test_units_of_an_installation_with_another_prefix_stay(
-    machine: Machine, make_bundle: MakeBundle, tmp_path: Path
-) -> None:
+def test_units_of_another_prefix_are_not_replaced(machine: Machine, make_bundle: MakeBundle, tmp_path: Path) -> None:
     old, new = make_bundle("0.1.0"), make_bundle("0.2.0")
     install_quickly(machine, old, tmp_path / "first")
+    before = state(machine)
+    for action in ("--check", "--user"):
+        done = machine.install(new, "--prefix", tmp_path / "second", action)
+        assert refused(done) == "E_INSTALL_UNITS"
+        assert f"starts another program, below {tmp_path / 'first'}\n" in done.stderr
+    assert state(machine) == before
+    assert not (tmp_path / "second").exists()
+    assert machine.install(old, "--prefix", tmp_path / "first", "--uninstall").returncode == 0
+    install_quickly(machine, new, tmp_path / "second")
+    shutil.rmtree(tmp_path / "second")  # by hand: these are the units of the same prefix
+    install_quickly(machine, new, tmp_path / "second")
+
+
+def test_another_role_may_have_another_prefix(machine: Machine, make_bundle: MakeBundle, tmp_path: Path) -> None:
+    install_quickly(machine, make_bundle(role="node"), tmp_path / "first")
+    install_quickly(machine, make_bundle(role="clinic"), tmp_path / "second")
+    programs = {unit.name: starts(unit) for unit in machine.units.glob("*.service")}
+    assert programs["fedthorax-node@.service"] == [str(tmp_path / "first" / "fedthorax" / "bin" / "fedthorax")]
+    assert programs["fedthorax-clinic@.service"] == [str(tmp_path / "second" / "fedthorax" / "bin" / "fedthorax")]
+
+
+def test_uninstalling_spares_units_of_another_prefix(machine: Machine, make_bundle: MakeBundle, tmp_path: Path) -> None:
+    """Earlier versions of install.sh replaced them."""
+    old, new = make_bundle("0.1.0"), make_bundle("0.2.0")
+    install_quickly(machine, old, tmp_path / "first")
+    for unit in machine.units.iterdir():
+        unit.unlink()
     install_quickly(machine, new, tmp_path / "second")
     before = {unit.name: unit.read_text() for unit in machine.units.iterdir()}
     program = str(tmp_path / "second" / "fedthorax" / "bin" / "fedthorax")
@@ -428,6 +453,20 @@ def system(tmp_path: Path) -> System:
         pytest.skip("this machine has no systemd")
     (tmp_path / "system").mkdir()
     return System(tmp_path / "system")
+
+
+def test_units_of_the_debian_package_are_not_hidden(
+    machine: Machine, make_bundle: MakeBundle, system: System, tmp_path: Path
+) -> None:
+    bundle, packaged = make_bundle(), tmp_path / "packaged"
+    shutil.copytree(bundle / "systemd" / "system", packaged)  # they start /opt/fedthorax/bin/fedthorax
+    mounted = system.before + f"mount --bind {packaged} /usr/lib/systemd/system || exit 9\n"
+    arguments = ("--prefix", "/srv", "--python", system.python)
+    done = machine.install(bundle, *arguments, before=mounted, unshare="-rm", scope="--system")
+    assert refused(done) == "E_INSTALL_UNITS"
+    assert "below /opt\n" in done.stderr
+    assert not system.called()
+    assert not list(system.units.iterdir())
 
 
 def test_services_of_the_machine_have_their_user_and_folder_with_any_prefix(
