@@ -75,6 +75,7 @@ def control_files(about: dict[str, str], installed_kb: int) -> dict[str, str]:
     found = {"control": "".join(f"{key}: {value}\n" for key, value in control.items())}
     words = {
         "@PACKAGE@": package,
+        "@OWN_UNITS@": files(debian).joinpath("own_units.sh").read_text(encoding="utf-8").rstrip(),
         "@SERVICES@": _quoted(_SERVICES[role]),
         "@UNITS@": _quoted(_SERVICES[role] + _JOBS[role]),
         "@APP_USER@": "fedthorax-app:/nonexistent" if role == "node" else "",

@@ -1,5 +1,6 @@
 #!/bin/sh
 set -e
+@OWN_UNITS@
 case $1 in
     configure)
         for user in fedthorax:/var/lib/fedthorax @APP_USER@; do
@@ -10,7 +11,7 @@ case $1 in
         [ -d /var/lib/fedthorax ] || install -d -o fedthorax -g fedthorax -m 700 /var/lib/fedthorax
         if [ -d /run/systemd/system ]; then
             systemctl daemon-reload
-            [ -z "$2" ] || systemctl try-restart @SERVICES@ || :
+            [ -z "$2" ] || own @SERVICES@ | xargs -r -d '\n' systemctl try-restart || :
         fi ;;
 esac
 exit 0

@@ -21,6 +21,22 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 PROGRAM = "import little\ndef main(): print('fedthorax ' + little.VERSION)\n"
 MAN_PAGE = "print('.TH FEDTHORAX 1')\n"
 
+# A systemctl for scripts: {folder}/running has lines UNIT PROGRAM; {folder}/systemctl.log gets what is no question.
+SYSTEMCTL = """#!/bin/sh
+touch {folder}/running
+case $1 in
+    list-units)
+        shift 3
+        for pattern; do
+            while read -r unit program; do
+                case $unit in $pattern) echo "$unit loaded active running text" ;; esac
+            done <{folder}/running
+        done ;;
+    show) sed -n "s|^$3 |ExecStart={{ path=|p" {folder}/running ;;
+    *) echo "$*" >>{folder}/systemctl.log ;;
+esac
+"""
+
 MakeBundle = Callable[..., Path]
 
 

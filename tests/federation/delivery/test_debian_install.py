@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from federation.delivery.debian_package import build_package
-from tests.federation.delivery.conftest import PYTHON, MakeBundle
+from tests.federation.delivery.conftest import PYTHON, SYSTEMCTL, MakeBundle
 
 ROLES = ("node", "server", "clinic")
 # Mounts the copy and gives it a systemctl that writes down what it is asked.
@@ -23,7 +23,7 @@ mount -t tmpfs tmpfs "$1" && cd "$1" && mkdir upper work root
 mount -t overlay overlay -o lowerdir=/,upperdir=upper,workdir=work root
 mount --rbind /dev root/dev && mount -t proc proc root/proc && mount -t tmpfs tmpfs root/run
 mkdir -p root/run/systemd/system root/packages root/etc/systemd/system
-printf '#!/bin/sh\\necho "$*" >>/systemctl.log\\n' >root/usr/local/bin/systemctl
+cp "$4" root/usr/local/bin/systemctl
 chmod 755 root/usr/local/bin/systemctl
 rm -rf root/opt/fedthorax* root/var/lib/fedthorax
 cp "$2"/*.deb root/packages
@@ -53,7 +53,9 @@ def on_a_copy(tmp_path: Path, script: str) -> dict[str, str]:
     """Run shell commands on a copy of this machine; return the lines NAME=TEXT that they print."""
     mounted = tmp_path / "mounted"
     mounted.mkdir()
+    (tmp_path / "systemctl").write_text(SYSTEMCTL.format(folder=""))
     command = ["unshare", "-m", "sh", "-c", _COPY, "sh", mounted, tmp_path / "debs", _SHELL + script]
+    command.append(tmp_path / "systemctl")
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode and re.search(r"mount: .*(permission denied|wrong fs type)", done.stderr):
         pytest.skip("this machine forbids mounts")
@@ -67,6 +69,8 @@ def test_package_is_installed_upgraded_removed_and_purged_both_ways(
 ) -> None:
     bundle = make_bundle(role=role)
     monkeypatch.chdir(tmp_path)
+    jobs = " fedthorax-ingest@*" if role == "node" else ""
+    services = {"node": "fedthorax-node@* fedthorax-app@* fedthorax-listen@*"}.get(role, f"fedthorax-{role}@*")
     build_package(bundle, Path("debs"), epoch=1_700_000_000)  # a release gives a relative folder
     script = f"""
     package=fedthorax-{role} site=/var/lib/fedthorax/one
@@ -81,6 +85,9 @@ def test_package_is_installed_upgraded_removed_and_purged_both_ways(
     mkdir $site && echo key >$site/key && chown -R fedthorax $site
     wants=/etc/systemd/system/multi-user.target.wants && mkdir -p $wants
     ln -s /usr/lib/systemd/system/fedthorax-{role}@.service $wants/fedthorax-{role}@one.service
+    for unit in {services}{jobs}; do
+        echo "$unit /opt/fedthorax/bin/fedthorax" | sed 's/@\\*/@one.service/' >>/running
+    done
     : >/systemctl.log
     install /packages/$package*
     echo "upgraded=$(cat $site/key) $(tr '\\n' ';' </systemctl.log)"
@@ -98,8 +105,7 @@ def test_package_is_installed_upgraded_removed_and_purged_both_ways(
     """
     seen = on_a_copy(tmp_path, script)
     both = "fedthorax fedthorax-app " if role == "node" else "fedthorax "
-    jobs = " fedthorax-ingest@*" if role == "node" else ""
-    services = {"node": "fedthorax-node@* fedthorax-app@* fedthorax-listen@*"}.get(role, f"fedthorax-{role}@*")
+    services, jobs = services.replace("@*", "@one.service"), jobs.replace("@*", "@one.service")
     assert (seen["version"], seen["changed"]) == ("fedthorax 0.1.0", "")
     assert (seen["users"], seen["folder"]) == (both, "fedthorax 700")
     assert f"fedthorax-{role}@.service" in seen["units"].split()

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from federation.delivery.debian_package import control_files, overrides, read_description
+from federation.delivery.reasons import INSTALL_UNITS
 from models.refusal import Refusal
+from tests.federation.delivery.conftest import SYSTEMCTL
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLES = ("node", "server", "clinic")
@@ -95,6 +97,86 @@ def test_purge_spares_what_a_program_with_another_prefix_uses(tmp_path: Path, un
     assert key.exists() == spared
     assert (tmp_path / "deleted").exists() != spared
     assert ("another installation of fedthorax is there" in done.stderr) == spared
+
+
+# A script of the maintainer on folders of the test.
+_SCRIPT = """
+set -e
+for each in /etc/systemd/system /opt /run; do mount --bind "$1$each" $each; done
+mkdir -p /run/systemd/system
+script=$2 && shift 2
+PATH=${script%/*}/bin:$PATH exec sh "$script" "$@"
+"""
+
+
+def run_script(tmp_path: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of the node's package, with a systemctl that tells what `running` lists."""
+    namespaces = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
+    if namespaces.returncode or not Path("/etc/systemd/system").is_dir():
+        pytest.skip("this machine forbids mount namespaces, or has no systemd")
+    for folder in ("etc/systemd/system", "opt", "run", "bin"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    for program, text in (("systemctl", SYSTEMCTL.format(folder=tmp_path)), ("id", ""), ("install", "")):
+        (tmp_path / "bin" / program).write_text(text or "#!/bin/sh\n")
+        (tmp_path / "bin" / program).chmod(0o755)
+    (tmp_path / name).write_text(control_files(about("node"), 1)[name])
+    command = ["unshare", "-rm", "sh", "-c", _SCRIPT, "sh", tmp_path, tmp_path / name, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "started", "refused"),
+    [
+        ("fedthorax-node@.service", "/srv/fedthorax/bin/fedthorax", True),
+        ("fedthorax-node@north.service", "/srv/opt/fedthorax/bin/fedthorax", True),
+        ("fedthorax-ingest@.service", "/srv/fedthorax/bin/fedthorax", True),
+        ("fedthorax-clinic@.service", "/srv/fedthorax/bin/fedthorax", False),  # the package has no such unit
+        ("fedthorax-node@.service", "/opt/fedthorax/bin/fedthorax", False),
+        ("fedthorax-node@.service", "/usr/bin/nice /opt/fedthorax/bin/fedthorax", False),
+    ],
+)
+def test_installation_refuses_units_that_would_hide_its_own(
+    tmp_path: Path, name: str, started: str, refused: bool
+) -> None:
+    unit = tmp_path / "etc/systemd/system" / name
+    unit.parent.mkdir(parents=True)
+    unit.write_text(f"[Service]\nExecStart={started} node start /var/lib/fedthorax/%i\n")
+    done = run_script(tmp_path, "preinst", "install")
+    assert done.returncode == int(refused), done.stderr
+    if refused:
+        says = INSTALL_UNITS.says.format(
+            unit=f"/etc/systemd/system/{name}", prefix=started.removesuffix("/fedthorax/bin/fedthorax")
+        )
+        assert done.stderr == f"{INSTALL_UNITS.code}: {says}\n  {INSTALL_UNITS.remedy}\n"
+    assert run_script(tmp_path, "preinst", "upgrade", "0.1.0").returncode == 0  # both are there already
+
+
+@pytest.mark.parametrize(
+    ("script", "command"),
+    [
+        (("prerm", "remove"), "stop fedthorax-node@north.service fedthorax-ingest@north.timer"),
+        (("postinst", "configure", "0.1.0"), "try-restart fedthorax-node@north.service"),
+    ],
+)
+def test_only_services_of_the_packages_program_are_stopped_or_restarted(
+    tmp_path: Path, script: tuple[str, ...], command: str
+) -> None:
+    own, other = "/opt/fedthorax/bin/fedthorax", "/srv/opt/fedthorax/bin/fedthorax"
+    running = {"fedthorax-node@north.service": own, "fedthorax-node@south.service": other}
+    running |= {"fedthorax-listen@south.service": other, "fedthorax-clinic@north.service": own}
+    running |= {"fedthorax-ingest@north.timer": "", "fedthorax-ingest@north.service": own}
+    running |= {"fedthorax-ingest@south.timer": "", "fedthorax-ingest@south.service": other}
+    (tmp_path / "running").write_text("".join(f"{unit} {program}\n" for unit, program in running.items()))
+    if script[0] == "prerm":
+        command += " fedthorax-ingest@north.service"
+    done = run_script(tmp_path, *script)
+    assert done.returncode == 0, done.stderr
+    asked = [line for line in (tmp_path / "systemctl.log").read_text().splitlines() if line != "daemon-reload"]
+    assert asked == [command]
+    (tmp_path / "running").write_text("fedthorax-node@south.service " + other)
+    (tmp_path / "systemctl.log").write_text("")
+    assert run_script(tmp_path, *script).returncode == 0
+    assert (tmp_path / "systemctl.log").read_text().replace("daemon-reload\n", "") == ""
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
