@@ -168,6 +168,12 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def examined(cohort: Cohort, settings: Preprocessing) -> frozenset[str]:
+    """Return the fingerprints of the series with a result. Only a release that judges otherwise examines them again."""
+    scans = cohort.scans(settings_digest(settings))
+    return frozenset(each for each, scan in scans.items() if scan.code not in _AGAIN)
+
+
 class Examination:
     """Examines series in worker processes, one for each core that this process may use; known series are skipped,
     unless their examination failed or was another version's.
@@ -185,11 +191,11 @@ class Examination:
     def __init__(self, cohort: Cohort, settings: Preprocessing, progress: Callable[[int, int], None]) -> None:
         self.settings = settings
         self._cohort, self._progress = cohort, progress
-        scans = cohort.scans(settings_digest(settings))
-        known = frozenset(each for each, scan in scans.items() if scan.code not in _AGAIN)
+        known = examined(cohort, settings)
         self.is_first = not known
         self._before = known & cohort.examined(settings_digest(settings), EXAMINATION)
-        self._died = frozenset(each for each, scan in scans.items() if scan.code == reasons.EXAMINE_DIED.code)
+        before = cohort.scans(settings_digest(settings)).items()
+        self._died = frozenset(each for each, scan in before if scan.code == reasons.EXAMINE_DIED.code)
         self._known = set(self._before)
         self._left: dict[str, Series] = {}  # without a result
         self._finished: SimpleQueue[Future[Scan]] = SimpleQueue()

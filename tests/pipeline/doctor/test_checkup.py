@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from pipeline.cohort.store import Cohort
 from pipeline.doctor import environment
 from pipeline.doctor.checkup import Checkup, check
 from pipeline.doctor.page import render
-from pipeline.preprocessing.preprocess_settings import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.site.folder import Site
 from tests.helpers.own import CLEAN, Own, quietly, truth_of
 
@@ -146,6 +147,22 @@ def test_full_disk_is_reported_before_anything_is_written(
     assert status(result)["disk"] == "fail"
     assert result.assessment is None
     assert list((own.site.cohort_folder / "tensors").iterdir()) == []
+
+
+def test_series_that_is_examined_again_is_counted_as_one_to_prepare(own: Own) -> None:
+    """Of two known series, the examination of one failed for want of memory: the check itself examines it again."""
+    own.add(*CLEAN[:2])
+    own.ingest()
+    with Cohort(own.site) as cohort:
+        failed, _ = cohort.scans(settings_digest(SETTINGS)).values()
+        cohort.add_scan(replace(failed, code="E_EXAMINE_MEMORY", says="no memory", tensor=None, measures=None))
+    result = checked(own.site)
+    (disk,) = [line for line in result.lines if line.name == "disk"]
+    assert "1 series to prepare" in disk.detail
+    assert result.assessment is not None
+    assert result.assessment.examined_now == 1
+    (disk,) = [line for line in checked(own.site).lines if line.name == "disk"]
+    assert "0 series to prepare" in disk.detail
 
 
 def test_concurrent_check_is_refused(own: Own) -> None:
