@@ -84,9 +84,9 @@ def _against_chance(label: str, intervals: Sequence[tuple[float, float]]) -> Ite
     A model that tells hospitals of different prevalence apart, and no patients within any, has a high AUROC over all
     patients; only the mean of the hospitals' AUROCs shows it.
     """
-    known = [each for each in intervals if math.isfinite(each[0])]
-    low, high = min(known, default=(math.nan, math.nan))
-    if not low > CHANCE:  # an interval that is not a number proves nothing
+    doubtful = [each for each in intervals if not each[0] > CHANCE]  # one that is not a number proves nothing
+    if doubtful:
+        low, high = min(doubtful)
         yield _flag(reasons.AT_CHANCE, label=label, low=f"{low:.2f}", high=f"{high:.2f}")
 
 
@@ -103,9 +103,12 @@ def _flag(reason: Reason, **numbers: str) -> Flag:
 
 
 def _intervals(sites: Mapping[str, Figures], areas: Areas, label: str) -> list[tuple[float, float]]:
-    """Return 95 % intervals, as far as known: of the AUROC over all test patients, and of the mean over hospitals."""
+    """Return the 95 % intervals of the mean over hospitals and, if it is known, of the AUROC over all test patients."""
     pooled, mean = pool(sites, label), hospital_mean(areas)
-    return [*([(pooled.auroc.low, pooled.auroc.high)] if pooled else []), *([mean.here] if mean else [])]
+    intervals = [mean.here] if mean else [(math.nan, math.nan)]
+    if pooled and math.isfinite(pooled.auroc.low):
+        intervals.append((pooled.auroc.low, pooled.auroc.high))
+    return intervals
 
 
 def _slope(sites: Mapping[str, Figures], label: str) -> float:

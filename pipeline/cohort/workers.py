@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver, get_context
@@ -168,9 +168,8 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def examined(cohort: Cohort, settings: Preprocessing) -> frozenset[str]:
-    """Return the fingerprints of the series with a result. Only a release that judges otherwise examines them again."""
-    scans = cohort.scans(settings_digest(settings))
+def with_result(scans: Mapping[str, Scan]) -> frozenset[str]:
+    """Return the fingerprints of the series that only a release which judges otherwise examines again."""
     return frozenset(each for each, scan in scans.items() if scan.code not in _AGAIN)
 
 
@@ -191,11 +190,11 @@ class Examination:
     def __init__(self, cohort: Cohort, settings: Preprocessing, progress: Callable[[int, int], None]) -> None:
         self.settings = settings
         self._cohort, self._progress = cohort, progress
-        known = examined(cohort, settings)
+        scans = cohort.scans(settings_digest(settings))
+        known = with_result(scans)
         self.is_first = not known
         self._before = known & cohort.examined(settings_digest(settings), EXAMINATION)
-        before = cohort.scans(settings_digest(settings)).items()
-        self._died = frozenset(each for each, scan in before if scan.code == reasons.EXAMINE_DIED.code)
+        self._died = frozenset(each for each, scan in scans.items() if scan.code == reasons.EXAMINE_DIED.code)
         self._known = set(self._before)
         self._left: dict[str, Series] = {}  # without a result
         self._finished: SimpleQueue[Future[Scan]] = SimpleQueue()

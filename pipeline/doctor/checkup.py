@@ -15,14 +15,14 @@ from typing import Any
 from models.refusal import Refusal
 from pipeline.cohort.ingest import Assessment, Material, assess_material
 from pipeline.cohort.store import Cohort
-from pipeline.cohort.workers import Examination, examined
+from pipeline.cohort.workers import Examination, with_result
 from pipeline.doctor import connectivity, reasons
 from pipeline.doctor.contract import Facts, Result, contract, numbers
 from pipeline.doctor.environment import configuration, machine
 from pipeline.doctor.identifier_spelling import other_spelling
 from pipeline.doctor.record_checks import read_lines
 from pipeline.imaging.discovery import Series
-from pipeline.preprocessing.preprocess_settings import Preprocessing
+from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
 from pipeline.records.join import JoinRules, Records
 from pipeline.records.join_sensitivity import Variant, vary
 from pipeline.site import reasons as site_reasons
@@ -119,7 +119,7 @@ def check(
     lines += [*connectivity.listener(site), *connectivity.fhir(site), *connectivity.omop(site)]
     material = _read(site, lines)
     with Cohort(site) as cohort, cohort.alone():
-        known = examined(cohort, settings)
+        known = with_result(cohort.scans(settings_digest(settings)))
         new = sum(s.fingerprint not in known for s in material.series)
         lines = [*machine(site, settings, new), *more, *lines]
         checkup = Checkup(site.name, site.settings.site.min_patients, site.settings.join, tuple(lines))
