@@ -48,12 +48,12 @@ def score_series(
         from pipeline.scoring.answer_folder import require_apart
 
         require_apart(out, series, lungs)
-    # One thread, as in the clinic: the network is small, and more threads only wait for each other.
-    compute = Compute.open(ComputeSettings(device=device), threads=1)
-    keep_memory()
-    with uncollected():  # it imports MONAI
-        release = load_release(model, trusted, runs_package=runs_package)
     with _no_earlier_answer(out):
+        # One thread, as in the clinic: the network is small, and more threads only wait for each other.
+        compute = Compute.open(ComputeSettings(device=device), threads=1)
+        keep_memory()
+        with uncollected():  # it imports MONAI
+            release = load_release(model, trusted, runs_package=runs_package)
         scan = read_one(series[0] if len(series) == 1 else series, lungs=lungs)
         result = _answer(scan, release, compute, out)
     if isinstance(result, Refusal):

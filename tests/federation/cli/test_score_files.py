@@ -139,6 +139,21 @@ def test_folder_holds_the_answer_of_one_scan(chest: Path, tmp_path: Path, capsys
     assert "earlier answer were removed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", ["model", "device"])
+def test_answer_of_another_patient_does_not_stay_if_the_model_or_processor_cannot_be_used(
+    chest: Path, tmp_path: Path, wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (*SCORED, "notes.txt"):
+        (out / name).write_text("of another patient")
+    options = {"model": tmp_path / "no-model"} if wrong == "model" else {"model": tmp_path, "device": "cuda:99"}
+    with pytest.raises(Refusal):
+        score_series([chest], out=out, as_json=True, **options)
+    assert names(out) == {"notes.txt"}
+    assert "earlier answer were removed" in capsys.readouterr().err
+
+
 def test_failed_write_leaves_no_part_of_an_answer(chest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, out = release(tmp_path / "model"), tmp_path / "out"
     out.mkdir()
