@@ -163,8 +163,9 @@ OUTCOME_ORDER = Reason(
 )
 OUTCOME_CONFLICT = Reason(
     "E_OUTCOME_CONFLICT",
-    "two rows state different outcomes for one patient",
-    "Export one row for each patient. The patient has no outcome.",
+    "different outcomes are stated for one patient: two rows of a file, or two days of death",
+    "In a CSV file, export one row for each patient. In FHIR or OMOP, correct the days of death at their source; a "
+    "stay that is closed as dead states a day, too. The patient has no outcome.",
 )
 OUTCOME_CODE = Reason(
     "W_OUTCOME_CODE",

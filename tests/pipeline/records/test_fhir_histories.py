@@ -9,6 +9,7 @@ import pytest
 
 from models.refusal import Refusal
 from pipeline.records.outcomes import FhirOutcomes, Outcome, read_outcomes
+from pipeline.system.codes import BY_CODE
 from tests.pipeline.records.laboratory.test_fhir import bundle, concept, patient
 
 TODAY = date(2020, 6, 1)
@@ -175,6 +176,13 @@ def test_two_days_of_death_contradict_each_other(tmp_path: Path, deceased: str, 
     dead = {**patient("A"), **({"deceasedDateTime": deceased} if deceased else {})}
     outcomes, findings = read(tmp_path, dead, *discharged_dead(*ends))
     assert (outcomes, findings) == ({}, [("E_OUTCOME_CONFLICT", "A")])
+
+
+def test_remedy_of_a_contradiction_fits_every_source_of_outcomes() -> None:
+    """Nobody can export one row for each patient from FHIR or OMOP, where days of death contradict each other."""
+    reason = BY_CODE["E_OUTCOME_CONFLICT"]
+    assert "death" in reason.says
+    assert all(source in reason.remedy for source in ("CSV", "FHIR", "OMOP"))
 
 
 @pytest.mark.parametrize("ends", [("2020-04-20",), ("2020-04-21",), ("2020-04-20", "2020-04-21")])
