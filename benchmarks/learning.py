@@ -250,7 +250,10 @@ def main(arguments: Iterable[str] | None = None) -> None:
     seeds = {kind: chosen.seeds or SEEDS[: FULL[kind]] for kind in chosen.kinds}
     if chosen.set and set(chosen.seeds or SEEDS) & set(SEEDS):
         parser.error("settings must not be chosen on the seeds that are reported")
-    form, before = FORMS[chosen.form].changed(chosen.set), circumstances()
+    try:
+        form, before = FORMS[chosen.form].changed(chosen.set), circumstances()
+    except ValueError as error:
+        parser.error(f"argument --set: {error}")
     if not chosen.tables:
         make_cells(Plan(form, seeds, chosen.methods), chosen.cells, workers=chosen.workers)
     made = report(read_cells(chosen.cells, form).values(), form, read_earlier_cells(chosen.cells, form).values())

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
+from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 
 from federation.protocol.study_config import Study
@@ -51,18 +52,29 @@ class Form:
     def settings(self, seed: int, sites: int) -> Study:
         """Return the study that `fedthorax study init` writes, for this seed and so many sites, in this form."""
         usual = load_settings(CONFIGS / "study.toml", Study).model_dump()
-        tables = {name: usual[name] | self.study.get(name, {}) for name in usual if usual[name] is not None}
+        tables = {name: table for name, table in usual.items() if table is not None}
+        tables |= {name: tables.get(name, {}) | changed for name, changed in self.study.items()}
         tables["study"] |= {"name": "learning", "seed": seed, "sites": sites, "quorum": sites, "synthetic": True}
         tables["aggregation"].pop("summed_answers", None)  # which changes no weight, and needs three sites
         return Study.model_validate(tables)
 
     def changed(self, settings: Sequence[str]) -> "Form":
-        """Return this form with other settings of the study, each given as TABLE.KEY=VALUE with a TOML value."""
+        """Return this form with other settings of the study, each given as TABLE.KEY=VALUE with a TOML value.
+
+        Raises ValueError if one has another form, or is no setting of a study.
+        """
         study = {table: dict(keys) for table, keys in self.study.items()}
         for setting in settings:
             table, _, rest = setting.partition(".")
-            study.setdefault(table, {}).update(tomllib.loads(rest))
-        return replace(self, name=" ".join([self.name, *settings]), study=study)
+            study.setdefault(table, {}).update(_read_setting(setting, rest))
+        form = replace(self, name=" ".join([self.name, *settings]), study=study)
+        try:
+            for kind in KINDS.values():
+                form.settings(0, len(kind.places))
+        except ValidationError as error:
+            problems = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+            raise ValueError("; ".join(problems)) from error
+        return form
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -95,6 +107,21 @@ FORMS = {
         ),
     )
 }
+
+
+def _read_setting(setting: str, rest: str) -> dict[str, object]:
+    """Return the key and the value of TABLE.KEY=VALUE. `rest`: what follows the first dot."""
+    try:
+        if read := tomllib.loads(rest):
+            return read
+        problem = "nothing is set"
+    except ValueError as error:
+        problem = str(error)
+    except RecursionError:
+        problem = "it is nested too deeply"
+    raise ValueError(
+        f"{setting!r:.100} is not TABLE.KEY=VALUE with a value of TOML, such as study.rounds=40: {problem}"
+    )
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,35 @@ def test_changed_study_has_other_cells_and_the_same_cohorts() -> None:
     assert changed.cohorts(Path()) == usual.cohorts(Path())
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("study", "nothing is set"),
+        ("study.", "nothing is set"),
+        ("study.rounds", "is not TABLE.KEY=VALUE"),
+        ("study.rounds=", "is not TABLE.KEY=VALUE"),
+        ("rounds=4", "is not TABLE.KEY=VALUE"),
+        ("strategy.name=FedAvg", "is not TABLE.KEY=VALUE"),
+        ("study.rounds=" + 5000 * "[", "nested too deeply"),
+        ("study.rounds=" + 5000 * "1", "is not TABLE.KEY=VALUE"),
+        ("study.rounds=0", "study.rounds: Input should be greater"),
+        ("study.turns=4", "study.turns: Extra inputs"),
+        ("stduy.rounds=4", "stduy: Extra inputs"),
+    ],
+)
+def test_setting_that_no_study_has_is_a_wrong_argument(
+    text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from learning import main
+
+    with pytest.raises(SystemExit) as caught:
+        main(["--tables", "--cells", str(tmp_path), "--seeds", "101", "--set", text])
+    assert caught.value.code == 2
+    told = capsys.readouterr().err
+    assert "argument --set: " in told
+    assert says in told
+
+
 def test_default_form_is_the_study_that_init_writes() -> None:
     from learning_sites import CONFIGS, FORMS
 
