@@ -11,7 +11,6 @@ MLflow gets the alias `released`.
 
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,6 +37,7 @@ from models.release import ATTACKS, Release, add_attacks, load_release, save_rel
 from models.signature import fingerprint, new_private_key, public_key, sign
 from pipeline.bundle import write_bundle
 from pipeline.system.atomic_files import write_durably
+from pipeline.system.work_folder import work_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -155,8 +155,8 @@ def _written_whole(out: Path, key: Path) -> Iterator[tuple[Path, Path]]:
     """
     public_pem = public_key(key)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".release-") as temporary:
-        folder, handed_out = Path(temporary) / out.name, Path(temporary) / _public(out).name
+    with work_folder(out) as work:
+        folder, handed_out = work / out.name, work / _public(out).name
         handed_out.write_bytes(public_pem)
         yield folder, handed_out
         handed_out.rename(_public(out))

@@ -8,7 +8,6 @@ written: a derived release stays in its hospital.
 """
 
 import copy
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -43,6 +42,7 @@ from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_d
 from pipeline.site.folder import Site
 from pipeline.site.withdrawn import Withdrawn
 from pipeline.system.atomic_files import write_durably
+from pipeline.system.work_folder import work_folder
 from pipeline.training.train import predict
 
 KEY = Path("keys") / "adaptation.key"
@@ -143,8 +143,8 @@ def adapt(
     key = key or _own_key(site)
     public_pem = public_key(key)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".adapted-") as temporary:
-        written, handed_out = Path(temporary) / out.name, Path(temporary) / public.name
+    with work_folder(out) as work:
+        written, handed_out = work / out.name, work / public.name
         handed_out.write_bytes(public_pem)
         save_release(written, network, derive(parent.description, adaptation, points))
         sign(written, key)

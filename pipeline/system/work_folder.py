@@ -1,8 +1,8 @@
 """A private folder for files that are not complete yet. What a killed process leaves in it is removed by the next one.
 
-A backup, a restore and an export work in a hidden folder beside their target: on the same disk, with content that is
-as secret as the target's. A process that is killed cannot remove its folder. So each process locks a file in its own:
-the system releases the lock when the process ends, and a folder whose lock is free belongs to nobody.
+A backup, a restore, an export and a new release are made in a hidden folder beside their target: on the same disk, with
+content that is as secret as the target's. A process that is killed cannot remove its folder. So each process locks a
+file in its own: the system releases the lock when the process ends, and a folder whose lock is free belongs to nobody.
 
 .fedthorax-RANDOM.unfinished/lock      held by the process that works here
 .fedthorax-RANDOM.unfinished/content   what it writes

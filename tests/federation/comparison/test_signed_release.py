@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -326,6 +329,26 @@ def test_release_is_never_overwritten(server: Path, released: Released) -> None:
     before = {path: path.stat().st_mtime_ns for path in released.folder.rglob("*")}
     assert code(server, reason=REASON) == "E_RELEASE_EXISTS"
     assert before == {path: path.stat().st_mtime_ns for path in released.folder.rglob("*")}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from federation.comparison import signed_release
+
+signed_release.sign = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+run, server, out, reason = sys.argv[1:]
+signed_release.release_run(run, Path(server), print, out=Path(out), reason=reason)
+"""
+
+
+def test_next_release_removes_what_a_killed_one_left(server: Path, tmp_path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, RUN, server, tmp_path / "out", REASON], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert list(left.rglob("model.safetensors"))
+    release(server, out=tmp_path / "out", reason=REASON)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.pub"}
 
 
 def test_invalid_signing_key_is_refused(tmp_path: Path) -> None:

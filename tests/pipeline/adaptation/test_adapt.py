@@ -2,6 +2,9 @@
 
 import hashlib
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -87,6 +90,32 @@ def test_adaptation_changes_neither_the_parent_nor_the_cohort(bench: Bench) -> N
     with Cohort(bench.hospital.site) as cohort:
         assert len(cohort.unlabelled()) == LEAST_SCANS
     assert (bench.hospital.site.folder / "keys" / "adaptation.key").stat().st_mode & 0o077 == 0
+
+
+KILLED = """
+import os, signal, sys
+from importlib import import_module
+from pathlib import Path
+from models.compute import PROCESSOR
+from pipeline.site.folder import Site
+
+adapting = import_module("pipeline.adaptation.adapt")
+adapting.sign = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+site, parent, key, out = map(Path, sys.argv[1:])
+adapting.adapt(Site.open(site), parent, [key], out, compute=PROCESSOR)
+"""
+
+
+@pytest.mark.slow
+def test_next_adaptation_removes_what_a_killed_one_left(bench: Bench, tmp_path: Path) -> None:
+    site, parent, out = bench.hospital.site, bench.folder / "parent", tmp_path / "out"
+    arguments = [site.folder, parent, bench.keys[1], out]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert list(left.rglob("model.safetensors"))
+    adapt(site, parent, [bench.keys[1]], out, compute=PROCESSOR)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.pub"}
 
 
 def leave(site: Site, *, files: bool) -> None:
