@@ -116,7 +116,7 @@ def back_up_server(folder: Path, file: Path) -> int:
     """Back up a study's server, with its keys, runs and releases, to a new private file; return the number of files.
 
     Left out: logs, and Flower's database, which is made again. Raises Refusal: E_BACKUP_EXISTS, E_BACKUP_LINK,
-    E_NO_SERVER, E_SERVER_MOVED, E_IMPORT_UNFINISHED; OSError.
+    E_NO_SERVER, E_SERVER_MOVED, E_EXPORT_UNFINISHED, E_IMPORT_UNFINISHED; OSError.
     """
     read_server_config(folder)
     parts = sorted(path for path in folder.iterdir() if path.name not in _NOT_OF_SERVER)

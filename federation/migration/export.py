@@ -20,14 +20,22 @@ from federation.runs import reasons as runs_reasons
 from federation.runs.run_folder import read_study
 from federation.runs.tracking import hand_over_rest, tracking_uri
 from federation.runs.tracking_queue import SPOOL
-from federation.superlink.control import MOVED, ca_certificate, read_server_config
+from federation.superlink.control import EXPORTING, MOVED, ca_certificate, read_server_config
 from federation.system.process import LOOPBACK, port_is_taken
 from models.refusal import Refusal
-from pipeline.system.atomic_files import sync_folder
+from pipeline.system.atomic_files import sync_folder, write_durably
 from pipeline.system.sqlite_format import copy_all
 from pipeline.system.work_folder import work_folder
 
-_MARK = """\
+_EXPORTING = """\
+An export of this server began on {date}. It is in progress, or it was killed. This server does not start meanwhile.
+The archive: {archive}
+If the export was killed and there never was such an archive, nothing has moved. Delete this file. Then this server can
+start, or be exported again.
+An archive of this name is complete. Rename this file to MOVED if the archive was imported or will be. Otherwise delete
+the archive, then this file.
+"""
+_MOVED = """\
 This server was exported on {date} to {archive}. Its study continues on another server, so this one does not start.
 If the archive was not imported and never will be, delete this file. Then this server can start again.
 """
@@ -43,9 +51,9 @@ def export_server(
     encrypted. It is read back before it gets its final name. After a Refusal there is no archive, and the server is
     unchanged.
 
-    Raises Refusal: E_NO_SERVER, E_SERVER_MOVED, E_SERVER_RUNS, E_AUTHORITY, E_ARCHIVE_EXISTS, E_ARCHIVE_NAME,
-    E_PASSPHRASE, E_MOVE_LINK, E_MOVE_WRITE, E_MLFLOW_SILENT, E_MLFLOW_SOURCE, E_SERVER_DATABASE, E_RUN_FILES;
-    E_ARCHIVE_DAMAGED if what is read back differs.
+    Raises Refusal: E_NO_SERVER, E_SERVER_MOVED, E_EXPORT_UNFINISHED, E_SERVER_RUNS, E_AUTHORITY, E_ARCHIVE_EXISTS,
+    E_ARCHIVE_NAME, E_PASSPHRASE, E_MOVE_LINK, E_MOVE_WRITE, E_MLFLOW_SILENT, E_MLFLOW_SOURCE, E_SERVER_DATABASE,
+    E_RUN_FILES; E_ARCHIVE_DAMAGED if what is read back differs.
     """
     if passphrase is not None:
         require_length(passphrase)
@@ -58,8 +66,8 @@ def export_server(
         raise Refusal(reasons.ARCHIVE_EXISTS, private=str(file))
     with (
         files_can_be_used(),
-        _marked_as_moved(folder, file.name),
         work_folder(file) as work,
+        _handed_over(folder, written := work / "archive", file),
     ):
         with bar("MLflow, runs") as progress:
             found = _experiments(folder, work / "mlflow", say, progress)
@@ -75,26 +83,41 @@ def export_server(
             contents=contents_of(work / ROSTER, folder / "runs", found),
             files=files,
         )
-        written = work / "archive"
         with bar("writing, MiB") as progress:
             sha256 = _write(written, manifest, sources, passphrase, progress)
         with bar("reading back, MiB") as progress, opened(written, passphrase) as stream:
             archive.unpack(stream, None, progress)
         size = written.stat().st_size
-        written.replace(file)
-        sync_folder(file.parent)
     return Moved(sha256, size, config.address, manifest.contents)
 
 
 @contextmanager
-def _marked_as_moved(folder: Path, name: str) -> Iterator[None]:
-    """Prevent starts and changes of the server during the block, and permanently if the block succeeds."""
-    mark = folder / MOVED
-    write_new(mark, _MARK.format(date=f"{datetime.now(UTC):%Y-%m-%d}", archive=name).encode(), mode=0o600)
+def _handed_over(folder: Path, written: Path, file: Path) -> Iterator[None]:
+    """Prevent starts and changes of the server during the block; then give the archive its name and mark the server.
+
+    The mark that the server has moved is made only when the archive has its name. Another one is on the disk before and
+    until then, so a kill or a power cut never leaves an archive of a server that can start.
+    """
+    exporting, moved = folder / EXPORTING, folder / MOVED
+    about = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "archive": file.absolute()}
+    write_new(exporting, _EXPORTING.format(**about).encode(), mode=0o600)
+    is_written = False
     try:
+        sync_folder(exporting)
+        sync_folder(folder)
         yield
+        is_written = True
+        written.replace(file)
+        sync_folder(file.parent)
+        write_durably(moved, _MOVED.format(**about).encode())
+        exporting.unlink()
+        sync_folder(folder)
     except BaseException:
-        mark.unlink()
+        if is_written and not written.exists():  # first the archive: as long as it is there, a mark is there
+            file.unlink(missing_ok=True)
+            sync_folder(file.parent)
+        for mark in (moved, exporting):
+            mark.unlink(missing_ok=True)
         raise
 
 

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 # The header with which federation.superlink.fleet_binding tells the ingress that it refused a request.
 REFUSED_HEADER = "x-fedthorax-refused"
-# Files in a server's folder: its study continues elsewhere; an import is in progress (federation.migration).
+# In a server's folder, from federation.migration: its study continues elsewhere; an export or import is in progress.
 MOVED = "MOVED"
+EXPORTING = "EXPORTING"
 IMPORTING = ".importing"
 # HOST:PORT, to which nodes connect; it may be empty. Read from archives of other servers, so it is strict.
 ADDRESS = r"^$|^[A-Za-z0-9.\-\[\]:]+:\d{1,5}$"
@@ -70,12 +71,15 @@ def loopback_certificate(folder: Path) -> Path:
 def read_server_config(folder: Path) -> ServerConfig:
     """Read the settings of the server in `folder`.
 
-    Raises Refusal: E_NO_SERVER, E_SERVER_MOVED, E_IMPORT_UNFINISHED, E_FORMAT_NEWER, and those of `load_settings`.
+    Raises Refusal: E_NO_SERVER, E_SERVER_MOVED, E_EXPORT_UNFINISHED, E_IMPORT_UNFINISHED, E_FORMAT_NEWER, and those of
+    `load_settings`.
     """
     if (folder / IMPORTING).exists():
         raise Refusal(reasons.IMPORT_UNFINISHED, private=str(folder))
-    if (folder / MOVED).exists():
-        raise Refusal(reasons.SERVER_MOVED, private=str(folder / MOVED))
+    # In this order: an export makes the second mark before it removes the first one.
+    for mark, reason in ((EXPORTING, reasons.EXPORT_UNFINISHED), (MOVED, reasons.SERVER_MOVED)):
+        if (folder / mark).exists():
+            raise Refusal(reason, private=str(folder / mark))
     if not (folder / "server.toml").is_file():
         raise Refusal(reasons.NO_SERVER, private=str(folder))
     check_folder(folder, "server")

@@ -34,6 +34,13 @@ SERVER_MOVED = Reason(
     "Two servers with the same sites would diverge. If nobody has imported the archive or ever will, delete the file "
     "MOVED in the server's folder; then this server can continue.",
 )
+EXPORT_UNFINISHED = Reason(
+    "E_EXPORT_UNFINISHED",
+    "an export of this server is in progress or was killed",
+    "If none is in progress, look for the archive that the file EXPORTING in the server's folder names. If there never "
+    "was one, nothing has moved: delete EXPORTING, then this server can start, or be exported again. If the archive "
+    "was imported or will be, rename EXPORTING to MOVED. Otherwise delete the archive first, then EXPORTING.",
+)
 IMPORT_UNFINISHED = Reason(
     "E_IMPORT_UNFINISHED",
     "an import into this folder is in progress or was interrupted",

@@ -34,11 +34,12 @@ from federation.runs.tracking import WHERE, Tracker, tracking_uri
 from federation.runs.tracking_queue import SPOOL
 from federation.server.start import init_server, start_server
 from federation.strategy.checkpoint import State, load_latest, save
-from federation.superlink.control import IMPORTING, MOVED, ca_certificate, read_server_config
+from federation.superlink.control import EXPORTING, IMPORTING, MOVED, ca_certificate, read_server_config
 from federation.system.process import free_port
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
 from tests.federation.runs.test_tracking import report
+from tests.helpers.killed import killed_copies
 
 pytestmark = pytest.mark.slow
 
@@ -321,6 +322,52 @@ def test_exported_server_refuses_further_use(bare: Path, tmp_path: Path):
     assert "archive.tar" in (bare / MOVED).read_text()
     (bare / MOVED).unlink()  # the remedy if the archive was never imported
     assert enrolled_patients(bare) == {"north": 80}
+
+
+def leave_beside(folder: Path) -> None:
+    leave(folder, folder.with_name("archive.tar"))
+
+
+def test_killed_export_leaves_no_two_servers_and_says_what_to_do(bare: Path, tmp_path: Path):
+    """At every moment: a server with an archive does not start, and one without says that nothing has moved."""
+    place = tmp_path / "place"
+    place.mkdir()
+    server = bare.rename(place / bare.name)
+    states = set()
+    for folder in killed_copies(f"{__name__}:leave_beside", server, tmp_path / "killed"):
+        carried = folder.with_name("archive.tar")
+        marks = {name for name in (EXPORTING, MOVED) if (folder / name).exists()}
+        states.add((carried.exists(), *sorted(marks)))
+        if marks:
+            code = "E_EXPORT_UNFINISHED" if EXPORTING in marks else "E_SERVER_MOVED"
+            for act in (lambda at=folder: start_server(at), lambda at=folder: leave(at, at.with_name("again.tar"))):
+                assert refused(act) == code
+        if carried.exists():
+            arrive(carried, folder.with_name("new"))  # it is whole
+        else:
+            assert MOVED not in marks
+            for name in marks:
+                assert str(carried) in (folder / name).read_text()
+                (folder / name).unlink()  # the remedy
+            leave(folder, carried)
+            assert refused(lambda at=folder: start_server(at)) == "E_SERVER_MOVED"
+            # One killed before its working folder had a lock leaves it empty.
+            assert {path.name for path in folder.parent.glob("*.unfinished/*")} <= {"new"}
+    assert states >= {(False,), (False, EXPORTING), (True, EXPORTING), (True, MOVED)}
+
+
+def test_mark_that_is_removed_during_the_export_leaves_no_archive(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Without it the server could start before the archive is there."""
+
+    def remove(*_: object) -> None:
+        (bare / EXPORTING).unlink()
+
+    monkeypatch.setattr(archive, "unpack", remove)
+    before = files(tmp_path)
+    assert refused(lambda: leave(bare, tmp_path / "archive.tar")) == "E_MOVE_WRITE"
+    assert files(tmp_path) == before
 
 
 def break_roster(folder: Path) -> None:
