@@ -117,8 +117,8 @@ def _results(message: "Message", reading: Reading, clock: Clock, issuer: str, wh
     sent = hl7_time(moment(message[0], 7))
     zone = clock.zone_of(sent)
     for order in _orders(message, issuer):
-        changed = hl7_time(moment(order.obr, 22), zone)
-        version = (clock.instant(changed), clock.instant(sent), 0)
+        changed, changed_until = clock.span(moment(order.obr, 22), zone)
+        version = (changed, clock.instant(sent), 0)
         for lines, specimens_before in order.results:
             obx = lines[0]
             test = _test(obx)
@@ -132,6 +132,7 @@ def _results(message: "Message", reading: Reading, clock: Clock, issuer: str, wh
                     patient=order.patient,
                     key=_key(order, specimens, test, obx, collected_text),
                     version=version,
+                    changed_until=changed_until,
                     test=test,
                     value=value,
                     status=STATUSES.get(part(obx, 11), "pending"),

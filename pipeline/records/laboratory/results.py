@@ -5,7 +5,7 @@ is reported. The newest version of a result counts. Results for single genes dec
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from pathlib import Path
@@ -59,6 +59,7 @@ class RawResult:
     collected: datetime | None  # local time without zone
     collected_text: str
     where: str = field(default="", compare=False)  # shown only at the site
+    changed_until: datetime = LONG_AGO  # later than the time of change if that is only a day, an hour or a minute
 
 
 @dataclass
@@ -143,22 +144,40 @@ def _newest(raw: Sequence[RawResult]) -> list[RawResult]:
     versions: dict[tuple[str, ...], list[RawResult]] = defaultdict(list)
     for each in raw:
         versions[each.key].append(each)
-    unclear = {key for key, of_key in versions.items() if len({each.version[0] == LONG_AGO for each in of_key}) > 1}
-    best = {key: max(_age(each, is_unclear=key in unclear) for each in of_key) for key, of_key in versions.items()}
-    return [each for each in raw if _age(each, is_unclear=each.key in unclear) == best[each.key]]
+    changes = {key: _changes(of_key) for key, of_key in versions.items()}
+    best = {key: max(_age(each, changes[key]) for each in of_key) for key, of_key in versions.items()}
+    return [each for each in raw if _age(each, changes[each.key]) == best[each.key]]
 
 
-def _age(raw: RawResult, *, is_unclear: bool) -> tuple[int, tuple[datetime, datetime, int], int]:
+def _changes(versions: Iterable[RawResult]) -> dict[datetime, tuple[datetime, bool]]:
+    """Map the times of change of a result's versions to those that sort them, and whether these are uncertain.
+
+    Times are compared at the precision that both have: all times in a day, hour or minute that another version has as
+    its time become the beginning of it. If only some versions have a time, it says nothing. The time of a message is no
+    such time: an export or a repetition has a later one.
+    """
+    spans = sorted({(each.version[0], max(each.version[0], each.changed_until)) for each in versions})
+    times = {changed for changed, _ in spans}
+    if LONG_AGO in times and len(times) > 1:
+        return dict.fromkeys(times, (LONG_AGO, True))
+    begins, ends = dict[datetime, datetime](), dict[datetime, datetime]()
+    begin = end = LONG_AGO
+    for changed, until in spans:
+        begin = changed if changed >= end else begin
+        end = max(end, until)
+        begins[changed], ends[begin] = begin, end
+    return {changed: (begin, ends[begin] > begin) for changed, begin in begins.items()}
+
+
+def _age(raw: RawResult, changes: Mapping[datetime, tuple[datetime, bool]]) -> tuple[datetime, int, datetime, int, int]:
     """Return what sorts the versions of a result, the newest last.
 
-    `is_unclear`: only some versions say when the result changed. The time of a message is no such time: an export or a
-    repetition has a later one. Then the status comes first: a final result "can only be changed with a corrected
-    result", and a correction "replaces a final result" (HL7 v2.3.1, table 0085, of OBX-11).
+    If the order of the changes is uncertain, the status comes before the time of the message: a final result "can only
+    be changed with a corrected result", and a correction "replaces a final result" (HL7 v2.3.1, table 0085, of OBX-11).
     """
+    changed, is_uncertain = changes[raw.version[0]]
     rank = RANK[raw.status]
-    if not is_unclear:
-        return 0, raw.version, rank
-    return min(rank, RANK["corrected"]), (LONG_AGO, *raw.version[1:]), rank
+    return changed, min(rank, RANK["corrected"]) if is_uncertain else 0, *raw.version[1:], rank
 
 
 def _judge(raw: RawResult, meanings: dict[str, bool | None], today: date) -> PcrResult | Finding:

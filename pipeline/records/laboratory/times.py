@@ -27,6 +27,14 @@ def hl7_time(text: str, zone: tzinfo | None = None) -> datetime | None:
     return _time(HL7_TIME.fullmatch(text), zone)
 
 
+def hl7_length(text: str) -> timedelta:
+    """Return how long the day, hour or minute in `text` lasts; nothing if `text` has seconds or is not well-formed."""
+    match = HL7_TIME.fullmatch(text)
+    written = sum(part is not None for part in match.groups()[:4]) if match else 0
+    lengths = {1: timedelta(days=1), 2: timedelta(hours=1), 3: timedelta(minutes=1)}
+    return lengths.get(written, timedelta())
+
+
 def fhir_time(text: str) -> datetime | None:
     """Return the time in `text` as `hl7_time` does, for the format of FHIR."""
     return _time(FHIR_TIME.fullmatch(text), None)
@@ -101,6 +109,21 @@ class Clock:
         elif self.zone is None:
             raise Refusal(reasons.TIME_ZONE)
         return _at(moment, UTC) or LONG_AGO
+
+    def span(self, text: str, zone: tzinfo | None) -> tuple[datetime, datetime]:
+        """Return the instants between which the time in `text` (HL7) lies: equal if it is exact to the second.
+
+        A time or day without offset is one of `zone`. Both are `LONG_AGO` without a time. Raises Refusal E_TIME_ZONE.
+        """
+        moment = hl7_time(text, zone)
+        if moment is None:
+            return LONG_AGO, LONG_AGO
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=zone)
+        begin = self.instant(moment)
+        try:
+            return begin, max(begin, self.instant(moment + hl7_length(text)))
+        except OverflowError:  # the last day of the calendar
+            return begin, begin
 
     def zone_of(self, sent: datetime | None) -> tzinfo | None:
         """Return the zone of a message's own time, which applies to all its times without one (HL7 v2.5.1, MSH-7).

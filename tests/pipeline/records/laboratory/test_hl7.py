@@ -357,6 +357,46 @@ def test_withdrawal_and_correction_are_sorted_by_message_time_if_only_one_says_w
     assert (len(results), [code for code, _, _ in findings]) == (10, ["W_PCR_WITHDRAWN"])
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("20200402110000", "20200402"),  # the day of the correction would begin before the original
+        ("20200402", "20200402110000"),
+        ("20200402", "20200402"),
+        ("20200402110030", "202004021100"),
+        ("202004021130", "2020040211"),
+        ("202004012230+0000", "20200402"),  # half past midnight in Paris
+    ],
+)
+@pytest.mark.parametrize("sent", [("20200402120000", "20200402130000"), ("20200402130000", "20200402120000")])
+def test_times_of_change_are_compared_at_the_precision_that_both_have(
+    tmp_path: Path, first: str, second: str, sent: tuple[str, str]
+) -> None:
+    """Then the status decides, also if the original was sent again after its correction."""
+    old = exported(DETECTED, "F", first, sent[0])
+    new = exported(NOT_DETECTED, "C", second, sent[1])
+    how = {"time_zone": "Europe/Paris"}
+    assert told(tmp_path, old + new, **how) == told(tmp_path, new + old, **how) == {"A": [False]}
+    preliminary = exported(DETECTED, "P", second, "20200402140000")
+    assert told(tmp_path, old + new + preliminary, **how) == {"A": [False]}
+
+
+def test_of_two_corrections_of_a_day_the_later_message_counts(tmp_path: Path) -> None:
+    first = exported(DETECTED, "C", "20200402110000", "20200402120000")
+    second = exported(NOT_DETECTED, "C", "20200402", "20200402130000")
+    assert told(tmp_path, first + second) == told(tmp_path, second + first) == {"A": [False]}
+
+
+@pytest.mark.parametrize(("first", "second"), [("20200402110000", "20200403"), ("20200402", "20200403000000")])
+def test_a_day_is_compared_with_the_times_of_other_days(tmp_path: Path, first: str, second: str) -> None:
+    old, new = exported(DETECTED, "C", first, "20200405"), exported(NOT_DETECTED, "F", second, "20200404")
+    assert told(tmp_path, old + new) == told(tmp_path, new + old) == {"A": [False]}
+
+
+def test_last_day_of_the_calendar_is_a_time_of_change(tmp_path: Path) -> None:
+    assert told(tmp_path, exported(DETECTED, "F", "99991231", "20200402")) == {"A": [True]}
+
+
 def test_duplicate_messages_give_each_result_once(tmp_path: Path) -> None:
     assert read(tmp_path, HOSPITAL_251 * 3, time_zone="Europe/Paris") == read(
         tmp_path, HOSPITAL_251, time_zone="Europe/Paris"
