@@ -32,6 +32,7 @@ _HEADER = tags(
     *("PatientID", "IssuerOfPatientID", *AGE, "PatientSex", "InstanceNumber", "NumberOfFrames", SHARED),
 )
 _HEADER += phantom_marker.TAGS
+_IMAGES = tags("SOPClassUID", "SOPInstanceUID", "NumberOfFrames")
 _NUMBER = int(Tag("InstanceNumber"))
 _IN_HEAD = head_tags(
     *("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber", "NumberOfFrames")
@@ -180,6 +181,19 @@ def find_series(
         except Refusal as refusal:
             findings.append(Finding(refusal.reason, detail=refusal.private or str(path)))
     return groups.complete(findings), findings
+
+
+@quiet_pydicom()
+def different_images(series: Series) -> int:
+    """Return the number of images with different SOPInstanceUIDs: of files that were exported twice, one counts.
+
+    An image without a UID counts as different from all others. Raises Refusal: E_NOT_DICOM, E_PARSE.
+    """
+    images: dict[str, int] = {}
+    for path in series.files:
+        header = read_header(path, _IMAGES)
+        images[text(header, "SOPInstanceUID") or str(path)] = _frames(header)
+    return sum(images.values())
 
 
 def walk(

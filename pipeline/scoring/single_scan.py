@@ -12,7 +12,7 @@ from models.refusal import Refusal
 from pipeline.imaging import reasons as imaging_reasons
 from pipeline.imaging.archive import open_images
 from pipeline.imaging.ct_slice import inspect_file
-from pipeline.imaging.discovery import Series
+from pipeline.imaging.discovery import Series, different_images
 from pipeline.imaging.lung_mask import LungMask
 from pipeline.imaging.mask_reader import read_lung_mask
 from pipeline.imaging.missing_slices import Stated, stated
@@ -104,17 +104,20 @@ def _choose(found: Sequence[Series], unread: Sequence[Finding], series_uid: str 
 
 
 def _are_copies(scans: Sequence[Series]) -> bool:
-    """Whether all series have the same voxels at the same places; only one of them is in memory at a time."""
-    if len({each.slices for each in scans}) > 1:
-        return False
+    """Whether all series have the same voxels at the same places; only one of them is in memory at a time.
+
+    Before pixels are read, the numbers of images are compared; an image that was exported twice counts once.
+    """
     digests = set()
-    for each in scans:
-        try:
-            volume = read_scan(each)
-        except Refusal:
+    try:
+        if len({each.slices for each in scans}) > 1 and len(set(map(different_images, scans))) > 1:
             return False
-        place = np.ascontiguousarray(volume.affine.round(3) + 0.0)  # no negative zero
-        digests.add(hashlib.sha256(volume.hu.tobytes() + place.tobytes()).digest())
+        for each in scans:
+            volume = read_scan(each)
+            place = np.ascontiguousarray(volume.affine.round(3) + 0.0)  # no negative zero
+            digests.add(hashlib.sha256(volume.hu.tobytes() + place.tobytes()).digest())
+    except Refusal:
+        return False
     return len(digests) == 1
 
 

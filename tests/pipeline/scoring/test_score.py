@@ -602,6 +602,24 @@ def test_copies_under_other_uids_are_one_scan(folder: Path, scored: Score, relea
     )
 
 
+@pytest.mark.parametrize("twice", ["a", "b"])
+def test_scan_that_was_exported_twice_is_one_scan_with_its_copy(
+    folder: Path, scored: Score, release: Release, tmp_path: Path, twice: str
+) -> None:
+    shutil.copytree(folder, tmp_path / "a")
+    write_series(tmp_path / "b", chest(), spacing_mm=SPACING_MM, edit=edited(SeriesInstanceUID="2.25.99"))
+    shutil.copytree(tmp_path / twice, tmp_path / "again")
+    together = score(tmp_path, release)
+    assert together.hu_sha256 == scored.hu_sha256
+    assert flags(together)["other_series"] == "W_SERIES_TWICE"
+
+
+def test_series_with_fewer_images_is_no_copy(folder: Path, release: Release, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "a")
+    write_series(tmp_path / "b", chest()[:-1], spacing_mm=SPACING_MM, edit=edited(SeriesInstanceUID="2.25.99"))
+    assert refused(tmp_path, release).code == "E_MIXED_SERIES"
+
+
 def test_multi_frame_image_has_the_score_of_its_single_frames(
     folder: Path, scored: Score, release: Release, tmp_path: Path
 ) -> None:
