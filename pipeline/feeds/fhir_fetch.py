@@ -19,8 +19,9 @@ from pipeline.feeds import reasons
 from pipeline.feeds.fhir_client import FhirClient
 from pipeline.feeds.fhir_export import export
 from pipeline.feeds.fhir_search import COURSES, RESULTS, Query, fetch_missing, name_in, referenced, search
+from pipeline.feeds.unnamed_resources import settled
 from pipeline.feeds.withdrawn_resources import WithdrawnResources
-from pipeline.records.fhir_store import ResourceStore, name_of
+from pipeline.records.fhir_store import ResourceStore, is_unnamed, name_of
 from pipeline.records.laboratory.codes import GENES, OVERALL, Code, kind_of
 from pipeline.records.laboratory.settings import FhirLaboratory, canonical
 from pipeline.records.outcomes import FhirOutcomes
@@ -156,7 +157,8 @@ def _end(site: Site, store: ResourceStore, client: FhirClient, withdrawn: Withdr
         store.delete_older()
     needed = referenced(client, store, RESULTS if _fetches_results(site) else COURSES)
     names = store.names()
-    gone = [name for name in names - needed if name.startswith(("Patient/", "Specimen/"))]
+    others = {name for name in names - needed if name.startswith(("Patient/", "Specimen/"))}
+    gone = [name for name in others if not is_unnamed(name)]  # one without an id may be a needed one
     if _fetches_results(site):
         for kind in COURSES:
             for each in store.resources(kind):
@@ -164,6 +166,7 @@ def _end(site: Site, store: ResourceStore, client: FhirClient, withdrawn: Withdr
                     gone.append(name_of(each))
     store.write(gone=gone)
     count = fetch_missing(client, store, needed, withdrawn)
+    store.write(gone=settled(store, client.base, needed))
     fetched = datetime.now().astimezone().isoformat(timespec="seconds")
     store.write(is_open=None, has_results=None, fetched=fetched)
     return count

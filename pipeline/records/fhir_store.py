@@ -67,6 +67,11 @@ def name_of(resource: dict[str, Any]) -> str:
     return f"{resource.get('resourceType')}/" + (f"?{own['invalid']}" if isinstance(own, dict) else str(own))
 
 
+def is_unnamed(name: str) -> bool:
+    """Whether a name in the store is that of a resource that `without_id` has marked."""
+    return "/?" in name
+
+
 class ResourceStore:
     """The open store; a context manager. Each method is one transaction.
 
@@ -132,6 +137,11 @@ class ResourceStore:
 
     def names(self) -> set[str]:
         return {name for (name,) in self._db.execute("SELECT name FROM resource")}
+
+    def older_names(self) -> set[str]:
+        """Return the names of what the current fetch, the state `round`, has not written."""
+        found = self._db.execute("SELECT name FROM resource WHERE round <> ?", (self.state().get("round", 0),))
+        return {name for (name,) in found}
 
     def resources(self, kind: str) -> Iterator[dict[str, Any]]:
         """Yield the stored resources of one type."""

@@ -85,6 +85,26 @@ def test_event_without_a_valid_id_leaves_its_patient_without_outcome(tmp_path: P
     assert [(each.reason.code, each.patient_id) for each in findings] == [("E_FHIR", "2")]
 
 
+def test_event_that_was_corrected_is_no_longer_reported(tmp_path: Path) -> None:
+    with serving(FhirServer([*content(3), {**procedure("2"), "id": "a/b"}])) as server:
+        site = make_site(tmp_path, server.url)
+        fetch(site, sleep=Waiting())
+        server.resources = content(3)
+        fetch(site, sleep=Waiting())
+        assert outcomes(site) == COURSES
+
+
+def test_death_of_a_patient_without_a_valid_id_leaves_no_outcome(tmp_path: Path) -> None:
+    dead = {**patient("2"), "id": "p 2", "deceasedDateTime": "2020-04-21"}
+    with serving(FhirServer([*content(3), dead])) as server:
+        site = make_site(tmp_path, server.url, 'method = "export"')
+        fetch(site, sleep=Waiting())
+    assert site.settings.outcomes is not None
+    found, findings = read_outcomes(site.settings.outcomes, time_zone="Europe/Paris", today=date(2020, 6, 1))
+    assert found == {key: COURSES[key] for key in "01"}
+    assert [(each.reason.code, each.patient_id) for each in findings] == [("E_FHIR", "2")]
+
+
 def test_interrupted_fetch_of_courses_does_not_search_for_results_again(tmp_path: Path) -> None:
     with serving(FhirServer(content(3))) as server:
         site = make_site(tmp_path, server.url)

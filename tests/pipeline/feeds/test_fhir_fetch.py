@@ -341,6 +341,86 @@ def test_result_without_a_valid_id_is_reported_for_its_patient(tmp_path: Path, m
     assert "718-7" not in stored(site)
 
 
+def reported(site: Site) -> list[tuple[str, str]]:
+    """The findings of an ingest: code and patient."""
+    site = Site.open(site.folder)
+    assert site.settings.laboratory is not None
+    _, findings = read_pcr(site.settings.laboratory, time_zone="Europe/Paris", today=TODAY)
+    return sorted((each.reason.code, each.patient_id) for each in findings)
+
+
+@pytest.mark.parametrize("method", ["search", "export"])
+def test_patient_without_a_valid_id_is_reported(tmp_path: Path, method: str) -> None:
+    """Whose result it is cannot be told, but it may be a positive one of this patient."""
+    lost = observation("lost", DETECTED, subject={"reference": "Patient/p 0"})
+    with serving(FhirServer([*results(6), {**patient("0"), "id": "p 0"}, lost])) as server:
+        site = make_site(tmp_path, server.url, f'method = "{method}"')
+        for _ in range(2):
+            fetch(site, sleep=Waiting())
+            assert reported(site) == [("E_FHIR", "0"), ("E_NO_IDENTIFIER", "")]
+
+
+@pytest.mark.parametrize("method", ["search", "export"])
+def test_specimen_without_a_valid_id_is_reported_for_a_patient_with_results(tmp_path: Path, method: str) -> None:
+    unnamed = [
+        {**specimen("s 0", "2020-04-03T08:30:00+02:00"), "subject": {"reference": f"Patient/{each}"}}
+        for each in ("p0", "unrelated")
+    ]
+    result = observation("0", NOT_DETECTED, id="again", specimen={"reference": "Specimen/s 0"})
+    with serving(FhirServer([*results(6), *unnamed, result])) as server:
+        site = make_site(tmp_path, server.url, f'method = "{method}"')
+        for _ in range(2):
+            fetch(site, sleep=Waiting())
+            assert reported(site) == [("E_FHIR", "0")]
+
+
+def test_patient_without_a_valid_id_is_erased(tmp_path: Path) -> None:
+    with serving(FhirServer([*results(4), {**patient("0"), "id": "p 0", "deceasedBoolean": True}])) as server:
+        site = make_site(tmp_path, server.url, 'method = "export"')
+        fetch(site, sleep=Waiting())
+        Withdrawn(site).add([site.pseudonym("0")])
+        assert erase(site) == 4, "two Patients, Specimen and Observation"
+        fetch(site, sleep=Waiting())
+        assert reported(site) == []
+
+
+IDENTIFIED = {"identifier": [{"system": "urn:lab", "value": "F0"}]}
+OLD, NEW = ({"meta": {"lastUpdated": f"{year}-04-02T10:00:00Z"}} for year in (2020, 2099))
+
+
+@pytest.mark.parametrize("method", ["search", "export"])
+@pytest.mark.parametrize(
+    ("spoilt", "later", "forgotten"),
+    [
+        (observation("0"), observation("0", id="right"), True),  # only the id was corrected
+        (observation("0", **IDENTIFIED, **OLD), observation("0", NOT_DETECTED, **IDENTIFIED, **NEW), True),
+        (observation("0", **IDENTIFIED, **NEW), observation("0", NOT_DETECTED, **IDENTIFIED, **OLD), False),
+        (observation("0", **IDENTIFIED), observation("0", NOT_DETECTED, **IDENTIFIED), False),  # which one is newer?
+        (observation("0", **OLD), observation("0", NOT_DETECTED, **NEW), False),  # another test perhaps
+        (observation("0", **IDENTIFIED, **OLD), observation("1", **IDENTIFIED, **NEW), False),
+        (specimen("s0", "2020-04-01T08:00:00Z"), specimen("s0", "2020-04-01T08:00:00Z"), True),
+        (specimen("s0", "2020-04-01T08:00:00Z"), specimen("s0", "2020-04-02T08:00:00Z"), False),
+        (patient("0"), patient("0"), True),
+        (patient("0") | OLD, patient("0") | {"deceasedBoolean": True} | NEW, False),
+    ],
+)
+def test_report_is_forgotten_if_the_corrected_resource_is_known(
+    tmp_path: Path, method: str, spoilt: Json, later: Json, forgotten: bool
+) -> None:
+    same = [each for each in results(20) if each["id"] != later["id"]]
+    unnamed = spoilt | {"id": "a b"}
+    refers = observation("5", id="refers", specimen={"reference": "Specimen/a b"})
+    refers["subject"] = {"reference": "Patient/a b"} if spoilt["resourceType"] == "Patient" else refers["subject"]
+    right = json.loads(json.dumps(refers).replace("a b", spoilt["id"]))
+    with serving(FhirServer([*same, unnamed, refers])) as server:
+        site = make_site(tmp_path, server.url, f'method = "{method}"')
+        fetch(site, sleep=Waiting())
+        assert "E_FHIR" in dict(reported(site))
+        server.resources = [*same, later, right]
+        fetch(site, sleep=Waiting())
+        assert ("E_FHIR" not in dict(reported(site))) == forgotten
+
+
 def test_result_without_a_valid_id_is_erased_with_its_patient(tmp_path: Path) -> None:
     with serving(FhirServer([*results(2), {**observation("0", DETECTED), "id": "a/b"}])) as server:
         site = make_site(tmp_path, server.url)
