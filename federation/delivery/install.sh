@@ -196,6 +196,30 @@ check_runnable() {  # a folder whose file system forbids programs
     fi
 }
 
+# --- services that run ---
+
+running() {  # PATTERN: units that run, start or end; an ingest is `activating` until it ends
+    command -v systemctl >/dev/null 2>&1 || return 0
+    $manager list-units --plain --no-legend --state=active,activating,deactivating,reloading "$1" 2>/dev/null |
+        awk '{ print $1 }'
+}
+
+home_of() {  # SERVICE: the folder of the version that it runs: the first line of each program names its Python
+    pid=$($manager show --property=MainPID --value "$1" 2>/dev/null) || return 0
+    { tr '\0' '\n' <"/proc/${pid:-0}/cmdline"; } 2>/dev/null | sed -n '1s|/bin/[^/]*$||p'
+}
+
+tell_restarts() {  # which services of this prefix run another version? The sandbox is restarted with its node
+    for service in $(running 'fedthorax-*.service'); do
+        home=$(home_of "$service")
+        if ! [ "${home%/*}" -ef "$prefix" ] || [ "$home" -ef "$target" ]; then continue; fi
+        case $service in
+            fedthorax-ingest@*) say "$service runs version ${home##*/fedthorax-} until it ends" ;;
+            *) say "$service still runs version ${home##*/fedthorax-}: $manager restart $service" ;;
+        esac
+    done
+}
+
 # --- what is written ---
 
 clean() {  # COMMAND, without the settings of pip and the proxies that this user has
@@ -268,6 +292,7 @@ switch() {  # to this version, unless a role of the version in use is missing he
     if [ -n "$before" ] && [ "$before" != "fedthorax-$version" ]; then
         say "in use now: $version (before: ${before#fedthorax-}, which stays installed). Restart the services."
     fi
+    tell_restarts
     say "done: $link/bin/fedthorax"
     [ $scope = system ] || say "once, so that services run while nobody is logged in: loginctl enable-linger"
 }
@@ -287,12 +312,14 @@ uninstall() {
             elif [ -e "$units/$name" ]; then say "this unit starts another program, and stays: $units/$name"; fi
         done
     fi
-    running=active,activating,deactivating,reloading  # an ingest is `activating` until it ends
-    for name in $own; do
-        command -v systemctl >/dev/null 2>&1 || break
-        [ -z "$($manager list-units --plain --no-legend --state="$running" "${name%@*}@*" 2>/dev/null)" ] ||
-            refuse E_INSTALL_RUNNING "a service of this installation is running: ${name%@*}" \
-                "Stop and disable it with systemctl, then run this again."
+    for unit in "$here/systemd/$scope"/*; do
+        name=${unit##*/}
+        for service in $(running "${name%@*}@*"); do
+            case " $own " in *" $name "*) ;; *)  # after an upgrade, it may run this version until its restart
+                [ "$(home_of "$service")" -ef "$target" ] || continue ;; esac
+            refuse E_INSTALL_RUNNING "a service of this installation is running: $service" \
+                "Stop and disable it with systemctl, or restart it if you have upgraded. Then run this again."
+        done
     done
     rm -f "$stamp"
     for name in $own; do rm -f "$units/$name"; done

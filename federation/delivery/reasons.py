@@ -116,7 +116,7 @@ INSTALL_FAILED = Reason(
 INSTALL_RUNNING = Reason(
     "E_INSTALL_RUNNING",
     "a service of this installation is running: {service}",
-    "Stop and disable it with systemctl, then run this again.",
+    "Stop and disable it with systemctl, or restart it if you have upgraded. Then run this again.",
 )
 LICENCE = Reason(
     "E_LICENCE",

@@ -1,5 +1,6 @@
 """install.sh on a small bundle: what it refuses, what it installs without a network, and how to undo it."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -377,6 +378,45 @@ def test_service_that_starts_ends_or_runs_once_is_running(
         assert state(machine) == before
 
 
+def test_service_that_was_not_restarted_is_told_and_keeps_its_version(
+    machine: Machine, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    old, new, prefix = make_bundle("0.1.0"), make_bundle("0.2.0"), tmp_path / "own"
+    install_quickly(machine, old, prefix)
+    folders = {  # where the Python of each service's process is
+        "node@north": prefix / "fedthorax-0.1.0",
+        "ingest@north": prefix / "fedthorax-0.1.0",
+        "node@south": prefix / "fedthorax-0.2.0",
+        "node@other": tmp_path / "other" / "fedthorax-0.1.0",
+    }
+    (tmp_path / "other" / "fedthorax-0.1.0").mkdir(parents=True)
+    with contextlib.ExitStack() as stack:
+        script = ""
+        for name, folder in folders.items():
+            command = [str(folder / "bin" / "python"), "-c", "read line", str(prefix / "fedthorax/bin/fedthorax")]
+            process = stack.enter_context(subprocess.Popen(command, executable="/bin/sh", stdin=subprocess.PIPE))
+            script += f"*show*fedthorax-{name}.service) echo {process.pid} ;;\n"
+        listed = "; ".join(f"echo fedthorax-{name}.service loaded active running text" for name in folders)
+        systemctl = fake(tmp_path / "bin", "systemctl", f"case $* in *list-units*) {listed} ;;\n{script}esac")
+        done = install_quickly(machine, new, prefix, before=systemctl)
+        told = [line for line in done.stdout.splitlines() if "@" in line]
+        node = "fedthorax-node@north.service"
+        assert told == [
+            f"{node} still runs version 0.1.0: systemctl --user restart {node}",
+            "fedthorax-ingest@north.service runs version 0.1.0 until it ends",
+        ]
+        before = state(machine)
+        uninstall = machine.install(old, "--prefix", prefix, "--uninstall", before=systemctl)
+        assert refused(uninstall) == "E_INSTALL_RUNNING"
+        assert "is running: fedthorax-" in uninstall.stderr
+        assert state(machine) == before
+        assert (prefix / "fedthorax-0.1.0").exists()
+    # They are restarted: other processes, of the new version.
+    running = fake(tmp_path / "bin", "systemctl", f"case $* in *list-units*) {listed} ;; esac")
+    assert machine.install(old, "--prefix", prefix, "--uninstall", before=running).returncode == 0
+    assert not (prefix / "fedthorax-0.1.0").exists()
+
+
 def test_a_link_to_the_prefix_names_the_same_installation(
     machine: Machine, make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
@@ -504,6 +544,8 @@ def test_an_upgrade_is_undone_by_the_bundle_of_the_version_before(machine: Machi
     done = machine.install(new)
     assert "in use now: 0.2.0 (before: 0.1.0, which stays installed)" in done.stdout
     assert machine.version() == "fedthorax 0.2.0"
+    version = machine.share / "fedthorax-0.2.0"  # what a process of a service is known by, although it uses the link
+    assert machine.program.read_text().startswith(f"#!{version}/bin/python")
     assert machine.install(old).returncode == 0
     assert machine.version() == "fedthorax 0.1.0"
     assert machine.install(new, "--uninstall").returncode == 0  # not in use: the other one stays
