@@ -9,6 +9,7 @@ Works without torch, for the gateway.
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from federation.approval import reasons
 from federation.approval.decisions import Decision, Decisions
@@ -44,6 +45,11 @@ def tuned_of(study: str) -> tuple[int, object]:
     return stages, table.get("encoder_layers")
 
 
+def is_private(study: str) -> bool:
+    """Whether a study (JSON) promises differential privacy."""
+    return json.loads(study).get("privacy") is not None
+
+
 class EncoderApprovals:
     """A site's decisions about encoders."""
 
@@ -56,13 +62,15 @@ class EncoderApprovals:
     def check(self, study: str) -> None:
         """Check that a study (JSON) may use its encoder here now, and that what its frozen layers compute is there.
 
-        Raises Refusal: E_ENCODER_REFUSED, E_NOT_ENCODED, E_RUN_CONFIG, E_APPROVALS, E_COHORT_FILE.
+        Raises Refusal: E_ENCODER_REFUSED, E_ENCODER_LEARNT, E_NOT_ENCODED, E_RUN_CONFIG, E_APPROVALS, E_COHORT_FILE.
         """
         name = encoder_of(study)
         if not name:
             return
         if not self.may_use(name):
             raise Refusal(reasons.ENCODER_REFUSED, private=name)
+        if is_private(study) and self._site.name in self._card(name).get("learnt_at", ()):
+            raise Refusal(reasons.ENCODER_LEARNT, private=name)
         stages, layers = tuned_of(study)
         if stages and not self.has_layers(name, layers):
             raise Refusal(reasons.ENCODER_REFUSED, private="the study says that the encoder has other layers")
@@ -71,8 +79,13 @@ class EncoderApprovals:
 
     def has_layers(self, sha256: str, layers: object) -> bool:
         """Tell whether the card of an encoder describes these layers (as JSON)."""
-        described: object = json.loads(self._decisions.content(sha256) or b"{}").get("layers")
+        described = self._card(sha256).get("layers")
         return described is not None and layers == described
+
+    def _card(self, sha256: str) -> dict[str, Any]:
+        """Return the card of an encoder with a decision; {} if it cannot be found."""
+        card: dict[str, Any] = json.loads(self._decisions.content(sha256) or b"{}")
+        return card
 
     def may_use(self, sha256: str) -> bool:
         """Tell whether studies may use this encoder now. Raises Refusal E_APPROVALS."""

@@ -94,6 +94,11 @@ ENCODER_REFUSED = Reason(
     "Get the encoder's folder, find out where its weights come from, and approve it with `fedthorax node "
     "approve-encoder`.",
 )
+ENCODER_LEARNT = Reason(
+    "E_ENCODER_LEARNT",
+    "the study promises differential privacy, and its encoder learnt from this hospital's patients without it",
+    "Use an encoder that learnt elsewhere, or a study without [privacy], which promises nothing.",
+)
 NETWORK_CHANGED = Reason(
     "E_NETWORK_CHANGED",
     "the files of an approved package were changed or deleted after its approval, and do not run",

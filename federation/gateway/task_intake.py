@@ -178,9 +178,9 @@ class Arrivals:
         """Check everything of a task except its arrays' data, and fill in the task's fields.
 
         Raises Refusal: those of `task_checks`, E_RESTORED, E_APP_REFUSED, E_APP_DAMAGED, E_APPROVALS, E_STUDY_REFUSED,
-        E_NETWORK_REFUSED, E_NETWORK_CHANGED, E_ENCODER_REFUSED, E_BEGIN_REFUSED, E_BEGIN_UNLIKE, E_TASK_DAMAGED,
-        E_ROUNDS_A_DAY, E_ROUNDS_A_MONTH, E_RUN_OVER, E_PRIVACY_DOWNGRADE, those of `Admission.earlier` and of
-        `check_and_spend`.
+        E_NETWORK_REFUSED, E_NETWORK_CHANGED, E_ENCODER_REFUSED, E_ENCODER_LEARNT, E_BEGIN_REFUSED, E_BEGIN_UNLIKE,
+        E_TASK_DAMAGED, E_ROUNDS_A_DAY, E_ROUNDS_A_MONTH, E_RUN_OVER, E_PRIVACY_DOWNGRADE, those of `Admission.earlier`
+        and of `check_and_spend`.
         """
         task.kind = kind = task_checks.task_kind(task.message.metadata.message_type)
         if kind != HANDSHAKE:

@@ -1,6 +1,7 @@
 """Decisions about frozen encoders: only approved ones may be used, and only by their names."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,28 @@ def test_only_an_approved_encoder_may_be_used(site: Site, tmp_path: Path) -> Non
     with pytest.raises(Refusal, match="E_ENCODER_REFUSED"):
         approvals.check(asking(name))
     assert approvals.approved() == [] and not (approvals.folder / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("learnt_at", "privacy", "is_refused"),
+    [
+        (("hospital-a", "hospital-b"), {"noise_multiplier": 1.5}, True),
+        (("hospital-a", "hospital-b"), None, False),
+        (("hospital-b",), {"noise_multiplier": 1.5}, False),
+        ((), {"noise_multiplier": 1.5}, False),
+    ],
+)
+def test_private_study_is_refused_if_its_encoder_learnt_here(
+    learnt_at: tuple[str, ...], privacy: object, is_refused: bool, site: Site, tmp_path: Path
+) -> None:
+    encoder = small_encoder(tmp_path / "encoder", Preprocessing(), learnt_at=learnt_at)
+    approvals = EncoderApprovals(site)
+    approvals.approve(tmp_path / "encoder", by="the hospital")
+    study = json.dumps({"network": {"encoder": encoder.card.sha256}, "privacy": privacy})
+    with Cohort(site):
+        pass
+    with pytest.raises(Refusal, match="E_ENCODER_LEARNT") if is_refused else nullcontext():
+        approvals.check(study)
 
 
 @pytest.mark.parametrize("name", ["../../keys", "A" * 64, "0" * 63, 7, None, ["0" * 64]])
