@@ -1,7 +1,7 @@
 """Looks for reasons to doubt a model before it is released. A release that has any must state why it was made.
 
 Beside the flags of the shortcut audit: an audit that was not made or that no hospital answered, a label that was not
-calibrated and judged, an AUROC that may be that of chance, a calibration slope that is far from 1 or not known, and
+calibrated and judged, an AUROC that may be that of chance, calibration slopes that are far from 1 or not known, and
 hospitals that differ more than by chance. A masked study is judged by its sums, and its audit counts as made in part.
 """
 
@@ -21,9 +21,11 @@ from models.refusal import Reason
 
 CHANCE = 0.5
 SLOPES = (0.5, 2.0)  # of the calibration on test patients; 1 is ideal
+FARTHEST = 10.0  # largest factor by which a hospital's slope counts as away from 1
 UNUSUAL = 0.01  # chance of as large a difference between hospitals that have the same AUROC
 
 Figures = Mapping[str, float]
+Slopes = Sequence[tuple[float, float]]  # by hospital: calibration slope, test patients
 
 
 def doubts(results: Results) -> list[Flag]:
@@ -70,7 +72,8 @@ def _of_label(results: Results, sites: Mapping[str, Figures], label: str) -> Ite
         yield _flag(reasons.NOT_JUDGED, label=label)
         return
     yield from _against_chance(label, _intervals(sites, areas, label))
-    yield from _far_slope(results, label, _slope(sites, label))
+    slopes = _slopes(sites, label)
+    yield from list(_far_slope(results, label, _mean_slope(slopes))) or _far_slopes(label, slopes)
     if (chance := chance_of_difference(areas)) < UNUSUAL:
         worst, best = (extreme(areas, key=lambda site: areas[site][0]) for extreme in (min, max))
         worst_auroc, best_auroc = (f"{expit(areas[site][0]):.2f}" for site in (worst, best))
@@ -111,9 +114,33 @@ def _intervals(sites: Mapping[str, Figures], areas: Areas, label: str) -> list[t
     return intervals
 
 
-def _slope(sites: Mapping[str, Figures], label: str) -> float:
-    """Return the mean calibration slope over sites, weighted by test patients; NaN if none reported it."""
+def _slopes(sites: Mapping[str, Figures], label: str) -> list[tuple[float, float]]:
+    """Return the calibration slope at each hospital that reported it, and the hospital's test patients."""
     name = f"calibration_slope_{label}"
-    given = [(figures[name], figures[EXAMPLES]) for figures in sites.values() if name in figures]
-    total = math.fsum(patients for _, patients in given)
-    return math.fsum(slope * patients for slope, patients in given) / total if total else math.nan
+    return [(figures[name], figures[EXAMPLES]) for figures in sites.values() if name in figures]
+
+
+def _mean_slope(slopes: Slopes) -> float:
+    """Return the mean calibration slope over hospitals, weighted by test patients; NaN if none reported it."""
+    total = math.fsum(patients for _, patients in slopes)
+    return math.fsum(slope * patients for slope, patients in slopes) / total if total else math.nan
+
+
+def _far_slopes(label: str, slopes: Slopes) -> Iterator[Flag]:
+    """Judge by what factor the hospitals' slopes are away from 1: too flat at one and too steep at another is no mean.
+
+    A mean over hospitals can hide that a model is badly calibrated at each (Riley et al., BMJ 2016; 353:i3140). The
+    factor is the geometric mean over hospitals, weighted by test patients, for SLOPES is as far below 1 as above. The
+    slope of a small hospital may be far from 1, or negative, by chance: a factor counts as at most FARTHEST. Intervals
+    of the slopes do not leave the hospitals, so no single hospital is judged.
+    """
+    total = math.fsum(patients for _, patients in slopes)
+    away = math.fsum(_away(slope) * patients for slope, patients in slopes) / total
+    if away > math.log(SLOPES[1]):
+        lowest, highest = (extreme(slope for slope, _ in slopes) for extreme in (min, max))
+        yield _flag(reasons.SLOPE_FAR, label=label, slope=f"{lowest:.2f} to {highest:.2f} by hospital")
+
+
+def _away(slope: float) -> float:
+    """Return the logarithm of the factor by which a slope is away from 1."""
+    return min(abs(math.log(slope)), math.log(FARTHEST)) if slope > 0 else math.log(FARTHEST)

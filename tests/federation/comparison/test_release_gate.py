@@ -149,6 +149,28 @@ def test_calibration_slope_far_from_one_is_a_doubt(slope: float) -> None:
     assert codes(results(bend)) == ["W_SLOPE_FAR"]
 
 
+def set_slopes(figures: Figures, *slopes: float) -> None:
+    for site, slope in zip(figures.values(), slopes, strict=True):
+        site["calibration_slope_severe"] = slope
+
+
+@pytest.mark.parametrize("slopes", [(0.2, 1.8, 1.8), (0.35, 0.35, 2.2), (-0.5, 2.0, 1.5)])
+def test_calibration_slopes_that_are_far_from_one_on_both_sides_do_not_cancel(slopes: tuple[float, ...]) -> None:
+    assert 0.5 <= sum(slopes) / 3 <= 2, "their mean tells nothing"
+    found = doubts(results(lambda figures: set_slopes(figures, *slopes)))
+    assert [flag.code for flag in found] == ["W_SLOPE_FAR"]
+    assert f"{min(slopes):.2f} to {max(slopes):.2f} by hospital" in found[0].says
+
+
+@pytest.mark.parametrize("slopes", [(0.7, 1.4, 1.0), (0.55, 1.9, 1.0), (0.9, 1.1, -0.1)])
+def test_calibration_slopes_that_differ_as_by_chance_are_no_doubt(slopes: tuple[float, ...]) -> None:
+    def weigh(figures: Figures) -> None:
+        set_slopes(figures, *slopes)
+        list(figures.values())[2]["num-examples"] = 30.0  # a small hospital, whose slope may be negative by chance
+
+    assert codes(results(weigh)) == []
+
+
 def test_calibration_slope_that_no_hospital_reported_is_a_doubt() -> None:
     """A slope beyond ±100, or of classes that do not overlap, stays at the hospital."""
 
