@@ -199,7 +199,11 @@ def _share(right: float, wrong: float) -> float | None:
 
 
 def baselines(results: Results) -> dict[str, Any]:
-    """By label and site: the model, age and sex alone, lesion load alone, and the model's gain over age and sex."""
+    """By label and site: the model, age and sex alone, lesion load alone, and the model's gain over age and sex.
+
+    `over_same`: summaries over the same sites, `same`, that have all columns which any site has. Means over different
+    sites would compare the models on different patients.
+    """
     by_label: dict[str, Any] = {}
     for label in LABELS:
         names = {
@@ -213,7 +217,14 @@ def baselines(results: Results) -> dict[str, Any]:
             for site, cells in by_site(results, *names).items()
         }
         rows = {site: row for site, row in rows.items() if any(cell for name, cell in row.items() if name != "model")}
-        by_label[label] = {"by_site": rows, "over_sites": over_sites(rows)}
+        known = {name for row in rows.values() for name, cell in row.items() if cell}
+        same = {site: row for site, row in rows.items() if all(row[name] for name in known)}
+        by_label[label] = {
+            "by_site": rows,
+            "over_sites": over_sites(rows),
+            "over_same": over_sites(same),
+            "same": list(same),
+        }
     return by_label
 
 

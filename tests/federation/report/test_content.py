@@ -246,6 +246,31 @@ def test_model_without_baselines_has_no_comparison():
     assert trust.baselines(at_north(auroc_severe=0.8))["severe"]["by_site"] == {}
 
 
+def baseline_figures(model: float, load: float, age_sex: float | None) -> Figures:
+    found = {"num-examples": 40.0, "auroc_severe": model, "auroc_severe_lesion_load": load}
+    if age_sex is not None:
+        found |= {"auroc_severe_age_sex": age_sex, "auroc_severe_over_age_sex": round(model - age_sex, 2)}
+    return found
+
+
+def test_means_of_model_and_baselines_are_over_the_same_sites():
+    """East does not know the age; there the model is bad."""
+    figures = {
+        "north": baseline_figures(0.9, 0.8, 0.7),
+        "south": baseline_figures(0.8, 0.7, 0.6),
+        "east": baseline_figures(0.55, 0.6, None),
+    }
+    found = trust.baselines(run_of(model("federated", "federated", ["north"], figures)))["severe"]
+    assert found["same"] == ["north", "south"]
+    means = {name: over["mean"] for name, over in found["over_same"].items()}
+    expected = {"model": 0.85, "age_sex": 0.65, "lesion_load": 0.75, "over_age_sex": 0.2}
+    assert means == pytest.approx(expected)
+    assert means["model"] - means["age_sex"] == pytest.approx(means["over_age_sex"])
+    nowhere = {site: baseline_figures(0.8, 0.7, None) for site in ("north", "south")}
+    found = trust.baselines(run_of(model("federated", "federated", ["north"], nowhere)))["severe"]
+    assert found["same"] == ["north", "south"], "a baseline that no site has is not compared"
+
+
 def test_lost_round_has_costs_but_no_figures():
     run = make_results(3, rounds=6, lost=[4])
     learnt = conduct.learning(run)

@@ -166,6 +166,25 @@ def test_section_of_thresholds_shows_counts_and_intervals(run, page):
     assert 'class="interval"' not in section
 
 
+def without(run, site, *names):
+    """The run without these metrics of the federated model at one site."""
+    row = run.models[0].figures[site]
+    for name in [name for name in row if name.startswith(names)]:
+        del row[name]
+    return page_of(run)
+
+
+def test_mean_row_says_over_which_sites_it_is():
+    page = without(make_results(3), "north", "auroc_severe_age_sex", "auroc_severe_over", "calibration_slope_severe")
+    baselines = page[page.index('id="baselines"') : page.index('id="audit"')]
+    assert baselines.count("mean of the sites with all figures (2 of 3)") == 1, "of severe, not of PCR-positive"
+    calibration = page[page.index('id="calibration"') : page.index('id="thresholds"')]
+    assert calibration.count("(2 of 3 sites)") == 1, "only the slope is known at fewer sites"
+    page = without(make_results(2), "north", "auroc_severe_age_sex", "auroc_severe_over")
+    assert "mean of the sites with all figures (1 of 2)" in page
+    assert "of 2 sites)" not in page
+
+
 def test_synthetic_data_is_marked_at_the_top_and_on_every_printed_page(page, full, bare):
     assert full.text.index("SYNTHETIC DATA") < full.text.index("How to read it")
     assert ("p", {"class": "synthetic"}) in full.tags
