@@ -13,12 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtri
 
+from pipeline.evaluation.combining import Interval, difference_at_site
+
 Scores = NDArray[np.floating]
 Labels = NDArray[Any]
 BOOTSTRAPS = 2000
 _Z = float(ndtri(0.975))
 _DIGITS = 12  # beyond them a sum of shares that should be 1 is not
 _NEAR_0 = 1e-3  # nearer to 0 or 1 a resample's logit is not followed
+_NO_VARIANCE = 1e-28  # a variance below is an error of rounding
 _TABLE = 2**21  # numbers of a table of resamples that are held at once
 
 
@@ -144,6 +147,10 @@ def delong_variance(x: NDArray[np.float64], y: NDArray[np.int64]) -> float:
 def auroc_difference(scores: Scores, others: Scores, labels: Labels) -> Estimate:
     """AUROC of `scores` minus AUROC of `others` on the same patients, with DeLong's paired interval.
 
+    Its variance is zero, and not informative, if no patient's rank among those of the other class differs, as of two
+    perfect models, or if all differ alike. The interval is then the widest that both models' own intervals allow
+    (`combining.difference_at_site`). Only scores that rank all patients alike have a difference of exactly zero.
+
     Parameters
     ----------
     scores, others : array of float, shape (patients,)
@@ -163,9 +170,19 @@ def auroc_difference(scores: Scores, others: Scores, labels: Labels) -> Estimate
     if min(y.sum(), len(y) - y.sum()) < 2:
         return Estimate.undefined(len(y))
     pairs = zip(_placements(x, y), _placements(z, y), strict=True)
-    half = _Z * math.sqrt(sum(_variance_of_mean(ours - theirs) for ours, theirs in pairs))
+    variance = sum(_variance_of_mean(ours - theirs) for ours, theirs in pairs)
+    if variance < _NO_VARIANCE and not _rank_alike(x, z):
+        found = difference_at_site(*(Interval(each.value, each.low, each.high) for each in (auroc(x, y), auroc(z, y))))
+        return Estimate(found.value, max(-1.0, float(found.low)), min(1.0, float(found.high)), len(y))
+    half = _Z * math.sqrt(variance)
     value = float(roc_auc_score(y, x) - roc_auc_score(y, z))
     return Estimate(value, max(-1.0, value - half), min(1.0, value + half), len(y))
+
+
+def _rank_alike(x: NDArray[np.float64], z: NDArray[np.float64]) -> bool:
+    from scipy.stats import rankdata
+
+    return bool(np.array_equal(rankdata(x), rankdata(z)))
 
 
 # --- figures with bootstrap intervals -----------------------------------------------------------------------

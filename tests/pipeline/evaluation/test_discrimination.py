@@ -151,3 +151,29 @@ def test_difference_of_equal_scores_is_zero_and_of_reversed_scores_is_large(coho
     other = auroc_difference(scores, -scores, labels)
     assert other.value == pytest.approx(2 * auroc(scores, labels).value - 1)
     assert 0 < other.low < other.value < other.high <= 1
+
+
+def test_difference_of_two_perfect_models_is_as_uncertain_as_each_of_them() -> None:
+    """DeLong's variance is zero, but few patients do not show that both models are equal."""
+    labels = np.repeat([1.0, 0.0], [10, 30])
+    rng = np.random.default_rng(0)
+    first, other = (5 * labels + rng.uniform(0, 1, 40) for _ in range(2))
+    found = auroc_difference(first, other, labels)
+    bound = 1 - 0.025 ** (1 / 10)
+    assert (found.value, found.low, found.high) == pytest.approx((0, -bound, bound))
+    worst = auroc_difference(first, -other, labels)
+    assert (worst.value, worst.low, worst.high) == pytest.approx((1, 1 - 2 * bound, 1))
+
+
+def test_difference_from_equal_scores_of_all_patients_is_not_certain() -> None:
+    labels = np.repeat([1.0, 0.0], 12)
+    found = auroc_difference(labels + np.linspace(0, 0.5, 24), np.zeros(24), labels)
+    assert found.value == pytest.approx(0.5)
+    assert found.low < 0.3 and found.high > 0.7
+
+
+def test_scores_that_rank_all_patients_alike_do_not_differ() -> None:
+    labels = np.repeat([1.0, 0.0], 12)
+    scores = labels + np.random.default_rng(1).uniform(0, 0.5, 24)
+    same = auroc_difference(scores, np.exp(3 * scores), labels)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
