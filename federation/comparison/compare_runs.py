@@ -217,11 +217,13 @@ def _columns(found: Sequence[tuple[Run, Results]]) -> list[Column]:
 
 
 def _title(runs: Sequence[Run]) -> str:
-    """Return the run's name, or the group's name with its strategy and number of seeds."""
+    """Return the run's name, or the group's name with its strategy and number of seeds, and of runs if these are more."""
     first = runs[0]
     if len(runs) == 1:
         return f"{first.name}\n{first.study.strategy.name}"
-    return f"{first.note.group}\n{first.study.strategy.name}, {len(runs)} seeds"
+    seeds = len({run.study.study.seed for run in runs})
+    many = f"{seeds} seed{'s' * (seeds > 1)}" + (f" in {len(runs)} runs" if len(runs) > seeds else "")
+    return f"{first.note.group}\n{first.study.strategy.name}, {many}"
 
 
 def _unlike(found: Sequence[tuple[Run, Results]]) -> list[Refusal]:

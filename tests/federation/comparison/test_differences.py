@@ -153,6 +153,16 @@ def test_damaged_note_of_another_run_does_not_stop_a_comparison(tmp_path: Path) 
         compare(tmp_path, ["trial-a", "trial-c"])
 
 
+@pytest.mark.parametrize(
+    ("seeds", "told"), [((1, 2, 3), "3 seeds"), ((1, 1, 2), "2 seeds in 3 runs"), ((4, 4), "1 seed in 2 runs")]
+)
+def test_title_of_a_group_counts_different_seeds(tmp_path: Path, seeds: tuple[int, ...], told: str) -> None:
+    for number, seed in enumerate(seeds):
+        run_with(tmp_path, f"trial-{number}", dict.fromkeys(SITES, 0.7), seed=seed, group="both")
+    (column,) = compare(tmp_path, ["both"]).columns
+    assert column.title == f"both\nFedAvg, {told}"
+
+
 def masked_run(server: Path, name: str, *, seed: int = 1, group: str = "", **options) -> Results:
     """Write a complete masked run; runs with the same options have the same patients."""
     results = make_secure_results(SITES, **options)
