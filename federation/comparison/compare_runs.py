@@ -217,7 +217,7 @@ def _columns(found: Sequence[tuple[Run, Results]]) -> list[Column]:
 
 
 def _title(runs: Sequence[Run]) -> str:
-    """Return the run's name, or the group's name with its strategy and number of seeds, and of runs if these are more."""
+    """Return the run's name, or the group's name with its strategy and number of seeds, and of runs if these differ."""
     first = runs[0]
     if len(runs) == 1:
         return f"{first.name}\n{first.study.strategy.name}"

@@ -24,6 +24,7 @@ from federation.protocol.release_files import ENCODER_FILES, ENCODERS
 from federation.protocol.study_packages import allow_in_run
 from federation.runs import reasons as runs_reasons
 from federation.runs.figures_from_counts import means_row, of_label, pooled_row, summed_of
+from federation.runs.progress import rounds_of
 from federation.runs.results import FEDERATED, Audit, Results, read_results
 from federation.runs.run_folder import find_run, read_study
 from models.attacks import Attacks
@@ -262,7 +263,7 @@ def _write(folder: Path, candidate: Release, described: Description, attacks: Pa
 
 
 def _rounds(results: Results) -> list[dict[str, Any]]:
-    return [entry for entry in results.history if "round" in entry]
+    return [dict(entry) for entry in rounds_of(results.history)]
 
 
 def _sites(results: Results, learnt_before: Collection[str]) -> dict[str, SiteRecord]:

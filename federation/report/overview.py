@@ -4,6 +4,7 @@ from typing import Any
 
 from federation.protocol.metric_allowlist import EXAMPLES
 from federation.report.estimates import LABELS, estimate, federated, number, over_sites, sites
+from federation.runs import progress
 from federation.runs.progress import asked_in
 from federation.runs.results import Results
 from federation.strategy.round_report import kept_rounds
@@ -13,7 +14,7 @@ RANKED = ("auroc", "auprc", "sens_at_spec90", "sens_at_spec95", "spec_at_sens90"
 
 def rounds_of(results: Results) -> list[dict[str, Any]]:
     """Return the entries of the history that describe rounds."""
-    return [entry for entry in results.history if "round" in entry]
+    return [dict(entry) for entry in progress.rounds_of(results.history)]
 
 
 def about(results: Results) -> dict[str, Any]:

@@ -4,15 +4,18 @@ The report, the comparison of runs and the release read this file. Hospitals app
 contains only metrics that a site has released.
 """
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from federation.protocol.handshake import SiteAbout
+from federation.protocol.metric_allowlist import EXAMPLES
 from federation.protocol.study_config import Study
 from federation.protocol.summed_answers import Summed
 from federation.runs import reasons
+from federation.runs.run_folder import check_history
 from models.calibration import Platt
 from models.operating_points import MissingPoint, OperatingPoint
 from models.refusal import Refusal
@@ -123,6 +126,16 @@ def read_results(run: Path) -> Results:
         E_RESULTS where there are none yet or they are of another format.
     """
     try:
-        return Results.model_validate_json((run / RESULTS).read_bytes())
-    except (OSError, ValidationError) as error:
+        results = Results.model_validate_json((run / RESULTS).read_bytes())
+        _check(results)
+        return results
+    except (OSError, ValueError) as error:  # pydantic's ValidationError is a ValueError
         raise Refusal(reasons.RESULTS, private=str(error)) from error
+
+
+def _check(results: Results) -> None:
+    """Raise ValueError if a part lacks what its readers use. The types of the other parts tell what they need."""
+    check_history(results.history)
+    rows = [row for model in results.models for row in model.figures.values()]
+    if not all(0 <= row.get(EXAMPLES, -1.0) < math.inf for row in rows):
+        raise ValueError(f"a row of figures without {EXAMPLES}")

@@ -7,11 +7,12 @@ history.json, checkpoints/, release/, results.json: written by the ServerApp (`f
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 
 from federation.protocol.study_config import Study
 from federation.runs import reasons
@@ -25,6 +26,32 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,59}")  # the name of a run or of a group
 _HISTORY = TypeAdapter(list[dict[str, Any]])
 
 Ended = Literal["completed", "failed", "stopped"]
+
+
+class _Entry(BaseModel, extra="allow"):
+    """What readers expect of an entry of a history, beside what it may have from other versions."""
+
+    sites: list[str] = []
+    refused: dict[str, str] = {}
+    capped: list[str] = []
+    clipped: list[str] = []
+    versions: dict[str, str] = {}
+    ledger: dict[str, Any] = {}
+    means: dict[str, float] = {}
+
+
+class _Round(_Entry):
+    """What readers expect of an entry that describes a round (`progress.rounds_of`)."""
+
+    round: int
+    lost: bool
+    lost_for: str | None
+    sites: list[str]
+    means: dict[str, float]
+    seconds: FiniteFloat
+    bytes_up: FiniteFloat
+    bytes_down: FiniteFloat
+    epsilon: dict[str, float] = {}
 
 
 class RunNote(BaseModel, extra="forbid"):
@@ -72,11 +99,19 @@ def read_study(folder: Path) -> Study:
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """Read the history of a run, which is empty before the first round. Raises Refusal E_RUN_FILES."""
     try:
-        return _HISTORY.validate_json((folder / "history.json").read_bytes())
+        history = _HISTORY.validate_json((folder / "history.json").read_bytes())
+        check_history(history)
+        return history
     except FileNotFoundError:
         return []
     except (OSError, ValidationError) as error:
         raise Refusal(reasons.RUN_FILES, file="history.json", private=f"{folder}: {error}") from error
+
+
+def check_history(history: Iterable[Mapping[str, Any]]) -> None:
+    """Raise ValidationError if an entry lacks what its readers use, or has it as another kind of value."""
+    for entry in history:
+        (_Round if "round" in entry and "lost" in entry else _Entry).model_validate(entry)
 
 
 def read_note(folder: Path) -> RunNote:

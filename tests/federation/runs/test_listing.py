@@ -24,6 +24,7 @@ from federation.runs.listing import (
     summaries,
 )
 from federation.runs.progress import Progress, duration, standing
+from federation.runs.results import read_results
 from federation.runs.run_folder import find_run, run_names
 from federation.superlink.reasons import NO_SERVER, RUN_UNKNOWN, SERVER_UNREACHABLE
 from models.refusal import Refusal
@@ -66,6 +67,59 @@ def test_unreadable_run_does_not_hide_other_runs(tmp_path):
     states = {run["run"]: run["state"] for run in summaries(tmp_path)}
     assert states == {"trial-a": "completed"} | dict.fromkeys(("trial-b", "trial-c", "trial-d"), "E_RUN_FILES")
     assert len(list_lines(summaries(tmp_path))) == 4
+
+
+@pytest.mark.parametrize("absent", ["means", "sites", "seconds", "bytes_up", "bytes_down"])
+def test_round_that_lacks_a_part_makes_the_history_unreadable(tmp_path, absent):
+    odd = entry(1)
+    del odd[absent]
+    write_run(tmp_path, "trial-a", history=[odd])
+    write_run(tmp_path, "trial-b", number=1)
+    states = {run["run"]: run["state"] for run in summaries(tmp_path)}
+    assert states == {"trial-a": "E_RUN_FILES", "trial-b": "completed"}
+    with pytest.raises(Refusal, match="E_RUN_FILES"):
+        detail(tmp_path, "trial-a")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"means": None}, {"means": {"auroc_severe": "high"}}, {"sites": 2}, {"seconds": math.nan}, {"refused": ["north"]}],
+)
+def test_round_with_another_kind_of_value_makes_the_history_unreadable(tmp_path, odd):
+    write_run(tmp_path, "trial-a", history=[entry(1, **odd)])
+    assert [run["state"] for run in summaries(tmp_path)] == ["E_RUN_FILES"]
+
+
+def test_versions_that_are_no_mapping_make_a_history_unreadable(tmp_path):
+    write_run(tmp_path, "trial-a", history=[{"step": "handshake", "versions": ["0.1.0"]}])
+    write_run(tmp_path, "trial-b", history=[{"step": "handshake", "versions": {"north": "0.1.0"}}])
+    assert last_versions(tmp_path) == {"north": "0.1.0"}
+
+
+def without_examples(results):
+    del results["models"][0]["figures"]["north"]["num-examples"]
+
+
+def without_seconds(results):
+    for each in results["history"]:
+        each.pop("seconds", None)
+
+
+def examples_below_none(results):
+    results["models"][0]["figures"]["north"]["num-examples"] = -3.0
+
+
+@pytest.mark.parametrize("damage", [without_examples, without_seconds, examples_below_none])
+def test_results_that_lack_what_a_report_needs_are_refused(tmp_path, damage):
+    make(tmp_path, "trial-a")
+    path = tmp_path / "runs" / "trial-a" / "results.json"
+    odd = json.loads(path.read_bytes())
+    damage(odd)
+    path.write_text(json.dumps(odd))
+    with pytest.raises(Refusal, match="E_RESULTS"):
+        read_results(path.parent)
+    (run,) = summaries(tmp_path)
+    assert (run["state"], run["test_auroc_severe"]) == ("completed", None)
 
 
 def test_run_of_an_older_version_without_a_note_is_listed(tmp_path):
