@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from scipy.special import expit, logit
-from scipy.stats import chi2, norm, t
+from scipy.stats import norm, t
 
 Figures = Mapping[str, float]
 _Z = float(norm.ppf(0.975))
@@ -60,11 +60,6 @@ def hospital_mean(areas: Areas) -> HospitalMean | None:
         wider = float(t.ppf(0.975, freedom)) * math.sqrt(max(1.0, q / freedom) / total) if freedom > 1 else math.nan
     value, low, high, *here = (float(expit(mean + by)) for by in (0, -wider, wider, -half, half))
     return HospitalMean(value, low, high, (here[0], here[1]), len(areas))
-
-
-def chance_of_difference(areas: Areas) -> float:
-    """Return how likely hospitals with the same AUROC differ as much: the chi-squared test of Cochran's Q."""
-    return float(chi2.sf(_cochran(areas)[0], len(areas) - 1)) if len(areas) > 1 else 1.0
 
 
 def _area(figures: Figures, label: str) -> tuple[float, float] | None:

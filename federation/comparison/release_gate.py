@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from scipy.special import expit
 
 from federation.comparison import reasons
-from federation.comparison.hospital_mean import Areas, areas_of, chance_of_difference, hospital_mean
+from federation.comparison.hospital_difference import chance_of_difference
+from federation.comparison.hospital_mean import Areas, areas_of, hospital_mean
 from federation.comparison.pooled import pool
 from federation.protocol.metric_allowlist import EXAMPLES
 from federation.runs.figures_from_counts import of_label, summed_of
@@ -74,7 +75,7 @@ def _of_label(results: Results, sites: Mapping[str, Figures], label: str) -> Ite
     yield from _against_chance(label, _intervals(sites, areas, label))
     slopes = _slopes(sites, label)
     yield from list(_far_slope(results, label, _mean_slope(slopes))) or _far_slopes(label, slopes)
-    if (chance := chance_of_difference(areas)) < UNUSUAL:
+    if (chance := chance_of_difference(sites, label)) < UNUSUAL:
         worst, best = (extreme(areas, key=lambda site: areas[site][0]) for extreme in (min, max))
         worst_auroc, best_auroc = (f"{expit(areas[site][0]):.2f}" for site in (worst, best))
         numbers = {"lowest": worst_auroc, "highest": best_auroc, "chance": f"{chance:.1g}"}

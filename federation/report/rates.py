@@ -6,36 +6,16 @@ intervals allow for this rounding: the true number of patients may be half a ste
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
+from federation.comparison.class_sizes import ClassSizes, class_sizes
 from federation.protocol.grids import MAX_PARTS, Shares, parts_of
-from federation.protocol.metric_allowlist import BINS, FIGURES
+from federation.protocol.metric_allowlist import FIGURES
 from federation.protocol.operating_points import lower_bound
 from federation.report.estimates import Estimate, as_estimate, number
 from pipeline.evaluation.combining import Interval
 
 _TAIL = 0.025
 _EXACT = 1e-6  # of a multiple; results are stored as floats
-
-
-class ClassSizes(NamedTuple):
-    """Test patients with a known label: how many have it, and how many do not."""
-
-    positive: int
-    negative: int
-
-
-def class_sizes(figures: Mapping[str, float], label: str) -> ClassSizes | None:
-    """Return the numbers of test patients with and without the label; None if the site released no counts of both.
-
-    They are those that the site states, or else the sums of its histograms.
-    """
-    stated = [number(figures, f"{name}_{label}") for name in ("positives", "negatives")]
-    bins = [
-        sum(number(figures, f"count_{label}_{value}_{place:02}") or 0.0 for place in range(BINS)) for value in (1, 0)
-    ]
-    positive, negative = (round(one or other) for one, other in zip(stated, bins, strict=True))
-    return ClassSizes(positive, negative) if positive and negative else None
 
 
 def half_step(figures: Mapping[str, float], label: str) -> float:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from federation.comparison.class_sizes import class_sizes
 from federation.report.estimates import (
     LABELS,
     Estimate,
@@ -15,7 +16,7 @@ from federation.report.estimates import (
     sites,
     spread,
 )
-from federation.report.rates import class_sizes, half_step, predictive_value, rate
+from federation.report.rates import half_step, predictive_value, rate
 from federation.runs.figures_from_counts import PERCENTS, means_row
 from federation.runs.results import Results
 from models.calibration import Platt

@@ -230,13 +230,18 @@ def _hospitals(summed: Summed, label: str, counts: Grouped) -> Hospitals | None:
 def _variance(area: float, counts: Grouped) -> float:
     """Return the variance of an AUROC of all these patients: DeLong's, or if larger that of Hanley & McNeil for `area`.
 
-    Radiology 1982; 143:29. DeLong's is that of the pooled patients, whose AUROC may be larger than the hospitals' own.
+    DeLong's is that of the pooled patients, whose AUROC may be larger than the hospitals' own.
     """
-    a, positive, negative = area, int(counts.positive.sum()), int(counts.negative.sum())
-    q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
-    spread = a * (1 - a) + (positive - 1) * (q1 - a * a) + (negative - 1) * (q2 - a * a)
     delong = grouped.auroc_variance(counts)
-    return max(delong if math.isfinite(delong) else 0.0, spread / (positive * negative), _SAME)
+    by_area = hanley_mcneil(area, int(counts.positive.sum()), int(counts.negative.sum()))
+    return max(delong if math.isfinite(delong) else 0.0, by_area, _SAME)
+
+
+def hanley_mcneil(area: float, positive: int, negative: int) -> float:
+    """Return the variance of an AUROC of so many patients with and without a label (Radiology 1982; 143:29)."""
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    spread = area * (1 - area) + (positive - 1) * (q1 - area**2) + (negative - 1) * (q2 - area**2)
+    return spread / (positive * negative)
 
 
 def _around(area: float, half: float) -> tuple[float, float]:
