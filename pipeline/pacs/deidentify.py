@@ -1,7 +1,7 @@
 """De-identify an image before it is stored: only attributes on an allow-list are copied.
 
-A new file is built from the allow-list below; nothing is deleted from the old file. Private attributes, free text,
-overlays, curves and future attributes of DICOM are therefore left out without being listed (the profiles of DICOM
+A new file is built from the allow-list (`allow_list`); nothing is deleted from the old file. Private attributes, free
+text, overlays, curves and future attributes of DICOM are therefore left out without being listed (the profiles of DICOM
 PS3.15, annex E, list what to remove), and so are sequences; the functional groups of multi-frame images are built again
 from the same list. Allowed values must have a valid form: numbers are numbers, and words come from closed lists. No
 free text is copied. Pixels are copied only for CT images that can be axial slices, on which no scanner writes text. For
@@ -15,9 +15,7 @@ and image get keyed identifiers, which are constant at one site and differ betwe
 """
 
 import math
-import re
 import struct
-from collections.abc import Callable
 from functools import lru_cache
 from io import BytesIO
 from typing import BinaryIO, cast
@@ -35,106 +33,12 @@ from pipeline.imaging.dates_and_ages import AGE, age_in_years, patient_age
 from pipeline.imaging.dicom_header import PIXEL_DATA, BoundedFile, is_decoded, tags, text
 from pipeline.imaging.functional_groups import CT_CLASSES, GROUPS, MULTI_FRAME_CT, PER_FRAME, SHARED
 from pipeline.imaging.pydicom_silence import quiet_pydicom
-from pipeline.imaging.vendor_tags import known_kernel, known_manufacturer
 from pipeline.pacs import reasons
+from pipeline.pacs.allow_list import ALLOWED, BINARY, IMPLEMENTATION_UID, registered
 from pipeline.pacs.clean_pixels import UNDEFINED, Layout, Pixels, clean
 from pipeline.site import reasons as site_reasons
 from pipeline.site.folder import Site
 
-IMPLEMENTATION_UID = uid.UID("2.25.184716237519960213187036450927313064537")
-_UNSAID = b"OTHER"  # replaces a text that is not allowed; a missing value would have another meaning
-
-_MOST_WORDS = 64  # in ImageType; scanners write fewer than ten
-# The words of ImageType that the reader knows, and their separators.
-_IMAGE_TYPE = {b"", b" ", b"/", b"\\", *(word.encode() for word in image_type.KNOWN)}
-
-Rule = Callable[[bytes], bytes | None]  # maps a value without padding to the allowed value; None: leave it out
-
-
-def _form(pattern: bytes) -> Rule:
-    """Return a rule that keeps values of this form."""
-    is_of_form = re.compile(pattern).fullmatch
-    return lambda value: value if is_of_form(value) else None
-
-
-def _one_of(*words: bytes) -> Rule:
-    """Return a rule that keeps these words and replaces all others by OTHER."""
-    return lambda value: value if value.upper() in words else _UNSAID
-
-
-def _image_type(value: bytes) -> bytes:
-    """Keep the words of ImageType that the reader uses (PS3.3, C.7.6.1.1.2); vendors add their own words.
-
-    Raises Refusal E_PARSE if there are too many: what follows the first ones could say that the image is no slice.
-    """
-    words = re.split(rb"([ /\\\\])", value)
-    if len(words) > 2 * _MOST_WORDS:
-        raise Refusal(imaging_reasons.PARSE, private="too many words in ImageType")
-    return b"".join(word if word.upper() in _IMAGE_TYPE else _UNSAID for word in words)
-
-
-def _manufacturer(value: bytes) -> bytes:
-    return known_manufacturer(value.decode("latin-1")).encode()
-
-
-def _kernel(value: bytes) -> bytes:
-    return known_kernel(value.decode("latin-1"))[0].encode() or _UNSAID
-
-
-def _registered(value: bytes) -> bytes:
-    """Keep standard SOP classes; a private one could contain anything."""
-    return value if uid.UID(value.decode("latin-1")).type == "SOP Class" else IMPLEMENTATION_UID.encode()
-
-
-def _was_given(agent: bytes) -> bytes | None:
-    return None if agent.upper() in (b"", b"NO", b"NONE") else b"YES"
-
-
-_number = _form(rb" *[-+.eE0-9]{0,32} *(\\ *[-+.eE0-9]{0,32} *){0,5}")
-_two_bytes = _form(rb"(?s:..)")
-_counts = _form(rb"(?s:....){1,16}")
-_day = _form(rb"[0-9]{8}")
-_time = _form(rb"[0-9:.]{0,16}")
-
-# All allowed attributes: value representation, rule, keywords. Identifiers and pixels are added to them.
-_ALLOWED: dict[int, tuple[str, Rule]] = {
-    int(Tag(keyword)): (vr, rule)
-    for vr, rule, keywords in (
-        ("UI", _registered, "SOPClassUID"),
-        ("CS", _image_type, "ImageType"),
-        ("CS", _one_of(b"CT"), "Modality"),
-        ("CS", _one_of(b"YES", b"NO"), "BurnedInAnnotation"),
-        ("CS", _form(rb"[HF]F(P|S|DR|DL)"), "PatientPosition"),
-        ("CS", _one_of(b"MONOCHROME1", b"MONOCHROME2"), "PhotometricInterpretation"),
-        ("CS", _one_of(b"00", b"01"), "LossyImageCompression"),
-        ("LO", _one_of(b"HU", b"US"), "RescaleType"),
-        ("LO", _manufacturer, "Manufacturer"),
-        ("SH", _kernel, "ConvolutionKernel"),
-        ("LO", _was_given, "ContrastBolusAgent"),
-        ("DA", _day, "StudyDate SeriesDate AcquisitionDate"),
-        ("TM", _time, "StudyTime SeriesTime AcquisitionTime"),
-        ("SH", _form(rb"[+-][0-9]{4}"), "TimezoneOffsetFromUTC"),
-        ("AS", _form(rb"[0-9]{1,3}[DWMY]"), "PatientAge"),
-        ("CS", _form(rb"[FMO]"), "PatientSex"),
-        ("DS", _number, "ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness KVP"),
-        ("DS", _number, "RescaleSlope RescaleIntercept SpacingBetweenSlices SliceLocation"),
-        ("IS", _number, "NumberOfFrames InstanceNumber AcquisitionNumber TemporalPositionIdentifier"),
-        ("DT", _form(rb"[0-9]{8,14}(\.[0-9]{1,6})?([+-][0-9]{4})?"), "AcquisitionDateTime"),
-        # Of multi-frame images, in functional groups or for all frames.
-        ("CS", _image_type, "FrameType"),
-        ("CS", _one_of(b"MONOCHROME"), "PixelPresentation"),
-        ("CS", _one_of(b"VOLUME"), "VolumetricProperties"),
-        ("CS", _one_of(b"NONE"), "VolumeBasedCalculationTechnique"),
-        ("CS", _one_of(b"YES", b"NO"), "ContrastBolusAgentAdministered"),
-        ("SH", _form(rb"[0-9]{1,8}"), "StackID"),
-        ("UL", _counts, "InStackPositionNumber TemporalPositionIndex DimensionIndexValues"),
-        ("AT", _form(rb"(?s:....)"), "DimensionIndexPointer"),
-        ("US", _two_bytes, "Rows Columns SamplesPerPixel BitsAllocated BitsStored HighBit PixelRepresentation"),
-        ("US", _two_bytes, "PixelPaddingValue PixelPaddingRangeLimit"),
-    )
-    for keyword in keywords.split()
-}
-_BINARY = {"US", "SS", "UL", "AT"}
 _UIDS = tags("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _CLASS, _PATIENT_ID, _ISSUER = tags("SOPClassUID", "PatientID", "IssuerOfPatientID")
 _KIND, _BURNED_IN, _ORIENTATION = tags("ImageType", "BurnedInAnnotation", "ImageOrientationPatient")
@@ -144,7 +48,7 @@ _FRAME_OF_REFERENCE, _AGENT, _AGENTS = tags("FrameOfReferenceUID", "ContrastBolu
 _SEQUENCES = tags(SHARED, PER_FRAME, "DimensionIndexSequence")
 _GROUPS = tags(*GROUPS)
 _AGE, *_OF_AGE = tags(*AGE)  # the birth date is read, and never copied
-_WANTED = [*_ALLOWED, *_OF_AGE, *_UIDS, _PATIENT_ID, _ISSUER, _FRAME_OF_REFERENCE, _AGENTS, *_SEQUENCES, PIXEL_DATA]
+_WANTED = [*ALLOWED, *_OF_AGE, *_UIDS, _PATIENT_ID, _ISSUER, _FRAME_OF_REFERENCE, _AGENTS, *_SEQUENCES, PIXEL_DATA]
 _BITS = tags("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 _FRAME, _FRAMES = tags("Rows", "Columns", "SamplesPerPixel"), int(Tag("NumberOfFrames"))
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
@@ -176,7 +80,7 @@ def _strip(part10: bytes, site: Site, patient_id: str | None) -> tuple[str, byte
     passing = _passing(source)
     _pass_age(source, passing)
     if _CLASS not in passing:
-        passing[_CLASS] = "UI", _registered(_text(meta, _CLASS_OF_FILE).encode())
+        passing[_CLASS] = "UI", registered(_text(meta, _CLASS_OF_FILE).encode())
     for tag, original in zip(_UIDS, (study, series, image), strict=True):
         passing[tag] = "UI", keyed_uid(site, original).encode()
     passing[_PATIENT_ID] = "LO", site.pseudonym(owner).encode()
@@ -284,12 +188,12 @@ def _passing(source: Dataset) -> dict[int, tuple[str, bytes]]:
     """Return the allowed attributes: tag to value representation and value."""
     passing: dict[int, tuple[str, bytes]] = {}
     for tag, element in source.items():
-        if tag not in _ALLOWED or not isinstance(element, RawDataElement) or not element.value:
+        if tag not in ALLOWED or not isinstance(element, RawDataElement) or not element.value:
             continue  # not on the list, empty, or encoded as a sequence
-        vr, rule = _ALLOWED[tag]
-        value = rule(element.value if vr in _BINARY else element.value.strip(b" \0"))
+        vr, rule = ALLOWED[tag]
+        value = rule(element.value if vr in BINARY else element.value.strip(b" \0"))
         if value is not None:
-            passing[tag] = element.VR if vr in _BINARY and element.VR in _BINARY else vr, value
+            passing[tag] = element.VR if vr in BINARY and element.VR in BINARY else vr, value
     return passing
 
 
