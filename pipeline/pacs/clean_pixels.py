@@ -1,24 +1,28 @@
-"""What the value of PixelData holds beside pixels: overlays in unused bits, bytes after the last pixel, JPEG comments.
+"""What the value of PixelData holds beside pixels: overlays in unused bits, JPEG comments, bytes after the last pixel.
 
-Bytes after the last native pixel are cut. The rest is overwritten in place: no offset changes, and no pixel that the
-reader decodes. Not looked at: bits above BitsStored in compressed values, bytes after the end of a JPEG stream, and
-comments after the first scan or tile.
+Bytes after the last native pixel are cut. Everything else, as what follows the end of a compressed frame, is
+overwritten with zeros in place: no offset changes, and no pixel that the reader decodes. Not looked at: bits above
+BitsStored in compressed values, and bytes within the compressed data that a decoder does not need.
 """
 
 import struct
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
+from pydicom import uid
 from pydicom.dataelem import RawDataElement
+
+from pipeline.pacs import codestreams
 
 UNDEFINED = 0xFFFFFFFF  # the length of compressed pixels, which end with a delimiter
 _ITEM = b"\xfe\xff\x00\xe0"
-# Of each kind of stream: how it begins, the markers that end its header, and those of comments and applications
-# (JPEG and JPEG-LS: ITU-T T.81, table B.1; JPEG 2000: T.800, table A.2).
-_JPEG = b"\xff\xd8\xff", {0xDA}, {*range(0xE0, 0xF0), 0xFE}
-_JPEG_2000 = b"\xff\x4f\xff\x51", {0x90}, {0x64}
-_END_OF_IMAGE = b"\xff\xd9"
+_HEAD_BYTES = 8  # of an item: tag and length
+_RLE = {uid.RLELossless}
+_JPEG = {*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes}
+_JPEG_2000 = {uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K}
 
 
 @dataclass(frozen=True)
@@ -34,22 +38,25 @@ class Pixels:
 class Layout:
     """How native pixels are stored. `bits`: BitsAllocated, BitsStored, HighBit and PixelRepresentation, None if absent.
 
-    `frame_samples`: the samples of all pixels of a frame; 0 if unknown. `order`: of the bytes, < or >.
+    `frame_samples`: the samples of all pixels of a frame; 0 if unknown. `order`: of the bytes, < or >. `syntax`: the
+    transfer syntax.
     """
 
     bits: Sequence[int | None]
     frame_samples: int
     frames: int
     order: str
+    syntax: str
 
 
 def clean(element: RawDataElement, layout: Layout) -> Pixels | None:
-    """Return the pixels with nothing beside them; None if there are none, or in a layout that the reader refuses."""
+    """Return the pixels with nothing beside them; None if there are none, or in a form that the reader refuses."""
     vr, value = element.VR if element.VR == "OB" else "OW", element.value
     if not isinstance(value, bytes):
         return None
     if element.length == UNDEFINED:
-        return Pixels(vr, without_comments(value), is_encapsulated=True)
+        streams = only_streams(value, syntax=layout.syntax, frames=layout.frames, samples=layout.frame_samples)
+        return Pixels(vr, streams, is_encapsulated=True) if streams else None
     allocated, stored, high, signed = layout.bits
     if allocated not in (8, 16) or stored is None or not 1 <= stored <= allocated or high not in (None, stored - 1):
         return None
@@ -96,38 +103,80 @@ def without_unused_bits(value: bytes, *, allocated: int, stored: int, is_signed:
     return kept
 
 
-def without_comments(value: bytes) -> bytes | bytearray:
-    """Return encapsulated pixels (PS3.5, A.4) with zeros for the comments in the header of each JPEG frame."""
-    notes: list[tuple[int, int]] = []
-    at, is_start = 0, False
-    while value[at : at + 4] == _ITEM and len(value) >= at + 8:
-        (length,) = struct.unpack_from("<L", value, at + 4)
-        start, end = at + 8, min(at + 8 + length, len(value))
-        for magic, ends, markers in (_JPEG, _JPEG_2000):
-            if is_start and value.startswith(magic, start, end):
-                notes += _notes(value, start + 2, end, ends, markers)
-        # The first item is the offset table. A frame may have several fragments.
-        is_start = at == 0 or value[max(start, end - 16) : end].rstrip(b"\0").endswith(_END_OF_IMAGE)
-        at = end
-    if not notes:
-        return value
-    kept = bytearray(value)
-    for start, end in notes:
-        kept[start:end] = bytes(end - start)
+def only_streams(value: bytes, *, syntax: str, frames: int, samples: int) -> bytes | bytearray | None:
+    """Return encapsulated pixels (PS3.5, A.4) with zeros for all that is no compressed frame; None if none is known.
+
+    A frame may have several fragments, and each frame begins a fragment. `samples`: of a frame; RLE does not state it.
+    """
+    if syntax not in _RLE | _JPEG | _JPEG_2000 or (syntax in _RLE and not samples):
+        return None
+    items = _items(value)
+    if not items:
+        return bytes(len(value))
+    table, *fragments = items
+    content = [bytearray(value[begins:ends]) for begins, ends in fragments]
+    if len(content) == frames:
+        for fragment in content:
+            _clean_frames(fragment, [0], syntax, 1, samples)
+    else:
+        joined = bytearray().join(content)
+        _clean_frames(joined, _starts(content), syntax, frames, samples)
+        content = _divided(joined, [len(fragment) for fragment in content])
+    kept = bytearray(len(value))
+    offsets = _only_offsets(value[slice(*table)], {begins - fragments[0][0] for begins, _ in fragments})
+    for (begins, ends), part in zip(items, [offsets, *content], strict=True):
+        kept[begins - _HEAD_BYTES : begins] = value[begins - _HEAD_BYTES : begins]
+        kept[begins:ends] = part
     return kept
 
 
-def _notes(value: bytes, at: int, end: int, ends: set[int], markers: set[int]) -> list[tuple[int, int]]:
-    """Return where the contents of the comments are, up to the end of the header or to a damaged segment."""
-    found = []
-    while at + 4 <= end and value[at] == 0xFF and (marker := value[at + 1]) not in ends:
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        segment_end = at + 2 + int.from_bytes(value[at + 2 : at + 4], "big")
-        if segment_end < at + 4:
-            break
-        if marker in markers:
-            found.append((at + 4, min(segment_end, end)))
-        at = segment_end
-    return found
+def _clean_frames(content: bytearray, starts: list[int], syntax: str, frames: int, samples: int) -> None:
+    """Overwrite what is not image data of so many frames; each begins at one of `starts`."""
+    if syntax in _RLE:  # a frame has one fragment
+        surplus = codestreams.rle(content, samples) if frames == 1 else [(0, len(content))]
+        return _overwrite(content, surplus)
+    examine = codestreams.jpeg if syntax in _JPEG else codestreams.jpeg_2000
+    at = 0
+    for _ in range(frames):
+        stream = examine(content, at)
+        _overwrite(content, stream.surplus)
+        if stream.end is None:
+            return None
+        place = bisect_left(starts, stream.end)
+        at = starts[place] if place < len(starts) else len(content)
+        _overwrite(content, [(stream.end, at)])
+    return _overwrite(content, [(at, len(content))])
+
+
+def _overwrite(content: bytearray, spans: Iterable[codestreams.Span]) -> None:
+    for begins, ends in spans:
+        content[begins:ends] = bytes(ends - begins)
+
+
+def _items(value: bytes) -> list[codestreams.Span]:
+    """Return where the contents of the items are, of which the first is the offset table."""
+    items, at = [], 0
+    while value[at : at + 4] == _ITEM and len(value) >= at + _HEAD_BYTES:
+        (length,) = struct.unpack_from("<L", value, at + 4)
+        begins = at + _HEAD_BYTES
+        at = min(begins + length, len(value))
+        items.append((begins, at))
+    return items
+
+
+def _only_offsets(table: bytes, known: set[int]) -> bytes:
+    """Return the offset table with zeros for all that is no offset of a fragment."""
+    count = len(table) // 4
+    offsets = [each if each in known else 0 for each in struct.unpack_from(f"<{count}L", table)]
+    return struct.pack(f"<{count}L", *offsets) + bytes(len(table) % 4)
+
+
+def _starts(content: Iterable[bytes | bytearray]) -> list[int]:
+    """Return where each fragment begins after they are joined."""
+    return [0, *accumulate(len(fragment) for fragment in content)][:-1]
+
+
+def _divided(joined: bytearray, lengths: list[int]) -> list[bytearray]:
+    """Divide what was joined into fragments of the same lengths as before."""
+    ends = list(accumulate(lengths))
+    return [joined[end - length : end] for end, length in zip(ends, lengths, strict=True)]

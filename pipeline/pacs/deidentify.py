@@ -6,8 +6,9 @@ PS3.15, annex E, list what to remove), and so are sequences; the functional grou
 from the same list. Allowed values must have a valid form: numbers are numbers, and words come from closed lists. No
 free text is copied. Pixels are copied only for CT images that can be axial slices, on which no scanner writes text. For
 a screen capture, a dose report or an image with BurnedInAnnotation only the header is copied, and the reader refuses
-the image because of it; the same holds for native pixels in a layout that the reader does not know. Overlays in unused
-bits, bytes after the last native pixel and comments in JPEG headers are removed (`clean_pixels`).
+the image because of it; the same holds for native pixels in a layout that the reader does not know, and for a transfer
+syntax that it does not know. Overlays in unused bits, bytes after the last pixel and comments in JPEG streams are
+removed (`clean_pixels`).
 
 Days and times are kept, with their offset from UTC, because they join the CT with the laboratory's results. The birth
 date is not kept: if the image does not state the age, the age at the scan is calculated from it. Patient, study, series
@@ -242,7 +243,7 @@ def _is_axial_ct(passing: dict[int, tuple[str, bytes]]) -> bool:
 def _pixels(source: Dataset, syntax: str, passing: dict[int, tuple[str, bytes]]) -> Pixels | None:
     element, order = _raw(source, PIXEL_DATA), _encoding(syntax)[1]
     bits, frame = ([_number_of(passing, tag, order) for tag in each] for each in (_BITS, _FRAME))
-    layout = Layout(bits, math.prod(number or 0 for number in frame), _frames(passing), order)
+    layout = Layout(bits, math.prod(number or 0 for number in frame), _frames(passing), order, syntax)
     return clean(element, layout) if element else None
 
 

@@ -452,6 +452,37 @@ def test_file_that_cannot_be_deidentified_is_refused(site: Site, tmp_path: Path)
     assert refusal_of(part10(tmp_path, transfer_syntax=uid.DeflatedExplicitVRLittleEndian), site) == "E_TRANSFER_SYNTAX"
 
 
+@pytest.mark.parametrize("syntax", [uid.RLELossless, uid.JPEG2000Lossless, uid.JPEGLSLossless])
+@pytest.mark.parametrize("fragments", [1, 3])
+@pytest.mark.parametrize("surplus", [b"", NAME.encode(), NAME.encode() * 9, NAME.encode() + b"\xff\xd9"])
+def test_bytes_after_a_compressed_frame_are_removed(
+    site: Site, tmp_path: Path, syntax: uid.UID, fragments: int, surplus: bytes
+) -> None:
+    save(ct_slice(body(8, 64, 64)[3], position_mm=(0, 0, 0)), tmp_path / "image.dcm", transfer_syntax=syntax)
+    image = dcmread(tmp_path / "image.dcm")
+    frame = get_frame(image.PixelData, 0, number_of_frames=1)
+    image.PixelData = encapsulate([frame + surplus], fragments_per_frame=1 if syntax == uid.RLELossless else fragments)
+    image.save_as(tmp_path / "noted.dcm")
+    _, content = strip((tmp_path / "noted.dcm").read_bytes(), site)
+    (tmp_path / "kept.dcm").write_bytes(content)
+    assert not holds(content, NAME)
+    read, kept = (outcome(tmp_path / name) for name in ("image.dcm", "kept.dcm"))
+    is_refused = len(surplus) > 16 and syntax != uid.RLELossless
+    assert kept == (("E_TRUNCATED",) if is_refused else read)
+
+
+def test_pixels_of_a_syntax_that_is_not_read_are_not_copied_and_the_refusal_stays(site: Site, tmp_path: Path) -> None:
+    image = ct_slice(body(8, 64, 64)[3], position_mm=(0, 0, 0))
+    save(image, tmp_path / "image.dcm", transfer_syntax=uid.RLELossless)
+    image = dcmread(tmp_path / "image.dcm")
+    image.file_meta.TransferSyntaxUID = uid.UID("1.2.840.10008.1.2.4.53")  # JPEG, process 6
+    image.save_as(tmp_path / "image.dcm")
+    _, content = strip((tmp_path / "image.dcm").read_bytes(), site)
+    (tmp_path / "kept.dcm").write_bytes(content)
+    assert "PixelData" not in dcmread(BytesIO(content))
+    assert outcome(tmp_path / "kept.dcm") == outcome(tmp_path / "image.dcm") == ("E_TRANSFER_SYNTAX",)
+
+
 @pytest.fixture(scope="module")
 def seed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("seed")
