@@ -56,6 +56,8 @@ _BUSY = {
     *(HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT),
 }
 _PARTLY_STORED = {HTTPStatus.ACCEPTED, HTTPStatus.CONFLICT}  # PS3.18, table 10.5.3-1
+# A server that cannot search by StudyTime may reject such a search (PS3.18, table 10.6.3-1).
+_CANNOT_SEARCH_SO = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.NOT_IMPLEMENTED}
 _NEVER_STORED = {
     *(HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     *(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.UNPROCESSABLE_ENTITY),
@@ -129,7 +131,8 @@ class DicomWebPacs:
         spans: list[tuple[Days, Minutes]] = [((query.from_date, query.to_date), WHOLE_DAY)]
         while spans:
             days, minutes = spans.pop()
-            pages = self._pages(self._qido.search_for_studies, _filters(query, accession, days, minutes))
+            search = self._qido.search_for_studies if minutes == WHOLE_DAY else _by_time(self._qido, most)
+            pages = self._pages(search, _filters(query, accession, days, minutes))
             is_followed, found = True, set[str]()
             for study in pages:
                 is_followed &= is_within(_value(study, "00080020"), *days) and is_at(_value(study, "00080030"), minutes)
@@ -280,6 +283,23 @@ def split_multipart(chunks: Iterable[bytes], boundary: bytes) -> Iterator[bytes]
         searched = max(0, len(buffer) - len(delimiter))
     if is_preamble or not buffer.startswith(b"--"):
         raise Refusal(reasons.PACS_SILENT, private="the response ended too early")
+
+
+def _by_time(qido: DICOMwebClient, most: int) -> Callable[..., list[dict[str, Any]]]:
+    """Return the search for studies of a part of a day. `most`: the results of the search that is divided.
+
+    It raises Refusal E_PACS_TRUNCATED if the PACS rejects such a search.
+    """
+
+    def search(**asked: Any) -> list[dict[str, Any]]:
+        try:
+            return qido.search_for_studies(**asked)
+        except exceptions.HTTPError as error:
+            if error.response is None or error.response.status_code not in _CANNOT_SEARCH_SO:
+                raise
+            raise Refusal(reasons.PACS_TRUNCATED, private=str(error), results=most) from None
+
+    return search
 
 
 def _filters(query: StudyQuery, accession: str, days: Days, minutes: Minutes) -> dict[str, Any]:

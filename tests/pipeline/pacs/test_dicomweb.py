@@ -261,6 +261,24 @@ def test_server_that_ignores_study_time_is_refused_at_once(tmp_path: Path) -> No
     assert len([request for request in server.requests if "StudyTime" in request.query]) == 2
 
 
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, "E_PACS_TRUNCATED"), (501, "E_PACS_TRUNCATED"), (503, "E_PACS_SILENT")]
+)
+def test_server_that_rejects_study_time_is_refused_as_one_that_returns_too_little(
+    tmp_path: Path, status: int, code: str
+) -> None:
+    archive = Archive(studies=450, days=1, times=ROUND_THE_CLOCK)
+
+    def answer(request: Request) -> Answer:
+        return (status, {}, b"") if "StudyTime" in request.query else archive.answer(request)
+
+    with asking(answer, tmp_path) as (pacs, _):
+        refused = refusal(lambda: pacs.find(StudyQuery(from_date=FIRST_DAY, to_date=FIRST_DAY)))
+        assert refused.code == code
+        assert code == "E_PACS_SILENT" or "first 100 results" in refused.says
+        assert len(pacs.find(StudyQuery(at_most=2))) == 2
+
+
 @pytest.mark.parametrize("options", [{"days": 1}, {"days": 9, "ignores_days": True}], ids=["one day", "ignored days"])
 def test_results_that_the_server_leaves_out_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     with asking(Archive(studies=101, **options).answer, tmp_path) as (pacs, server):
