@@ -24,6 +24,7 @@ from urllib3.util import Retry
 
 from models.refusal import Reason, Refusal
 from pipeline.pacs import reasons
+from pipeline.pacs.divided_search import Study, TimeRejected, studies
 from pipeline.pacs.queries import (
     TRUNCATED_AT,
     WHOLE_DAY,
@@ -31,9 +32,6 @@ from pipeline.pacs.queries import (
     Minutes,
     RemoteSeries,
     StudyQuery,
-    halves_in_time,
-    is_at,
-    is_within,
     time_range,
     valid_uid,
 )
@@ -121,36 +119,12 @@ class DicomWebPacs:
         return list(found.values())
 
     def _studies(self, query: StudyQuery, accession: str) -> Iterator[dict[str, Any]]:
-        """Yield each matching study once; search again in a shorter period if the PACS did not return all of them.
+        def search(days: Days, minutes: Minutes) -> _Pages:
+            by_time = minutes != WHOLE_DAY
+            asked = _filters(query, accession, days, minutes)
+            return self._pages(_rejectable(self._qido.search_for_studies, by_time=by_time), asked)
 
-        Each study of a divided day must be found again by its time. If one is not, as without StudyTime, the PACS may
-        have left out others like it.
-        """
-        known, unconfirmed = {""}, set[str]()
-        most = 0
-        spans: list[tuple[Days, Minutes]] = [((query.from_date, query.to_date), WHOLE_DAY)]
-        while spans:
-            days, minutes = spans.pop()
-            search = self._qido.search_for_studies if minutes == WHOLE_DAY else _by_time(self._qido, most)
-            pages = self._pages(search, _filters(query, accession, days, minutes))
-            is_followed, found = True, set[str]()
-            for study in pages:
-                is_followed &= is_within(_value(study, "00080020"), *days) and is_at(_value(study, "00080030"), minutes)
-                study_uid = _uid(study, "0020000D")
-                found.add(study_uid)
-                if study_uid not in known:
-                    known.add(study_uid)
-                    yield study
-            unconfirmed -= found
-            if pages.is_cut:
-                parts = halves_in_time(days, minutes) if is_followed else []
-                if not parts:
-                    raise Refusal(reasons.PACS_TRUNCATED, results=pages.count)
-                most = max(most, pages.count)
-                unconfirmed |= found if parts[0][1] != WHOLE_DAY else set()
-                spans += parts
-        if unconfirmed:
-            raise Refusal(reasons.PACS_TRUNCATED, results=most)
+        return studies((query.from_date, query.to_date), search, _study)
 
     def _series(self, study: dict[str, Any]) -> Iterator[RemoteSeries]:
         study_uid = _uid(study, "0020000D")
@@ -285,21 +259,22 @@ def split_multipart(chunks: Iterable[bytes], boundary: bytes) -> Iterator[bytes]
         raise Refusal(reasons.PACS_SILENT, private="the response ended too early")
 
 
-def _by_time(qido: DICOMwebClient, most: int) -> Callable[..., list[dict[str, Any]]]:
-    """Return the search for studies of a part of a day. `most`: the results of the search that is divided.
+def _rejectable(search: Callable[..., list[dict[str, Any]]], *, by_time: bool) -> Callable[..., list[dict[str, Any]]]:
+    """Return the search; one by StudyTime raises TimeRejected if the PACS does not accept it."""
 
-    It raises Refusal E_PACS_TRUNCATED if the PACS rejects such a search.
-    """
-
-    def search(**asked: Any) -> list[dict[str, Any]]:
+    def ask(**asked: Any) -> list[dict[str, Any]]:
         try:
-            return qido.search_for_studies(**asked)
+            return search(**asked)
         except exceptions.HTTPError as error:
-            if error.response is None or error.response.status_code not in _CANNOT_SEARCH_SO:
+            if not by_time or error.response is None or error.response.status_code not in _CANNOT_SEARCH_SO:
                 raise
-            raise Refusal(reasons.PACS_TRUNCATED, private=str(error), results=most) from None
+            raise TimeRejected(str(error)) from None
 
-    return search
+    return ask
+
+
+def _study(answer: dict[str, Any]) -> Study:
+    return Study(_uid(answer, "0020000D"), _value(answer, "00080020"), _value(answer, "00080030"))
 
 
 def _filters(query: StudyQuery, accession: str, days: Days, minutes: Minutes) -> dict[str, Any]:
@@ -328,6 +303,12 @@ class _Pages:
         self._search, self._asked, self._says_more = search, asked, says_more
         self.count = 0
         self.has_more = self.is_cut = False
+        self.refusal = None
+
+    @property
+    def is_surely_cut(self) -> bool:
+        """As `is_cut`: a PACS that returns the same for a later page has not shown that these are all results."""
+        return self.is_cut
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         seen: set[str] = set()

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from datetime import date
 from pathlib import Path
 from threading import Thread
 from typing import Self
@@ -19,14 +18,26 @@ from pipeline.imaging.functional_groups import CT_CLASSES
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.pacs import reasons
 from pipeline.pacs.association import FIND, GET, MOVE, NOT_AUTHORISED, OUT_OF_RESOURCES, Tls, associate, failure
-from pipeline.pacs.queries import TRUNCATED_AT, Days, RemoteSeries, StudyQuery, halves, is_within, valid_uid
+from pipeline.pacs.divided_search import Study, TimeRejected, studies
+from pipeline.pacs.queries import (
+    TRUNCATED_AT,
+    WHOLE_DAY,
+    Days,
+    Minutes,
+    RemoteSeries,
+    StudyQuery,
+    is_within,
+    time_range,
+    valid_uid,
+)
 from pipeline.pacs.receiver import Inbox, receiver
 from pipeline.site.pacs_settings import DimseTable
 
 _PATIENT_KEYS = ("PatientID", "IssuerOfPatientID", "PatientName")
-_STUDY_KEYS = ("StudyInstanceUID", "StudyDate", "AccessionNumber", "ModalitiesInStudy", *_PATIENT_KEYS)
+_STUDY_KEYS = ("StudyInstanceUID", "StudyDate", "StudyTime", "AccessionNumber", "ModalitiesInStudy", *_PATIENT_KEYS)
 _SERIES_KEYS = ("Modality", "BodyPartExamined", "NumberOfSeriesRelatedInstances", "SeriesDescription")
 MAX_ANSWERS = 100_000  # to one C-FIND
+_ROUND = 50  # a number of results that it divides can be the maximum of a PACS
 IMAGES_A_REQUEST = 200  # some PACS reject long lists of UIDs
 _NONE_SENT = 0xA702  # all images failed (PS3.4, tables C.4-2 and C.4-3)
 LATE_SECONDS = 10.0  # a PACS with a send queue reports the end before the last images have arrived
@@ -74,7 +85,10 @@ class DimsePacs:
                 raise failure(status)
 
     def find(self, query: StudyQuery) -> list[RemoteSeries]:
-        """Send C-FIND at STUDY, then at SERIES level; drop results that do not match or have no valid UID."""
+        """Send C-FIND at STUDY, then at SERIES level; drop results that do not match or have no valid UID.
+
+        Also raises Refusal E_PACS_TRUNCATED.
+        """
         found: dict[str, RemoteSeries] = {}
         with quiet_pydicom(), self._associate(FIND) as association:
             for study in _studies(association, query):
@@ -201,42 +215,89 @@ def _key(level: str, study_uid: str, series_uid: str = "", **keys: str | list[st
 
 
 def _studies(association: Association, query: StudyQuery) -> list[Dataset]:
-    """Return the matching studies, each once."""
+    """Return the matching studies, each once. Raises Refusal E_PACS_TRUNCATED."""
     found: dict[str, Dataset] = {}
     for accession in query.accessions or ("",):
-        spans: list[Days] = [(query.from_date, query.to_date)]
-        while spans:
-            first, last = spans.pop()
-            answers = _answers(association, _study_key(query, accession, first, last))
-            found |= {_uid(study, "StudyInstanceUID"): study for study in answers if _matches(study, query)}
-            follows_days = all(is_within(_text(study, "StudyDate"), first, last) for study in answers)
-            if len(answers) >= TRUNCATED_AT and follows_days:
-                spans += halves(first, last)
-    return [study for study_uid, study in found.items() if study_uid]
+
+        def search(days: Days, minutes: Minutes, accession: str = accession) -> _Results:
+            return _Results(association, _study_key(query, accession, days, minutes))
+
+        for study in studies((query.from_date, query.to_date), search, _study):
+            if _matches(study, query):
+                found[_uid(study, "StudyInstanceUID")] = study
+    return list(found.values())
 
 
-def _study_key(query: StudyQuery, accession: str, first: date | None, last: date | None) -> Dataset:
-    """Build the identifier of a request at STUDY level; days are inclusive."""
+def _study(answer: Dataset) -> Study:
+    return Study(_uid(answer, "StudyInstanceUID"), _text(answer, "StudyDate"), _text(answer, "StudyTime"))
+
+
+class _Results:
+    """The results of one C-FIND for studies. A PACS may reject what is too much (A700H), or leave it out silently.
+
+    Only a round number of results makes it sure that some are left out: a PACS without a maximum may have many in a
+    day, and may not find all of them by their time.
+    """
+
+    def __init__(self, association: Association, key: Dataset) -> None:
+        self._association, self._key = association, key
+        self.count = 0
+        self.refusal: Refusal | None = None
+
+    @property
+    def is_cut(self) -> bool:
+        return self.refusal is not None or self.count >= TRUNCATED_AT
+
+    @property
+    def is_surely_cut(self) -> bool:
+        return self.refusal is not None or (self.is_cut and self.count % _ROUND == 0)
+
+    def __iter__(self) -> Iterator[Dataset]:
+        found, status = _ask(self._association, self._key)
+        self.count = len(found)
+        yield from found
+        if code_to_category(status.Status) == STATUS_SUCCESS:
+            return
+        refusal = failure(status)
+        if status.Status in OUT_OF_RESOURCES:
+            self.refusal = refusal
+        elif self._key.get("StudyTime") and refusal.reason is reasons.PACS_ANSWER:
+            raise TimeRejected(refusal.private)
+        else:
+            raise refusal
+
+
+def _study_key(query: StudyQuery, accession: str, days: Days, minutes: Minutes) -> Dataset:
+    """Build the identifier of a request at STUDY level; days and minutes are inclusive."""
     key = Dataset()
     key.QueryRetrieveLevel = "STUDY"
     for keyword in _STUDY_KEYS:
         setattr(key, keyword, "")
     key.ModalitiesInStudy, key.AccessionNumber, key.PatientID = query.modality, accession, query.patient_id
-    if first or last:
-        start, end = (f"{day:%Y%m%d}" if day else "" for day in (first, last))
+    if any(days):
+        start, end = (f"{day:%Y%m%d}" if day else "" for day in days)
         key.StudyDate = start if start == end else f"{start}-{end}"
+    if minutes != WHOLE_DAY:
+        key.StudyTime = time_range(minutes)
     return key
 
 
 def _answers(association: Association, key: Dataset) -> list[Dataset]:
     """Return all responses to a C-FIND."""
+    found, status = _ask(association, key)
+    if code_to_category(status.Status) != STATUS_SUCCESS:
+        raise failure(status)
+    return found
+
+
+def _ask(association: Association, key: Dataset) -> tuple[list[Dataset], Dataset]:
+    """Return all responses to a C-FIND, and the status that ends them. Raises Refusal if the association breaks."""
     found: list[Dataset] = []
     for status, answer in association.send_c_find(key, FIND):
-        category = code_to_category(status.Status) if "Status" in status else None
-        if category == STATUS_SUCCESS:
-            return found
-        if category != STATUS_PENDING:
-            raise failure(status)
+        if "Status" not in status:
+            break
+        if code_to_category(status.Status) != STATUS_PENDING:
+            return found, status
         if answer is None or len(found) == MAX_ANSWERS:
             raise Refusal(reasons.PACS_ANSWER, private="C-FIND: unreadable response, or too many")
         found.append(answer)

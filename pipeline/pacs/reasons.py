@@ -52,8 +52,8 @@ PACS_ANSWER = Reason(
 PACS_TRUNCATED = Reason(
     "E_PACS_TRUNCATED",
     "the PACS returned only the first {results} results of a search, and cannot be asked for the others",
-    "Ask the PACS's administrator to raise its maximum, or to make it follow `limit` and `offset` (QIDO-RS). Or search "
-    "for less: fewer days or accession numbers in [pacs.filters]. Or set `protocol` to dimse.",
+    "Ask the PACS's administrator to raise its maximum, or to make it follow StudyTime, or `limit` and `offset` "
+    "(QIDO-RS). Or search for less: fewer days or accession numbers in [pacs.filters]. Or change `protocol`.",
 )
 PACS_INCOMPLETE = Reason(
     "E_PACS_INCOMPLETE",

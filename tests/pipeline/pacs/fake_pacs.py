@@ -124,6 +124,9 @@ def _fits(study: Dataset, key: Dataset) -> bool:
     day, span = study.get("StudyDate", ""), key.get("StudyDate", "")
     first, dash, last = span.partition("-")
     in_time = first <= day <= (last or "9") if dash else span in ("", day)
+    if minutes := key.get("StudyTime"):
+        first, _, last = minutes.partition("-")
+        in_time = in_time and first <= study.get("StudyTime", "") <= (last or "9")
     return in_time and key.get("AccessionNumber", "") in ("", study.get("AccessionNumber", ""))
 
 

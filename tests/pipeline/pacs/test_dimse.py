@@ -259,6 +259,81 @@ def test_pacs_that_ignores_days_is_not_asked_for_each_day(monkeypatch: pytest.Mo
         assert asked.count("STUDY") < 40  # to the days that hold all studies; not 20000
 
 
+class BusyDay:
+    """A PACS with so many studies on one day, a minute apart, that returns only the first `most` of a search.
+
+    `status`: sent instead of them if some are left out; None: the usual one. `ignores_times`: of parts of the day.
+    """
+
+    def __init__(self, pacs: FakePacs, count: int, most: int, *, status: int | None, ignores_times: bool) -> None:
+        pacs.studies = [
+            (
+                dataset(StudyInstanceUID=f"1.2.{n}", StudyDate="20210101", StudyTime=f"{n // 60:02}{n % 60:02}"),
+                [dataset(SeriesInstanceUID=f"1.2.{n}.1")],
+            )
+            for n in range(1, count + 1)
+        ]
+        pacs.find = self.answer
+        self._pacs, self._most, self._status, self._ignores_times = pacs, most, status, ignores_times
+        self.times: list[str] = []
+
+    def answer(self, event: Event) -> Iterator[tuple[int, Dataset | None]]:
+        is_study_level = event.identifier.QueryRetrieveLevel == "STUDY"
+        if is_study_level:
+            self.times.append(event.identifier.get("StudyTime", ""))
+        if self._ignores_times:
+            event.identifier.StudyTime = ""
+        found = list(self._pacs.usual_find(event))
+        if is_study_level and len(found) > self._most and self._status is not None:
+            yield self._status, None
+        else:
+            yield from found[: self._most]
+
+
+DAY = StudyQuery(from_date=date(2021, 1, 1), to_date=date(2021, 1, 1))
+
+
+@pytest.mark.parametrize(("most", "status"), [(100, None), (110, None), (7, 0xA700)])
+def test_one_day_is_divided_by_study_time(most: int, status: int | None) -> None:
+    with FakePacs().running() as pacs:
+        day = BusyDay(pacs, 120, most, status=status, ignores_times=False)
+        assert len(client(pacs).find(DAY)) == 120
+    assert len(day.times) > 1 and all("-" in time for time in day.times[1:])
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "code"), [(120, 100, "E_PACS_TRUNCATED"), (150, 150, "E_PACS_TRUNCATED"), (120, 200, "")]
+)
+def test_round_number_of_results_is_refused_if_a_day_cannot_be_divided(count: int, most: int, code: str) -> None:
+    with FakePacs().running() as pacs:
+        BusyDay(pacs, count, most, status=None, ignores_times=True)
+        if not code:
+            assert len(client(pacs).find(DAY)) == count
+            return
+        with pytest.raises(Refusal, match=code) as caught:
+            client(pacs).find(DAY)
+        assert f"first {most} results" in caught.value.says
+
+
+@pytest.mark.parametrize(("count", "code"), [(101, ""), (150, "E_PACS_TRUNCATED")])
+def test_pacs_that_rejects_study_time_is_refused_only_if_results_are_surely_missing(count: int, code: str) -> None:
+    with FakePacs().running() as pacs:
+        day = BusyDay(pacs, count, 1000, status=None, ignores_times=False)
+
+        def reject(event: Event) -> Iterator[tuple[int, Dataset | None]]:
+            if event.identifier.get("StudyTime"):
+                yield 0xA900, None
+            else:
+                yield from day.answer(event)
+
+        pacs.find = reject
+        if not code:
+            assert len(client(pacs).find(DAY)) == count
+            return
+        with pytest.raises(Refusal, match=code):
+            client(pacs).find(DAY)
+
+
 def test_images_are_the_ct_images_of_the_series() -> None:
     chest, report = images(2)
     report.SOPClassUID = MRImageStorage
