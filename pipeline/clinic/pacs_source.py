@@ -139,7 +139,8 @@ class PacsSource:
     def _complete(self, pacs: Pacs, job: Job, stop: Event) -> bool:
         assert job.study_uid and job.series_uid
         job.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        series = RemoteSeries("", "", "", job.study_uid, job.series_uid, "CT", "", None)
+        count = pacs.image_count(job.study_uid, job.series_uid)
+        series = RemoteSeries("", "", "", job.study_uid, job.series_uid, "CT", "", count)
         remote = {image_file(image): image for image in pacs.images(series)}
         if not remote:
             raise Refusal(reasons.PACS_NO_SERIES)

@@ -34,6 +34,7 @@ from pipeline.pacs.queries import (
     StudyQuery,
     time_range,
     valid_uid,
+    whole_number,
 )
 from pipeline.pacs.store_status import PROCESSING_FAILURE
 from pipeline.site.pacs_settings import DicomWebTable, read_secret
@@ -135,7 +136,7 @@ class DicomWebPacs:
 
         pages = self._pages(search, {})
         for series in pages:
-            count, series_uid = _value(series, "00201209"), _uid(series, "0020000E")
+            series_uid = _uid(series, "0020000E")
             if not series_uid:
                 continue
             yield RemoteSeries(
@@ -146,13 +147,23 @@ class DicomWebPacs:
                 series_uid=series_uid,
                 modality=_value(series, "00080060"),
                 body_part=_value(series, "00180015"),
-                images=int(count) if count.isdecimal() else None,
+                images=whole_number(_value(series, "00201209")),
                 patient_name=_name(study, "00100010"),
                 study_date=_value(study, "00080020"),
                 description=_value(series, "0008103E"),
             )
         if pages.has_more:
             raise Refusal(reasons.PACS_TRUNCATED, results=pages.count)
+
+    def image_count(self, study_uid: str, series_uid: str) -> int | None:
+        asked = {"search_filters": {"SeriesInstanceUID": series_uid}, "fields": ["NumberOfSeriesRelatedInstances"]}
+
+        def search(**paging: Any) -> list[dict[str, Any]]:
+            return self._qido.search_for_series(study_uid, **paging)
+
+        with _coded():
+            ours = [each for each in self._pages(search, asked) if _uid(each, "0020000E") == series_uid]
+        return whole_number(_value(ours[0], "00201209")) if ours else None
 
     def images(self, series: RemoteSeries) -> set[str]:
         def search(**paging: Any) -> list[dict[str, Any]]:

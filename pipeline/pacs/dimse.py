@@ -29,6 +29,7 @@ from pipeline.pacs.queries import (
     is_within,
     time_range,
     valid_uid,
+    whole_number,
 )
 from pipeline.pacs.receiver import Inbox, receiver
 from pipeline.site.pacs_settings import DimseTable
@@ -97,12 +98,21 @@ class DimsePacs:
                     break
         return list(found.values())
 
+    def image_count(self, study_uid: str, series_uid: str) -> int | None:
+        key = _key("SERIES", study_uid, series_uid, NumberOfSeriesRelatedInstances="")
+        with quiet_pydicom(), self._associate(FIND) as association:
+            ours = [each for each in _answers(association, key) if _uid(each, "SeriesInstanceUID") == series_uid]
+        return whole_number(_text(ours[0], "NumberOfSeriesRelatedInstances")) if ours else None
+
     def images(self, series: RemoteSeries) -> set[str]:
         """Send C-FIND at IMAGE level; return only CT images, because nothing else can be fetched."""
         key = _key("IMAGE", series.study_uid, series.series_uid, SOPInstanceUID="", SOPClassUID="")
         with quiet_pydicom(), self._associate(FIND) as association:
-            images = [each for each in _answers(association, key) if _text(each, "SOPClassUID") in ("", *CT_CLASSES)]
-            return {_uid(image, "SOPInstanceUID") for image in images} - {""}
+            found = _answers(association, key)
+        if TRUNCATED_AT <= len(found) < (series.images or 0):
+            raise Refusal(reasons.PACS_TRUNCATED, results=len(found))
+        images = [each for each in found if _text(each, "SOPClassUID") in ("", *CT_CLASSES)]
+        return {_uid(image, "SOPInstanceUID") for image in images} - {""}
 
     def fetch(self, series: RemoteSeries, wanted: set[str] | None) -> Iterator[bytes]:
         """Fetch the series, or only the wanted images, with C-GET or C-MOVE.
@@ -318,7 +328,7 @@ def _matches(study: Dataset, query: StudyQuery) -> bool:
 def _series_of(association: Association, study: Dataset) -> Iterator[RemoteSeries]:
     study_uid = _uid(study, "StudyInstanceUID")
     for answer in _answers(association, _key("SERIES", study_uid, **dict.fromkeys(_SERIES_KEYS, ""))):
-        series_uid, images = _uid(answer, "SeriesInstanceUID"), _text(answer, "NumberOfSeriesRelatedInstances")
+        series_uid = _uid(answer, "SeriesInstanceUID")
         if series_uid and _text(answer, "StudyInstanceUID") in ("", study_uid):
             yield RemoteSeries(
                 patient_id=_text(study, "PatientID"),
@@ -328,7 +338,7 @@ def _series_of(association: Association, study: Dataset) -> Iterator[RemoteSerie
                 series_uid=series_uid,
                 modality=_text(answer, "Modality"),
                 body_part=_text(answer, "BodyPartExamined"),
-                images=int(images) if images.isdecimal() else None,
+                images=whole_number(_text(answer, "NumberOfSeriesRelatedInstances")),
                 patient_name=_text(study, "PatientName"),
                 study_date=_text(study, "StudyDate"),
                 description=_text(answer, "SeriesDescription"),

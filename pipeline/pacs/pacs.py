@@ -28,8 +28,11 @@ class Pacs(Protocol):
         Also raises Refusal E_PACS_TRUNCATED, as `images` does: the PACS does not return all results.
         """
 
+    def image_count(self, study_uid: str, series_uid: str) -> int | None:
+        """Return how many images the PACS says that the series has; None if it does not say."""
+
     def images(self, series: RemoteSeries) -> set[str]:
-        """Return the SOP instance UIDs of the series."""
+        """Return the SOP instance UIDs of the series. A list that may be cut is compared with the `series.images`."""
 
     def fetch(self, series: RemoteSeries, wanted: set[str] | None) -> Iterator[bytes]:
         """Yield complete files (DICOM PS3.10), each as soon as it is received, without the series in memory.

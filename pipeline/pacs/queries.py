@@ -126,3 +126,8 @@ def valid_uid(value: str) -> str:
     """Return a UID, '' if it is not valid (PS3.5, 9.1): the PACS could not be asked for it."""
     uid = UID(value, IGNORE)  # no warning, which would quote it
     return str(uid) if uid.is_valid else ""
+
+
+def whole_number(value: str) -> int | None:
+    """Return a number as the PACS writes it, None if there is none."""
+    return int(value) if value.isdecimal() else None

@@ -230,6 +230,22 @@ def test_failed_fetch_records_its_reason_and_leaves_no_file(
     assert not any(word in caplog.text for word in ("CANARY", STUDY_UID, SERIES_UID, "127.0.0.1"))
 
 
+def test_series_of_which_the_pacs_lists_only_the_first_images_is_not_scored(store: Store) -> None:
+    with FakePacs(images=images(120)).running() as pacs:
+        pacs.studies = [study(STUDY_UID, ct(SERIES_UID, NumberOfSeriesRelatedInstances="120"))]
+
+        def first_hundred(event: DicomEvent) -> Iterator[Any]:
+            yield from list(pacs.usual_find(event))[:100]
+
+        pacs.find = first_hundred
+        fetching = source(store, pacs.port)
+        job = ask(fetching, store)
+        fetching.fetch_all(store, Event())
+        ended = store.jobs.get(job.id)
+        assert (ended.state, ended.code) == ("no_score", "E_PACS_TRUNCATED")
+        assert not job.folder.exists()
+
+
 def test_failed_series_does_not_block_the_next(pacs: FakePacs, store: Store) -> None:
     asking = source(store, pacs.port)
     lost = asking.ask(store, "1.2.3", "1.2.3.4", by="clinician")

@@ -312,6 +312,11 @@ def test_series_of_a_study_that_the_server_leaves_out_are_refused(tmp_path: Path
         assert refusal(lambda: pacs.find(StudyQuery())).code == "E_PACS_TRUNCATED"
 
 
+def test_number_of_images_is_that_of_the_series(tmp_path: Path) -> None:
+    with asking(lambda request: hospital(request, page=1), tmp_path) as (pacs, _):
+        assert [pacs.image_count("1.3", uid) for uid in ("1.3.1", "1.3.7")] == [7, None]
+
+
 @pytest.mark.parametrize(("listed", "in_series", "is_refused"), [(100, 300, True), (100, 100, False), (60, 300, False)])
 def test_list_of_images_that_the_server_cuts_is_refused(
     tmp_path: Path, listed: int, in_series: int, is_refused: bool

@@ -342,6 +342,29 @@ def test_images_are_the_ct_images_of_the_series() -> None:
     assert (pacs.asked[0].StudyInstanceUID, pacs.asked[0].SeriesInstanceUID) == ("1.2.3", "1.2.3.4")
 
 
+@pytest.mark.parametrize(("listed", "in_series", "is_refused"), [(100, 120, True), (100, 100, False), (9, 120, False)])
+def test_list_of_images_that_the_pacs_cuts_is_refused(listed: int, in_series: int, is_refused: bool) -> None:
+    with FakePacs(images=images(listed)).running() as pacs:
+        series = replace(SERIES, images=in_series)
+        if is_refused:
+            with pytest.raises(Refusal, match="E_PACS_TRUNCATED"):
+                client(pacs).images(series)
+        else:
+            assert len(client(pacs).images(series)) == listed
+
+
+def test_number_of_images_is_that_of_the_series() -> None:
+    described = [
+        dataset(SeriesInstanceUID="1.2.3.9", NumberOfSeriesRelatedInstances="5"),
+        dataset(SeriesInstanceUID=SERIES.series_uid, NumberOfSeriesRelatedInstances="7"),
+        dataset(SeriesInstanceUID="1.2.3.5"),
+    ]
+    with FakePacs([(dataset(StudyInstanceUID=SERIES.study_uid), described)]).running() as pacs:
+        assert client(pacs).image_count(SERIES.study_uid, SERIES.series_uid) == 7
+        assert client(pacs).image_count(SERIES.study_uid, "1.2.3.5") is None
+        assert client(pacs).image_count(SERIES.study_uid, "1.2.3.6") is None
+
+
 @pytest.mark.parametrize(
     ("status", "code"),
     [(0xA700, "E_PACS_SILENT"), (0x0124, "E_PACS_AUTH"), (0xC001, "E_PACS_ANSWER"), (0xFE00, "E_PACS_ANSWER")],
