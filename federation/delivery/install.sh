@@ -127,7 +127,7 @@ check_prefix() {
 }
 
 place_of() {  # UNIT FILE: the prefix of the fedthorax that it starts
-    sed -n 's|^ExecStart=\(/[^ ]*\)/fedthorax/bin/.*|\1|p' "$1" 2>/dev/null || :
+    sed -n 's|^ *ExecStart *= *\(/[^ ]*\)/fedthorax/bin/.*|\1|p' "$1" 2>/dev/null || :
 }
 is_prefix() { [ "$1" = "$prefix" ] || [ "$1" -ef "$prefix" ]; }
 
@@ -135,11 +135,17 @@ check_units() {  # units have the same names with any prefix: one file can start
     places=$units
     [ $scope = user ] || places="$units /usr/lib/systemd/system"  # of the Debian package, which ours would hide
     for unit in "$here/systemd/$scope"/*.service; do
-        for folder in $places; do
-            file=$folder/${unit##*/} place=$(place_of "$folder/${unit##*/}")
-            [ -z "$place" ] || is_prefix "$place" || refuse E_INSTALL_UNITS \
-                "the unit $file starts another program, below $place" \
-                "Remove that program as it came (install.sh --prefix DIR --uninstall, or apt), or upgrade it there."
+        name=${unit##*/}
+        name=${name%.service}
+        for folder in $places; do  # systemd applies the drop-ins of fedthorax-.service.d to all of them
+            for file in "$folder/$name"*.service "$folder/$name"*.service.d/*.conf \
+                "$folder"/fedthorax-.service.d/*.conf; do
+                place=$(place_of "$file")
+                [ -z "$place" ] || is_prefix "$place" || refuse E_INSTALL_UNITS \
+                    "the unit $file starts another program, below $place" \
+                    "Remove that program as it came (install.sh --prefix DIR --uninstall, or apt), \
+or upgrade it there. Correct a drop-in with systemctl edit."
+            done
         done
     done
 }

@@ -106,7 +106,8 @@ INSTALL_OTHER = Reason(
 INSTALL_UNITS = Reason(
     "E_INSTALL_UNITS",
     "the unit {unit} starts another program, below {prefix}",
-    "Remove that program as it came (install.sh --prefix DIR --uninstall, or apt), or upgrade it there.",
+    "Remove that program as it came (install.sh --prefix DIR --uninstall, or apt), or upgrade it there. "
+    "Correct a drop-in with systemctl edit.",
 )
 INSTALL_FAILED = Reason(
     "E_INSTALL_FAILED",

@@ -1,14 +1,14 @@
 #!/bin/sh
 set -e
-refuse_units() {  # a unit in /etc hides the package's: services of the package would start the other program
-    for pattern in @UNITS@; do
-        for unit in /etc/systemd/system/$pattern.service; do
-            line=$(grep '^ExecStart=.' "$unit" 2>/dev/null) || continue
+refuse_units() {  # a unit or drop-in in /etc precedes the package's units: they would start the other program
+    for pattern in @UNITS@ fedthorax-; do  # systemd applies the drop-ins of fedthorax-.service.d to all of them
+        for unit in /etc/systemd/system/$pattern.service /etc/systemd/system/$pattern.service.d/*.conf; do
+            line=$(sed -n 's/^ *ExecStart *= *\(.\)/ExecStart=\1/p' "$unit" 2>/dev/null | grep .) || continue
             ! echo "$line" | grep -q '[ =@:+!-]/opt/fedthorax/' || continue  # a copy that `systemctl edit --full` made
             program=${line#ExecStart=}; program=${program%% *}
             echo "E_INSTALL_UNITS: the unit $unit starts another program, below ${program%/fedthorax/bin/*}" >&2
             echo "  Remove that program as it came (install.sh --prefix DIR --uninstall, or apt)," \
-                "or upgrade it there." >&2
+                "or upgrade it there. Correct a drop-in with systemctl edit." >&2
             exit 1
         done
     done

@@ -152,6 +152,30 @@ def test_installation_refuses_units_that_would_hide_its_own(
 
 
 @pytest.mark.parametrize(
+    ("folder", "setting", "refused"),
+    [
+        ("fedthorax-node@.service.d", "ExecStart=\nExecStart=/srv/fedthorax/bin/fedthorax node start %i", True),
+        ("fedthorax-node@north.service.d", "ExecStart = /srv/fedthorax/bin/fedthorax node start %i", True),
+        ("fedthorax-.service.d", "ExecStart=/srv/fedthorax/bin/fedthorax node start %i", True),
+        ("fedthorax-clinic@.service.d", "ExecStart=/srv/fedthorax/bin/fedthorax serve", False),
+        ("fedthorax-node@.service.d", "ExecStart=\nExecStart=/usr/bin/nice /opt/fedthorax/bin/fedthorax node", False),
+        ("fedthorax-node@.service.d", "ExecStart=\nUser=someone\nExecStartPre=/srv/fedthorax/bin/fedthorax", False),
+    ],
+)
+def test_installation_refuses_drop_ins_that_start_another_program(
+    tmp_path: Path, folder: str, setting: str, refused: bool
+) -> None:
+    drop_in = tmp_path / "etc/systemd/system" / folder / "override.conf"
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text(f"[Service]\n{setting}\n")
+    done = run_script(tmp_path, "preinst", "install")
+    assert done.returncode == int(refused), done.stderr
+    if refused:
+        says = INSTALL_UNITS.says.format(unit=f"/etc/systemd/system/{folder}/override.conf", prefix="/srv")
+        assert done.stderr.startswith(f"{INSTALL_UNITS.code}: {says}\n")
+
+
+@pytest.mark.parametrize(
     ("script", "command"),
     [
         (("prerm", "remove"), "stop fedthorax-node@north.service fedthorax-ingest@north.timer"),

@@ -314,6 +314,24 @@ def test_units_of_another_prefix_are_not_replaced(machine: Machine, make_bundle:
     install_quickly(machine, new, tmp_path / "second")
 
 
+@pytest.mark.parametrize(
+    "name", ["fedthorax-node@.service.d", "fedthorax-node@north.service.d", "fedthorax-.service.d"]
+)
+def test_drop_in_that_starts_another_prefix_is_refused(
+    machine: Machine, make_bundle: MakeBundle, tmp_path: Path, name: str
+) -> None:
+    bundle, drop_in = make_bundle(), machine.units / name / "override.conf"
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text(f"[Service]\nExecStart=\nExecStart={tmp_path / 'first'}/fedthorax/bin/fedthorax node start %i\n")
+    before = state(machine)
+    done = machine.install(bundle, "--prefix", tmp_path / "second", "--check")
+    assert refused(done) == "E_INSTALL_UNITS"
+    assert f"the unit {drop_in} starts another program, below {tmp_path / 'first'}\n" in done.stderr
+    assert state(machine) == before
+    drop_in.write_text("[Service]\nUser=someone\nExecStart=\n")
+    assert machine.install(bundle, "--prefix", tmp_path / "second", "--check").returncode == 0
+
+
 def test_another_role_may_have_another_prefix(machine: Machine, make_bundle: MakeBundle, tmp_path: Path) -> None:
     install_quickly(machine, make_bundle(role="node"), tmp_path / "first")
     install_quickly(machine, make_bundle(role="clinic"), tmp_path / "second")
