@@ -118,7 +118,8 @@ def _make_hospitals(folders: Folders, patients: int) -> None:
         say("  they exist from an earlier run")
         return
     with progress_bar("synthetic patients") as progress:
-        make_hospitals(done.parent, patients=counts, seed=SEED, anatomy=ANATOMY, progress=progress)
+        # The demo's own folder. It is not empty after a demo that was interrupted or had other numbers of patients.
+        make_hospitals(done.parent, patients=counts, seed=SEED, anatomy=ANATOMY, replaces=True, progress=progress)
     done.write_text(json.dumps(wanted))
 
 

@@ -91,10 +91,10 @@ def demo(
 
 @app.command()
 def phantom(
-    out: Annotated[Path, typer.Argument(help="Folder for the hospitals.")],
+    out: Annotated[Path, typer.Argument(help="New or empty folder for the hospitals.")],
     sites: Annotated[int, typer.Option(min=1, max=100, help="Number of hospitals.")] = 4,
     patients: Annotated[int, typer.Option(min=1, max=5000, help="Patients at each, without the defective ones.")] = 100,
-    seed: Annotated[int, typer.Option(help="The same seed produces the same bytes.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed produces the same bytes.")] = 1,
     defects: Annotated[bool, typer.Option(help="Add one patient for each kind of defect.")] = True,
     laboratory: Annotated[LaboratoryFeed, typer.Option(help="Format of the laboratory export.")] = LaboratoryFeed.csv,
     anatomy: Annotated[

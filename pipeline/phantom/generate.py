@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.random import Generator
 
+from models.refusal import Refusal
 from pipeline.phantom.anatomy import Build, make_thorax
 from pipeline.phantom.appearance import scanner_for_patient
 from pipeline.phantom.defects import DEFECTS, Case, reported
@@ -26,6 +27,7 @@ from pipeline.phantom.feeds import TIME_ZONE, LaboratoryFormat, laboratory_table
 from pipeline.phantom.hospitals import Anatomy, Hospital, hospital
 from pipeline.phantom.lesions import Lesions, add_lesions
 from pipeline.phantom.patients import Patient, draw_patient, probability_severe
+from pipeline.phantom.reasons import PHANTOM_FOLDER
 from pipeline.phantom.records import (
     OutcomeRow,
     PcrRow,
@@ -147,14 +149,19 @@ def make_hospitals(
     laboratory: LaboratoryFormat = "csv",
     anatomy: Anatomy = "random",
     randomise: bool = False,
+    replaces: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
     """Write one hospital for each number in `patients`; with `defects`, one additional patient for each defect.
 
     `anatomy`: random bodies, or a simple template. `randomise`: each scan looks as from another scanner.
+    `replaces`: `out` may hold files already, those of an earlier call, and they are written again.
 
-    Returns the hospitals' folders. `progress(done, total)` counts the patients written. Raises Refusal E_WORKER_DIED.
+    Returns the hospitals' folders. `progress(done, total)` counts the patients written.
+    Raises Refusal: E_PHANTOM_FOLDER, E_WORKER_DIED.
     """
+    if not replaces and out.exists() and any(out.iterdir()):
+        raise Refusal(PHANTOM_FOLDER, private=str(out))
     spoilt = list(DEFECTS) if defects else []
     folders: list[Path] = []
     done, total = 0, sum(patients) + len(patients) * len(spoilt)

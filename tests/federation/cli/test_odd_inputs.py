@@ -94,7 +94,11 @@ def test_folder_of_a_hospital_does_not_become_a_clinic(site: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("clinic", "token", "x", "anna", "--days", "nan"), ("server", "enrol", "x", "y", "--patients", "1" * 20)],
+    [
+        ("clinic", "token", "x", "anna", "--days", "nan"),
+        ("server", "enrol", "x", "y", "--patients", "1" * 20),
+        ("phantom", "x", "--seed", "-5"),
+    ],
 )
 def test_number_out_of_range_is_wrong_usage(arguments: tuple[str, ...]) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 2

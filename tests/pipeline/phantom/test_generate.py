@@ -54,6 +54,27 @@ def test_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     assert not any(first[name] == other[name] for name in scans)
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_folder_with_files_is_refused_and_kept(tmp_path: Path) -> None:
+    """The names are those that a hospital's folder has."""
+    real = tmp_path / "north" / "laboratory.csv"
+    real.parent.mkdir()
+    real.write_text("results of patients")
+    with pytest.raises(Refusal, match="E_PHANTOM_FOLDER"):
+        make_hospitals(tmp_path, patients=[1], seed=1, defects=False, anatomy="template")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [real]
+    assert real.read_text() == "results of patients"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
+def test_interrupted_hospitals_of_the_demo_are_completed(tmp_path: Path) -> None:
+    """Only a caller that owns the folder asks for it."""
+    (tmp_path / "north" / "ct").mkdir(parents=True)
+    (folder,) = make_hospitals(tmp_path, patients=[1], seed=1, defects=False, anatomy="template", replaces=True)
+    assert (folder / "truth.json").is_file()
+
+
 @pytest.mark.parametrize(
     "code", [None, "E_DUPLICATE_SLICE", "W_SEVERAL_SERIES", "E_MODALITY", "E_NO_LUNGS", "E_DUPLICATE_SCAN"]
 )
