@@ -37,16 +37,25 @@ def load_settings(path: Path, model: type[Settings]) -> Settings:
         E_SETTINGS_FILE, E_SETTINGS_SYNTAX or E_SETTINGS_KEY; the last names every wrong key at once.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = path.read_text(encoding="utf-8")
     except OSError as error:
         raise Refusal(SETTINGS_FILE, file=path.name, private=str(path)) from error
-    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of thousands of digits
+    except ValueError as error:  # not UTF-8
+        raise Refusal(SETTINGS_SYNTAX, file=path.name, problem=str(error)) from error
+    return parse_settings(content, model, file=path.name)
+
+
+def parse_settings(text: str, model: type[Settings], *, file: str) -> Settings:
+    """Return the settings in a text. `file`: its name. Raises Refusal: E_SETTINGS_SYNTAX, E_SETTINGS_KEY."""
+    try:
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # not TOML, a number of thousands of digits
         problem = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise Refusal(SETTINGS_SYNTAX, file=path.name, problem=problem) from error
+        raise Refusal(SETTINGS_SYNTAX, file=file, problem=problem) from error
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise Refusal(SETTINGS_KEY, file=path.name, problems=_problems(error, content)) from error
+        raise Refusal(SETTINGS_KEY, file=file, problems=_problems(error, content)) from error
 
 
 def _problems(error: ValidationError, content: Mapping[str, Any]) -> str:

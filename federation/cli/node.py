@@ -1,5 +1,6 @@
 """`fedthorax node ...`: the commands of hospital IT."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,8 +61,13 @@ def init(
     """Create a site: settings, a pseudonym key and the node's key. `node join` then enrols it in a study."""
     from federation.enrolment.certificates import create_node_key
     from pipeline.doctor.reasons import CT_ONLY_USES
-    from pipeline.site.folder import init_site, site_settings
+    from pipeline.site.folder import ADDRESS, NAME, init_site, site_settings
 
+    if not re.fullmatch(NAME, name):
+        says = "a site's name has up to 40 of a to z, digits and hyphens, and does not begin with a hyphen"
+        raise typer.BadParameter(says, param_hint="--name")
+    if not re.fullmatch(ADDRESS, server):
+        raise typer.BadParameter("give host:port, such as study.example.org:8443", param_hint="--server")
     site = init_site(site_dir, site_settings(source, name=name, server=server, ct_only=ct_only))
     create_node_key(site.node_key)
     if ca is not None:

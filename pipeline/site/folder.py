@@ -24,7 +24,7 @@ from configs import preset_files
 from models.compute_settings import ComputeSettings
 from models.reasons import SETTINGS_SYNTAX
 from models.refusal import Refusal
-from models.settings import load_settings
+from models.settings import load_settings, parse_settings
 from pipeline.records.join import JoinRules
 from pipeline.records.labels import LabelsFile
 from pipeline.records.laboratory import FhirLaboratory, Hl7Laboratory, Laboratory
@@ -39,13 +39,15 @@ Split = Literal["train", "validation", "test"]
 # Shares of patients for testing and for validation (calibration), by keyed hash; the others are for training.
 TEST_SHARE, VALIDATION_SHARE = 0.25, 0.15
 KEY_BYTES = 32
+NAME = r"^[a-z0-9][a-z0-9-]{0,39}$"
+ADDRESS = r"^$|^[A-Za-z0-9.\-\[\]:]+:\d{1,5}$"  # of the study's server; empty if it is not known yet
 UNNAMED = "my-hospital"  # the name of a new site, until hospital IT changes it
 
 
 class SiteTable(BaseModel, extra="forbid"):
     """[site]: the site's name and rules for its data."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
+    name: str = Field(pattern=NAME)
     source: Path = Path()  # folder to which the paths below are relative; the site's folder if empty
     min_patients: int = Field(default=10, ge=2)  # figures over fewer patients do not leave the site
     unlabelled_patients: bool = False  # keep patients with a CT and no label. See `has_labels`
@@ -70,7 +72,7 @@ class CtTable(BaseModel, extra="forbid"):
 class ServerTable(BaseModel, extra="forbid"):
     """[server]: address of the study's server; empty until the node has joined one."""
 
-    address: str = Field(default="", pattern=r"^$|^[A-Za-z0-9.\-\[\]:]+:\d{1,5}$")
+    address: str = Field(default="", pattern=ADDRESS)
     ca_certificate: Path = Path("keys/ca.crt")
     proxy: str = Field(default="", pattern=r"^$|^http://[^\s/@]+/?$")  # HTTP proxy; empty: HTTPS_PROXY decides
 
@@ -329,10 +331,11 @@ def init_site(folder: Path, settings_text: str, *, key: bytes | None = None) -> 
     """Make a site folder with its settings and a new pseudonym key, which only its owner may read.
 
     Only synthetic hospitals and public data sets give `key`, so that their splits can be repeated.
-    Raises Refusal E_SITE_EXISTS.
+    Raises Refusal: E_SITE_EXISTS, E_SETTINGS_SYNTAX, E_SETTINGS_KEY, and then writes nothing.
     """
     if (folder / "site.toml").exists():
         raise Refusal(SITE_EXISTS, private=str(folder))
+    parse_settings(settings_text, SiteSettings, file="site.toml")
     (folder / "keys").mkdir(parents=True, exist_ok=True)
     for private in (folder, folder / "keys"):
         private.chmod(0o700)

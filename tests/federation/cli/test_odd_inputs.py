@@ -80,6 +80,22 @@ def test_settings_in_another_encoding_make_no_site(tmp_path: Path) -> None:
     assert not (tmp_path / "site").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "rule"),
+    [
+        ("--name", "Hôpital Nord", "a to z, digits and hyphens"),
+        ("--name", 'a"b', "a to z, digits and hyphens"),
+        ("--server", "study.example.org", "host:port"),
+    ],
+)
+def test_wrong_option_makes_no_site_and_its_rule_is_named(tmp_path: Path, option: str, value: str, rule: str) -> None:
+    wrong = CliRunner().invoke(app, ["node", "init", str(tmp_path / "site"), option, value])
+    assert wrong.exit_code == 2
+    said = " ".join(wrong.output.replace("│", " ").split())
+    assert option in said and rule in said
+    assert not (tmp_path / "site").exists()
+
+
 def test_folder_that_is_no_app_is_not_read(site: Path, tmp_path: Path) -> None:
     (tmp_path / "large").mkdir()
     (tmp_path / "large" / "unreadable.py").touch(mode=0)

@@ -57,8 +57,9 @@ def test_folder_that_is_not_a_site_is_refused(tmp_path: Path) -> None:
 )
 def test_wrong_settings_are_refused_by_key(tmp_path: Path, wrong: str) -> None:
     with pytest.raises(Refusal, match=r"site\.(name|min_patients)") as caught:
-        init_site(tmp_path, SETTINGS.replace('name = "ward"', wrong))
+        init_site(tmp_path / "site", SETTINGS.replace('name = "ward"', wrong))
     assert caught.value.code == "E_SETTINGS_KEY"
+    assert not (tmp_path / "site").exists(), "half a site would stop the next `node init`"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"k" * 31], ids=["missing", "empty", "short"])
