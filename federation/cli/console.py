@@ -3,15 +3,17 @@
 With --json a command prints one JSON object; a refusal is {"refused": {"code", "says", "remedy"}}.
 """
 
+import errno
 import json
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from federation.cli.reasons import OUTPUT
 from federation.system.terminal_text import printable
 from models.refusal import Refusal
 
@@ -93,6 +95,30 @@ def print_refusal(refusal: Refusal, *, as_json: bool) -> None:
         say(f"  (fedthorax explain {page} shows this page.)")
 
 
+class OutputError(OSError):
+    """Standard output cannot be written. Of any other file, OSError says the same."""
+
+
+@contextmanager
+def watched_output() -> Iterator[None]:
+    """Raise OutputError during the block, and at its end, if standard output cannot be written."""
+    if sys.stdout is None:  # the caller closed it
+        yield
+        return
+    with redirect_stdout(cast(IO[str], _Watched(sys.stdout))):
+        yield
+    sys.stdout.flush()  # else the interpreter does it at its end, and shows a stack trace
+
+
+def give_up_output(error: OSError) -> None:
+    """Say that the output cannot be written, unless its reader just ended, as `head` does; drop the rest of it."""
+    if sys.stdout is not None:
+        _to_nowhere(sys.stdout)
+    if error.errno != errno.EPIPE:
+        with suppress(OSError):
+            print_refusal(Refusal(OUTPUT, problem=error.strerror or type(error).__name__), as_json=False)
+
+
 def goes_to_the_journal() -> bool:
     """Whether systemd's journal records standard error of this process (systemd.exec(5), JOURNAL_STREAM)."""
     status = os.fstat(2)
@@ -164,6 +190,28 @@ def outliving_the_terminal() -> Iterator[None]:
         signal.signal(signal.SIGHUP, before)
 
 
+class _Watched:
+    """A stream whose errors tell that they are its own."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            raise OutputError(error.errno, error.strerror) from error
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            raise OutputError(error.errno, error.strerror) from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class _Outlet:
     """A stream that discards its output once its reader has gone."""
 
@@ -174,19 +222,20 @@ class _Outlet:
         try:
             return self._stream.write(text)
         except OSError:
-            self._to_nowhere()
+            _to_nowhere(self._stream)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except OSError:
-            self._to_nowhere()
-
-    def _to_nowhere(self) -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())  # so that the rest of the stream's buffer can be flushed
-        os.close(nowhere)
+            _to_nowhere(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _to_nowhere(stream: IO[str]) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())  # so that the rest of the stream's buffer can be flushed
+    os.close(nowhere)

@@ -18,7 +18,15 @@ import typer
 from federation.cli import clinic, importing, node, server, study
 from federation.cli.adapt import adapt
 from federation.cli.argument_help import show_argument_help
-from federation.cli.console import print_json, print_refusal, progress_bar, say
+from federation.cli.console import (
+    OutputError,
+    give_up_output,
+    print_json,
+    print_refusal,
+    progress_bar,
+    say,
+    watched_output,
+)
 from federation.cli.explain import explain
 from federation.cli.options import Json
 from federation.cli.reasons import ADDRESS_MISSING, DATABASE, LIBRARY
@@ -183,12 +191,28 @@ def main() -> None:
     os.environ.update(QUIET)
     signal.signal(signal.SIGTERM, _end)
     try:
+        with watched_output():
+            ended = _run()
+    except OSError as error:
+        give_up_output(error)
+        ended = 1
+    sys.exit(ended)
+
+
+def _run() -> str | int | None:
+    """Run a command and return its exit status. Raises OutputError."""
+    try:
         app()
+    except SystemExit as end:
+        return end.code
+    except OutputError:
+        raise
     except Exception as error:
         if (refusal := _refusal_of(error)) is None:
             raise
         print_refusal(refusal, as_json="--json" in sys.argv)
-        sys.exit(1)
+        return 1
+    return 0
 
 
 def _refusal_of(error: Exception) -> Refusal | None:

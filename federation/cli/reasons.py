@@ -18,6 +18,11 @@ LIBRARY = Reason(
     "a library of this installation cannot be loaded: {problem}",
     "Install fedthorax again, from a bundle or wheels that fit this machine: its processor, its glibc, its Python.",
 )
+OUTPUT = Reason(
+    "E_OUTPUT",
+    "the output of this command cannot be written: {problem}",
+    "Free space where it goes, or write it elsewhere, and run the command again. The command's work is kept.",
+)
 STUDY_EXISTS = Reason(
     "E_STUDY_EXISTS",
     "{file} exists already",
