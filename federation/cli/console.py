@@ -7,10 +7,12 @@ import errno
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from federation.cli.reasons import OUTPUT
@@ -33,6 +35,11 @@ def errors() -> "Console":
 def say(text: str) -> None:
     """Print a text for people on standard error. A part of it may come from a server or a file (`printable`)."""
     errors().print(printable(text, keep="\n"), markup=False, soft_wrap=True)
+
+
+def quoted(path: Path) -> str:
+    """Return a path as a shell takes it, for a command that people copy."""
+    return shlex.quote(str(path))
 
 
 def print_json(content: Any) -> None:

@@ -24,6 +24,7 @@ from federation.cli.console import (
     print_json,
     print_refusal,
     progress_bar,
+    quoted,
     say,
     watched_output,
 )
@@ -129,6 +130,7 @@ def phantom(
         print_json({"hospitals": [folder.name for folder in folders]})
     else:
         say(f"Wrote {', '.join(folder.name for folder in folders)} under {out}.")
+        say(f"Next, make a site from one: `fedthorax node init SITE_DIR --from {quoted(folders[0])}`.")
 
 
 @app.command()

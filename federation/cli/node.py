@@ -23,7 +23,6 @@ from models.refusal import Refusal
 
 if TYPE_CHECKING:
     from pipeline.site.folder import Site
-
 app = typer.Typer(
     help="Hospital IT: set up, check and run this hospital's node, and load its data.", no_args_is_help=True
 )
@@ -32,6 +31,15 @@ StudyFile = Annotated[
     Path | None,
     typer.Option("--study", help="Preprocess scans with the settings of this study file instead of the defaults."),
 ]
+
+
+def _open(site_dir: Path) -> "Site":
+    """Open a site before anything is written into its folder, which may be a hospital's."""
+    from pipeline.site.folder import Site
+
+    site = Site.open(site_dir)
+    site.require_made()
+    return site
 
 
 @app.command()
@@ -88,9 +96,8 @@ def join(
 ) -> None:
     """Join a study: verify its server with the code, and get the node's certificate."""
     from federation.enrolment.join import join as enter
-    from pipeline.site.folder import Site
 
-    site = Site.open(site_dir)
+    site = _open(site_dir)
     known_as = enter(site, code, name=name)
     if known_as != site.name:
         say(f"Note: site.toml calls this site {site.name}. Tell the study's office if {known_as} is another hospital.")
@@ -101,9 +108,8 @@ def join(
 def renew(site_dir: SiteDir) -> None:
     """Renew the node's certificate before it expires."""
     from federation.enrolment.join import renew as prolong
-    from pipeline.site.folder import Site
 
-    say(f"The node's certificate is valid until {prolong(Site.open(site_dir)):%Y-%m-%d}.")
+    say(f"The node's certificate is valid until {prolong(_open(site_dir)):%Y-%m-%d}.")
 
 
 @app.command()
@@ -112,9 +118,8 @@ def move(
 ) -> None:
     """Use a new server address, after a check that the server there belongs to the same study."""
     from federation.enrolment.join import move as dial_elsewhere
-    from pipeline.site.folder import Site
 
-    dial_elsewhere(Site.open(site_dir), address)
+    dial_elsewhere(_open(site_dir), address)
     say(f"It is the study's server, and it knows this site. Restart the node to connect to {address}.")
 
 
@@ -131,9 +136,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check this site: its problems and how to fix them. It fetches no scans and does not change the cohort."""
-    from pipeline.site.folder import Site
-
-    site = Site.open(site_dir)  # before the imports that take seconds
+    site = _open(site_dir)  # before the imports that take seconds
     from federation.approval import peer_checks
     from federation.cli.doctor_screen import show_checkup
     from federation.enrolment import standing
@@ -163,9 +166,8 @@ def pull(site_dir: SiteDir, as_json: Json = False) -> None:
     """Fetch new series from the PACS, without patient identifiers, and records from the FHIR or OMOP database."""
     from models.refusal import Refusal
     from pipeline.pacs.reasons import NO_PACS
-    from pipeline.site.folder import Site
 
-    site = Site.open(site_dir)
+    site = _open(site_dir)
     if site.settings.pacs is None and site.settings.fhir is None and site.settings.omop is None:
         raise Refusal(NO_PACS)
     content = {**(_pull(site) or {}), "fhir": _fetch(site), "omop": _fetch_omop(site)}
@@ -215,9 +217,7 @@ def _pull(site: "Site") -> dict[str, Any] | None:
 @app.command()
 def ingest(site_dir: SiteDir, study: StudyFile = None, as_json: Json = False) -> None:
     """Update the cohort from PACS, databases and files. Files that were ingested before are not read again."""
-    from pipeline.site.folder import Site
-
-    site = Site.open(site_dir)  # before the imports that take seconds
+    site = _open(site_dir)  # before the imports that take seconds
     from federation.cli.doctor_screen import show_waterfall
     from federation.node.site_encoding import encode_site
     from federation.protocol.study_config import preprocessing_of
@@ -245,10 +245,9 @@ def listen(site_dir: SiteDir) -> None:
     import logging
 
     from pipeline.feeds.result_listener import listen as run
-    from pipeline.site.folder import Site
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    run(Site.open(site_dir), say)
+    run(_open(site_dir), say)
 
 
 @app.command()
@@ -256,9 +255,8 @@ def status(site_dir: SiteDir, as_json: Json = False) -> None:
     """Show whether the node runs, its last activity, and how many patients the cohort has."""
     from federation.node.start import node_status
     from pipeline.doctor.reasons import CT_ONLY_USES
-    from pipeline.site.folder import Site
 
-    content = node_status(Site.open(site_dir))
+    content = node_status(_open(site_dir))
     if as_json:
         print_json(content)
     else:
@@ -281,10 +279,9 @@ def find(
     from pipeline.imaging.readers import find_scans
     from pipeline.pacs.pacs import open_pacs
     from pipeline.pacs.pull import study_query
-    from pipeline.site.folder import Site
     from pipeline.site.site_data import identifiers_in_records
 
-    site = Site.open(site_dir)
+    site = _open(site_dir)
     if site.settings.pacs is not None:
         with open_pacs(site) as pacs:
             remote = pacs.find(study_query(site, site.settings.pacs))
@@ -318,10 +315,9 @@ def start(
     """Run this hospital's node until Ctrl-C. It connects to the study's server and accepts no connections itself."""
     from federation.node.start import run_node
     from federation.system.stop_limit import STOP_SECONDS, ending_within
-    from pipeline.site.folder import Site
 
     with ending_within(STOP_SECONDS):
-        run_node(Site.open(site_dir), typer.echo if json_lines else say, json_lines=json_lines)
+        run_node(_open(site_dir), typer.echo if json_lines else say, json_lines=json_lines)
 
 
 for command in (

@@ -32,7 +32,8 @@ from pipeline.records.outcomes import FhirOutcomes, OmopOutcomes, Outcomes
 from pipeline.site.fhir_settings import FhirTable
 from pipeline.site.omop_settings import OmopTable
 from pipeline.site.pacs_settings import PacsTable
-from pipeline.site.reasons import NO_SITE, SITE_EXISTS, SITE_KEY
+from pipeline.site.reasons import NO_SITE, SITE_EXISTS, SITE_KEY, SITE_NOT_MADE
+from pipeline.system.folder_format import FILE as FORMAT_FILE
 from pipeline.system.folder_format import check_folder, stamp_folder
 
 Split = Literal["train", "validation", "test"]
@@ -278,9 +279,15 @@ class Site:
     def ca_certificate(self) -> Path:
         return self.folder / self.settings.server.ca_certificate
 
+    def require_made(self) -> None:
+        """Refuse a folder of a hospital's files that was mistaken for its site. Raises Refusal E_SITE_NOT_MADE."""
+        if not any(os.path.lexists(self.folder / name) for name in ("keys", FORMAT_FILE, "cohort")):
+            raise Refusal(SITE_NOT_MADE, private=str(self.folder))
+
     @cached_property
     def _key(self) -> bytes:
         """The pseudonym key. Raises Refusal E_SITE_KEY, because with an empty key anyone could compute pseudonyms."""
+        self.require_made()
         path = self.folder / "keys" / "pseudonym.key"
         try:
             key = path.read_bytes()

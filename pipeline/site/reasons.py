@@ -35,6 +35,11 @@ SCAN_OFFSET = Reason(
 )
 CT_DATE = Reason("E_CT_DATE", "the series has no acquisition date", "Export the series with its acquisition date.")
 SITE_EXISTS = Reason("E_SITE_EXISTS", "the folder is already a site", "Edit its site.toml, or choose another folder.")
+SITE_NOT_MADE = Reason(
+    "E_SITE_NOT_MADE",
+    "the folder has a site.toml and no keys: it holds a hospital's files, and no site was made from it yet",
+    "Make the site in another folder: fedthorax node init SITE_DIR --from THIS_FOLDER.",
+)
 SITE_KEY = Reason(
     "E_SITE_KEY",
     "the site's key for pseudonyms is missing or damaged",

@@ -96,6 +96,17 @@ def test_wrong_option_makes_no_site_and_its_rule_is_named(tmp_path: Path, option
     assert not (tmp_path / "site").exists()
 
 
+@pytest.mark.parametrize(
+    "command", [("check",), ("ingest",), ("status",), ("join", "x"), ("start",), ("find", "x"), ("backup", "copy")]
+)
+def test_folder_of_a_hospital_is_not_taken_for_its_site(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """As `phantom` writes it. Nothing in it changes."""
+    (tmp_path / "site.toml").write_text(site_settings(None, name="north"))
+    refused = refusal("node", command[0], tmp_path, *command[1:])
+    assert refused.code == "E_SITE_NOT_MADE" and "node init SITE_DIR --from" in refused.remedy
+    assert [path.name for path in tmp_path.iterdir()] == ["site.toml"]
+
+
 def test_folder_that_is_no_app_is_not_read(site: Path, tmp_path: Path) -> None:
     (tmp_path / "large").mkdir()
     (tmp_path / "large" / "unreadable.py").touch(mode=0)
