@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from federation.cli.console import print_json, progress_bar, say
+from federation.cli.console import print_json, progress_bar, quoted, say
 from federation.cli.options import Json
 
 
@@ -48,4 +48,7 @@ def adapt(
     if not description.operating_points:
         say("It has no operating points and gives no levels: no threshold was judged again here.")
     say(f"Signed with this hospital's key {adapted.key_sha256[:12]}; its public key is {adapted.public_key}.")
-    say(f"For the clinic: fedthorax clinic add-model CLINIC {adapted.folder} --signed-by {adapted.public_key}")
+    say(
+        f"For the clinic: fedthorax clinic add-model CLINIC {quoted(adapted.folder)} "
+        f"--signed-by {quoted(adapted.public_key)}"
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from federation.cli import reasons
-from federation.cli.console import print_json, print_table, say
+from federation.cli.console import print_json, print_table, quoted, say
 from federation.cli.options import Json
 from models.refusal import Refusal
 
@@ -57,7 +57,7 @@ def apps(
                 for a in map(_printable, known)
             ],
         )
-        say(f"To show one: fedthorax node apps {site_dir} --show APP")
+        say(f"To show one: fedthorax node apps {quoted(site_dir)} --show APP")
 
 
 def approve(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from federation.cli.console import say
+from federation.cli.console import quoted, say
 from models.refusal import Refusal
 
 SiteDir = Annotated[Path, typer.Argument(help="The site's folder.")]
@@ -40,7 +40,7 @@ def restore_site(file: BackupFile, site_dir: EmptyDir) -> None:
     except Refusal as refusal:  # earlier versions backed up sites without the key
         say(f"{refusal}. {refusal.remedy}")
     say("If patients withdrew after the backup, repeat it now: fedthorax node withdraw --help.")
-    say(f"Next: fedthorax node check {site_dir}, then fedthorax node ingest {site_dir}.")
+    say(f"Next: fedthorax node check {quoted(site_dir)}, then fedthorax node ingest {quoted(site_dir)}.")
     say("The node takes part in nothing until you accept the restore: fedthorax node accept-restore --help.")
 
 
@@ -83,7 +83,7 @@ def restore_server(file: BackupFile, folder: EmptyDir) -> None:
     if ended:
         say(f"Open codes have ended, because they may have been used since. Enrol again: {', '.join(ended)}.")
     say("A site that joined after the backup needs a new code, too.")
-    say(f"Next: fedthorax server start {folder}, then fedthorax study list --server {folder}.")
+    say(f"Next: fedthorax server start {quoted(folder)}, then fedthorax study list --server {quoted(folder)}.")
 
 
 def backup_clinic(folder: ClinicDir, file: NewFile) -> None:
@@ -105,7 +105,7 @@ def restore_clinic(file: BackupFile, folder: EmptyDir) -> None:
         "Tokens that were revoked, and accounts that were disabled, after the backup are valid again: revoke or disable"
     )
     say("them now (fedthorax clinic tokens --help).")
-    say(f"Next: fedthorax clinic status {folder}, then fedthorax serve {folder}.")
+    say(f"Next: fedthorax clinic status {quoted(folder)}, then fedthorax serve {quoted(folder)}.")
 
 
 def _outside(file: Path, folder: Path) -> None:

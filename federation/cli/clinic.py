@@ -11,7 +11,7 @@ import typer
 
 from federation.cli.backup import backup_clinic, restore_clinic
 from federation.cli.clinic_deliveries import send_again, status
-from federation.cli.console import print_json, print_json_list, print_table, say
+from federation.cli.console import print_json, print_json_list, print_table, quoted, say
 from federation.cli.options import Json
 from federation.cli.serve import BY, SignedBy
 from federation.cli.support import report_clinic
@@ -38,7 +38,10 @@ def init(folder: ClinicDir) -> None:
     from pipeline.clinic.settings import init_clinic
 
     init_clinic(folder)
-    say(f"Created a clinic. Edit {folder / 'clinic.toml'}, then run `fedthorax serve {folder} --model MODEL_DIR`.")
+    say(
+        f"Created a clinic. Edit {folder / 'clinic.toml'}, then run "
+        f"`fedthorax serve {quoted(folder)} --model MODEL_DIR`."
+    )
 
 
 # --- users ------------------------------------------------------------------------------------------------
@@ -69,7 +72,10 @@ def token(
         print_json({"name": name, "role": role.value, "person": person, "token": secret})
         return
     typer.echo(secret)
-    say(f"Send it to {name} over a confidential channel. To revoke it: fedthorax clinic revoke {folder} '{name}'")
+    say(
+        f"Send it to {name} over a confidential channel. To revoke it: "
+        f"fedthorax clinic revoke {quoted(folder)} {quoted(name)}"
+    )
 
 
 @app.command()
@@ -165,7 +171,10 @@ def shadow(
             return
         chosen = named(store, model)
         set_shadow(store, chosen.sha256, by=BY)
-    say(f"Model {chosen.sha256[:12]} runs in shadow from the next scan on. Compare: fedthorax clinic models {folder}")
+    say(
+        f"Model {chosen.sha256[:12]} runs in shadow from the next scan on. Compare: "
+        f"fedthorax clinic models {quoted(folder)}"
+    )
 
 
 @app.command()

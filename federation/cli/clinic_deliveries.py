@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from federation.cli.console import print_json, print_table, say
+from federation.cli.console import print_json, print_table, quoted, say
 from federation.cli.options import Json
 from federation.cli.serve import BY
 
@@ -37,7 +37,7 @@ def status(folder: ClinicDir, as_json: Json = False) -> None:
         [[target, state, code, str(count), remedy] for (target, state, code, remedy), count in sorted(alike.items())],
         whole=4,
     )
-    say(f"When it is solved: fedthorax clinic send-again {folder}")
+    say(f"When it is solved: fedthorax clinic send-again {quoted(folder)}")
 
 
 def send_again(

@@ -37,9 +37,9 @@ def say(text: str) -> None:
     errors().print(printable(text, keep="\n"), markup=False, soft_wrap=True)
 
 
-def quoted(path: Path) -> str:
-    """Return a path as a shell takes it, for a command that people copy."""
-    return shlex.quote(str(path))
+def quoted(argument: Path | str) -> str:
+    """Return an argument as a shell takes it, for a command that people copy."""
+    return shlex.quote(str(argument))
 
 
 def print_json(content: Any) -> None:

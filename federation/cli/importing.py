@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from federation.cli.console import print_json, print_table, progress_bar, say
+from federation.cli.console import print_json, print_table, progress_bar, quoted, say
 from federation.cli.options import Json
 
 if TYPE_CHECKING:
@@ -78,4 +78,4 @@ def _finish(made: "Imported", out: Path, as_json: bool) -> None:
     print_table(["site", "patients"], [[name, str(patients)] for name, patients in made.sites.items()])
     if made.findings:
         print_table(["left out", "count", "reason"], [[r.code, str(count), r.says] for r, count in made.counts])
-    say(f"Each site is a folder under {out}. Next: `fedthorax node ingest {out}/SITE`.")
+    say(f"Each site is a folder under {out}. Next: `fedthorax node ingest {quoted(out)}/SITE`.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from federation.cli import reasons
-from federation.cli.console import say
+from federation.cli.console import quoted, say
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_atomically
 
@@ -56,7 +56,7 @@ def init(
     if sites is not None:
         text, says = _for_sites(text, sites, purpose) if purpose else _protected(text, sites, size)
     write_atomically(study_file, text.encode())
-    say(f"Wrote {study_file}. Review it, then run `fedthorax study run {study_file}`")
+    say(f"Wrote {study_file}. Review it, then run `fedthorax study run {quoted(study_file)}`")
     for line in (*says, *_of_size(text, size, study_file), *_beyond_defaults(text)):
         say(line)
 
@@ -96,7 +96,7 @@ def _of_size(text: str, size: str, study_file: Path) -> list[str]:
         return []
     says = [
         f"Each hospital prepares its scans in this size first: `fedthorax node ingest SITE_DIR --study "
-        f"{study_file.name}`. {SIZES_PAGE} says what {size} costs."
+        f"{quoted(study_file.name)}`. {SIZES_PAGE} says what {size} costs."
     ]
     if tomllib.loads(text).get("aggregation", {}).get("secure", False):
         says.append(

@@ -9,7 +9,7 @@ import typer
 
 from federation.cli.apps import approve, apps, ledger, revoke
 from federation.cli.backup import accept_restore, backup_site, restore_site
-from federation.cli.console import print_json, print_table, progress_bar, say
+from federation.cli.console import print_json, print_table, progress_bar, quoted, say
 from federation.cli.node_encoders import approve_encoder, encode, encoders, revoke_encoder
 from federation.cli.node_networks import approve_network, networks, revoke_network
 from federation.cli.node_peers import approve_peers, peers, revoke_peers
@@ -80,10 +80,13 @@ def init(
     create_node_key(site.node_key)
     if ca is not None:
         shutil.copyfile(ca, site.ca_certificate)
-    say(f"Created the site {site.name}. Edit {site.folder / 'site.toml'}, then run `fedthorax node check {site_dir}`.")
+    say(
+        f"Created the site {site.name}. Edit {site.folder / 'site.toml'}, then run "
+        f"`fedthorax node check {quoted(site_dir)}`."
+    )
     if not site.settings.has_labels:
         say(f"This site has chest CT only. {CT_ONLY_USES}")
-    say(f"To join a study, ask the study office for a code: `fedthorax node join {site_dir} CODE`.")
+    say(f"To join a study, ask the study office for a code: `fedthorax node join {quoted(site_dir)} CODE`.")
 
 
 @app.command()
@@ -101,7 +104,7 @@ def join(
     known_as = enter(site, code, name=name)
     if known_as != site.name:
         say(f"Note: site.toml calls this site {site.name}. Tell the study's office if {known_as} is another hospital.")
-    say(f"Joined; the study knows this site as {known_as}. Run its node: `fedthorax node start {site_dir}`.")
+    say(f"Joined; the study knows this site as {known_as}. Run its node: `fedthorax node start {quoted(site_dir)}`.")
 
 
 @app.command()

@@ -7,7 +7,7 @@ import typer
 
 from federation.cli import reasons
 from federation.cli.apps import Note, SiteDir, user
-from federation.cli.console import print_json, print_table, progress_bar, say
+from federation.cli.console import print_json, print_table, progress_bar, quoted, say
 from federation.cli.node_releases import the_one
 from federation.cli.options import Json
 from models.refusal import Refusal
@@ -50,7 +50,7 @@ def approve_encoder(
     if not yes:
         typer.confirm("Let studies train on features of this encoder at this hospital?", abort=True, err=True)
     sha256 = EncoderApprovals(site).approve(encoder_dir, by=user(), note=note)
-    say(f"Approved {sha256}. Compute its features with `fedthorax node encode {site_dir}`.")
+    say(f"Approved {sha256}. Compute its features with `fedthorax node encode {quoted(site_dir)}`.")
     say("A study that uses it needs its own approval: `fedthorax node approve-study`.")
 
 

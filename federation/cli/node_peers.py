@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from federation.cli.apps import Note, SiteDir, user
-from federation.cli.console import print_json, print_table, say
+from federation.cli.console import print_json, print_table, quoted, say
 from federation.cli.options import Json
 from models.refusal import Refusal
 
@@ -32,7 +32,7 @@ def peers(site_dir: SiteDir, as_json: Json = False) -> None:
         say("This hospital has approved the list.")
     else:
         say("Compare the code with the other hospitals by telephone. They must see the same one. Then approve it:")
-        say(f'fedthorax node approve-peers {site_dir} "{found.code}"')
+        say(f'fedthorax node approve-peers {quoted(site_dir)} "{found.code}"')
 
 
 def approve_peers(

@@ -8,7 +8,7 @@ import typer
 
 from federation.cli import reasons
 from federation.cli.apps import Note, SiteDir, user
-from federation.cli.console import print_json, print_table, say
+from federation.cli.console import print_json, print_table, quoted, say
 from federation.cli.options import Json
 from models.refusal import Refusal
 
@@ -76,7 +76,7 @@ def studies(
         whole=1,
     )
     _say_labels(site)
-    say(f"To show one: fedthorax node studies {site_dir} --show STUDY")
+    say(f"To show one: fedthorax node studies {quoted(site_dir)} --show STUDY")
 
 
 def approve_study(

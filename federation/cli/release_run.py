@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from federation.cli.console import print_json, say
+from federation.cli.console import print_json, quoted, say
 from federation.cli.options import Json
 
 
@@ -46,4 +46,7 @@ def release(
     if not released.version:
         say(f'A study begins from it with begin_from = "{released.sha256}"; each hospital approves it first.')
         return
-    say(f"Score with it: fedthorax score SCAN --model {released.folder} --signed-by {released.public_key}")
+    say(
+        f"Score with it: fedthorax score SCAN --model {quoted(released.folder)} "
+        f"--signed-by {quoted(released.public_key)}"
+    )

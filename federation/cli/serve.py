@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from federation.cli.console import goes_to_the_journal, say
+from federation.cli.console import goes_to_the_journal, quoted, say
 
 if TYPE_CHECKING:
     from pipeline.clinic.settings import Clinic
@@ -52,11 +52,11 @@ def _take_up(clinic: "Clinic", model: Path | None, signed_by: list[Path] | None)
             taken = model_registry.take_up(store, added, by=BY)
             if taken.role == "shadow":
                 say(f"Model {taken.sha256[:12]} runs in shadow beside the live model. To make it live:")
-                say(f"  fedthorax clinic promote {clinic.folder} {taken.sha256[:12]}")
+                say(f"  fedthorax clinic promote {quoted(clinic.folder)} {taken.sha256[:12]}")
         live = store.models.with_role("live")
     if live is None:
         say("There is no live model, so no scan can be scored. To add one:")
-        say(f"  fedthorax clinic add-model {clinic.folder} MODEL_DIR --live")
+        say(f"  fedthorax clinic add-model {quoted(clinic.folder)} MODEL_DIR --live")
     else:
         signed = f"signed by {live.signed_by}" if live.signed_by else "signature not checked"
         say(f"Model {live.sha256[:12]} ({live.name}): {signed}")
@@ -76,11 +76,14 @@ def _announce(clinic: "Clinic") -> None:
         return
     oidc = clinic.settings.oidc
     if oidc and not oidc.sign_in_with_tokens:
-        say(f"The emergency token: fedthorax clinic token {clinic.folder} '{oidc.emergency_admin}' --role admin")
+        say(
+            f"The emergency token: fedthorax clinic token {quoted(clinic.folder)} "
+            f"{quoted(oidc.emergency_admin)} --role admin"
+        )
         return
     if goes_to_the_journal():
-        say(f"To create a token: fedthorax clinic token {clinic.folder} NAME --role admin")
+        say(f"To create a token: fedthorax clinic token {quoted(clinic.folder)} NAME --role admin")
         return
     secret = tokens.make(FIRST, "admin", by=BY, once=True)
     say(f"To sign in for the first time, within {ONCE_MINUTES} minutes and only once: {address}#token={secret}")
-    say(f"After that: fedthorax clinic token {clinic.folder} NAME --role read|score|admin")
+    say(f"After that: fedthorax clinic token {quoted(clinic.folder)} NAME --role read|score|admin")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from federation.cli.backup import backup_server, restore_server
-from federation.cli.console import print_json, print_table, progress_bar, say
+from federation.cli.console import print_json, print_table, progress_bar, quoted, say
 from federation.cli.options import Json
 from federation.cli.support import report_server
 from federation.cli.upgrade import check_server, undo_server
@@ -50,8 +50,8 @@ def init(
         raise typer.BadParameter("give --ca-certificate and --ca-key together, or neither")
     authority = Authority.read(ca_certificate, ca_key) if ca_certificate and ca_key else None
     init_server(folder, hosts=host or [], port=port, authority=authority)
-    say(f"Created a server. Start it (`fedthorax server start {folder}`), then invite each hospital:")
-    say(f"  fedthorax server enrol {folder} NAME --patients N")
+    say(f"Created a server. Start it (`fedthorax server start {quoted(folder)}`), then invite each hospital:")
+    say(f"  fedthorax server enrol {quoted(folder)} NAME --patients N")
 
 
 @app.command()
@@ -184,7 +184,7 @@ def leave(
     else:
         say("It contains the private key of the study's authority, not encrypted: whoever has the file can issue")
         say("certificates of the study. Send it over a confidential channel, or export again with --seal.")
-    say(f"There: fedthorax server import {archive.name} SERVER_DIR --host NAME, and compare the SHA-256.")
+    say(f"There: fedthorax server import {quoted(archive.name)} SERVER_DIR --host NAME, and compare the SHA-256.")
     say("This server is marked as moved and does not start again. Delete its folder once the new server runs and is")
     say(f"checked. To cancel the move, delete the archive and {folder / 'MOVED'}; then this server can start again.")
 
@@ -210,10 +210,10 @@ def settle(
     moved = import_server(archive, folder, hosts=host or [], port=port, passphrase=passphrase, bar=progress_bar)
     _tell(moved, archive, as_json=as_json)
     say("The import is complete and verified. Compare the SHA-256 and the table with the output of the export.")
-    say(f"Then start it: fedthorax server start {folder}")
+    say(f"Then start it: fedthorax server start {quoted(folder)}")
     say(f"At a site with another server address: fedthorax node move SITE_DIR {moved.address}, then restart its node.")
     for run in unfinished(folder):
-        say(f"To continue an unfinished run: fedthorax study resume {run} --server {folder}")
+        say(f"To continue an unfinished run: fedthorax study resume {run} --server {quoted(folder)}")
 
 
 def _passphrase(file: Path | None, *, ask: bool, confirm: bool) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from federation.cli.console import live, outliving_the_terminal, print_json, print_table, progress_bar, say
+from federation.cli.console import live, outliving_the_terminal, print_json, print_table, progress_bar, quoted, say
 from federation.cli.new_study import init
 from federation.cli.options import Json
 from federation.cli.release_run import release
@@ -84,7 +84,7 @@ def follow(run_name: RunName, server: ServerDir = Path("server"), as_json: Json 
         with _watching(server) as (tell, began):
             finished = watch(run_name, server, tell, began=began)
     except KeyboardInterrupt:
-        say(f"{run_name} continues; `fedthorax study follow {run_name} --server {server}` shows it again")
+        say(f"{run_name} continues; `fedthorax study follow {run_name} --server {quoted(server)}` shows it again")
         return
     _tell([finished], as_json=as_json)
 
@@ -95,7 +95,7 @@ def stop(run_name: RunName, server: ServerDir = Path("server")) -> None:
     from federation.runs.launch import stop_run
 
     stop_run(run_name, server)
-    say(f"{run_name} is stopped; `fedthorax study resume {run_name} --server {server}` resumes it")
+    say(f"{run_name} is stopped; `fedthorax study resume {run_name} --server {quoted(server)}` resumes it")
 
 
 @app.command()
@@ -113,7 +113,7 @@ def accept_ledger(
 
     cut = accept(server, run_name, site, note)
     say(f"Accepted that the ledger of {site} may lack lines up to {cut.lines}, in {run_name} only.")
-    say(f"Next: fedthorax study resume {run_name} --server {server}.")
+    say(f"Next: fedthorax study resume {run_name} --server {quoted(server)}.")
 
 
 @app.command(name="list")

@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import shlex
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -223,7 +224,7 @@ def _submit(study: Study, server: Path, name: str, say: Say, began: Say) -> Fini
     try:
         return _follow(server, name, say)
     except KeyboardInterrupt:
-        again = f"`fedthorax study resume {name} --server {server}`"
+        again = f"`fedthorax study resume {name} --server {shlex.quote(str(server))}`"
         simulated = read_server_config(server).simulated_sites
         say(f"stopping {name}; {again} {'with the same --simulate ' if simulated else ''}goes on with it")
         stop(server, run_id)

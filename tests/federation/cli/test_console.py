@@ -4,17 +4,40 @@ import errno
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from federation.cli import main as command_line
 from federation.cli.console import live, print_json, print_json_list, print_refusal, print_table, say
 from federation.runs.progress import Standing
 from models.reasons import SETTINGS_FILE
 from models.refusal import Refusal
+
+
+@pytest.mark.parametrize(
+    ("command", "following"),
+    [
+        (("node", "init"), ("node", "check")),
+        (("server", "init"), ("server", "start")),
+        (("clinic", "init"), ("serve",)),
+        (("study", "init"), ("study", "run")),
+    ],
+)
+def test_printed_command_can_be_copied_if_its_path_has_a_space(
+    tmp_path: Path, command: tuple[str, ...], following: tuple[str, ...]
+) -> None:
+    path = tmp_path / "hospital's own" / "name"
+    path.parent.mkdir()
+    done = CliRunner().invoke(command_line.app, [*command, str(path)])
+    assert done.exit_code == 0, done.output
+    printed = next(part for part in done.output.split("`") if part.startswith(" ".join(["fedthorax", *following])))
+    assert shlex.split(printed)[: 2 + len(following)] == ["fedthorax", *following, str(path)]
 
 
 def test_table_shows_brackets_unchanged(capsys):
