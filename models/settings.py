@@ -1,5 +1,6 @@
 """Loads a TOML settings file into a pydantic model, with errors that name file, key and remedy; edits its text."""
 
+import codecs
 import re
 import tomllib
 from collections.abc import Mapping
@@ -36,13 +37,24 @@ def load_settings(path: Path, model: type[Settings]) -> Settings:
     Refusal
         E_SETTINGS_FILE, E_SETTINGS_SYNTAX or E_SETTINGS_KEY; the last names every wrong key at once.
     """
+    return parse_settings(read_settings(path), model, file=path.name)
+
+
+def read_settings(path: Path) -> str:
+    """Return the text of a settings file. Raises Refusal: E_SETTINGS_FILE, E_SETTINGS_SYNTAX if it is not UTF-8."""
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except OSError as error:
         raise Refusal(SETTINGS_FILE, file=path.name, private=str(path)) from error
-    except ValueError as error:  # not UTF-8
-        raise Refusal(SETTINGS_SYNTAX, file=path.name, problem=str(error)) from error
-    return parse_settings(content, model, file=path.name)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as editors on Windows may save it
+        raise Refusal(SETTINGS_SYNTAX, file=path.name, problem="its encoding is UTF-16. Save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")  # the signature is of some editors; TOML has none
+    except ValueError as error:
+        raise Refusal(
+            SETTINGS_SYNTAX, file=path.name, problem=f"{error}. Save it as UTF-8", private=str(path)
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse_settings(text: str, model: type[Settings], *, file: str) -> Settings:

@@ -33,7 +33,7 @@ from federation.enrolment.certificates import (
 )
 from federation.secure_aggregation.roster import Roster
 from models.refusal import Refusal
-from models.settings import with_value
+from models.settings import read_settings, with_value
 from pipeline.site.folder import UNNAMED, Site
 from pipeline.site.study_server import refused_connect, server_proxy
 from pipeline.system.atomic_files import write_atomically
@@ -162,7 +162,7 @@ def renew_if_due(site: Site) -> bool:
 
 def _write_address(site: Site, address: str) -> None:
     settings = site.folder / "site.toml"
-    write_atomically(settings, with_server_address(settings.read_text(encoding="utf-8"), address).encode())
+    write_atomically(settings, with_server_address(read_settings(settings), address).encode())
 
 
 def with_server_address(settings: str, address: str) -> str:

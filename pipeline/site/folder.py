@@ -22,9 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from configs import preset_files
 from models.compute_settings import ComputeSettings
-from models.reasons import SETTINGS_SYNTAX
 from models.refusal import Refusal
-from models.settings import load_settings, parse_settings
+from models.settings import load_settings, parse_settings, read_settings
 from pipeline.records.join import JoinRules
 from pipeline.records.labels import LabelsFile
 from pipeline.records.laboratory import FhirLaboratory, Hl7Laboratory, Laboratory
@@ -371,10 +370,7 @@ def site_settings(source: Path | None, *, name: str, server: str = "", threads: 
     import configs
 
     template = source / "site.toml" if source and (source / "site.toml").is_file() else None
-    try:
-        text = (template or Path(configs.__file__).with_name("site.toml")).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise Refusal(SETTINGS_SYNTAX, file="site.toml", problem=str(error), private=str(template)) from None
+    text = read_settings(template or Path(configs.__file__).with_name("site.toml"))
     if template is None:
         text = _without_labels(text) if ct_only else text
         text = text.replace('name = "my-hospital"', f'name = "{name}"')

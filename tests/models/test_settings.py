@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.refusal import Refusal
-from models.settings import load_settings, with_value
+from models.settings import load_settings, read_settings, with_value
 
 SECRET = "CANARY-4711"
 
@@ -73,6 +73,20 @@ def test_folder_instead_of_file_is_refused(path: Path) -> None:
 def test_invalid_toml_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert refusal(path).code == "E_SETTINGS_SYNTAX"
+
+
+def test_signature_that_some_editors_write_is_no_part_of_the_text(path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbfname = 'ward'\r\n")
+    assert load_settings(path, Settings).name == "ward"
+    assert read_settings(path) == "name = 'ward'\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "says"), [("utf-16", "its encoding is UTF-16. Save it as UTF-8"), ("latin-1", "Save it as UTF-8")]
+)
+def test_refusal_of_another_encoding_says_what_to_do(path: Path, encoding: str, says: str) -> None:
+    path.write_text('name = "Zürich"\n', encoding=encoding)
+    assert says in refusal(path).says
 
 
 def test_refusal_names_the_line_of_invalid_toml(path: Path) -> None:
