@@ -87,13 +87,14 @@ def _no_earlier_answer(out: Path | None) -> Iterator[None]:
 
 
 def _remove_answer(out: Path) -> None:
-    from pipeline.scoring.answer_folder import remove_answer
+    from pipeline.scoring.answer_folder import may_hold_answer, remove_answer
 
     try:
         if remove_answer(out):
             say(f"This scan has no answer. The files of an earlier answer were removed from {out}.")
     except OSError as error:  # what failed before is shown too, and says more
-        say(f"This scan has no answer. Files of an earlier answer are still in {out}: {error.strerror}.")
+        if may_hold_answer(out):
+            say(f"This scan has no answer. Files of an earlier answer may still be in {out}: {error.strerror}.")
 
 
 def _answer(scan: OneScan, release: Release, compute: Compute, out: Path | None) -> Score | Refusal:

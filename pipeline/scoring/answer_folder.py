@@ -101,6 +101,17 @@ def remove_answer(out: Path) -> bool:
         return _remove_files(out) or were_unfinished
 
 
+def may_hold_answer(out: Path) -> bool:
+    """Whether `out` holds a file of an answer, or cannot be listed, so that nobody knows."""
+    try:
+        names = [path.name for path in out.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return any(name in NAMES or name.startswith(UNFINISHED) for name in names)
+
+
 @contextmanager
 def _alone_in(out: Path) -> Iterator[bool]:
     """Hold `out`, and remove what killed processes left of answers. Yield whether there was any. Raises OSError.

@@ -1,5 +1,6 @@
 """The files that `fedthorax score --out` writes, with a score and after a refusal."""
 
+import errno
 import json
 from datetime import datetime
 from html import unescape
@@ -152,6 +153,21 @@ def test_answer_of_another_patient_does_not_stay_if_the_model_or_processor_canno
         score_series([chest], out=out, as_json=True, **options)
     assert names(out) == {"notes.txt"}
     assert "earlier answer were removed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("earlier", [[], ["score.html"]])
+def test_only_files_that_may_be_there_are_reported_if_a_folder_cannot_be_used(
+    chest: Path, tmp_path: Path, earlier: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("pipeline.scoring.answer_folder.folder_in_turn", fail)
+    for name in (*earlier, "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(Refusal, match="E_NO_MODEL"):
+        score_series([chest], model=tmp_path / "no-model", out=tmp_path, as_json=True)
+    assert ("earlier answer may still be in" in capsys.readouterr().err) == bool(earlier)
 
 
 def test_failed_write_leaves_no_part_of_an_answer(chest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
