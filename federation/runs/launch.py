@@ -21,7 +21,16 @@ from federation.runs import reasons
 from federation.runs.first_models import check_first_models
 from federation.runs.run_folder import Ended, RunNote, find_run, read_history, read_note, read_study, write_note
 from federation.runs.site_demand import beyond_defaults
-from federation.runs.submission import MARK, UNDER_WAY, simulation_server, state, stop, submit, wait
+from federation.runs.submission import (
+    MARK,
+    UNDER_WAY,
+    require_reachable,
+    simulation_server,
+    state,
+    stop,
+    submit,
+    wait,
+)
 from federation.runs.tracking import how_to_see
 from federation.runs.training_length import trained_long
 from federation.server.start import this_start
@@ -121,7 +130,8 @@ def launch(study: Study, server: Path, say: Say, *, group: str = "", began: Say 
     `bring_packages`.
     """
     strategy_of(study)
-    config = read_server_config(server)  # first: without a server, nothing is written
+    config = read_server_config(server)
+    require_reachable(server)  # first: without a server, nothing is written
     name = f"{study.study.name}-{secrets.token_hex(4)}"
     folder = server / "runs" / name
     bring_encoder(study, server, folder)

@@ -51,6 +51,14 @@ def build_app() -> tuple[bytes, str]:
     return app, hashlib.sha256(app).hexdigest()
 
 
+def require_reachable(folder: Path) -> None:
+    """Ask the server in `folder` for its runs, to know that it answers. Raises as `submit` does."""
+    from federation.flower.control import ListRunsRequest
+
+    with control(folder) as client:
+        client.ListRuns(ListRunsRequest(limit=1))
+
+
 def submit(folder: Path, run_config: Mapping[str, str]) -> int:
     """Start a run on the server in `folder` and return its id. `run_config` may set keys of the app's own config.
 

@@ -110,7 +110,8 @@ def control(folder: Path) -> Iterator["ControlHttpClient"]:
     except httpx.HTTPStatusError as error:
         raise _refusal(error) from error
     except httpx.TransportError as error:
-        raise Refusal(reasons.SERVER_UNREACHABLE, private=str(error), port=config.control_port) from error
+        private = f"DIR is {folder}; {error}"
+        raise Refusal(reasons.SERVER_UNREACHABLE, private=private, port=config.control_port) from error
     finally:
         client.close()
 

@@ -22,8 +22,11 @@ class Server:
         self.folder, self.submitted, self.stopped = folder, [], []
         self.ends: list[str | BaseException] = []
         (folder / "server.toml").write_text("port = 1\nsimulated_sites = 2\n")
-        for name in ("submit", "wait", "stop"):
+        for name in ("require_reachable", "submit", "wait", "stop"):
             monkeypatch.setattr(launch, name, getattr(self, name))
+
+    def require_reachable(self, folder):
+        """It answers."""
 
     def submit(self, folder, config):
         self.submitted.append((config["run"], json.loads(config["study"])["study"]["seed"]))
@@ -220,6 +223,14 @@ def test_follow_reads_the_note_when_the_simulation_server_is_gone(tmp_path, serv
 
     monkeypatch.setattr(launch, "wait", wait)
     assert follow("trial-a", tmp_path, print).run == "trial-a"
+
+
+def test_server_that_does_not_answer_leaves_no_run(tmp_path):
+    (tmp_path / "server.toml").write_text("port = 1\nsimulated_sites = 2\n")
+    with pytest.raises(Refusal, match="E_SERVER_UNREACHABLE") as refused:
+        launch_all(plan([study_file(tmp_path)])[:1], tmp_path, print)
+    assert str(tmp_path) in refused.value.private, "the remedy names this folder DIR"
+    assert run_names(tmp_path) == [] and not (tmp_path / "runs").exists()
 
 
 def test_follow_reports_an_unreachable_server(tmp_path, server, monkeypatch):
