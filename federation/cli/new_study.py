@@ -23,8 +23,18 @@ PAGE, SIZES_PAGE = "docs/choosing-protection.md", "docs/study-sizes.md"
 _FIRST_TABLE = "[study]\n"
 
 
+def new_file(typed: str) -> Path:
+    """Return the path of a file that can be written. Raises typer.BadParameter."""
+    path = Path(typed)
+    if typed.endswith("/") or path.is_dir():
+        raise typer.BadParameter("this is a folder. Name the file in it, such as study.toml.")
+    if not path.parent.is_dir():
+        raise typer.BadParameter("the folder of this file does not exist. Create it first.")
+    return path
+
+
 def init(
-    study_file: Annotated[Path, typer.Argument(help="The file to write.")],
+    study_file: Annotated[Path, typer.Argument(parser=new_file, help="The file to write.")],
     preset: Annotated[
         list[str] | None,
         typer.Option(

@@ -47,6 +47,16 @@ def test_masked_presets_share_no_seed():
     assert len(seeds) == len(set(seeds)) > 15
 
 
+@pytest.mark.parametrize(
+    ("name", "says"), [("", "is a folder"), ("new/", "is a folder"), ("nowhere/study.toml", "does not exist")]
+)
+def test_init_names_what_is_wrong_with_the_path(tmp_path, name, says):
+    wrong = CliRunner().invoke(app, ["init", f"{tmp_path}/{name}"])
+    assert wrong.exit_code == 2
+    assert says in " ".join(wrong.output.replace("│", " ").split())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_init_writes_a_preset_and_never_overwrites_a_file(tmp_path):
     path = tmp_path / "mine.toml"
     typed("init", path, "--preset", "fedprox")
