@@ -305,6 +305,9 @@ def find(
         say(f"{refusal}")
     for place in [*sorted(places), *sorted(rows)]:
         typer.echo(place)
+    if not places and not rows:
+        say("No patient was found with this pseudonym. Check its 16 digits, and that they are of this site.")
+        raise typer.Exit(1)
     say(f"{len(places)} examinations or folders of this patient; found in {len(rows)} tables.")
 
 

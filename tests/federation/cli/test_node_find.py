@@ -36,7 +36,12 @@ def test_patient_is_found_in_scans_and_records(site: Site) -> None:
 
 def test_patient_without_a_ct_is_found_in_records(site: Site) -> None:
     assert f"patient {CLEAN[1]}, in the file of laboratory" in find(site, site.pseudonym(CLEAN[1]))
-    assert not [line for line in find(site, "0" * 16) if line.startswith("patient ")]
+
+
+def test_unknown_pseudonym_is_a_failure(site: Site) -> None:
+    done = CliRunner().invoke(app, ["node", "find", str(site.folder), "0" * 16])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "No patient was found" in done.stderr
 
 
 def test_scans_are_found_although_a_record_cannot_be_read(site: Site, tmp_path: Path) -> None:
