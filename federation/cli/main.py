@@ -143,6 +143,9 @@ def score(
         list[Path] | None,
         typer.Option(help="Public key (.pub) that must have signed the release. Repeat to trust several."),
     ] = None,
+    series_uid: Annotated[
+        str | None, typer.Option(help="SeriesInstanceUID of the scan, if there are several DICOM series.")
+    ] = None,
     lungs: Annotated[
         Path | None,
         typer.Option(help="Your own lung mask of this scan: NIfTI (1 right, 2 left) or a DICOM segmentation."),
@@ -174,6 +177,7 @@ def score(
         series,
         model=model or Path("demo/model"),
         trusted=trusted_keys(signed_by or []),
+        series_uid=series_uid,
         lungs=lungs,
         out=out,
         device=device,

@@ -24,6 +24,7 @@ def score_series(
     *,
     model: Path,
     trusted: Sequence[Path] = (),
+    series_uid: str | None = None,
     lungs: Path | None = None,
     out: Path | None,
     device: str = "cpu",
@@ -38,7 +39,8 @@ def score_series(
     nobody takes them for this scan's.
 
     `trusted`: public keys, one of which must have signed the model. If it is empty, the signature is not checked.
-    `lungs`: the hospital's own lung mask of this scan. `device`: as in [compute] of site.toml.
+    `series_uid`: chooses among several DICOM series. `lungs`: the hospital's own lung mask of this scan.
+    `device`: as in [compute] of site.toml.
     `runs_package`: as for `load_release`.
 
     Raises Refusal: those of `require_apart`, `Compute.open`, `load_release`, `read_one`, `score_scan` and
@@ -54,7 +56,7 @@ def score_series(
         keep_memory()
         with uncollected():  # it imports MONAI
             release = load_release(model, trusted, runs_package=runs_package)
-        scan = read_one(series[0] if len(series) == 1 else series, lungs=lungs)
+        scan = read_one(series[0] if len(series) == 1 else series, series_uid, lungs=lungs)
         result = _answer(scan, release, compute, out)
     if isinstance(result, Refusal):
         raise result

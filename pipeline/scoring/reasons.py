@@ -10,7 +10,7 @@ MIXED_PATIENT = Reason(
 MIXED_SERIES = Reason(
     "E_MIXED_SERIES",
     "there are {series} CT series, but exactly one is needed",
-    "Give only one series, or select it by its SeriesInstanceUID.",
+    "Give only one series, or select it by its SeriesInstanceUID (`fedthorax score --series-uid UID`).",
 )
 SERIES_TWICE = Reason(
     "W_SERIES_TWICE",

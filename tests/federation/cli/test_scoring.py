@@ -48,6 +48,24 @@ def told(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     return tell
 
 
+@pytest.mark.slow
+def test_one_of_several_series_is_selected_by_its_uid(tmp_path: Path) -> None:
+    save_release(tmp_path / "model", build_network(NetworkSettings(), seed=3), description())
+    for name, other in (("first", "1"), ("second", "2")):
+
+        def edit(image: Dataset, index: int, other: str = other) -> None:
+            image.SeriesInstanceUID = f"2.25.{other}"
+            image.SOPInstanceUID = f"2.25.{other}.{index + 1}"
+
+        write_series(tmp_path / "scans" / name, chest() + int(other), spacing_mm=SPACING_MM, edit=edit)
+    command = ["score", str(tmp_path / "scans"), "--model", str(tmp_path / "model"), "--json"]
+    several = CliRunner().invoke(app, command).exception
+    assert isinstance(several, Refusal) and several.code == "E_MIXED_SERIES" and "--series-uid" in several.remedy
+    unknown = CliRunner().invoke(app, [*command, "--series-uid", "2.25.3"]).exception
+    assert isinstance(unknown, Refusal) and unknown.code == "E_UNKNOWN_SERIES"
+    assert CliRunner().invoke(app, [*command, "--series-uid", "2.25.2"]).exit_code == 0
+
+
 def test_synthetic_model_gives_no_level_for_a_patient(told: Callable[..., str]) -> None:
     said = told()
     assert SYNTHETIC in said
