@@ -13,8 +13,8 @@ from scipy.special import expit
 from federation.comparison import reasons
 from federation.comparison.hospital_difference import chance_of_difference
 from federation.comparison.hospital_mean import Areas, areas_of, hospital_mean
+from federation.comparison.hospital_slopes import Slopes, chance_of_slopes, factor_from_one, mean_slope, slopes_of
 from federation.comparison.pooled import pool
-from federation.protocol.metric_allowlist import EXAMPLES
 from federation.runs.figures_from_counts import of_label, summed_of
 from federation.runs.results import FEDERATED, Audit, Flag, Results
 from models.network_settings import LABELS
@@ -22,11 +22,9 @@ from models.refusal import Reason
 
 CHANCE = 0.5
 SLOPES = (0.5, 2.0)  # of the calibration on test patients; 1 is ideal
-FARTHEST = 10.0  # largest factor by which a hospital's slope counts as away from 1
-UNUSUAL = 0.01  # chance of as large a difference between hospitals that have the same AUROC
+UNUSUAL = 0.01  # chance of as large a difference between hospitals that have the same AUROC, or slope
 
 Figures = Mapping[str, float]
-Slopes = Sequence[tuple[float, float]]  # by hospital: calibration slope, test patients
 
 
 def doubts(results: Results) -> list[Flag]:
@@ -73,8 +71,8 @@ def _of_label(results: Results, sites: Mapping[str, Figures], label: str) -> Ite
         yield _flag(reasons.NOT_JUDGED, label=label)
         return
     yield from _against_chance(label, _intervals(sites, areas, label))
-    slopes = _slopes(sites, label)
-    yield from list(_far_slope(results, label, _mean_slope(slopes))) or _far_slopes(label, slopes)
+    slopes = slopes_of(sites, label)
+    yield from list(_far_slope(results, label, mean_slope(slopes, sites))) or _far_slopes(label, slopes, sites)
     if (chance := chance_of_difference(sites, label)) < UNUSUAL:
         worst, best = (extreme(areas, key=lambda site: areas[site][0]) for extreme in (min, max))
         worst_auroc, best_auroc = (f"{expit(areas[site][0]):.2f}" for site in (worst, best))
@@ -102,6 +100,13 @@ def _far_slope(results: Results, label: str, slope: float) -> Iterator[Flag]:
         yield _flag(reasons.SLOPE_FAR, label=label, slope=f"{slope:.2f}" if math.isfinite(slope) else "not known")
 
 
+def _far_slopes(label: str, slopes: Slopes, sites: Mapping[str, Figures]) -> Iterator[Flag]:
+    """Judge slopes whose mean is near 1: too flat at one hospital and too steep at another cancel in it."""
+    if factor_from_one(slopes, sites) > SLOPES[1] and chance_of_slopes(slopes, sites, label) < UNUSUAL:
+        shown = f"{min(slopes.values()):.2f} to {max(slopes.values()):.2f} by hospital"
+        yield _flag(reasons.SLOPE_FAR, label=label, slope=shown)
+
+
 def _flag(reason: Reason, **numbers: str) -> Flag:
     return Flag(code=reason.code, site="", says=reason.says.format(**numbers))
 
@@ -113,35 +118,3 @@ def _intervals(sites: Mapping[str, Figures], areas: Areas, label: str) -> list[t
     if pooled and math.isfinite(pooled.auroc.low):
         intervals.append((pooled.auroc.low, pooled.auroc.high))
     return intervals
-
-
-def _slopes(sites: Mapping[str, Figures], label: str) -> list[tuple[float, float]]:
-    """Return the calibration slope at each hospital that reported it, and the hospital's test patients."""
-    name = f"calibration_slope_{label}"
-    return [(figures[name], figures[EXAMPLES]) for figures in sites.values() if name in figures]
-
-
-def _mean_slope(slopes: Slopes) -> float:
-    """Return the mean calibration slope over hospitals, weighted by test patients; NaN if none reported it."""
-    total = math.fsum(patients for _, patients in slopes)
-    return math.fsum(slope * patients for slope, patients in slopes) / total if total else math.nan
-
-
-def _far_slopes(label: str, slopes: Slopes) -> Iterator[Flag]:
-    """Judge by what factor the hospitals' slopes are away from 1: too flat at one and too steep at another is no mean.
-
-    A mean over hospitals can hide that a model is badly calibrated at each (Riley et al., BMJ 2016; 353:i3140). The
-    factor is the geometric mean over hospitals, weighted by test patients, for SLOPES is as far below 1 as above. The
-    slope of a small hospital may be far from 1, or negative, by chance: a factor counts as at most FARTHEST. Intervals
-    of the slopes do not leave the hospitals, so no single hospital is judged.
-    """
-    total = math.fsum(patients for _, patients in slopes)
-    away = math.fsum(_away(slope) * patients for slope, patients in slopes) / total
-    if away > math.log(SLOPES[1]):
-        lowest, highest = (extreme(slope for slope, _ in slopes) for extreme in (min, max))
-        yield _flag(reasons.SLOPE_FAR, label=label, slope=f"{lowest:.2f} to {highest:.2f} by hospital")
-
-
-def _away(slope: float) -> float:
-    """Return the logarithm of the factor by which a slope is away from 1."""
-    return min(abs(math.log(slope)), math.log(FARTHEST)) if slope > 0 else math.log(FARTHEST)
