@@ -4,5 +4,5 @@ from models.reason_tables import reasons_in, tables
 
 BY_CODE = {
     reason.code: reason
-    for reason in reasons_in(*(table for room, table in tables("pipeline").items() if room != "clinic"))
+    for reason in reasons_in(*(table for room, table in tables("pipeline").items() if room.split(".")[0] != "clinic"))
 }

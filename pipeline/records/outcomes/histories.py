@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date
 
 from models.refusal import Reason, Refusal
-from pipeline.records import reasons
+from pipeline.records import outcome_reasons, reasons
 from pipeline.records.csv_tables import note, refuse_when_many
 from pipeline.records.outcomes.coded_sources import CodedOutcomes
 from pipeline.records.outcomes.event_codes import Coded, Meaning
@@ -92,11 +92,11 @@ def outcomes_of(
 def _doubt(event: CodedEvent, meaning: Meaning) -> Reason | None:
     """Return why it is uncertain whether or when an event happened."""
     if meaning == "unknown":
-        return reasons.OUTCOME_CODE
+        return outcome_reasons.OUTCOME_CODE
     if meaning == "neither":
         return None
     if not event.is_certain:
-        return reasons.OUTCOME_UNCERTAIN
+        return outcome_reasons.OUTCOME_UNCERTAIN
     return reasons.DATE if event.day is None else None
 
 
@@ -112,7 +112,7 @@ def _death(recorded: set[date | None], coded: set[date]) -> tuple[date | None, R
     else:
         days |= coded
     if len(days) > 1:
-        return None, reasons.OUTCOME_CONFLICT
+        return None, outcome_reasons.OUTCOME_CONFLICT
     return min(days, default=None), reasons.DATE if recorded and not days else None
 
 
@@ -122,10 +122,10 @@ def _check_codes(
     """Refuse a table of codes that does not fit the source."""
     percent = 100 * counts["unknown"] / max(counts.total(), 1)
     if percent > table.max_unmapped_percent:
-        unknown = Counter(each.detail for each in findings if each.reason is reasons.OUTCOME_CODE)
+        unknown = Counter(each.detail for each in findings if each.reason is outcome_reasons.OUTCOME_CODE)
         private = "; ".join(f"{detail!r} {count} times" for detail, count in unknown.most_common(10))
-        raise Refusal(reasons.OUTCOME_CODES, private=private, percent=round(percent))
+        raise Refusal(outcome_reasons.OUTCOME_CODES, private=private, percent=round(percent))
     lists = {"intubated": table.codes.intubated, "icu": table.codes.icu}
     for event, codes in lists.items():
         if codes and event in needed and not counts[event] and not table.may_lack_events:
-            raise Refusal(reasons.OUTCOME_NO_EVENT, event=event)
+            raise Refusal(outcome_reasons.OUTCOME_NO_EVENT, event=event)

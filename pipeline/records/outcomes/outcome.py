@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from models.refusal import Reason
-from pipeline.records import reasons
+from pipeline.records import outcome_reasons
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Outcome:
 def fault(outcome: Outcome, today: date) -> Reason | None:
     """Return why an outcome is impossible, or None. Follow-up that ends before an event or after death is tolerated."""
     if outcome.known_until and outcome.known_until > today:
-        return reasons.OUTCOME_DATE
+        return outcome_reasons.OUTCOME_DATE
     if outcome.died and any(day and day > outcome.died for day in (outcome.intubated, outcome.icu)):
-        return reasons.OUTCOME_ORDER
+        return outcome_reasons.OUTCOME_ORDER
     return None

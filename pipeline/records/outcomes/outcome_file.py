@@ -4,7 +4,7 @@ from collections import defaultdict
 from datetime import date
 from typing import Literal
 
-from pipeline.records import reasons
+from pipeline.records import outcome_reasons, reasons
 from pipeline.records.csv_tables import (
     TableFile,
     count_rows,
@@ -67,6 +67,6 @@ def read_file(table: OutcomeFile, today: date) -> tuple[dict[str, Outcome], list
     refuse_when_many(findings, row_count, "outcome")
     refuse_early_days(read, table, "outcome")
     conflicts = [patient_id for patient_id, values in outcomes.items() if len(values) > 1]
-    findings += [Finding(reasons.OUTCOME_CONFLICT, patient_id) for patient_id in conflicts]
+    findings += [Finding(outcome_reasons.OUTCOME_CONFLICT, patient_id) for patient_id in conflicts]
     faulty = {finding.patient_id for finding in findings}
     return {key: values.pop() for key, values in outcomes.items() if key not in faulty}, findings
