@@ -8,7 +8,8 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from pipeline.records.laboratory.hl7 import identifiers_of
-from pipeline.records.laboratory.hl7_messages import FRAMING, parse
+from pipeline.records.laboratory.hl7_envelope import FRAMING
+from pipeline.records.laboratory.hl7_messages import parse
 from pipeline.records.laboratory.results import of_site
 
 

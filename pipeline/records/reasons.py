@@ -17,6 +17,12 @@ SCHEMA = Reason(
     "the {table} file does not have the declared layout: {fault}",
     "Compare the file's first row with the column names and the separator in site.toml, or export the file again.",
 )
+FILE_CUT = Reason(
+    "E_FILE_CUT",
+    "the {table} file is not whole: {fault}",
+    "Copy or export it again, and check that the disk was not full. Nothing was imported: the cohort is as before. In "
+    "HL7 v2, a file or batch with FHS or BHS must end with FTS or BTS; if these have counts, they must be right.",
+)
 ROW = Reason(
     "E_ROW",
     "a row has more or fewer cells than the first row, or a quotation mark joins it with others",

@@ -23,8 +23,9 @@ def read_pcr(
     """Read the laboratory's files: results in their order without duplicates, and findings for skipped results.
 
     `time_zone`: IANA name of the site's time zone. `issuer`: authority of its identifiers, "" if only one is used.
-    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA, E_TIME_ZONE, E_NO_PCR_TEST, E_LABORATORY_ISSUERS, E_EARLY_DAYS,
-    and, above MAX_FAULTY_PERCENT, E_ROWS, E_HL7_FILES, E_FHIR_FILES, E_IDENTIFIERS, E_DATES or E_PCR_UNMAPPED.
+    Raises Refusal: E_TABLE_FILE, E_FILE_CUT, E_ENCODING, E_SCHEMA, E_TIME_ZONE, E_NO_PCR_TEST, E_LABORATORY_ISSUERS,
+    E_EARLY_DAYS, and, above MAX_FAULTY_PERCENT, E_ROWS, E_HL7_FILES, E_FHIR_FILES, E_IDENTIFIERS, E_DATES or
+    E_PCR_UNMAPPED.
     """
     reading = _read(table, Clock.of(time_zone), issuer)
     refuse_when_many(reading.findings, reading.units, "laboratory")

@@ -61,13 +61,13 @@ class _Order:
 def read(table: Hl7Laboratory, clock: Clock, issuer: str) -> Reading:
     """Read the raw results of all messages; each unreadable message is a finding of its patients.
 
-    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_TIME_ZONE.
+    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_FILE_CUT, E_TIME_ZONE.
     """
     reading = Reading(table)
     others: Counter[str] = Counter()
     charsets: Counter[str] = Counter()
-    for path, encoding in _files(table):
-        for number, lines in enumerate(messages(path, encoding), start=1):
+    for path, encoding, is_received in _files(table):
+        for number, lines in enumerate(messages(path, encoding, is_received=is_received), start=1):
             reading.units += 1
             where = f"{path.name}, message {number}"
             try:
@@ -85,20 +85,22 @@ def read(table: Hl7Laboratory, clock: Clock, issuer: str) -> Reading:
     return reading
 
 
-def _files(table: Hl7Laboratory) -> Iterator[tuple[Path, str]]:
-    """Yield all files with their encodings: a queued message has the one that its own header names (MSH-18).
+def _files(table: Hl7Laboratory) -> Iterator[tuple[Path, str, bool]]:
+    """Yield all files with their encodings, and whether they are queued messages that were received.
+
+    A queued message has the encoding that its own header names (MSH-18).
 
     Raises Refusal E_TABLE_FILE.
     """
     if table.file is not None:
-        yield from ((path, table.encoding) for path in files_of(table.file))
+        yield from ((path, table.encoding, False) for path in files_of(table.file))
     queue = table.listener and table.listener.queue
     for path in files_of(queue) if queue and queue.is_dir() else []:  # there is none before the first start
         try:
             with path.open("rb") as file:
-                yield path, Header.of(file.read(MAX_HEADER_BYTES)).encoding(table.encoding)
+                yield path, Header.of(file.read(MAX_HEADER_BYTES)).encoding(table.encoding), True
         except BrokenError:
-            yield path, table.encoding  # the reader reports the message
+            yield path, table.encoding, True  # the reader reports the message
         except OSError as error:
             raise Refusal(reasons.TABLE_FILE, private=str(error), table="laboratory") from error
 

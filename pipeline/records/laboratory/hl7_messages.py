@@ -6,22 +6,20 @@ it cannot read, and repeats a character as often as the field says.
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from models.refusal import Refusal
 from pipeline.records import reasons
+from pipeline.records.laboratory.hl7_envelope import FRAMING, SEGMENT_NAME, WholeFile, is_envelope
 
 if TYPE_CHECKING:
     from hl7 import Message, Segment
 
 NEEDED = {"MSH", "PID", "OBR", "OBX", "SPM"}
-ENVELOPE = {"FHS", "BHS", "BTS", "FTS"}  # of batches; only the messages inside are read
 DOCUMENT = {"ED", "RP"}
-SEGMENT_NAME = re.compile(r"[A-Z][A-Z0-9]{2}")
-FRAMING = " \t\n\x0b\x1c\ufeff"  # start and end of a block in MLLP, and spaces around a segment
 MAX_LINE_CHARACTERS = 16_000_000  # a line may contain a document
 MAX_HEADER_BYTES = 16_384
 MAX_MESSAGE_CHARACTERS = 300_000  # without documents; each separator becomes an object
@@ -40,30 +38,38 @@ class BrokenError(Exception):
     """The message is not well-formed; the text says where, without quoting the content."""
 
 
-def messages(path: Path, encoding: str) -> Iterator[list[str]]:
+def messages(path: Path, encoding: str, *, is_received: bool = False) -> Iterator[list[str]]:
     """Yield the lines of each message; lines before the first MSH form a message of their own.
 
-    Raises Refusal: E_TABLE_FILE, E_ENCODING.
+    `is_received`: the file is one message from the network, which was whole: no file that could have been cut.
+
+    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_FILE_CUT.
     """
+    whole = WholeFile(path.name)
     try:
         with path.open(encoding=encoding) as stream:  # \r, \n and \r\n all end a line
-            yield from messages_in(stream)
+            if is_received:
+                yield from messages_in(stream)
+            else:
+                yield from messages_in(stream, whole.see)
+                whole.finish()
     except OSError as error:
         raise Refusal(reasons.TABLE_FILE, private=str(error), table="laboratory") from error
     except UnicodeError as error:
         raise Refusal(reasons.ENCODING, private=f"{path}: {error}", table="laboratory") from error
 
 
-def messages_in(stream: TextIO) -> Iterator[list[str]]:
-    """Yield the lines of each message in an open file. Raises UnicodeError."""
+def messages_in(stream: TextIO, see: Callable[[str], None] = lambda raw: None) -> Iterator[list[str]]:
+    """Yield the lines of each message in an open file, after `see` has had each. Raises UnicodeError."""
     lines: list[str] = []
     size = 0
     while raw := stream.readline(MAX_LINE_CHARACTERS):
+        see(raw)
         line = raw.strip(FRAMING)
         if line.startswith("MSH") and lines:
             yield lines
             lines, size = [], 0
-        if line and line[:3] not in ENVELOPE and not _is_document(line):
+        if line and not is_envelope(line) and not _is_document(line):
             size += len(line)
             if size <= MAX_MESSAGE_CHARACTERS:
                 lines.append(line)
