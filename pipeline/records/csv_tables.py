@@ -84,7 +84,7 @@ def read_rows(table: CsvTable, name: str, columns: Sequence[str]) -> tuple[list[
     Blank rows do not count. A row with another length than the header, one that a stray quotation mark joined with
     others, and one without identifier is a finding. The first two name the patient, if it can be told: the row may have
     held the patient's only positive result, or the death.
-    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA.
+    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_FILE_CUT, E_SCHEMA.
     """
     (_, header, _), *rows = read_lines(table, name) or [(1, [], [])]
     for column in columns:
@@ -146,6 +146,7 @@ def read_lines(table: CsvTable, name: str) -> list[tuple[int, list[str], list[li
             for row in reader:
                 parts = [_cells(line.replace('"', "").split(table.separator)) for line in lines]
                 rows.append((reader.line_num, _cells(row), parts if len(parts) > 1 else []))
+                last = lines[-1]
                 lines.clear()
     except OSError as error:
         raise Refusal(reasons.TABLE_FILE, private=str(error), table=name) from error
@@ -154,7 +155,21 @@ def read_lines(table: CsvTable, name: str) -> list[tuple[int, list[str], list[li
     except csv.Error as error:
         fault = "a quotation mark is misplaced or a cell is too large"
         raise Refusal(reasons.SCHEMA, private=f"{table.file}: {error}", table=name, fault=fault) from error
-    return [row for row in rows if any(row[1])]
+    filled = [row for row in rows if any(row[1])]
+    if filled and _is_cut(last, len(rows[-1][1]), len(filled[0][1])):
+        raise Refusal(
+            reasons.FILE_CUT, private=f"{table.file}, line {rows[-1][0]}", table=name, fault="its last row has no end"
+        )
+    return filled
+
+
+def _is_cut(last: str, cells: int, width: int) -> bool:
+    """Whether a file ends within its last line, whose row has fewer cells than the `width` of the header.
+
+    Many programs write no line end after the last row, so a row that is as long as the others is whole.
+    """
+    is_empty = not last.strip(" \x1a")  # DOS marks the end of a file with this character
+    return not last.endswith(("\n", "\r")) and not is_empty and cells < width
 
 
 def _noted(stream: Iterable[str], lines: list[str]) -> Iterator[str]:

@@ -44,7 +44,7 @@ def read_labels(table: LabelsFile) -> tuple[dict[str, Label], list[Finding]]:
     A patient has no labels if the rows disagree, cannot be read, or contain anything other than 0, 1 or nothing. Equal
     rows count once.
 
-    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA, and, above MAX_FAULTY_PERCENT of the rows, E_ROWS,
+    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_FILE_CUT, E_SCHEMA, and, above MAX_FAULTY_PERCENT of the rows, E_ROWS,
     E_IDENTIFIERS or E_LABELS.
     """
     optional = [column for column in (table.age_years, table.sex) if column]

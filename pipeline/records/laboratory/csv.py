@@ -17,7 +17,7 @@ LOINC = "LN"  # the file does not name the code system of a test; the form of LO
 def read(table: CsvLaboratory) -> Reading:
     """Read one raw result from each row; a withdrawn one also withdraws the final overall results of its specimen.
 
-    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA.
+    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_FILE_CUT, E_SCHEMA.
     """
     columns = [table.patient_id, table.collected, table.result, *filter(None, (table.test, table.status))]
     rows, findings = read_rows(table, "laboratory", columns)

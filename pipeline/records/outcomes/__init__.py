@@ -31,8 +31,8 @@ def read_outcomes(
     For FHIR and OMOP: `patients` are those of interest (None: all), and each event in `needed` must occur once or more.
     `time_zone`: IANA name of the site's time zone. `issuer`: authority of its identifiers, "" if only one is used.
 
-    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA, E_TIME_ZONE, E_OUTCOME_NO_EVENT, and, above MAX_FAULTY_PERCENT,
-    E_ROWS, E_FHIR_FILES, E_IDENTIFIERS, E_DATES or E_OUTCOME_CODES.
+    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_FILE_CUT, E_SCHEMA, E_TIME_ZONE, E_OUTCOME_NO_EVENT, and, above
+    MAX_FAULTY_PERCENT, E_ROWS, E_FHIR_FILES, E_IDENTIFIERS, E_DATES or E_OUTCOME_CODES.
     """
     from pipeline.records.outcomes import fhir_histories, omop_histories
     from pipeline.records.outcomes.histories import outcomes_of

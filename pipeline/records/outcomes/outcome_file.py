@@ -45,8 +45,8 @@ def read_file(table: OutcomeFile, today: date) -> tuple[dict[str, Outcome], list
     A patient with any finding has no outcome, even if another row is valid: otherwise a patient whose date of death
     cannot be read could count as a survivor. Equal rows count once.
 
-    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA, E_EARLY_DAYS, and, above MAX_FAULTY_PERCENT of the rows, E_ROWS,
-    E_IDENTIFIERS or E_DATES.
+    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_FILE_CUT, E_SCHEMA, E_EARLY_DAYS, and, above MAX_FAULTY_PERCENT of the
+    rows, E_ROWS, E_IDENTIFIERS or E_DATES.
     """
     columns = [table.patient_id, table.intubated, table.died, table.followed_until, *filter(None, [table.icu])]
     rows, findings = read_rows(table, "outcome", columns)

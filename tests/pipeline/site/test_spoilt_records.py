@@ -48,7 +48,7 @@ NEGATIVE = "X,2020-04-01T08:00,negative,"
 
 
 def csv_laboratory(*rows: str) -> str:
-    return "\n".join([*LABORATORY, *rows])
+    return "".join(f"{row}\n" for row in (*LABORATORY, *rows))
 
 
 def as_json(*resources: dict[str, Any]) -> str:
