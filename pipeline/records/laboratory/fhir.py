@@ -38,7 +38,7 @@ STATUSES: dict[str, Status] = {
 def read(table: FhirLaboratory, clock: Clock, issuer: str) -> Reading:
     """Read the raw results of all files; each unreadable resource is a finding of its patient.
 
-    Raises Refusal: E_TABLE_FILE, E_TIME_ZONE.
+    Raises Refusal: E_TABLE_FILE, E_FILE_CUT, E_TIME_ZONE.
     """
     reading = Reading(table)
     files = _Files(clock, issuer)

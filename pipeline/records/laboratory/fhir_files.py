@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from pydantic import ValidationError
 
@@ -86,7 +86,7 @@ def read_resources(
     """Yield the resources of all files whose types are in `models`; an unreadable one as `Unreadable`.
 
     The caller makes the findings of these, when it knows all Patients. `table`: the table of site.toml that names
-    `path`. Raises Refusal E_TABLE_FILE.
+    `path`. Raises Refusal: E_TABLE_FILE, E_FILE_CUT.
     """
     numbers = count()
     for document, (where, content) in enumerate(_documents(path, table)):
@@ -123,11 +123,27 @@ def _documents(path: Path, table: str) -> Iterator[tuple[str, bytes]]:
                     content = stream.read(MAX_BYTES + 1)
                     yield file.name, content if len(content) <= MAX_BYTES else b""
                     continue
-                for number, line in enumerate(iter(lambda: stream.readline(MAX_BYTES), b""), start=1):
-                    if not line.isspace():
-                        yield f"{file.name}, line {number}", line
+                yield from _lines(stream, file.name, table)
     except OSError as error:
         raise Refusal(reasons.TABLE_FILE, private=str(error), table=table) from error
+
+
+def _lines(stream: BinaryIO, name: str, table: str) -> Iterator[tuple[str, bytes]]:
+    """Yield the location and content of each non-blank line. A last line that is not JSON shows that the file was cut.
+
+    Raises Refusal E_FILE_CUT.
+    """
+    last, is_start = b"", True
+    for number, line in enumerate(iter(lambda: stream.readline(MAX_BYTES), b""), start=1):
+        if not line.isspace():
+            yield f"{name}, line {number}", line
+            last = line if is_start else b""  # the end of an oversized line says nothing
+        is_start = line.endswith(b"\n")
+    try:
+        parse_json(last or b"{}")
+    except ValueError:
+        fault = "its last line is not JSON"
+        raise Refusal(reasons.FILE_CUT, private=name, table=table, fault=fault) from None
 
 
 def _walk(

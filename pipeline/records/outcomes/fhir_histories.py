@@ -77,7 +77,7 @@ MODELS: dict[str, type[Resource]] = {
 def read(table: FhirOutcomes, clock: Clock, issuer: str) -> Histories:
     """Read all files; each unreadable resource is a finding of its patient.
 
-    Raises Refusal: E_TABLE_FILE, E_TIME_ZONE.
+    Raises Refusal: E_TABLE_FILE, E_FILE_CUT, E_TIME_ZONE.
     """
     assert table.file is not None  # SiteSettings ensures it
     histories = Histories()
