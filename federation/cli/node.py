@@ -238,6 +238,8 @@ def ingest(site_dir: SiteDir, study: StudyFile = None, as_json: Json = False) ->
         ["finding", "count", "what to do"],
         [[reason.code, str(count), reason.remedy] for reason, count in assessment.counts],
     )
+    for text in assessment.fewer_records:
+        say(f"Warning: {text}.")
     show_waterfall(assessment)
     say(f"Each refusal with its pseudonym: {site.cohort_folder / 'refusals.csv'}")
 

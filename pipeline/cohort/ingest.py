@@ -3,8 +3,8 @@
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from models.refusal import Reason, Refusal
 from pipeline.cohort import reasons
 from pipeline.cohort.attrition import Count, waterfall
+from pipeline.cohort.record_counts import count_records, fewer_records
 from pipeline.cohort.selection import Selection, select
 from pipeline.cohort.store import Cohort, FindingRow, PatientRow, Scan, UnlabelledRow
 from pipeline.cohort.workers import Examination, expect_series
@@ -79,6 +80,11 @@ class Assessment:
         """Number of findings for each reason, the most frequent first."""
         return Counter(finding.reason for finding in self.findings).most_common()
 
+    @property
+    def fewer_records(self) -> list[str]:
+        """Texts with both counts: of what there is clearly less than at the last ingest."""
+        return [finding.says for finding in self.findings if finding.reason == reasons.FEWER_RECORDS]
+
     def to_json(self) -> dict[str, Any]:
         """Return counts and remedies, without patients, files or dates."""
         positive = [p for p in self.patients if p.pcr_positive]
@@ -91,6 +97,7 @@ class Assessment:
             "severe_known_among_positive": sum(p.severe is not None for p in positive),
             "severe_among_positive": sum(bool(p.severe) for p in positive),
             "waterfall": self.waterfall.to_json(),
+            "fewer_records": self.fewer_records,
             "findings": [
                 {"code": r.code, "count": n, "remedy": r.remedy, "refuses": r.refuses} for r, n in self.counts
             ],
@@ -112,7 +119,11 @@ def assess(site: Site, cohort: Cohort, settings: Preprocessing, progress: Callab
 
 def assess_material(site: Site, cohort: Cohort, material: Material, examination: Examination) -> Assessment:
     """Assess files that have been read; without records no patient gets a label."""
+    has_labels = site.settings.has_labels
     series, records = material.series, material.records
+    if records is not None and has_labels:
+        fewer = fewer_records(count_records(records), cohort.records())
+        material = replace(material, record_findings=[*material.record_findings, *fewer])
     for each in series:
         examination.add(each)
     nobodys = Counter(f.reason.code for f in material.scan_findings if f.reason in _NOBODYS)
@@ -122,7 +133,6 @@ def assess_material(site: Site, cohort: Cohort, material: Material, examination:
     selection = select(series, scans, dated=is_dated, has_label=lambda s: _reason(site, s, records) is None)
     members = [] if records is None else _join(site, selection, scans, records)
     findings = [*material.record_findings, *material.scan_findings, *selection.findings]
-    has_labels = site.settings.has_labels
     if has_labels:
         findings += [Finding(m.labels.reason, m.series.patient_id) for m in members if m.labels.reason is not None]
     if records is not None:
@@ -210,7 +220,9 @@ def ingest(site: Site, settings: Preprocessing, progress: Callable[[int, int], N
         assessment = assess(site, cohort, settings, progress)
         found = rows(assessment.findings)
         known = {s.fingerprint for s in assessment.material.series}
-        _write(cohort, assessment.patients, found, known, assessment.unlabelled)
+        records = assessment.material.records
+        counts = count_records(records) if records else None
+        _write(cohort, assessment.patients, found, known, assessment.unlabelled, counts)
     return assessment
 
 
@@ -244,12 +256,13 @@ def _write(
     found: Sequence[FindingRow],
     fingerprints: Collection[str],
     unlabelled: Sequence[UnlabelledRow],
+    records: Mapping[str, int] | None = None,
 ) -> None:
     """Replace the cohort's content and its two CSV files, and delete what no longer belongs to it.
 
     cohort.csv lists the patients with a label only, as before there were others.
     """
-    cohort.replace(patients, found, fingerprints, unlabelled)
+    cohort.replace(patients, found, fingerprints, unlabelled, records)
     remove_unfinished(cohort.folder)
     _list_refusals(cohort.folder / "refusals.csv", found)
     _export(cohort.folder / "cohort.csv", cohort)

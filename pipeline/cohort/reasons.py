@@ -76,3 +76,10 @@ NO_ENCODER = Reason(
     "Approve an encoder with `fedthorax node approve-encoder`. If one is approved, run `fedthorax node ingest` with "
     "--study and the file of the study that uses it.",
 )
+FEWER_RECORDS = Reason(
+    "W_FEWER_RECORDS",
+    "the site has {count} {kind}, and had {before} at the last ingest",
+    "Check whether the file was cut: compare its end with the source. If so, copy it again and repeat the ingest: "
+    "until then, patients lack their labels. No action is needed if the records were deleted or withdrawn on purpose. "
+    "The next ingest compares with this one.",
+)

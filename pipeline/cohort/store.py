@@ -5,7 +5,8 @@ version of the examination took or refused it: another version may decide otherw
 hold the result of the last ingest; one transaction replaces them. `unlabelled` holds patients with a scan and no label,
 where the site keeps them. They have a table of their own, so that nothing that reads `patients` can use or count them.
 A version that does not know this table ignores it, and may leave rows in it whose scans are gone: `unlabelled()` omits
-these. The same holds for `examined`. `revision` shows that the training patients changed, even if they changed back.
+these. The same holds for `examined` and `records`. `revision` shows that the training patients changed, even if they
+changed back.
 
 The same transaction removes series that are no longer in the site's files, for all settings; their tensors are deleted
 afterwards. Tensors of existing series are kept, also for other settings: a study with these settings may be running,
@@ -19,7 +20,7 @@ The module imports little, because a node imports it at its start and then runs 
 import secrets
 import shutil
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
@@ -69,6 +70,10 @@ CREATE TABLE IF NOT EXISTS unlabelled (
 );
 CREATE TABLE IF NOT EXISTS revision (
     training TEXT NOT NULL         -- random, another one after each change of the training patients or their scans
+);
+CREATE TABLE IF NOT EXISTS records (
+    kind TEXT PRIMARY KEY,         -- PCR results, outcomes, or labels
+    count INTEGER NOT NULL         -- at the last ingest, of all patients
 );
 CREATE TABLE IF NOT EXISTS findings (
     code TEXT NOT NULL,
@@ -180,7 +185,7 @@ class Cohort:
     def _forget_other_versions(self) -> None:
         """Empty a file of another version; its content can be made again from the source files."""
         if self._version() != SCHEMA_VERSION:
-            for table in ("scans", "examined", "patients", "unlabelled", "revision", "findings"):
+            for table in ("scans", "examined", "patients", "unlabelled", "revision", "records", "findings"):
                 self._db.execute(f"DROP TABLE IF EXISTS {table}")
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -234,10 +239,12 @@ class Cohort:
         findings: Iterable[FindingRow],
         fingerprints: Collection[str],
         unlabelled: Iterable[UnlabelledRow] = (),
+        records: Mapping[str, int] | None = None,
     ) -> None:
         """Replace the lists of patients, with and without labels, and of findings in one transaction.
 
-        `fingerprints`: of all series that are now in the site's files; other scans are removed.
+        `fingerprints`: of all series that are now in the site's files; other scans are removed. `records`: how many
+        records of each kind the site has; None if they were not read.
         """
         with self._transaction():
             before = self._training()
@@ -246,6 +253,9 @@ class Cohort:
             self._insert("patients", map(astuple, patients))
             self._insert("unlabelled", map(astuple, unlabelled))
             self._insert("findings", map(astuple, findings))
+            if records is not None:
+                self._db.execute("DELETE FROM records")
+                self._insert("records", records.items())
             if self._training() != before:  # no counter: it would begin again in a file that is made again
                 self._db.execute("DELETE FROM revision")
                 self._insert("revision", [(secrets.token_hex(16),)])
@@ -316,6 +326,10 @@ class Cohort:
     def findings(self) -> list[FindingRow]:
         """Return all findings of the last ingest."""
         return [FindingRow(*row) for row in self._db.execute("SELECT * FROM findings")]
+
+    def records(self) -> dict[str, int]:
+        """Return how many records of each kind the site had at the last ingest."""
+        return dict(self._db.execute("SELECT kind, count FROM records").fetchall())
 
     def fingerprints(self, *, without: Collection[str]) -> set[str]:
         """Return the fingerprints of all examined series but those of these tensors."""
