@@ -15,7 +15,8 @@ AUDIT_FLAGS = Reason(
 NOT_AUDITED = Reason(
     "W_NOT_AUDITED",
     "the shortcut audit was not made: the model may use the scanner instead of the lungs",
-    "Set shortcut_audit = true in [evaluation] of the study, and let at least two hospitals answer it.",
+    "Set shortcut_audit = true in [evaluation] of the study, and let at least two hospitals answer it. If it is set, "
+    "too few hospitals have enough test patients of each class for an AUROC: add hospitals or patients.",
 )
 AUDIT_IN_PART = Reason(
     "W_AUDIT_IN_PART",

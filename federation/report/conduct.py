@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from statistics import median
 from typing import Any
 
+from federation.comparison import reasons as comparison_reasons
 from federation.comparison.release_gate import doubts
 from federation.coordinator.shortcut_audit import FALSE_ALARM
 from federation.protocol.metric_allowlist import LOSS
@@ -120,13 +121,15 @@ def doubted(results: Results) -> list[dict[str, str]]:
 def audit(results: Results) -> dict[str, Any] | None:
     """Return the shortcut audit: how well embeddings predict the site, and tags or lung surroundings the label.
 
-    `false_alarm`: the probability that a study without shortcuts gets any flag.
+    `measured`: whether it has any figure that could have been flagged. `false_alarm`: the probability that a study
+    without shortcuts gets any flag.
     """
     found = results.audit
     if found is None:
         return None
     rows = {site: _audited(results, site, figures) for site, figures in found.sites.items()}
     return {
+        "measured": all(flag.code != comparison_reasons.NOT_AUDITED.code for flag in doubts(results)),
         "probe": found.probe.model_dump() if found.probe else None,
         "by_site": rows,
         "over_sites": over_sites(rows),

@@ -15,6 +15,7 @@ from federation.report.page import cell, duration, render, write_report
 from federation.runs.results import Results
 from models.refusal import Refusal
 from tests.helpers.results_factory import make_results, trained_too_long
+from tests.helpers.summed_results import make_secure_results
 
 NOTHING = make_results(1, models=[], sites={}, history=[], audit=False, operating_points={}, calibration={})
 HOSTILE = ['<script>alert("1")</script>', "\u202egnp.exe", "$x_1$ & 'sons'", "a" * 200, "__class__ {{ 7 * 7 }}"]
@@ -102,13 +103,22 @@ def test_links_point_to_the_sections_in_order(full):
     assert [a["id"] for tag, a in full.tags if tag == "h2"] == list(SECTIONS)
 
 
-def test_audit_that_no_hospital_answered_is_not_shown_as_one_without_flags() -> None:
-    made = make_results(3)
+def audit_tile(text: str) -> str:
+    return text.split("Shortcut audit", 1)[1].split("Reason to doubt", 1)[0]
+
+
+@pytest.mark.parametrize("made", [make_results(3), make_secure_results(4)], ids=["plain", "masked"])
+def test_audit_that_measured_nothing_is_not_shown_as_one_without_flags(made: Results) -> None:
     assert made.audit is not None
-    empty = made.audit.model_copy(update={"sites": {site: {} for site in made.audit.sites}, "flags": []})
-    text = Reader(page_of(made.model_copy(update={"audit": empty}))).text
-    assert "no hospital answered it" in text and "W_NOT_AUDITED" in text
-    assert "no metric exceeded the audit’s limits" not in text
+    nothing = {"sites": {site: {} for site in made.audit.sites}, "means": {}, "flags": []}
+    empty = made.model_copy(update={"audit": made.audit.model_copy(update=nothing)})
+    text = " ".join(Reader(page_of(empty)).text.split())
+    assert "nothing was measured" in audit_tile(text)
+    assert "W_NOT_AUDITED" in text and "enough test patients of each class" in text
+    assert "Nothing was measured that could show a shortcut" in text
+    for quiet in ("o metric exceeded the audit’s limits", "with a probability of at most", "Made in part"):
+        assert quiet not in text
+    assert "with a probability of at most" in page_of(made), "an audit with figures says it"
 
 
 def test_every_image_has_an_alternative_text(full):
