@@ -36,8 +36,8 @@ def filled_in(name: str, report: Mapping[str, Any], sections: Mapping[str, str])
 
 
 def _item(item: Mapping[str, str], environment: Environment, report: Mapping[str, Any]) -> dict[str, str]:
-    text = " ".join(environment.from_string(item.get("run", "")).render(report).split())
-    authors = item.get("authors", "")
+    text, authors = (environment.from_string(item.get(part, "")).render(report) for part in ("run", "authors"))
+    text = " ".join(text.split())
     state = "authors" if not text else "in part" if authors else "told"
     says = text if state == "told" else f"{text} The authors add {authors}." if text else AUTHORS
     return {"number": item["number"], "part": item["part"], "asks": item["asks"], "state": state, "says": says}

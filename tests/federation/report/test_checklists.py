@@ -81,3 +81,10 @@ def test_data_items_name_synthetic_patients(full, bare):
 def test_counts_add_up_to_the_number_of_items(full):
     for checklist in full.values():
         assert sum(checklist["counts"].values()) == len(checklist["items"])
+
+
+def test_study_without_thresholds_is_asked_for_no_reasons_of_them(full, bare):
+    assert "reasons for these thresholds" in items(full["tripod_ai"])["15"]["says"]
+    says = items(bare["tripod_ai"])["15"]["says"]
+    assert "No threshold was set." in says
+    assert "these thresholds" not in says
