@@ -20,6 +20,7 @@ def rounds_of(results: Results) -> list[dict[str, Any]]:
 def about(results: Results) -> dict[str, Any]:
     """Summarise the run: settings, rounds, sites, and ε if the study was private."""
     table, rounds = results.study.study, rounds_of(results)
+    kept = kept_rounds(rounds)
     return {
         "study": table.name,
         "run": results.run,
@@ -33,8 +34,9 @@ def about(results: Results) -> dict[str, Any]:
         "rounds": {
             "planned": table.rounds,
             "held": len(rounds),
-            "counted": len(kept_rounds(rounds)),
+            "counted": len(kept),
             "lost": [{"round": entry["round"], "code": entry["lost_for"]} for entry in rounds if entry["lost"]],
+            "left_out": [entry["round"] for entry in rounds if not entry["lost"] and entry["round"] not in kept],
             "stopped_early": results.stopped_early,
         },
         "stopping": results.study.stopping.model_dump(mode="json") if results.study.stopping else None,
@@ -67,13 +69,13 @@ def _epsilon(results: Results) -> dict[str, float]:
 
 def _site(results: Results, site: str, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     greeting = results.sites.get(site)
-    figures = federated(results).get(site, {})
+    figures, kept = federated(results).get(site, {}), kept_rounds(rounds)
     return {
         "patients": greeting.patients if greeting else None,
         "version": greeting.version if greeting else None,
         "contract": greeting.contract if greeting else None,
         "golden": greeting.golden if greeting else None,
-        "rounds": sum(site in entry["sites"] and not entry["lost"] for entry in rounds),
+        "rounds": sum(site in entry["sites"] and entry["round"] in kept for entry in rounds),
         "asked": sum(site in asked_in(entry) for entry in rounds),
         "test_patients": number(figures, EXAMPLES),
         "auroc_severe": estimate(figures, "auroc_severe"),

@@ -121,6 +121,48 @@ def test_audit_that_measured_nothing_is_not_shown_as_one_without_flags(made: Res
     assert "with a probability of at most" in page_of(made), "an audit with figures says it"
 
 
+class Boxes(HTMLParser):
+    """Counts the tables of a page that no box scrolls: a narrow screen would scroll the whole page sideways."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tables = self.loose = 0
+        self._boxes: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "div":
+            self._boxes.append(dict(attrs).get("class") or "")
+        if tag == "table":
+            self.tables += 1
+            self.loose += not (self._boxes and "scroll" in self._boxes[-1].split())
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "div":
+            self._boxes.pop()
+
+
+@pytest.mark.parametrize(
+    "made", [make_results(3), make_secure_results(4), make_results(14)], ids=["", "masked", "many"]
+)
+def test_every_table_scrolls_in_its_own_box(made: Results) -> None:
+    found = Boxes(page_of(made))
+    assert found.tables > 10
+    assert not found.loose
+
+
+def test_last_round_that_nobody_judged_is_named_and_counts_for_no_site() -> None:
+    made = make_secure_results(3)
+    history = [dict(entry) for entry in made.history]
+    last = [entry for entry in history if "round" in entry and "lost" in entry][-1]
+    last |= {"lost": False, "lost_for": None, "unjudged": [last["round"]]}
+    run = made.model_copy(update={"history": history})
+    about = content(run)["about"]
+    assert about["rounds"]["left_out"] == [last["round"]]
+    assert max(row["rounds"] for row in about["sites"].values()) <= about["rounds"]["counted"]
+    assert f"not in the model: {last['round']}, taken back or last" in " ".join(Reader(page_of(run)).text.split())
+
+
 def test_every_image_has_an_alternative_text(full):
     images = [a for tag, a in full.tags if tag == "img"]
     assert len(images) == 12
