@@ -153,12 +153,16 @@ def show(run_name: RunName, server: ServerDir = Path("server"), as_json: Json = 
         return
     title = f"{run_name}: {details['strategy']}, seed {details['seed']}, {details['state']}"
     say(title + (f", group {details['group']}" if details["group"] else ""))
-    columns = ["round", "sites", "loss", "mean AUROC severe", "seconds", "MB up / down", "refused or flagged"]
-    print_table(
-        columns,
-        round_lines(details["history"]),
-        title="Rounds (means over sites, on validation patients, without intervals)",
-    )
+    if failure := details["failure"]:
+        say(f"It ended with {failure['code']}: {failure['says']}. {failure['remedy']}")
+    elif details["state"] == "failed":
+        say(f"Why it failed is not recorded in its folder: see the log in {server / 'logs'}.")
+    if rounds := round_lines(details["history"]):
+        columns = ["round", "sites", "loss", "mean AUROC severe", "seconds", "MB up / down", "refused or flagged"]
+        title = "Rounds (means over sites, on validation patients, without intervals)"
+        print_table(columns, rounds, title=title)
+    else:
+        say(f"No round: {details['standing']}.")
     for warning in trained_long(details["history"]):
         say(f"{warning}. {warning.remedy}")
     if results := results_or_none(find_run(server, run_name)):

@@ -12,7 +12,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +46,7 @@ from federation.protocol.study_config import Study
 from federation.protocol.study_packages import allow_in_run
 from federation.protocol.tensor_bounds import fixed_ranges, parts_of
 from federation.runs.accepted_ledgers import newly_accepted
+from federation.runs.failure import clear_failure, write_failure
 from federation.runs.listing import final_values
 from federation.runs.results import RESULTS, Results
 from federation.runs.submission import MARK
@@ -80,16 +81,21 @@ def main(grid: Grid, context: Context) -> None:
     """Run or resume the study in the run's configuration."""
     study = Study.model_validate_json(str(context.run_config["study"]))
     run = ServerRun(Path(os.environ["FEDTHORAX_SERVER_DIR"]), study, str(context.run_config["run"]), EagerGrid(grid))
+    clear_failure(run.folder)
     try:
         run.execute()
     except Refusal as refusal:
         say(f"{refusal}. {refusal.remedy}")
+        with suppress(OSError):  # the refusal is what ends the run
+            write_failure(run.folder, refusal)
         raise
     except OSError as error:
         if error.errno not in _DISK:
             raise
         full = Refusal(reasons.SERVER_DISK, private=str(error))
         say(f"{full}. {full.remedy}")
+        with suppress(OSError):
+            write_failure(run.folder, full)
         raise full from error
 
 

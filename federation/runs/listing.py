@@ -15,11 +15,12 @@ from typing import Any
 from federation.protocol.metric_allowlist import EXAMPLES, LABELS
 from federation.protocol.study_config import Study
 from federation.runs import reasons
+from federation.runs.failure import read_failure
 from federation.runs.figures_from_counts import ALL, means_row, of_label, pooled_row, summed_of, why_none
 from federation.runs.progress import asked_in, rounds_of, standing
 from federation.runs.results import FEDERATED, Results, read_results
 from federation.runs.run_folder import RunNote, find_run, read_history, read_note, read_study, run_names
-from federation.runs.submission import State, state
+from federation.runs.submission import UNDER_WAY, State, state
 from federation.runs.tracking import how_to_see
 from federation.runs.training_length import trained_long
 from models.refusal import Refusal
@@ -130,13 +131,17 @@ def _headline(run: Mapping[str, Any]) -> str:
 def detail(server: Path, name: str) -> dict[str, Any]:
     """Return all details of a run; of a masked study also the figures that follow from its sums.
 
+    `failure`: code, text and remedy of what ended a run that failed; None if this is not known.
+
     Raises Refusal: E_RUN_UNKNOWN, E_RUN_FILES.
     """
     run = read_run(server, name)
     results = results_or_none(run.folder)
+    failure = read_failure(run.folder) if run.state == "failed" else None
     return {
         **run.summary(),
-        "standing": standing(run.study, run.history).text,
+        "standing": standing(run.study, run.history, has_ended=run.state not in UNDER_WAY).text,
+        "failure": failure.model_dump() if failure else None,
         "history": run.history,
         "warnings": [{"code": each.code, "says": each.says} for each in trained_long(run.history)],
         "final": results.model_dump(mode="json", exclude={"history", "study"}) if results else None,

@@ -55,16 +55,21 @@ def asked_in(entry: Mapping[str, Any]) -> set[str]:
     return {*entry["sites"], *entry.get("refused", {})}
 
 
-def standing(study: Study, history: Sequence[Mapping[str, Any]]) -> Standing:
-    """Return a run's progress from its history. The remaining time covers the rounds, not the evaluations."""
+def standing(study: Study, history: Sequence[Mapping[str, Any]], *, has_ended: bool = False) -> Standing:
+    """Return a run's progress from its history. The remaining time covers the rounds, not the evaluations.
+
+    `has_ended`: no further round is expected, so there is no remaining time.
+    """
     rounds, total = rounds_of(history), study.study.rounds
     if not rounds:
-        return Standing(0, total, "waiting for the first round to end")
+        return Standing(0, total, "ended before round 1" if has_ended else "waiting for the first round to end")
     last = rounds[-1]
     seconds = (total - last["round"]) * fmean(entry["seconds"] for entry in rounds[-LATEST:])
     left = f"{'at most' if study.stopping else 'about'} {duration(seconds)} left"
     # A narrow terminal cuts off the end, so the most important part comes first.
     parts = [f"round {last['round']} of {total}", left if seconds else "the last round is done"]
+    if has_ended and seconds:
+        parts.pop()
     parts.append(f"{len(last['sites'])} of {study.study.asked_a_round} sites")
     if "train_loss" in last["means"]:
         parts.append(f"loss {last['means']['train_loss']:.3f}")

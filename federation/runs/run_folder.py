@@ -3,6 +3,7 @@
 study.json     the study's settings in this run
 run.json       the note: start time, group, Flower's run id, how the run ended
 mlflow.json    where its metrics are (`federation.runs.tracking`)
+failure.json   why it ended, of a run that failed (`federation.runs.failure`)
 history.json, checkpoints/, release/, results.json: written by the ServerApp (`federation.coordinator.server_app`)
 """
 

@@ -10,7 +10,9 @@ import configs
 from federation.approval.presets import names_of
 from federation.approval.studies import is_listed, study_digest
 from federation.cli.study import app
+from federation.coordinator.reasons import HANDSHAKE_QUORUM
 from federation.protocol.study_config import Study
+from federation.runs.failure import write_failure
 from federation.runs.launch import plan
 from models.refusal import Refusal
 from models.settings import load_settings
@@ -277,6 +279,28 @@ def test_show_prints_a_run_as_text_and_json(tmp_path, monkeypatch):
     told = json.loads(typed("show", "trial-a", "--server", tmp_path, "--json"))
     assert told["final"]["models"][0]["figures"]["north"]["auroc_severe"]
     assert told["history"][0]["refused"] == {"south": "E_SITE_MISSING"}
+
+
+def test_show_says_why_a_run_failed_before_its_first_round(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    folder = write_run(tmp_path, "trial-a", ended="failed")
+    write_failure(folder, Refusal(HANDSHAKE_QUORUM, quorum=3, present=1, others="south: E_SITE_MISSING"))
+    done = CliRunner().invoke(app, ["show", "trial-a", "--server", str(tmp_path)])
+    shown = " ".join(done.output.split())
+    assert "E_HANDSHAKE_QUORUM" in shown and "south: E_SITE_MISSING" in shown
+    assert HANDSHAKE_QUORUM.remedy.split(".")[0] in shown
+    assert "ended before round 1" in shown and "waiting" not in shown
+    told = json.loads(typed("show", "trial-a", "--server", tmp_path, "--json"))
+    assert (told["standing"], told["failure"]["code"]) == ("ended before round 1", "E_HANDSHAKE_QUORUM")
+
+
+def test_show_names_the_log_if_why_a_run_failed_is_not_known(tmp_path):
+    write_run(tmp_path, "trial-a", ended="failed", history=[entry(1)])
+    done = CliRunner().invoke(app, ["show", "trial-a", "--server", str(tmp_path)])
+    assert "logs" in done.output
+    told = json.loads(typed("show", "trial-a", "--server", tmp_path, "--json"))
+    assert told["failure"] is None
+    assert "left" not in told["standing"], "no time is left of a run that has ended"
 
 
 def test_show_warns_of_a_study_that_trained_too_long(tmp_path, monkeypatch):

@@ -13,11 +13,13 @@ from typer.testing import CliRunner
 
 from federation.cli.main import app
 from federation.coordinator import server_app
+from federation.coordinator.reasons import HANDSHAKE_QUORUM
 from federation.coordinator.server_app import main
 from federation.ledger.view import heads_in_record
 from federation.protocol.reply_validation import decode, encode
 from federation.protocol.study_config import StrategyTable
 from federation.runs.accepted_ledgers import accept_ledger
+from federation.runs.failure import read_failure
 from federation.runs.run_folder import RunNote, write_note
 from models.refusal import Refusal
 from models.release import load_release
@@ -226,6 +228,26 @@ def test_full_or_unwritable_disk_is_refused_with_a_code(server, monkeypatch, cap
     assert refused.value.code == "E_SERVER_DISK"
     assert "E_SERVER_DISK" in caplog.text
     monkeypatch.undo()
+
+
+def test_run_keeps_why_it_ended_until_it_goes_on(server, monkeypatch):
+    monkeypatch.setenv("FEDTHORAX_SERVER_DIR", str(server))
+    monkeypatch.setattr(server_app, "EagerGrid", lambda grid: grid)
+    folder = server / "runs" / "trial-1"
+    context = Context(1, 1, {}, RecordDict(), {"study": study().model_dump_json(), "run": "trial-1"})
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise Refusal(HANDSHAKE_QUORUM, quorum=3, present=1, others="no other site is online")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(server_app, "shake_hands", refused)
+        with pytest.raises(Refusal, match="E_HANDSHAKE_QUORUM"):
+            main(Grid(), context)  # type: ignore[misc]
+    kept = read_failure(folder)
+    assert kept is not None
+    assert (kept.code, kept.remedy) == ("E_HANDSHAKE_QUORUM", HANDSHAKE_QUORUM.remedy)
+    main(Grid(), context)  # type: ignore[misc]
+    assert read_failure(folder) is None
 
 
 def test_other_os_errors_are_not_reported_as_disk_errors(server, monkeypatch):
