@@ -198,11 +198,14 @@ def compare(
         return
     titles = [column.title for column in comparison.columns]
     title = "The final models on the sites' test patients (95 % interval over patients, ± deviation over seeds)"
-    print_table(["figure and site", *titles], _grouped(comparison.lines()), title=title, whole=1)
+    lines = comparison.lines()
+    if lines:
+        print_table(["figure and site", *titles], _grouped(lines), title=title, whole=1)
     for each in comparison.differences():
         title = f"{_in_a_line(each.title)} MINUS {_in_a_line(each.minus)}, on the same test patients (95 % intervals)"
         columns = ["figure and site", "change", "over patients", "over seeds", "over sites and seeds"]
-        print_table(columns, _grouped(each.lines()), title=title, whole=1)
+        if lines:
+            print_table(columns, _grouped(each.lines()), title=title, whole=1)
     for warning in comparison.warnings:
         say(f"{warning}. {warning.remedy}")
 

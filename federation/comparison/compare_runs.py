@@ -14,8 +14,9 @@ from typing import Any
 
 from federation.comparison import reasons
 from federation.comparison.differences import Difference, differences, unpaired
+from federation.protocol.metric_allowlist import LABELS
 from federation.runs import reasons as runs_reasons
-from federation.runs.figures_from_counts import ALL, summed_of
+from federation.runs.figures_from_counts import ALL, summed_of, why_none
 from federation.runs.listing import (
     HEADLINES,
     MANY,
@@ -182,7 +183,22 @@ def compare(server: Path, names: Sequence[str]) -> Comparison:
         warnings.insert(0, Refusal(reasons.RUNS_UNPAIRED, sites=", ".join(others)))
     if masked := [run.name for run, results in found if summed_of(results)]:
         warnings.append(Refusal(reasons.RUNS_MASKED, runs=", ".join(masked)))
+    warnings += [
+        Refusal(reasons.RUN_NO_FIGURES, run=run.name, why=_why_none(results))
+        for run, results in found
+        if not _has_figures(results)
+    ]
     return Comparison(columns, [*_unlike(found), *warnings])
+
+
+def _has_figures(results: Results) -> bool:
+    return any(name in row for row in places(results).values() for name in (*HEADLINES, *OF_COUNTS))
+
+
+def _why_none(results: Results) -> str:
+    if summed_of(results):
+        return "; ".join(f"{label}: {why_none(results, label)}" for label in reversed(LABELS))
+    return "no hospital reported one"
 
 
 def _members(server: Path, name: str) -> list[str]:

@@ -67,12 +67,17 @@ RUNS_UNPAIRED = Reason(
 RUNS_MASKED = Reason(
     "W_RUNS_MASKED",
     "{runs}: the server knows only sums over the hospitals, so no difference is paired by hospital",
-    "Read the interval over patients, which holds for any likeness of the two models, or run both with three seeds. A "
+    "Where there is an interval over patients, it holds for any likeness of the two models. Or use three seeds each. A "
     "hospital takes part in one masked run of a seed only, so the two need different seeds.",
+)
+RUN_NO_FIGURES = Reason(
+    "W_RUN_NO_FIGURES",
+    "{run} has results, but no figure to compare: {why}",
+    "See `fedthorax study show RUN`. More patients or hospitals are needed for figures of the final model.",
 )
 RUN_LEFT_OUT = Reason(
     "W_RUN_LEFT_OUT",
-    "{run} has no results to compare: it is {state}",
+    "{run} has no results to compare; its state: {state}",
     "Compare it when it is complete. Resume a stopped run with `fedthorax study resume RUN`.",
 )
 ATTACK_STUDY = Reason(

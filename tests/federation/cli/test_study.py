@@ -18,6 +18,7 @@ from models.refusal import Refusal
 from models.settings import load_settings
 from tests.helpers.results_factory import make_results, trained_too_long
 from tests.helpers.run_files import entry, write_run
+from tests.helpers.summed_results import make_secure_results
 
 PRESETS = sorted((Path(configs.__file__).parent / "presets").glob("*.toml"))
 
@@ -325,6 +326,17 @@ def test_compare_prints_runs_as_text_and_json(tmp_path, monkeypatch):
     told = json.loads(typed("compare", "seeds", "--server", tmp_path, "--json"))
     assert told["columns"][0]["runs"] == ["trial-1", "trial-2"]
     assert told["columns"][0]["figures"]["auroc_severe"]["mean over sites"]["deviation"] > 0
+
+
+def test_compare_says_why_a_masked_run_has_no_figures(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    results = make_secure_results(3, of_sum={"counts": {}, "means": {}, "known": {}})
+    write_run(tmp_path, "trial-a", of=results.study, results=results)
+    done = CliRunner().invoke(app, ["compare", "trial-a", "--server", str(tmp_path)])
+    shown = " ".join(done.output.split())
+    assert "W_RUN_NO_FIGURES: trial-a" in shown and "enough patients of both classes" in shown
+    assert "figure and site" not in shown, "no table without a line"
+    assert "Where there is an interval over patients" in shown
 
 
 @pytest.mark.parametrize("command", ["show", "follow", "stop", "resume", "compare"])
