@@ -16,13 +16,12 @@ from pathlib import Path
 from models.refusal import Refusal
 from pipeline.clinic.later_outcomes import LaterOutcomes, later_outcomes
 from pipeline.clinic.reasons import LABELS_FILE, LABELS_NO_NODE, LABELS_OFF
-from pipeline.clinic.records import Answer, WhyNot
-from pipeline.clinic.review import reviewed_levels
+from pipeline.clinic.records import Answer
+from pipeline.clinic.review import is_not_their_scan, reviewed_levels
 from pipeline.clinic.settings import Clinic
 from pipeline.system.atomic_files import write_durably
 
 COLUMNS = ("patient_id", "pcr_positive", "severe", "decision", "reason", "reader_level")
-NOT_THEIR_SCAN: tuple[WhyNot, ...] = ("wrong_scan", "image_quality")  # a scan that must teach nothing
 _BITS = {True: "1", False: "0", None: ""}
 _ALL = 1_000_000
 
@@ -92,7 +91,7 @@ def _rows(answers: Iterable[Answer], later: LaterOutcomes) -> tuple[list[_Row], 
         patient, pcr = answer.patient, _pcr(answer, later)
         if patient is None or not later.is_ours(patient) or not patient.id.isprintable():
             left_out["no identifier of this hospital, or withdrawn"] += 1
-        elif answer.decision and not answer.decision.is_valid and answer.decision.reason in NOT_THEIR_SCAN:
+        elif is_not_their_scan(answer):
             left_out["rejected: wrong scan or image quality"] += 1
         elif pcr is None:
             left_out["no decisive PCR result"] += 1

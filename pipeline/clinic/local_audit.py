@@ -10,6 +10,8 @@ familiarity    distance of the scans from those that the model was trained on, a
 pcr            mean probability of a positive PCR against the share of positive results, where one is known
 severe         mean probability of a severe course against the share of severe courses, over patients with a positive
                PCR whose outcome is known
+
+A scan that a reader rejected as the wrong scan, or for its image quality, has a decision but no outcome.
 """
 
 from collections import Counter
@@ -22,7 +24,7 @@ from typing import Any
 from pipeline.clinic.calibration import LocalCalibration, Scored, first_of_each_patient, local_calibration
 from pipeline.clinic.later_outcomes import LaterOutcomes
 from pipeline.clinic.records import Answer, Verdict, WhyNot
-from pipeline.clinic.review import reviewed_levels
+from pipeline.clinic.review import is_not_their_scan, reviewed_levels
 from pipeline.clinic.store import Store
 from pipeline.scoring.verdict import withheld
 
@@ -107,8 +109,9 @@ def local_audit(store: Store, later: LaterOutcomes | None = None) -> LocalAudit 
                 if said:
                     levels.setdefault(label, Counter())[said, str(reviewed_levels(each)[label])] += 1
     decisions = [each.decision for each in answers if each.decision]
-    positive_pcr = _with_outcome(answers, "pcr_positive", _pcr_of)
-    severe = _with_outcome(answers, "severe", lambda each: later.severe(each) if _pcr_of(each) else None)
+    theirs = [each for each in answers if not is_not_their_scan(each)]
+    positive_pcr = _with_outcome(theirs, "pcr_positive", _pcr_of)
+    severe = _with_outcome(theirs, "severe", lambda each: later.severe(each) if _pcr_of(each) else None)
     calibration = {"severe": local_calibration(severe), "pcr_positive": local_calibration(positive_pcr)}
     return LocalAudit(
         model_sha256=live.sha256,

@@ -32,6 +32,7 @@ REASONS: dict[WhyNot, str] = {
 LEVELS: tuple[Level, ...] = get_args(Level)
 BY_HAND = "The mask of the lungs was corrected by hand, and the table follows from it."
 FROM_READER = "mask corrected by the reader"
+NOT_THEIR_SCAN: tuple[WhyNot, ...] = ("wrong_scan", "image_quality")  # a scan whose outcome says nothing of the model
 THIRDS = ("upper", "middle", "lower")
 DENSITIES = ("ground_glass", "consolidation")
 _ROUNDING = 1e-6
@@ -129,6 +130,12 @@ def reviewed_levels(answer: Answer) -> dict[str, str | None]:
     """Return the level of each label, with the reader's corrections."""
     corrected = answer.decision.correction.levels if answer.decision else {}
     return {**(answer.score.get("level") or {}), **corrected}
+
+
+def is_not_their_scan(answer: Answer) -> bool:
+    """Whether a reader rejected the scan itself: PCR result and outcome then neither judge a model nor teach one."""
+    decision = answer.decision
+    return decision is not None and not decision.is_valid and decision.reason in NOT_THEIR_SCAN
 
 
 def are_lungs_usable(answer: Answer) -> bool:

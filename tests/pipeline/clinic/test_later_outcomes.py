@@ -110,6 +110,20 @@ def test_only_the_first_scan_of_patients_with_a_positive_pcr_counts(hospital: La
     assert (found.patients, found.events, found.expected) == (1, 1, 0.2)
 
 
+@pytest.mark.parametrize("reason", ["wrong_scan", "image_quality"])
+def test_scan_that_a_reader_rejected_has_no_outcome(reason: str, hospital: LaterHospital) -> None:
+    hospital.decided(hospital.scored("P1", 0.9), "rejected", reason)
+    hospital.scored("P1", 0.2, days=1)
+    hospital.decided(hospital.scored("P2", 0.4), "rejected", "other")
+    hospital.know(("P1", 2, None, 60), ("P2", None, None, 60))
+    found = audited(hospital)
+    assert found.reasons == {reason: 1, "other": 1}
+    assert found.drift["pcr"].answers == found.drift["severe"].answers == 2
+    severe = found.calibration["severe"].whole
+    assert (severe.patients, severe.events, severe.expected) == (2, 1, pytest.approx(0.3))
+    assert found.calibration["pcr_positive"].whole.patients == 2
+
+
 def test_levels_of_model_and_reader_are_compared_with_the_course(hospital: LaterHospital) -> None:
     for number in range(4):
         answer = hospital.scored(f"P{number}", level={"severe": "low"})
