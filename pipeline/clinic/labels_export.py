@@ -111,15 +111,8 @@ def _row(patient_id: str, pcr: bool, answer: Answer, later: LaterOutcomes) -> _R
 
 
 def _pcr(answer: Answer, later: LaterOutcomes) -> bool | None:
-    """Return the PCR label; a result of another day must be in the node's window."""
-    pcr, at, rules = answer.pcr, later.acquired(answer), later.rules
-    if pcr is None or at is None or pcr.result == "indeterminate":
-        return None
-    is_positive = pcr.result == "positive"
-    window = rules.positive_window if is_positive else rules.negative_window
-    if pcr.collected_on and (pcr.collected_on - at.date()).days not in window:
-        return None
-    return is_positive
+    """Return the PCR label; a scan whose day is unknown has none."""
+    return later.pcr_positive(answer) if later.acquired(answer) else None
 
 
 def _csv(rows: Iterable[_Row]) -> bytes:

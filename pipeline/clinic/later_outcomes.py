@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Lock
 
 from models.refusal import Refusal
+from pipeline.clinic.pcr_day import Timing, timing
 from pipeline.clinic.records import Answer, Patient
 from pipeline.clinic.settings import Clinic
 from pipeline.imaging.discovery import fingerprint
@@ -49,6 +50,18 @@ class LaterOutcomes:
         clock = Clock.of(self.site.settings.site.time_zone if self.site else "")
         return answer.acquired_at and clock.of_scan(answer.acquired_at)
 
+    def pcr_timing(self, answer: Answer) -> Timing | None:
+        """Compare the day of the answer's PCR result with the scan's; None without a result."""
+        at = self.acquired(answer)
+        return timing(answer.pcr, at.date() if at else None, self.rules) if answer.pcr else None
+
+    def pcr_positive(self, answer: Answer) -> bool | None:
+        """Return the PCR result of the scan; None if it is unknown, not decisive, or of a day outside its window."""
+        when = self.pcr_timing(answer)
+        if answer.pcr is None or when is None or when.is_outside:
+            return None
+        return {"positive": True, "negative": False}.get(answer.pcr.result)
+
     def is_ours(self, patient: Patient | None) -> bool:
         """Whether the patient has an identifier of this hospital and did not withdraw."""
         if self.site is None or patient is None or not patient.id:
@@ -68,6 +81,14 @@ class LaterOutcomes:
         if patient is None or at is None or patient.id not in self.by_patient or not self.is_ours(patient):
             return None
         return label_severe(self.by_patient[patient.id], at, self.rules).severe
+
+
+def join_rules(clinic: Clinic) -> LaterOutcomes:
+    """Return the node's windows and clock, without outcomes; the defaults if its settings cannot be read."""
+    try:
+        return LaterOutcomes(clinic.node)
+    except (Refusal, OSError):
+        return LaterOutcomes()
 
 
 def later_outcomes(clinic: Clinic) -> LaterOutcomes:

@@ -11,7 +11,8 @@ pcr            mean probability of a positive PCR against the share of positive 
 severe         mean probability of a severe course against the share of severe courses, over patients with a positive
                PCR whose outcome is known
 
-A scan that a reader rejected as the wrong scan, or for its image quality, has a decision but no outcome.
+A scan that a reader rejected as the wrong scan, or for its image quality, has a decision but no outcome. A PCR
+result whose specimen is of a day outside its window around the CT does not count (`pcr_day.py`).
 """
 
 from collections import Counter
@@ -110,8 +111,8 @@ def local_audit(store: Store, later: LaterOutcomes | None = None) -> LocalAudit 
                     levels.setdefault(label, Counter())[said, str(reviewed_levels(each)[label])] += 1
     decisions = [each.decision for each in answers if each.decision]
     theirs = [each for each in answers if not is_not_their_scan(each)]
-    positive_pcr = _with_outcome(theirs, "pcr_positive", _pcr_of)
-    severe = _with_outcome(theirs, "severe", lambda each: later.severe(each) if _pcr_of(each) else None)
+    positive_pcr = _with_outcome(theirs, "pcr_positive", later.pcr_positive)
+    severe = _with_outcome(theirs, "severe", lambda each: later.severe(each) if later.pcr_positive(each) else None)
     calibration = {"severe": local_calibration(severe), "pcr_positive": local_calibration(positive_pcr)}
     return LocalAudit(
         model_sha256=live.sha256,
@@ -127,11 +128,6 @@ def local_audit(store: Store, later: LaterOutcomes | None = None) -> LocalAudit 
         calibration={label: found for label, found in calibration.items() if found},
         outcomes_code=later.refusal.code if later.refusal else None,
     )
-
-
-def _pcr_of(answer: Answer) -> bool | None:
-    result = answer.pcr.result if answer.pcr else None
-    return {"positive": True, "negative": False}.get(result or "")
 
 
 def _with_outcome(answers: Sequence[Answer], label: str, outcome: Callable[[Answer], bool | None]) -> list[Scored]:

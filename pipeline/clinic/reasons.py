@@ -37,6 +37,11 @@ DECISION = Reason(
     "the decision is not complete or contradicts itself: {problems}",
     "Correct it on the page, or in the request as the API's document describes it.",
 )
+PCR_DAY = Reason(
+    "E_PCR_DAY",
+    "no specimen of this patient can be of this day: {why}",
+    "Correct the day of the specimen. If it is not known, leave it empty.",
+)
 CORRECTED_MASK = Reason(
     "E_CORRECTED_MASK",
     "the corrected mask cannot be used: {problems}",

@@ -9,11 +9,14 @@ from starlette.types import Receive, Scope, Send
 from models.refusal import Refusal
 from pipeline.clinic import pictures
 from pipeline.clinic.corrected_mask import reader_masks
+from pipeline.clinic.later_outcomes import join_rules
+from pipeline.clinic.pcr_day import check_possible
 from pipeline.clinic.reasons import NO_SUCH_ANSWER, NO_SUCH_FILE, NO_SUCH_PICTURE, NOT_FOR_PATIENTS
 from pipeline.clinic.records import Answer, Target, moment
 from pipeline.clinic.results.outbox import Outbox
 from pipeline.clinic.results.write import PICTURE, REPORT, RESULTS, SEGMENTATION, why_no_results
 from pipeline.clinic.review import reviewed_levels, reviewed_lungs
+from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
 from pipeline.clinic.web import schemas
 from pipeline.clinic.web.dependencies import Reader, Scorer, TheClinic, TheStore, TheViewAudit
@@ -69,6 +72,7 @@ Opened = Annotated[Answer, Depends(_opened)]
 
 @routes.get("/answers", response_model=schemas.Answers, responses=documented(), summary="All answers")
 def get_answers(
+    clinic: TheClinic,
     store: TheStore,
     caller: Reader,
     view_audit: TheViewAudit,
@@ -81,7 +85,7 @@ def get_answers(
     """List answers, newest first."""
     found = store.answers.newest(limit, before, ids=ids)
     view_audit.note(store, caller, View("list", shown=tuple(answer.id for answer in found)))
-    return {"answers": [answer_json(answer) for answer in found]}
+    return {"answers": [answer_json(clinic, answer) for answer in found]}
 
 
 @routes.get(
@@ -90,17 +94,17 @@ def get_answers(
     responses=documented(),
     summary="All answers for one patient",
 )
-def get_history(store: TheStore, caller: Reader, view_audit: TheViewAudit, key: Id) -> Any:
+def get_history(clinic: TheClinic, store: TheStore, caller: Reader, view_audit: TheViewAudit, key: Id) -> Any:
     """List the answers for one patient, newest first; an unknown key gives an empty list."""
     found = store.answers.history(key)
     view_audit.note(store, caller, View("history", patient=key, shown=tuple(answer.id for answer in found)))
-    return {"answers": [answer_json(answer) for answer in found]}
+    return {"answers": [answer_json(clinic, answer) for answer in found]}
 
 
 @routes.get("/answers/{answer_id}", response_model=schemas.Answer, responses=documented(404), summary="One answer")
-def get_answer(answer: Opened) -> Any:
+def get_answer(clinic: TheClinic, answer: Opened) -> Any:
     """Return probabilities, quality checks and all else of the score, the patient, the PCR result, the files."""
-    return answer_json(answer)
+    return answer_json(clinic, answer)
 
 
 @routes.get(
@@ -178,10 +182,19 @@ def get_mask_slice(
 @routes.put(
     "/answers/{answer_id}/pcr", response_model=schemas.Answer, responses=documented(404), summary="Enter a PCR result"
 )
-def put_pcr(store: TheStore, caller: Scorer, answer_id: Id, entry: schemas.PcrEntry) -> Any:
-    """Set or replace the PCR result. The probabilities do not change: the model does not use PCR results."""
-    shown(store, answer_id)
-    return answer_json(store.answers.set_pcr(answer_id, entry.result, entry.collected_on, "entered", caller.name))
+def put_pcr(clinic: TheClinic, store: TheStore, caller: Scorer, answer_id: Id, entry: schemas.PcrEntry) -> Any:
+    """Set or replace the PCR result. The probabilities do not change: the model does not use PCR results.
+
+    A result whose specimen is outside of its window around the CT is stored, but does not count for this scan:
+    `pcr.timing`. E_PCR_DAY if no specimen of the patient can be of that day.
+    """
+    answer = shown(store, answer_id)
+    if entry.collected_on:
+        at = join_rules(clinic).acquired(answer)
+        check_possible(entry.collected_on, at.date() if at else None, answer.patient)
+    return answer_json(
+        clinic, store.answers.set_pcr(answer_id, entry.result, entry.collected_on, "entered", caller.name)
+    )
 
 
 @routes.post(
@@ -200,7 +213,7 @@ def post_send(clinic: TheClinic, store: TheStore, caller: Scorer, answer_id: Id,
     answer = shown(store, answer_id)
     Outbox(clinic).put(answer, target)
     store.audit.add(caller.name, "send", job_id=answer.job_id, answer_id=answer.id, output={"target": target})
-    return answer_json(store.answers.get(answer_id))
+    return answer_json(clinic, store.answers.get(answer_id))
 
 
 @routes.get(
@@ -234,14 +247,16 @@ def get_risk_assessment(answer: Opened) -> Response:
     return JSONResponse(risk_assessment(answer), media_type=MEDIA_TYPE)
 
 
-def answer_json(answer: Answer) -> Any:
+def answer_json(clinic: Clinic, answer: Answer) -> Any:
     """Return the answer as JSON of the API."""
     content = answer.to_json()
+    when = join_rules(clinic).pcr_timing(answer)
     hidden = RESULTS if withheld(answer.score) else ()
     why_not = NOT_FOR_PATIENTS if hidden else why_no_results(answer.folder)
     return inert(
         {
             **content,
+            "pcr": when and {**content["pcr"], "timing": when.to_json()},
             "files": [name for name in content["files"] if name in _FILES and name not in hidden],
             "reviewed": _reviewed(answer),
             "no_results": why_not and {"code": why_not.code, "says": why_not.says, "remedy": why_not.remedy},

@@ -55,7 +55,7 @@ def post_decision(
     decided = review.decide(
         store, answer_id, proposal, by=caller.name, person=caller.person, targets=targets, mask=drawn
     )
-    return answer_json(decided)
+    return answer_json(clinic, decided)
 
 
 @routes.get(

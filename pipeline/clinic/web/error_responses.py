@@ -48,6 +48,7 @@ _STATUS = {
     reasons.REQUEST_TYPE: 415,
     reasons.REQUEST: 422,
     reasons.DECISION: 422,
+    reasons.PCR_DAY: 422,
     reasons.CORRECTED_MASK: 422,
     pacs.PACS_CRITERIA: 422,
     pacs.PACS_UID: 422,

@@ -97,13 +97,32 @@ class UsedModel(BaseModel):
     role: Role
 
 
+class Window(BaseModel):
+    """Days from the CT, negative before it; both ends belong to it."""
+
+    from_days: int
+    to_days: int
+
+
+class PcrTiming(BaseModel):
+    """The specimen's day against the scan. `days_from_ct`: null if one of both days is unknown.
+
+    `window`: in which the result counts for the scan, by the node's `[join]`. `is_outside`: it does not count.
+    """
+
+    days_from_ct: int | None
+    window: Window
+    is_outside: bool
+
+
 class Pcr(BaseModel):
-    """The PCR result that matches a scan. `by`: who entered it."""
+    """A PCR result of the patient. `by`: who entered it. `timing`: whether it counts for this scan."""
 
     result: PcrResult
     collected_on: date | None
     source: PcrSource
     by: str
+    timing: PcrTiming
 
 
 class Delivery(BaseModel):

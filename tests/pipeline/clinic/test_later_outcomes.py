@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from datetime import UTC
+from datetime import UTC, timedelta
 from pathlib import Path
 
 import pytest
@@ -122,6 +122,17 @@ def test_scan_that_a_reader_rejected_has_no_outcome(reason: str, hospital: Later
     severe = found.calibration["severe"].whole
     assert (severe.patients, severe.events, severe.expected) == (2, 1, pytest.approx(0.3))
     assert found.calibration["pcr_positive"].whole.patients == 2
+
+
+def test_pcr_result_of_another_time_does_not_count(hospital: LaterHospital) -> None:
+    early, late = hospital.scored("P1"), hospital.scored("P2")
+    with hospital.clinic.store() as store:
+        store.answers.set_pcr(early.id, "positive", (SCAN - timedelta(days=8)).date(), "entered", "test")
+        store.answers.set_pcr(late.id, "positive", (SCAN - timedelta(days=7)).date(), "entered", "test")
+    hospital.know(("P1", 2, None, 60), ("P2", 2, None, 60))
+    found = audited(hospital)
+    assert found.drift["pcr"].answers == found.drift["severe"].answers == 1
+    assert {label: each.whole.patients for label, each in found.calibration.items()} == {"severe": 1, "pcr_positive": 1}
 
 
 def test_levels_of_model_and_reader_are_compared_with_the_course(hospital: LaterHospital) -> None:

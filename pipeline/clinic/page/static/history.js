@@ -4,6 +4,7 @@ import { ask } from "./api.js";
 import { daysBetween, isPrior, openCompare, scanOf } from "./compare.js";
 import { isWrongScan, reviewedLevel } from "./decide.js";
 import { byId, element, moment, outside, percent, table } from "./dom.js";
+import { countingPcr } from "./pcr.js";
 import { LEVELS, REASONS } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -43,7 +44,7 @@ function row(answer, current) {
     isThis ? element("span", {}, when, " (this)") : element("a", { href: `#/scans/${answer.job_id}` }, when),
     element("span", {}, words, ...rejection(answer)),
     number(probability.pcr_positive),
-    answer.pcr?.result ?? "–",
+    answer.pcr ? `${answer.pcr.result}${countingPcr(answer) ? "" : ", of another time"}` : "–",
     outside(answer.model.name),
     isPrior(answer, current) ? priorOf(answer, current) : "",
   ];

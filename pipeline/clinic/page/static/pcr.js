@@ -53,5 +53,14 @@ export function showPcr(answer) {
     `; ${SOURCES[pcr.source]}`,
     ...(pcr.source === "entered" ? [outside(pcr.by)] : []),
     ".",
+    ...(countingPcr(answer) ? [] : [" ", element("strong", { className: "flag" }, outsideText(pcr.timing))]),
   );
 }
+
+/** The PCR result that counts for this scan; null if there is none, or if its specimen is outside of the window. */
+export const countingPcr = ({ pcr }) => (pcr && !pcr.timing?.is_outside ? pcr : null);
+
+const distance = (days) => (days === 0 ? "the day of the CT" : `${Math.abs(days)} ${Math.abs(days) === 1 ? "day" : "days"} ${days < 0 ? "before" : "after"} the CT`);
+
+const outsideText = ({ days_from_ct: days, window }) =>
+  `The specimen is of ${distance(days)}. It does not count for this scan: the window is from ${distance(window.from_days)} to ${distance(window.to_days)}.`;

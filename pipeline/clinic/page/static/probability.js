@@ -2,10 +2,14 @@
 
 import { byId, element, percent, roughly } from "./dom.js";
 import { readersLevel, reviewedLevel } from "./decide.js";
+import { countingPcr } from "./pcr.js";
 import { LABELS, LEVELS, SYNTHETIC } from "./words.js";
 
+const NO_PCR = { false: "No PCR result is known.", true: "The known PCR result is of another time." };
+
 /** Explains what the PCR result means for the probability of a severe course. It changes only the text. */
-export function pcrMeaning({ pcr, score }) {
+export function pcrMeaning({ score, ...answer }) {
+  const pcr = countingPcr(answer);
   if (score.trained_on_synthetic_data && pcr?.result !== "negative") return { applies: true, text: SYNTHETIC };
   switch (pcr?.result) {
     case "positive":
@@ -18,7 +22,7 @@ export function pcrMeaning({ pcr, score }) {
     case "indeterminate":
       return { applies: true, text: "The PCR is indeterminate. Read this as: if the PCR were positive." };
     default:
-      return { applies: true, text: "No PCR result is known. Read this as: if the PCR were positive." };
+      return { applies: true, text: `${NO_PCR[Boolean(answer.pcr)]} Read this as: if the PCR were positive.` };
   }
 }
 
@@ -111,11 +115,12 @@ function card(label, { score, ...answer }, applies, aside) {
 export function showProbabilities(answer) {
   const severe = pcrMeaning(answer);
   card("severe", answer, severe.applies, severe.text);
-  const known = answer.pcr && answer.pcr.result !== "indeterminate";
+  const pcr = countingPcr(answer);
+  const known = pcr && pcr.result !== "indeterminate";
   card(
     "pcr_positive",
     answer,
     true,
-    known ? `The PCR is ${answer.pcr.result}: use that result, not this estimate.` : "An estimate from the CT. It does not replace a PCR.",
+    known ? `The PCR is ${pcr.result}: use that result, not this estimate.` : "An estimate from the CT. It does not replace a PCR.",
   );
 }

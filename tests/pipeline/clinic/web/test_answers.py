@@ -18,7 +18,7 @@ from pipeline.clinic.pictures import LUNGS, write_scan
 from pipeline.clinic.reasons import CLINIC_FILE
 from pipeline.clinic.records import Answer, Patient
 from pipeline.clinic.results.write import PICTURE, REPORT
-from pipeline.clinic.settings import Clinic, Hl7ResultsTable
+from pipeline.clinic.settings import Clinic, Hl7ResultsTable, NodeTable
 from pipeline.clinic.store import new_id
 from pipeline.clinic.unscored import LUNGS_JSON, keep_to_be_seen
 from pipeline.clinic.web.inert_text import inert
@@ -28,11 +28,14 @@ from pipeline.preprocessing.reasons import NO_LUNGS
 from pipeline.scoring.reasons import UNFAMILIAR
 from pipeline.scoring.score import Score
 from pipeline.scoring.single_scan import OneScan
+from pipeline.site.folder import init_site
 from tests.helpers.scored_answers import SEVERE
+from tests.pipeline.clinic.later_hospital import CSV, SITE
 from tests.pipeline.clinic.web.conftest import NAME, refused
 
 Clients = Callable[..., TestClient]
 Put = Callable[..., Answer]
+CT = datetime(2020, 3, 4, 10, 11, 12)
 
 
 def test_answer_contains_probabilities_patient_study_and_model(answer_to: Put, client: Clients) -> None:
@@ -282,10 +285,11 @@ def test_lungs_of_an_unscored_scan_are_measured(client: Clients, clinic: Clinic,
 
 
 def test_pcr_result_is_entered_under_the_name_of_the_caller(answer_to: Put, client: Clients, clinic: Clinic) -> None:
-    answer = answer_to()
+    answer = answer_to(acquired_at=CT)
     address = f"/api/v1/answers/{answer.id}/pcr"
     told = client("score").put(address, json={"result": "positive", "collected_on": "2020-03-05"}).json()
-    entered = {"result": "positive", "collected_on": "2020-03-05", "source": "entered", "by": "a score"}
+    entered: dict[str, Any] = {"result": "positive", "collected_on": "2020-03-05", "source": "entered", "by": "a score"}
+    entered["timing"] = {"days_from_ct": 1, "window": {"from_days": -7, "to_days": 2}, "is_outside": False}
     assert told["pcr"] == entered
     assert client("read").get(f"/api/v1/answers/{answer.id}").json()["pcr"] == entered
     assert client("admin").put(address, json={"result": "negative"}).json()["pcr"]["by"] == "a admin"
@@ -295,6 +299,62 @@ def test_pcr_result_is_entered_under_the_name_of_the_caller(answer_to: Put, clie
     with clinic.store() as store:
         done = [(record.who, record.action) for record in store.audit.records()]
     assert done[-3:] == [("a score", "pcr"), ("a read", "look"), ("a admin", "pcr")]
+
+
+@pytest.mark.parametrize(
+    ("result", "days", "is_outside"),
+    [
+        ("positive", -8, True),
+        ("positive", -7, False),
+        ("positive", 2, False),
+        ("positive", 3, True),
+        ("negative", -3, True),
+        ("negative", 7, False),
+        ("indeterminate", 7, False),
+        ("indeterminate", 8, True),
+    ],
+)
+def test_specimen_outside_of_its_window_is_stored_and_marked(
+    result: str, days: int, is_outside: bool, answer_to: Put, client: Clients
+) -> None:
+    answer = answer_to(acquired_at=CT)
+    entry = {"result": result, "collected_on": (CT + timedelta(days=days)).date().isoformat()}
+    client("score").put(f"/api/v1/answers/{answer.id}/pcr", json=entry)
+    pcr = client("read").get(f"/api/v1/answers/{answer.id}").json()["pcr"]
+    assert (pcr["result"], pcr["collected_on"]) == tuple(entry.values())
+    assert (pcr["timing"]["days_from_ct"], pcr["timing"]["is_outside"]) == (days, is_outside)
+
+
+def test_windows_are_those_of_the_node(answer_to: Put, client: Clients, clinic: Clinic) -> None:
+    site = init_site(clinic.folder.parent / "site", SITE + CSV + "[join]\npositive_from_days = -1\n")
+    clinic.settings.node = NodeTable(folder=site.folder)
+    answer = answer_to(acquired_at=CT)
+    entry = {"result": "positive", "collected_on": (CT - timedelta(days=2)).date().isoformat()}
+    timing = client("score").put(f"/api/v1/answers/{answer.id}/pcr", json=entry).json()["pcr"]["timing"]
+    assert timing == {"days_from_ct": -2, "window": {"from_days": -1, "to_days": 2}, "is_outside": True}
+
+
+@pytest.mark.parametrize(
+    ("day", "changes", "code"),
+    [
+        ("1900-01-01", {}, "E_PCR_DAY"),
+        ("2019-11-30", {}, "E_PCR_DAY"),
+        ("2019-12-01", {}, None),
+        ("2019-11-30", {"acquired_at": None}, "E_PCR_DAY"),
+        ("2012-05-06", {"acquired_at": datetime(2012, 5, 6)}, None),  # shifted dates
+        ("2020-03-04", {"acquired_at": datetime(2026, 3, 4), "patient": Patient("C", age_years=4.0)}, "E_PCR_DAY"),
+        ("2021-06-04", {"acquired_at": datetime(2026, 3, 4), "patient": Patient("C", age_years=4.0)}, None),
+    ],
+)
+def test_day_on_which_no_specimen_can_be_taken_is_refused(
+    day: str, changes: dict[str, Any], code: str | None, answer_to: Put, client: Clients, clinic: Clinic
+) -> None:
+    answer = answer_to(**{"acquired_at": CT, **changes})
+    address = f"/api/v1/answers/{answer.id}/pcr"
+    response = client("score").put(address, json={"result": "positive", "collected_on": day})
+    assert (None if response.status_code == 200 else refused(response)) == code
+    with clinic.store() as store:
+        assert (store.answers.get(answer.id).pcr is None) is (code is not None)
 
 
 @pytest.mark.slow
