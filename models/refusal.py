@@ -43,7 +43,16 @@ class Refusal(Exception):
         self.reason = reason
         self.private = private
         self.numbers = numbers
+        self.besides: Refusal | None = None
         super().__init__(f"{reason.code}: {self.says}")
+
+    def with_besides(self, found: "Refusal") -> "Refusal":
+        """Return this refusal with what else was found and may be its cause: this code, texts and remedies of both."""
+        private = "; ".join(filter(None, [self.private, found.private]))
+        both = Refusal(self.reason, private=private, **self.numbers)
+        both.besides = found
+        both.args = (f"{both.code}: {both.says}",)
+        return both
 
     @property
     def code(self) -> str:
@@ -53,12 +62,13 @@ class Refusal(Exception):
     @property
     def says(self) -> str:
         """What is wrong, with its numbers."""
-        return self.reason.says.format(**self.numbers)
+        own = self.reason.says.format(**self.numbers)
+        return f"{own}; {self.besides.says}" if self.besides else own
 
     @property
     def remedy(self) -> str:
         """What to do next."""
-        return self.reason.remedy
+        return f"{self.besides.remedy} {self.reason.remedy}" if self.besides else self.reason.remedy
 
     def to_json(self) -> dict[str, str]:
         """Return code, text and remedy, without `private`."""

@@ -52,6 +52,11 @@ FILES_UNREADABLE = Reason(
     "some files could not be read; slices at an end of the scan may be missing",
     "Check in the pictures that the lungs are complete, or export the series again.",
 )
+UNREADABLE_BESIDES = Reason(
+    "W_UNREADABLE_BESIDES",
+    "files that could not be read: {files} ({codes})",
+    "What seems to be missing may be in the files that could not be read: they may be damaged.",
+)
 METAL = Reason(
     "W_METAL",
     "there is metal in the chest, and its streaks may cross the lungs",

@@ -22,6 +22,7 @@ from pipeline.imaging.volume import Volume
 from pipeline.scoring import reasons
 from pipeline.system.findings import Finding
 
+_MOST_NAMED = 3  # unreadable files
 BESIDES_THE_SCAN = {imaging_reasons.MODALITY, imaging_reasons.LOCALIZER, imaging_reasons.NOT_AXIAL}
 
 
@@ -65,16 +66,26 @@ def read_one(source: Path | Sequence[Path], series_uid: str | None = None, *, lu
     ------
     Refusal
         E_MIXED_PATIENT, E_MIXED_SERIES, E_UNKNOWN_SERIES, and those of `open_images`, `find_scans`, `read_scan` and
-        `read_lung_mask`.
+        `read_lung_mask`. Those of a scan beside files that could not be read say so too: W_UNREADABLE_BESIDES.
     """
     began = time.perf_counter()
     with open_images(source) as images:
         found, unread = find_scans(images)
-        series, *copies = _choose(found, unread, series_uid)
-        volume = read_scan(series)
+        try:
+            series, *copies = _choose(found, unread, series_uid)
+            volume = read_scan(series)
+        except Refusal as refusal:
+            raise _with_unread(refusal, unread) if found and unread else refusal from refusal.__cause__
         said = stated(series)
         mask = None if lungs is None else read_lung_mask(lungs, series)
     return OneScan(series, volume, len(found) - 1, len(unread), time.perf_counter() - began, said, mask, bool(copies))
+
+
+def _with_unread(refusal: Refusal, unread: Sequence[Finding]) -> Refusal:
+    """Return the refusal with the number of unreadable files: they may hold the slices that seem to be missing."""
+    codes = ", ".join(sorted({each.reason.code for each in unread}))
+    named = "; ".join(each.detail for each in unread[:_MOST_NAMED])
+    return refusal.with_besides(Refusal(reasons.UNREADABLE_BESIDES, private=named, files=len(unread), codes=codes))
 
 
 def _choose(found: Sequence[Series], unread: Sequence[Finding], series_uid: str | None) -> list[Series]:

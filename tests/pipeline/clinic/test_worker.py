@@ -342,6 +342,16 @@ def test_scan_without_a_chest_gets_a_reason_and_no_score(clinic: Clinic, store: 
     assert record.input_sha256 and len(record.input_sha256) == 64
 
 
+def test_refused_scan_says_that_files_could_not_be_read(clinic: Clinic, store: Store, tmp_path: Path) -> None:
+    write_series(tmp_path / "scan", body())
+    for path in sorted((tmp_path / "scan").iterdir())[6:8]:
+        path.write_bytes(bytes(path.stat().st_size))
+    job = without_score(clinic, store, tmp_path / "scan")
+    assert job.code == "E_SLICE_GAP"
+    assert job.says and "files that could not be read: 2 (E_NOT_DICOM)" in job.says
+    assert job.remedy and "files that could not be read" in job.remedy
+
+
 @pytest.mark.parametrize("fault", ["the disk is full", "killed before"])
 def test_failed_pictures_of_an_unscored_scan_do_not_change_its_reason(
     clinic: Clinic, store: Store, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
