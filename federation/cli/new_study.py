@@ -1,6 +1,7 @@
 """`fedthorax study init`: write a study file from a preset, or for a number of hospitals."""
 
 import json
+import os
 import tomllib
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def init(
     folder = Path(configs.__file__).parent
     known = {path.stem: path for path in [folder / "study.toml", *sorted((folder / "presets").glob("*.toml"))]}
     purpose, size = _purpose_and_size(preset or (), known)
-    if study_file.exists():
+    if os.path.lexists(study_file):  # also a link to nothing
         raise Refusal(reasons.STUDY_EXISTS, file=study_file.name)
     text = known[purpose or size or TEMPLATE].read_text("utf-8")
     if purpose and size:

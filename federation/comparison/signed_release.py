@@ -144,7 +144,7 @@ def _public(out: Path) -> Path:
 
 def _check_free(out: Path) -> None:
     """Raise Refusal E_RELEASE_EXISTS if there is a release or a key in the way."""
-    if out.exists() or _public(out).exists():
+    if os.path.lexists(out) or os.path.lexists(_public(out)):
         raise Refusal(reasons.RELEASE_EXISTS, private=str(out))
 
 

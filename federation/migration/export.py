@@ -62,7 +62,7 @@ def export_server(
         raise Refusal(reasons.SERVER_RUNS, port=config.control_port)
     certificates = ca_certificate(folder).parent
     open_authority(certificates)
-    if file.exists():
+    if os.path.lexists(file):
         raise Refusal(reasons.ARCHIVE_EXISTS, private=str(file))
     with (
         files_can_be_used(),

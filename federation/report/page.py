@@ -22,7 +22,7 @@ from federation.runs.figures_from_counts import PERCENTS
 from federation.runs.results import Results
 from models.refusal import Refusal
 from pipeline.scoring.reasons import REPORT_WRITE
-from pipeline.system.atomic_files import write_durably
+from pipeline.system.atomic_files import named_file, write_durably
 from pipeline.system.templating import page_environment
 
 PAGE, NUMBERS = "report.html", "report.json"
@@ -64,7 +64,7 @@ def write_report(results: Results, out: Path) -> Written:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for path, text in ((written.numbers, numbers), (written.page, render(report))):
-            write_durably(path, text.encode("utf-8", "backslashreplace"))
+            write_durably(named_file(path), text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise Refusal(REPORT_WRITE, private=str(error)) from error
     return written

@@ -8,6 +8,7 @@ written: a derived release stays in its hospital.
 """
 
 import copy
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -113,7 +114,7 @@ def adapt(
     """
     out = out.absolute()
     public = out.with_name(f"{out.name}.pub")
-    if out.exists() or public.exists():
+    if os.path.lexists(out) or os.path.lexists(public):
         raise Refusal(reasons.ADAPT_EXISTS)
     parent = load_release(folder, trusted_keys)
     settings = _require_adaptable(parent)

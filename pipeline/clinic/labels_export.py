@@ -8,6 +8,7 @@ has seen the model's level. The last three columns are for the study's own quest
 import csv
 import hashlib
 import io
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def export_labels(clinic: Clinic, file: Path, *, by: str) -> ExportedLabels:
         raise later.refusal
     if later.site is None:
         raise Refusal(LABELS_NO_NODE)
-    if file.exists() or not file.parent.is_dir():
+    if os.path.lexists(file) or not file.parent.is_dir():
         raise Refusal(LABELS_FILE, private=str(file))
     with clinic.store() as store:
         rows, left_out = _rows(store.answers.newest(_ALL)[::-1], later)

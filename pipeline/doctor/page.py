@@ -19,7 +19,7 @@ from pipeline.doctor.checkup import Checkup
 from pipeline.doctor.contract import Result
 from pipeline.doctor.suppression import hidden, shown, shown_of
 from pipeline.scoring import reasons
-from pipeline.system.atomic_files import write_durably
+from pipeline.system.atomic_files import named_file, write_durably
 from pipeline.system.templating import page_environment
 
 PAGE = "check.html"
@@ -52,9 +52,12 @@ class Problem:
 
 
 def write_page(checkup: Checkup, path: Path) -> None:
-    """Write the page atomically, readable only by the node's user. Raises Refusal E_REPORT_WRITE."""
+    """Write the page atomically, readable only by the node's user; a link to a file stays one.
+
+    Raises Refusal E_REPORT_WRITE, also for a device or a folder.
+    """
     try:
-        write_durably(path, render(checkup, datetime.now()).encode())
+        write_durably(named_file(path), render(checkup, datetime.now()).encode())
     except OSError as error:
         raise Refusal(reasons.REPORT_WRITE, private=str(error)) from error
 

@@ -14,6 +14,7 @@ from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.scoring import reasons
 from pipeline.scoring.html_report import PAGE, UNSCORED_PAGE
 from pipeline.scoring.label_maps import LUNGS, OPACITIES
+from pipeline.system.atomic_files import require_replaceable
 from pipeline.system.locks import folder_in_turn
 
 SCORE, UNSCORED = "score.json", "lungs.json"
@@ -128,6 +129,8 @@ def _alone_in(out: Path) -> Iterator[bool]:
 
 def _remove_files(out: Path) -> bool:
     there = [path for path in (out / name for name in NAMES) if path.is_symlink() or path.exists()]
+    for path in there:
+        require_replaceable(path)
     for path in there:
         path.unlink()
     return bool(there)

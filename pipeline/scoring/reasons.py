@@ -40,7 +40,7 @@ UNFAMILIAR = Reason(
 REPORT_WRITE = Reason(
     "E_REPORT_WRITE",
     "the page cannot be written",
-    "Give a folder to which this user may write, on a disk with free space.",
+    "Give a folder to which this user may write, on a disk with free space. A device or a pipe is never written to.",
 )
 OUT_IS_INPUT = Reason(
     "E_OUT_IS_INPUT",

@@ -1,7 +1,9 @@
 """Writes files atomically, so that they are complete or absent, also after a power cut."""
 
+import errno
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +19,12 @@ def replacing(path: Path, *, mode: int = 0o666, flush: bool = False) -> Iterator
 
     A reader sees either the old or the new content. `mode`: the umask removes bits from it. `flush`: write the content
     to the disk before the file gets its name; otherwise a power cut could leave an empty file. A process that is killed
-    or interrupted leaves a hidden file with the suffix .tmp.
+    or interrupted leaves a hidden file with the suffix .tmp. A link is replaced itself (see `named_file`). What is no
+    file, such as a device, is not replaced: its name would be lost for the whole machine.
+
+    Raises OSError.
     """
+    require_replaceable(path)
     temporary = path.with_name(f".{os.urandom(8).hex()}.tmp")
     file = os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb")
     try:
@@ -31,6 +37,24 @@ def replacing(path: Path, *, mode: int = 0o666, flush: bool = False) -> Iterator
     except Exception:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def named_file(path: Path) -> Path:
+    """Return the place to write of a file that a person named: that to which a link leads, so that the link stays.
+
+    Files of our own folders are written in place of a link: whoever else may write there chooses no other place.
+    """
+    return Path(os.path.realpath(path))
+
+
+def require_replaceable(path: Path) -> None:
+    """Check that `path` is missing, a regular file or a link. Raises OSError."""
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
+        raise OSError(errno.EINVAL, "this is not a regular file", str(path))
 
 
 def remove_unfinished(folder: Path) -> None:

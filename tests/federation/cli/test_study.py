@@ -64,8 +64,10 @@ def test_init_writes_a_preset_and_never_overwrites_a_file(tmp_path):
     path = tmp_path / "mine.toml"
     typed("init", path, "--preset", "fedprox")
     assert load_settings(path, Study).strategy.name == "FedProx"
-    with pytest.raises(Refusal, match="E_STUDY_EXISTS"):
-        typed("init", path)
+    (tmp_path / "link.toml").symlink_to(tmp_path / "nowhere")
+    for taken in (path, tmp_path / "link.toml"):
+        with pytest.raises(Refusal, match="E_STUDY_EXISTS"):
+            typed("init", taken)
     typed("init", tmp_path / "whole.toml")
     assert (tmp_path / "whole.toml").read_text() == (PRESETS[0].parents[1] / "study.toml").read_text()
     wrong = CliRunner().invoke(app, ["init", str(tmp_path / "x.toml"), "--preset", "none"])

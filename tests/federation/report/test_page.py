@@ -1,6 +1,7 @@
 """Tests of the report page: self-contained, consistent with report.json, safe with any name, for any run size."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -346,6 +347,15 @@ def test_page_and_json_are_written_to_the_same_folder(tmp_path: Path):
     assert written.page.parent == written.numbers.parent == tmp_path / "new" / "report"
     assert json.loads(written.numbers.read_text()) == json.loads(json.dumps(content(NOTHING)))
     assert sorted(path.name for path in written.page.parent.iterdir()) == ["report.html", "report.json"]
+
+
+def test_report_replaces_no_link_and_no_device(tmp_path: Path):
+    (tmp_path / "report.json").symlink_to(tmp_path / "numbers")
+    os.mkfifo(tmp_path / "report.html")
+    with pytest.raises(Refusal, match="E_REPORT_WRITE"):
+        write_report(NOTHING, tmp_path)
+    assert (tmp_path / "report.html").is_fifo()
+    assert (tmp_path / "report.json").is_symlink() and json.loads((tmp_path / "numbers").read_text())
 
 
 def test_folder_that_cannot_be_created_is_refused(tmp_path: Path):

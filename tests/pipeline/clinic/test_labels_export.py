@@ -115,6 +115,8 @@ def test_export_is_off_by_default_and_refused_where_it_could_mislead(tmp_path: P
     (tmp_path / "exists.csv").write_text("mine")
     assert code(hospital.clinic, tmp_path / "exists.csv") == "E_LABELS_FILE"
     assert (tmp_path / "exists.csv").read_text() == "mine"
+    (tmp_path / "link.csv").symlink_to(tmp_path / "labels.csv")  # which does not exist
+    assert code(hospital.clinic, tmp_path / "link.csv") == "E_LABELS_FILE"
     alone = Clinic.open(tmp_path / "new")
     alone.settings.labels.export = True
     assert code(alone) == "E_LABELS_NO_NODE"

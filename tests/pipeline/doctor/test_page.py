@@ -1,5 +1,6 @@
 """The shareable HTML page: lists problems, hides small counts, and identifies no patient, path or host."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -208,3 +209,18 @@ def test_page_file_is_private_and_written_atomically(site: Site, tmp_path: Path)
     with pytest.raises(Refusal) as caught:
         write_page(made, tmp_path / "nowhere" / "check.html")
     assert caught.value.code == "E_REPORT_WRITE"
+
+
+def test_page_replaces_no_link_and_no_device(site: Site, tmp_path: Path) -> None:
+    made = checkup(site, ward(40, 30, 50))
+    link, target, pipe, to_pipe = (tmp_path / name for name in ("link", "target", "pipe", "to-pipe"))
+    link.symlink_to(target)
+    os.mkfifo(pipe)
+    to_pipe.symlink_to(pipe)
+    write_page(made, link)
+    write_page(made, link)  # the target exists now
+    assert link.is_symlink() and target.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    for wrong in (pipe, to_pipe):
+        with pytest.raises(Refusal, match="E_REPORT_WRITE"):
+            write_page(made, wrong)
+    assert pipe.is_fifo() and to_pipe.is_symlink()

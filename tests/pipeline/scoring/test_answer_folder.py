@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -165,6 +166,16 @@ def test_answer_is_written_where_folders_cannot_be_locked(tmp_path: Path, monkey
     with replacing_answer(tmp_path) as folder:
         (folder / NAMES[0]).write_text("new")
     assert {path.name for path in tmp_path.iterdir()} == {NAMES[0], ".answer-other.tmp"}
+
+
+def test_what_is_no_file_stays_and_so_does_the_earlier_answer(tmp_path: Path) -> None:
+    (tmp_path / NAMES[0]).write_text("earlier")
+    os.mkfifo(tmp_path / NAMES[1])
+    with pytest.raises(Refusal, match="E_REPORT_WRITE"), replacing_answer(tmp_path) as folder:
+        (folder / NAMES[1]).write_text("new")
+    with pytest.raises(OSError, match="not a regular file"):
+        remove_answer(tmp_path)
+    assert (tmp_path / NAMES[1]).is_fifo() and (tmp_path / NAMES[0]).read_text() == "earlier"
 
 
 def test_removal_touches_only_files_of_an_answer(tmp_path: Path) -> None:

@@ -55,6 +55,16 @@ def test_failed_disk_write_leaves_only_the_old_file(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"  # stands for a device, which only root can make
+    os.mkfifo(pipe)
+    for write in (write_durably, write_atomically):
+        with pytest.raises(OSError, match="not a regular file"):
+            write(pipe, b"after")
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
 def test_exception_in_the_block_leaves_only_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"before")
