@@ -17,8 +17,7 @@ from federation.system.backup import restore_backup, write_backup
 from models.refusal import Refusal
 from pipeline.clinic.database import FILE
 from pipeline.clinic.reasons import CLINIC_FILE
-from pipeline.clinic.service import LOCK
-from pipeline.clinic.settings import Clinic
+from pipeline.clinic.settings import LOCK, Clinic
 from pipeline.feeds.result_queue import listener_of
 from pipeline.site.folder import Site
 from pipeline.site.withdrawn import FILE as WITHDRAWN

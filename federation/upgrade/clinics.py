@@ -5,8 +5,7 @@ from contextlib import closing, suppress
 
 from federation.upgrade.plan import Commands, Plan, Store, make_plan, undo
 from pipeline.clinic import database
-from pipeline.clinic.service import LOCK
-from pipeline.clinic.settings import Clinic
+from pipeline.clinic.settings import LOCK, Clinic
 from pipeline.system.locks import is_held
 
 _UNDER_WAY = {

@@ -23,7 +23,7 @@ from models.refusal import Refusal
 from pipeline.clinic.background import GRACE_SECONDS, Task, log_to, running
 from pipeline.clinic.reasons import CLINIC_ADDRESS, CLINIC_BUSY, CLINIC_TLS
 from pipeline.clinic.retention import clear_work, forget_old, tidy
-from pipeline.clinic.settings import Clinic
+from pipeline.clinic.settings import LOCK, Clinic
 from pipeline.system.child_logs import cut, put_aside
 from pipeline.system.folder_format import stamp_folder
 from pipeline.system.locks import alone
@@ -31,7 +31,6 @@ from pipeline.system.locks import alone
 if TYPE_CHECKING:
     import uvicorn
 
-LOCK = "service.lock"
 SERVICE_LOG, WORKER_LOG = "service.log", "worker.log"
 TIDY_SECONDS = 3600.0
 _LOOK_SECONDS = 0.1

@@ -20,13 +20,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from models.compute_settings import DEVICE
 from models.refusal import Refusal
 from models.settings import load_settings
-from pipeline.clinic.reasons import CLINIC_ADDRESS, CLINIC_EXISTS, NO_CLINIC
+from pipeline.clinic.database import FILE
+from pipeline.clinic.reasons import CLINIC_ADDRESS, CLINIC_EXISTS, CLINIC_FOLDER, CLINIC_IS_MODEL, NO_CLINIC
 from pipeline.clinic.store import LEAST_AUDIT_DAYS, Store
 from pipeline.identity.oidc_settings import OidcTable
 from pipeline.site.fhir_settings import FhirTable
 from pipeline.site.folder import Site
 from pipeline.site.pacs_settings import AE_TITLE, DicomWebTable, DimseTable, PacsTable
 from pipeline.system.addresses import is_loopback
+from pipeline.system.folder_format import FILE as FORMAT
 from pipeline.system.folder_format import check_folder, stamp_folder
 
 SETTINGS = "clinic.toml"
@@ -36,6 +38,9 @@ Sends = Literal["off", "on_request", "accepted", "always"]
 ResourceIds = Literal["client", "server"]  # who gives FHIR resources their ids
 FOLDERS = ("scans", "answers", "models", "logs", "work")
 _OF_OTHERS = ("site.toml", "server.toml")  # the settings of a hospital's or a server's folder
+LOCK = "service.lock"  # held by the running service
+# What a clinic without settings and store may hold: what an interrupted first start leaves, and what a new disk has.
+_BEFORE_STORE = {*FOLDERS, "received", FORMAT, LOCK, "lost+found"}
 
 
 class ServerTable(BaseModel, extra="forbid"):
@@ -256,13 +261,18 @@ class Clinic:
     def open(cls, folder: Path, *, host: str | None = None, port: int | None = None) -> "Clinic":
         """Open a clinic's folder. `host`, `port`: replace those of clinic.toml.
 
-        Raises Refusal E_NO_CLINIC, E_FORMAT_NEWER, E_CLINIC_ADDRESS, and what `load_settings` raises.
+        An empty folder is a clinic with the default settings, and one with other files is none.
+
+        Raises Refusal E_NO_CLINIC, E_CLINIC_FOLDER, E_CLINIC_IS_MODEL, E_FORMAT_NEWER, E_CLINIC_ADDRESS, and what
+        `load_settings` raises.
         """
         folder = folder.resolve()
         path = folder / SETTINGS
         is_another = any((folder / name).exists() for name in _OF_OTHERS) and not path.exists()
         if not folder.is_dir() or is_another:
             raise Refusal(NO_CLINIC, private=str(folder))
+        if not (path.exists() or (folder / FILE).exists()):
+            _require_free(folder)
         check_folder(folder, "clinic")
         settings = load_settings(path, ClinicSettings) if path.exists() else ClinicSettings()
         given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
@@ -316,15 +326,31 @@ class Clinic:
         return self.folder / "work"
 
 
+def _require_free(folder: Path) -> None:
+    """Check that a folder without a clinic's files can become a clinic: other files would be mixed with its own.
+
+    In the folder of a signed model a single new file makes the signature invalid.
+    """
+    from models.release import DESCRIPTION, SIGNATURE
+
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    if names & {DESCRIPTION, SIGNATURE}:
+        raise Refusal(CLINIC_IS_MODEL, private=str(folder))
+    if names - _BEFORE_STORE:
+        raise Refusal(CLINIC_FOLDER, private=str(folder))
+
+
 def init_clinic(folder: Path) -> Clinic:
     """Create a clinic's folder, readable by its owner only, with the template of clinic.toml.
 
-    Raises Refusal E_CLINIC_EXISTS.
+    Raises Refusal E_CLINIC_EXISTS, E_CLINIC_FOLDER, E_CLINIC_IS_MODEL.
     """
     import configs
 
     if (folder / SETTINGS).exists():
         raise Refusal(CLINIC_EXISTS, private=str(folder))
+    if folder.is_dir() and not (folder / FILE).exists():
+        _require_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     template = Path(configs.__file__).with_name(SETTINGS)

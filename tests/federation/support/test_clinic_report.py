@@ -17,8 +17,7 @@ from models.refusal import Refusal
 from pipeline.clinic.database import FILE
 from pipeline.clinic.reasons import CLINIC_BUSY, SCORING_DIED
 from pipeline.clinic.records import Patient
-from pipeline.clinic.service import LOCK
-from pipeline.clinic.settings import init_clinic
+from pipeline.clinic.settings import LOCK, init_clinic
 from pipeline.clinic.store import Store, new_id
 from pipeline.system.folder_format import FILE as STAMP
 from pipeline.system.locks import alone

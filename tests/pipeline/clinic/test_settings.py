@@ -103,6 +103,34 @@ def test_new_clinic_folder_is_accessible_to_its_owner_only(tmp_path: Path) -> No
     assert Clinic.open(clinic.folder).settings.server.port == 9000
 
 
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [
+        ("model.json", "E_CLINIC_IS_MODEL"),
+        ("model.sig", "E_CLINIC_IS_MODEL"),
+        ("1.dcm", "E_CLINIC_FOLDER"),
+        ("site.toml", "E_NO_CLINIC"),
+    ],
+)
+def test_folder_of_other_files_does_not_become_a_clinic(file: str, code: str, tmp_path: Path) -> None:
+    (tmp_path / file).touch()
+    tmp_path.chmod(0o755)
+    for make in (Clinic.open, init_clinic) if code != "E_NO_CLINIC" else (Clinic.open,):
+        with pytest.raises(Refusal) as caught:
+            make(tmp_path)
+        assert caught.value.code == code
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+
+
+def test_folder_of_a_new_volume_and_a_clinic_without_settings_are_opened(tmp_path: Path) -> None:
+    for name in ("lost+found", ".snapshot"):
+        (tmp_path / name).mkdir()
+    Clinic.open(tmp_path).store().close()
+    (tmp_path / "notes.txt").touch()
+    Clinic.open(tmp_path)
+
+
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal) as caught:
         Clinic.open(tmp_path / "nowhere")
