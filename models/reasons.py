@@ -52,7 +52,7 @@ SIGNATURE_WRONG = Reason(
 )
 TRUSTED_KEY = Reason(
     "E_TRUSTED_KEY",
-    "a trusted key cannot be read",
+    "a trusted key does not exist or cannot be read",
     "Give the .pub file (PEM, elliptic curve) from the study's server, or a folder with such files.",
 )
 SIGNING_KEY = Reason(

@@ -10,7 +10,12 @@ from federation.cli.options import Json
 
 
 def verify_release(
-    folder: Annotated[Path, typer.Argument(help="Folder of a release or of an unpacked bundle, with SHA256SUMS.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a release or of an unpacked bundle, with SHA256SUMS, or of a model, with model.sig."
+        ),
+    ],
     key: Annotated[list[Path], typer.Option(help="Public key of the publisher (.pub). Repeat to trust several.")],
     as_json: Json = False,
 ) -> None:

@@ -9,6 +9,7 @@ is verified by openssl and sha256sum alone, because it is verified before anythi
     openssl dgst -sha256 -verify KEY.pub -signature SHA256SUMS.sig SHA256SUMS && sha256sum --check --quiet SHA256SUMS
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 
 from federation.delivery import reasons
 from federation.delivery.wheelhouse import sha256_of
+from models import signature as model_signature
 from models.refusal import Refusal
 from models.signature import fingerprint, public_key
 
@@ -46,8 +48,17 @@ def sign_sums(folder: Path, private_key: Path) -> None:
 def verify_release(folder: Path, trusted_keys: Sequence[Path]) -> str:
     """Return the fingerprint of the key in `trusted_keys` that signed exactly the files below `folder`.
 
-    Raises Refusal: E_TRUSTED_KEY, E_RELEASE_SIGNATURE, E_RELEASE_FILES.
+    The folder of a model has a signature of another format, which is verified as `models.signature` does.
+
+    Raises Refusal: E_NO_RELEASE, E_NO_SUMS, E_TRUSTED_KEY, E_RELEASE_SIGNATURE, E_RELEASE_FILES; of a model
+    E_SIGNATURE.
     """
+    if not folder.is_dir():
+        raise Refusal(reasons.NO_RELEASE, private=str(folder))
+    if not any(os.path.lexists(folder / name) for name in (SIGNATURE, SUMS)):
+        if os.path.lexists(folder / model_signature.SIGNATURE):
+            return model_signature.verify(folder, trusted_keys)
+        raise Refusal(reasons.NO_SUMS, private=str(folder))
     try:
         signature, signed = (folder / SIGNATURE).read_bytes(), (folder / SUMS).read_bytes()
     except OSError as error:

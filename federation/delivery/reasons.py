@@ -32,6 +32,16 @@ RELEASE_SIGNATURE = Reason(
     "no trusted key signed SHA256SUMS of this folder",
     "Do not use this copy. Fetch it again, and compare the key's SHA-256 with its sender over another channel.",
 )
+NO_RELEASE = Reason(
+    "E_NO_RELEASE",
+    "the folder to verify does not exist, or is none",
+    "Give the folder of a release, of an unpacked bundle or of a model first, and the publisher's key with --key.",
+)
+NO_SUMS = Reason(
+    "E_NO_SUMS",
+    "the folder holds neither SHA256SUMS with its signature nor a model with model.sig, so there is nothing to verify",
+    "Give the folder as its publisher made it. If it lost these files, do not use this copy: fetch it again.",
+)
 RELEASE_FILES = Reason(
     "E_RELEASE_FILES",
     "the files of this folder are not the signed ones: {problem}",

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from federation.cli.main import app
 from federation.delivery.checksums import SIGNATURE, SUMS, sign_sums, verify_release, write_sums
 from models.refusal import Refusal
-from models.signature import fingerprint, new_private_key, public_key
+from models.signature import fingerprint, new_private_key, public_key, sign
 
 
 @pytest.fixture
@@ -111,6 +111,29 @@ def test_keys_of_another_kind_are_refused(signed: Path, tmp_path: Path) -> None:
         public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         (tmp_path / "key.pub").write_bytes(public)
         assert code(signed, tmp_path / "key.pub") == "E_TRUSTED_KEY"
+
+
+def test_what_holds_no_signature_is_named_as_such(signed: Path, private_key: Path, tmp_path: Path) -> None:
+    key = private_key.with_suffix(".pub")
+    for missing in (tmp_path / "nowhere", key, signed / "a.tar"):
+        assert code(missing, key) == "E_NO_RELEASE"
+    (tmp_path / "empty").mkdir()
+    assert code(tmp_path / "empty", key) == "E_NO_SUMS"
+    for wrong in (tmp_path / "nowhere.pub", signed):
+        assert code(signed, wrong) == "E_TRUSTED_KEY"
+    (signed / SIGNATURE).unlink()
+    assert code(signed, key) == "E_RELEASE_SIGNATURE"
+
+
+def test_model_is_verified_by_its_own_signature(private_key: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.json").write_text("{}")
+    sign(model, private_key)
+    key = private_key.with_suffix(".pub")
+    assert verify_release(model, [key]) == fingerprint(key)
+    (model / "extra").touch()
+    assert code(model, key) == "E_SIGNATURE"
 
 
 def test_openssl_and_sha256sum_alone_verify_it(signed: Path, private_key: Path) -> None:
