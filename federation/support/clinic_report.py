@@ -28,7 +28,7 @@ from models.refusal import Refusal
 from models.settings import load_settings
 from pipeline.clinic import records
 from pipeline.clinic.database import FILE
-from pipeline.clinic.reasons import NO_CLINIC
+from pipeline.clinic.folder_reasons import NO_CLINIC
 from pipeline.clinic.service import SERVICE_LOG, WORKER_LOG
 from pipeline.clinic.settings import FOLDERS, SETTINGS, Clinic, ClinicSettings
 from pipeline.clinic.web.auth import Access

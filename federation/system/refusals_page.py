@@ -3,7 +3,6 @@
 import sys
 
 import models.reasons
-import pipeline.clinic.reasons
 from models.reason_tables import reasons_in, tables
 from models.refusal import Reason
 from pipeline.system.codes import BY_CODE
@@ -11,7 +10,9 @@ from pipeline.system.codes import BY_CODE
 SECTIONS: dict[str, list[Reason]] = {
     "Settings and models": reasons_in(models.reasons),
     "Scans, laboratory, cohort": list(BY_CODE.values()),
-    "The clinician's page": reasons_in(pipeline.clinic.reasons),
+    "The clinician's page": reasons_in(
+        *(table for room, table in tables("pipeline").items() if room.split(".")[0] == "clinic")
+    ),
     "Federation": reasons_in(*tables("federation").values()),
 }
 REASONS = {reason.code: reason for reasons in SECTIONS.values() for reason in reasons}

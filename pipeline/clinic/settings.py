@@ -21,7 +21,8 @@ from models.compute_settings import DEVICE
 from models.refusal import Refusal
 from models.settings import load_settings
 from pipeline.clinic.database import FILE
-from pipeline.clinic.reasons import CLINIC_ADDRESS, CLINIC_EXISTS, CLINIC_FOLDER, CLINIC_IS_MODEL, NO_CLINIC
+from pipeline.clinic.folder_reasons import CLINIC_EXISTS, CLINIC_FOLDER, CLINIC_IS_MODEL, NO_CLINIC
+from pipeline.clinic.reasons import CLINIC_ADDRESS
 from pipeline.clinic.store import LEAST_AUDIT_DAYS, Store
 from pipeline.identity.oidc_settings import OidcTable
 from pipeline.site.fhir_settings import FhirTable
@@ -331,7 +332,8 @@ def _require_free(folder: Path) -> None:
 
     In the folder of a signed model a single new file makes the signature invalid.
     """
-    from models.release import DESCRIPTION, SIGNATURE
+    from models.release import DESCRIPTION
+    from models.signature import SIGNATURE
 
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     if names & {DESCRIPTION, SIGNATURE}:
