@@ -29,6 +29,7 @@ from tests.federation.gateway.test_masked_rounds import (
     refused,
     short,
     site,
+    wait_for,
 )
 
 __all__ = ["site"]
@@ -77,9 +78,11 @@ def test_gateway_takes_part_in_the_sum_of_its_own_group(study: GroupedStudy) -> 
     reply = study.work(out)
     study.bench.stop_gateway()
     study.bench.start_gateway()
-    assert study.server.round is not None
-    study.server.round.upload("north", reply.content.array_records[MASKED][WORDS].numpy())
-    total, present = study.server.round.unmask(30)
+    shared = study.server.round
+    assert shared is not None
+    shared.upload("north", reply.content.array_records[MASKED][WORDS].numpy())
+    wait_for(lambda: shared.replies == 3)  # the other two reply in threads
+    total, present = shared.unmask(60)
     assert present == tuple(study.roster.by_name) and len(present) == 3
     mean = mean_of(total, study.settings, 3)
     update = out["arrays"][WEIGHTS].astype(np.float64) - CAME_IN["arrays"][WEIGHTS]

@@ -262,9 +262,11 @@ def short(out: Model) -> Model:
 
 def finish(study: Study, reply: Message) -> np.ndarray:
     """Let the server unmask the sum."""
-    assert study.server.round is not None
-    study.server.round.upload("north", reply.content.array_records[MASKED][WORDS].numpy())
-    total, present = study.server.round.unmask(60)
+    shared = study.server.round
+    assert shared is not None
+    shared.upload("north", reply.content.array_records[MASKED][WORDS].numpy())
+    wait_for(lambda: shared.replies == 3)  # the other two reply in threads
+    total, present = shared.unmask(60)
     assert present == ("north", "south", "west")
     return total
 
