@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline.clinic.store import Store
+from pipeline.scoring.reasons import BORDER_UNSURE, LUNGS_UNSURE
 from tests.e2e.browser import Page, open_browser
 from tests.e2e.clinic_rig import IN_PACS, MARKUP, Clinic, open_clinic
 from tests.e2e.conftest import Command
@@ -566,13 +567,40 @@ def test_user_who_is_no_named_person_sees_the_decision_but_no_buttons(page):
     page.js("import('./static/decide.js').then((d) => d.allowDecide({ role: 'score', person: 'Leser^Anna' }))")
 
 
-def test_answer_prints_on_one_a4_page_with_images(page):
+def assert_one_page_with_images(page: Page) -> None:
     page.js("import('./static/viewer.js').then(viewer => viewer.readyToPrint())")
     content = page.pdf()
     boxes = set(re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", content))
     assert {(round(float(w)), round(float(h))) for w, h in boxes} == {A4_POINTS}
     assert len(re.findall(rb"/Type /Page\b", content)) == 1
     assert content.count(b"/Subtype /Image") >= 3
+
+
+def test_answer_prints_on_one_a4_page_with_images(page):
+    assert_one_page_with_images(page)
+
+
+def test_answer_with_warnings_prints_on_one_page_too(page):
+    flagged = {"unsure_border": (BORDER_UNSURE, 4.4), "lungs_agree": (LUNGS_UNSURE, 81)}
+    changes = {
+        name: {"value": value, "verdict": "flag", "code": reason.code, "says": reason.says, "remedy": reason.remedy}
+        for name, (reason, value) in flagged.items()
+    }
+    page.js(
+        f"""Promise.all([import('./static/api.js'), import('./static/facts.js')]).then(async ([api, facts]) => {{
+            const job = await api.ask('jobs/' + location.hash.split('/').pop());
+            const {{ score }} = await api.ask('answers/' + job.answer_id);
+            const changes = {json.dumps(changes)};
+            const quality = score.quality.map((check) => ({{ ...check, ...changes[check.name] }}));
+            const byId = (id) => document.getElementById(id);
+            facts.showQuality(byId('quality'), byId('flagged'), quality, 'probabilities');
+        }})"""
+    )
+    try:
+        assert page.text("#flagged") and BORDER_UNSURE.remedy in page.text("#quality")
+        assert_one_page_with_images(page)
+    finally:
+        page.reload()
 
 
 def test_page_is_usable_with_keyboard_only(page, clinic, answered):
