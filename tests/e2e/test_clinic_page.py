@@ -603,6 +603,26 @@ def test_answer_with_warnings_prints_on_one_page_too(page):
         page.reload()
 
 
+def test_remark_without_spaces_does_not_widen_the_page(page):
+    """The decision is only drawn: the other tests count those of the clinic."""
+    page.js(
+        """Promise.all([import('./static/api.js'), import('./static/decide.js')]).then(async ([api, decide]) => {
+            const job = await api.ask('jobs/' + location.hash.split('/').pop());
+            const answer = await api.ask('answers/' + job.answer_id);
+            const correction = { levels: {}, shares: {}, mask: null, lungs_usable: true };
+            const by = { person: 'Leser^Anna', at: answer.created_at };
+            const made = { ...by, verdict: 'rejected', reason: 'other', correction };
+            decide.showDecide({ ...answer, revision: '', decision: { ...made, comment: 'x'.repeat(500) } });
+        })"""
+    )
+    try:
+        assert "x" * 500 in page.text("#decide-says")
+        assert page.js("document.querySelector('#scan').scrollWidth <= document.querySelector('#scan').clientWidth")
+        assert page.js("document.documentElement.scrollWidth <= innerWidth")
+    finally:
+        page.reload()
+
+
 def test_page_is_usable_with_keyboard_only(page, clinic, answered):
     page.js("document.querySelector('#sign-out').click()")
     page.wait_for("document.activeElement.id === 'token'")
