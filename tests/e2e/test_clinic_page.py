@@ -603,6 +603,30 @@ def test_answer_with_warnings_prints_on_one_page_too(page):
         page.reload()
 
 
+def test_pcr_result_of_another_time_is_not_to_be_used(page):
+    """The result is only drawn: the other tests enter those of the clinic."""
+    page.js(
+        """Promise.all(['api', 'pcr', 'probability'].map((name) => import(`./static/${name}.js`))).then(
+            async ([{ ask }, { showPcr }, { showProbabilities }]) => {
+                const job = await ask('jobs/' + location.hash.split('/').pop());
+                const answer = await ask('answers/' + job.answer_id);
+                const timing = { days_from_ct: -8, window: { from_days: -7, to_days: 2 }, is_outside: true };
+                const pcr = { result: 'positive', collected_on: '2020-02-25', source: 'entered', by: 'x', timing };
+                answer.score.trained_on_synthetic_data = false;
+                answer.score.withheld = null;
+                showPcr({ ...answer, pcr });
+                showProbabilities({ ...answer, pcr });
+            })"""
+    )
+    try:
+        assert "8 days before the CT. It does not count for this scan" in page.text("#pcr-says")
+        assert "from 7 days before the CT to 2 days after the CT" in page.text("#pcr-says")
+        assert "use that result" not in page.text("#pcr_positive")
+        assert "The known PCR result is of another time." in page.text("#severe")
+    finally:
+        page.reload()
+
+
 def test_remark_without_spaces_does_not_widen_the_page(page):
     """The decision is only drawn: the other tests count those of the clinic."""
     page.js(
