@@ -70,8 +70,7 @@ def serve(command: list[str], folder: Path) -> int | list[str]:
     """
     tasks = os.open(write_program(folder), os.O_RDWR)  # keep one writer open, so that the pipe never reaches its end
     way = os.pathsep.join([str(folder), os.environ.get("PATH", os.defpath)])
-    superexec = subprocess.Popen(command, env={**os.environ, "PATH": way})
-    signal.signal(signal.SIGTERM, lambda *_: superexec.terminate())
+    superexec = _start(command, {**os.environ, "PATH": way})
     forks: set[int] = set()
     while superexec.poll() is None:
         if select.select([tasks], [], [], _LOOK_SECONDS)[0]:
@@ -85,6 +84,23 @@ def serve(command: list[str], folder: Path) -> int | list[str]:
             ready_to_train()
         forks -= {fork for fork in forks if os.waitpid(fork, os.WNOHANG)[0]}
     return superexec.returncode
+
+
+def _start(command: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    """Start the command, and pass SIGTERM on to it, also one that arrives during the start."""
+    started: list[subprocess.Popen[bytes]] = []
+    asked_to_end: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        asked_to_end.append(number)
+        for each in started:
+            each.terminate()
+
+    signal.signal(signal.SIGTERM, end)  # before the start: else this process alone would end, and the command go on
+    started.append(subprocess.Popen(command, env=environment))
+    if asked_to_end:
+        started[0].terminate()
+    return started[0]
 
 
 def run(program: Callable[[], None], arguments: list[str]) -> None:

@@ -40,8 +40,24 @@ else:
 """
 
 
-def serving(folder: Path, command: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", SERVE, folder, command])
+# Sends SIGTERM to this process when the command has begun, and before its start has returned.
+EARLY = """
+import os, signal, subprocess, sys, time
+
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        while not os.path.exists(os.path.join(sys.argv[1], "began")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+subprocess.Popen = Popen
+"""
+LOOP = "trap 'touch {0}/ended; exit 3' TERM; touch {0}/began; while :; do sleep 0.1; done"
+
+
+def serving(folder: Path, command: str, before: str = "") -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", before + SERVE, folder, command])
 
 
 def test_each_task_runs_in_a_new_process_without_state_of_the_previous_one(tmp_path: Path) -> None:
@@ -62,12 +78,18 @@ def test_each_task_runs_in_a_new_process_without_state_of_the_previous_one(tmp_p
 
 
 def test_sigterm_ends_the_command_before_the_server(tmp_path: Path) -> None:
-    command = f"trap 'touch {tmp_path / 'ended'}; exit 3' TERM; touch {tmp_path / 'began'}; while :; do sleep 0.1; done"
-    with serving(tmp_path, command) as warm:
+    with serving(tmp_path, LOOP.format(tmp_path)) as warm:
         deadline = time.monotonic() + 120
         while not (tmp_path / "began").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
         warm.send_signal(signal.SIGTERM)
+        assert warm.wait(300) == 3
+    assert (tmp_path / "ended").exists()
+
+
+def test_sigterm_during_the_start_ends_the_command_too(tmp_path: Path) -> None:
+    """Its parent would end alone, and the command would go on without it."""
+    with serving(tmp_path, LOOP.format(tmp_path), EARLY) as warm:
         assert warm.wait(300) == 3
     assert (tmp_path / "ended").exists()
