@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from federation.comparison import reasons
 from federation.comparison.release_gate import doubts
@@ -175,7 +175,7 @@ def describe(
         candidate=results.release,
         seed=results.study.study.seed,
         rounds_planned=results.study.study.rounds,
-        rounds_lost=sum(bool(entry["lost"]) for entry in _rounds(results)),
+        rounds_lost=sum(bool(entry["lost"]) for entry in rounds_of(results.history)),
         stopped_early=results.stopped_early,
         strategy_options=dict(results.study.strategy.options),
         sites=_sites(results, learnt_before),
@@ -262,16 +262,12 @@ def _write(folder: Path, candidate: Release, described: Description, attacks: Pa
     return release
 
 
-def _rounds(results: Results) -> list[dict[str, Any]]:
-    return [dict(entry) for entry in rounds_of(results.history)]
-
-
 def _sites(results: Results, learnt_before: Collection[str]) -> dict[str, SiteRecord]:
     """Return each site that answered the handshake, trained, or evaluated the model.
 
     `learnt_before`: sites whose patients trained the model's encoder.
     """
-    federated, rounds = results.model(FEDERATED), _rounds(results)
+    federated, rounds = results.model(FEDERATED), rounds_of(results.history)
     counted = Counter(site for entry in rounds for site in entry["sites"])
     trained = set(federated.trained_at if federated else counted)
     figures = federated.figures if federated else {}

@@ -14,7 +14,7 @@ RANKED = ("auroc", "auprc", "sens_at_spec90", "sens_at_spec95", "spec_at_sens90"
 
 def rounds_of(results: Results) -> list[dict[str, Any]]:
     """Return the entries of the history that describe rounds."""
-    return [dict(entry) for entry in progress.rounds_of(results.history)]
+    return progress.rounds_of(results.history)
 
 
 def about(results: Results) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from federation.protocol.study_config import Study
 from federation.runs.run_folder import read_history, read_study
 from models.refusal import Refusal
 
+Entry = TypeVar("Entry", bound=Mapping[str, Any])
 LATEST = 5  # number of last rounds from which the remaining time is estimated
 
 
@@ -45,7 +46,7 @@ class Progress:
         return self._last
 
 
-def rounds_of(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def rounds_of(history: Sequence[Entry]) -> list[Entry]:
     """Return the entries of a run's history that describe rounds; the others describe evaluations."""
     return [entry for entry in history if "round" in entry and "lost" in entry]
 
@@ -67,9 +68,9 @@ def standing(study: Study, history: Sequence[Mapping[str, Any]], *, has_ended: b
     seconds = (total - last["round"]) * fmean(entry["seconds"] for entry in rounds[-LATEST:])
     left = f"{'at most' if study.stopping else 'about'} {duration(seconds)} left"
     # A narrow terminal cuts off the end, so the most important part comes first.
-    parts = [f"round {last['round']} of {total}", left if seconds else "the last round is done"]
-    if has_ended and seconds:
-        parts.pop()
+    parts = [f"round {last['round']} of {total}"]
+    if not (has_ended and seconds):
+        parts.append(left if seconds else "the last round is done")
     parts.append(f"{len(last['sites'])} of {study.study.asked_a_round} sites")
     if "train_loss" in last["means"]:
         parts.append(f"loss {last['means']['train_loss']:.3f}")
