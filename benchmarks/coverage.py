@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import norm, rankdata
 
+from federation.comparison.hospital_areas import areas_of
 from federation.comparison.hospital_difference import chance_of_difference
-from federation.comparison.hospital_mean import areas_of, hospital_mean
+from federation.comparison.hospital_mean import hospital_mean
 from federation.comparison.pooled import pool
 from federation.protocol.figure_rounding import rounded
 from federation.protocol.patient_counts import Patients
@@ -241,26 +242,34 @@ def released(area: float, positive: int, negative: int, rng: np.random.Generator
 
 
 def measure_difference(positive: int, negative: int, area: float, hospitals: int) -> dict[str, Any]:
-    """Return how often equal hospitals, and hospitals of which the last one is worse, are called different."""
-    called = np.zeros(2)
+    """Return how often equal hospitals, and hospitals of which the last one is worse, are called different.
+
+    Also how often the interval of the equal hospitals' mean contains the true AUROC, and its mean width.
+    """
+    called, held, width = np.zeros(2), 0, 0.0
     for number in range(TRIALS):
         rng = np.random.default_rng([positive, negative, round(100 * area), hospitals, number])
         sites = {str(place): released(area, positive, negative, rng) for place in range(hospitals)}
         worse = sites | {"0": released(area - WORSE, positive, negative, rng)}
-        called += [chance_of_difference(each, "severe") < UNUSUAL for each in (sites, worse)]
+        called += [chance_of_difference(areas_of(each, "severe")) < UNUSUAL for each in (sites, worse)]
+        mean = hospital_mean(areas_of(sites, "severe"))
+        assert mean is not None
+        held += mean.here[0] <= area <= mean.here[1]
+        width += mean.here[1] - mean.here[0]
     false, right = (called / TRIALS).round(3).tolist()
     sizes = {"positive": positive, "negative": negative, "auroc": area, "hospitals": hospitals}
-    return {**sizes, "equal": false, "one worse": right}
+    mean_of_equal = {"mean": round(held / TRIALS, 3), "width of the mean": round(width / TRIALS, 3)}
+    return {**sizes, "equal": false, "one worse": right, **mean_of_equal}
 
 
-def differences_table(rows: Sequence[dict[str, Any]]) -> str:
+def equal_hospitals_table(rows: Sequence[dict[str, Any]], cell: str) -> str:
+    """Return a table of `measure_difference`. `cell`: format of a cell, with the row's names."""
     lines = [["patients each", "true AUROC", *(f"{sites} hospitals" for sites in SITES)], ["---"] * (2 + len(SITES))]
     for positive, negative in GROUPS:
         for area in sorted({row["auroc"] for row in rows}):
             wanted = {"positive": positive, "negative": negative, "auroc": area}
             having = [row for row in rows if wanted.items() <= row.items()]
-            cells = [f"{row['equal']:.3f} / {row['one worse']:.2f}" for row in having]
-            lines.append([f"{positive} + {negative}", f"{area:.2f}", *cells])
+            lines.append([f"{positive} + {negative}", f"{area:.2f}", *(cell.format(**row) for row in having)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -345,9 +354,16 @@ The share of {TRIALS} simulated studies whose hospitals are called different (`W
 hospitals with the same AUROC, where it should be {UNUSUAL} or less, then of the same hospitals if the AUROC of one is
 lower by {WORSE}. Chance alone changes the first share by 0.006. Sites report AUROCs and intervals in hundredths.
 
-{differences_table(result["differences"])}
+{equal_hospitals_table(result["differences"], "{equal:.3f} / {one worse:.2f}")}
 
 A small hospital's AUROC says little, so a worse one among many small hospitals is seldom found.
+
+## Mean over equal hospitals
+
+The same equal hospitals: the share of studies in which the 95 % interval of the hospitals' mean contains the true
+AUROC, and the mean width of the interval. Chance alone changes the share by 0.013.
+
+{equal_hospitals_table(result["differences"], "{mean:.3f} / {width of the mean:.3f}")}
 """
 
 
@@ -368,7 +384,7 @@ def main() -> None:
         "differences": [
             measure_difference(*patients, area, hospitals)
             for patients in GROUPS
-            for area in (0.7, 0.8, 0.9, 0.95, 0.98)
+            for area in (0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
             for hospitals in SITES
         ],
     }

@@ -18,7 +18,6 @@ from scipy.optimize import minimize
 from scipy.special import logit
 from scipy.stats import norm
 
-from federation.comparison.hospital_mean import ENDS
 from federation.protocol.metric_allowlist import BINS, EXAMPLES
 from pipeline.evaluation.calibration import Reliability
 from pipeline.evaluation.discrimination import Estimate, logit_interval
@@ -28,6 +27,7 @@ _FITTED = 3  # parameters of the model: two means and a width
 MOST_UNKNOWN = 0.15  # the AUROC is reported if the unknown order changes it by at most this
 _ROUNDED = 0.005  # sites report AUROCs in hundredths
 _Z = float(norm.ppf(0.975))
+_ENDS = (1e-4, 1 - 1e-4)  # AUROCs nearer to 0 or 1 have no useful logit
 _LEAST = 1e-12  # lower bound of a probability, so that no bin is impossible
 Counts = NDArray[np.float64]  # numbers of patients by bin of the calibrated probability, shape (BINS,)
 
@@ -178,7 +178,7 @@ def _auroc(false: Counts, true: Counts, possible: tuple[float, float]) -> Estima
 
 
 def _around(value: float, variance: float, rarer: int) -> tuple[float, float]:
-    return logit_interval(min(max(value, ENDS[0]), ENDS[1]) if 0 < value < 1 else value, variance, rarer=rarer)
+    return logit_interval(min(max(value, _ENDS[0]), _ENDS[1]) if 0 < value < 1 else value, variance, rarer=rarer)
 
 
 def _possible(sites: Mapping[str, tuple[list[_Cell], list[_Cell], float | None]]) -> tuple[float, float]:

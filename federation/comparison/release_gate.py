@@ -8,11 +8,10 @@ hospitals that differ more than by chance. A masked study is judged by its sums,
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from scipy.special import expit
-
 from federation.comparison import reasons
+from federation.comparison.hospital_areas import HospitalAreas, areas_of
 from federation.comparison.hospital_difference import chance_of_difference
-from federation.comparison.hospital_mean import Areas, areas_of, hospital_mean
+from federation.comparison.hospital_mean import hospital_mean
 from federation.comparison.hospital_slopes import Slopes, chance_of_slopes, factor_from_one, mean_slope, slopes_of
 from federation.comparison.pooled import pool
 from federation.runs.figures_from_counts import of_label, summed_of
@@ -73,10 +72,9 @@ def _of_label(results: Results, sites: Mapping[str, Figures], label: str) -> Ite
     yield from _against_chance(label, _intervals(sites, areas, label))
     slopes = slopes_of(sites, label)
     yield from list(_far_slope(results, label, mean_slope(slopes, sites))) or _far_slopes(label, slopes, sites)
-    if (chance := chance_of_difference(sites, label)) < UNUSUAL:
-        worst, best = (extreme(areas, key=lambda site: areas[site][0]) for extreme in (min, max))
-        worst_auroc, best_auroc = (f"{expit(areas[site][0]):.2f}" for site in (worst, best))
-        numbers = {"lowest": worst_auroc, "highest": best_auroc, "chance": f"{chance:.1g}"}
+    if (chance := chance_of_difference(areas)) < UNUSUAL:
+        lowest, highest = (f"{found:.2f}" for found in (areas.values.min(), areas.values.max()))
+        numbers = {"lowest": lowest, "highest": highest, "chance": f"{chance:.1g}"}
         yield _flag(reasons.SITES_DIFFER, label=label, **numbers)
 
 
@@ -111,7 +109,7 @@ def _flag(reason: Reason, **numbers: str) -> Flag:
     return Flag(code=reason.code, site="", says=reason.says.format(**numbers))
 
 
-def _intervals(sites: Mapping[str, Figures], areas: Areas, label: str) -> list[tuple[float, float]]:
+def _intervals(sites: Mapping[str, Figures], areas: HospitalAreas, label: str) -> list[tuple[float, float]]:
     """Return the 95 % intervals of the mean over hospitals and, if it is known, of the AUROC over all test patients."""
     pooled, mean = pool(sites, label), hospital_mean(areas)
     intervals = [mean.here] if mean else [(math.nan, math.nan)]

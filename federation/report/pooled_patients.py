@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-from federation.comparison.hospital_mean import HospitalMean, areas_of, hospital_mean
+from federation.comparison.hospital_areas import areas_of
+from federation.comparison.hospital_mean import HospitalMean, hospital_mean
 from federation.comparison.pooled import Pooled, pool
 from federation.report.estimates import LABELS, federated
 from federation.runs.results import Results

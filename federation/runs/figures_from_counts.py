@@ -6,12 +6,12 @@ with `of_label`; `pooled_row` and `means_row` have the same for tables, under th
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit, logit, ndtri
+from scipy.special import expit, ndtri
 
 from federation.protocol.metric_allowlist import AUC, LABELS
 from federation.protocol.operating_points import lower_bound
@@ -27,6 +27,7 @@ from federation.runs.results import FEDERATED, Results
 from models.calibration import Platt
 from models.operating_points import OperatingPoint, few_hospitals
 from pipeline.evaluation import grouped
+from pipeline.evaluation.auroc_variance import hanley_mcneil, score_interval
 from pipeline.evaluation.combining import Interval
 from pipeline.evaluation.grouped import Binned, Grouped, Scale
 from pipeline.evaluation.ladder import RUNGS
@@ -213,42 +214,31 @@ def _hospitals(summed: Summed, label: str, counts: Grouped) -> Hospitals | None:
     if mean is None or square is None:
         return None
     freedom = summed.counts[sites_with(label)] - 1
-    variance = _variance(mean.value, counts)
+    variance_at = _variances(counts)
+    variance = variance_at(mean.value)
     between = max(0.0, square - mean.value**2)
     q = between / (variance + _ROUNDING / freedom)
-    half = float(t.ppf(1 - _TAIL, freedom)) * math.sqrt(max(1.0, q / freedom) * variance)
+    errors = float(t.ppf(1 - _TAIL, freedom)) * math.sqrt(max(1.0, q / freedom))
     return Hospitals(
         mean=mean,
-        here=_around(mean.value, _Z * math.sqrt(variance)),
-        like=_around(mean.value, half),
+        here=score_interval(mean.value, variance_at, _Z),
+        like=score_interval(mean.value, variance_at, errors),
         deviation=math.sqrt(between),
         by_chance=math.sqrt(freedom * variance),
         chance=float(chi2.sf(q, freedom)),
     )
 
 
-def _variance(area: float, counts: Grouped) -> float:
-    """Return the variance of an AUROC of all these patients: DeLong's, or if larger that of Hanley & McNeil for `area`.
+def _variances(counts: Grouped) -> Callable[[float], float]:
+    """Return the variance of an AUROC of all these patients by its true value.
 
-    DeLong's is that of the pooled patients, whose AUROC may be larger than the hospitals' own.
+    DeLong's, or if larger that of Hanley & McNeil. DeLong's is that of the pooled patients, whose AUROC may be larger
+    than the hospitals' own.
     """
     delong = grouped.auroc_variance(counts)
-    by_area = hanley_mcneil(area, int(counts.positive.sum()), int(counts.negative.sum()))
-    return max(delong if math.isfinite(delong) else 0.0, by_area, _SAME)
-
-
-def hanley_mcneil(area: float, positive: int, negative: int) -> float:
-    """Return the variance of an AUROC of so many patients with and without a label (Radiology 1982; 143:29)."""
-    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
-    spread = area * (1 - area) + (positive - 1) * (q1 - area**2) + (negative - 1) * (q2 - area**2)
-    return spread / (positive * negative)
-
-
-def _around(area: float, half: float) -> tuple[float, float]:
-    """Return the interval of an AUROC with this half width, on the logit scale."""
-    inside = min(max(area, 1e-4), 1 - 1e-4)
-    at, wide = float(logit(inside)), half / (inside * (1 - inside))
-    return float(expit(at - wide)), float(expit(at + wide))
+    least = max(delong if math.isfinite(delong) else 0.0, _SAME)
+    positive, negative = float(counts.positive.sum()), float(counts.negative.sum())
+    return lambda area: max(least, hanley_mcneil(area, positive, negative))
 
 
 # --- calibrated probabilities -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from federation.comparison.hospital_areas import areas_of
 from federation.comparison.hospital_difference import chance_of_difference
 from federation.protocol.figure_rounding import rounded
 from federation.protocol.patient_counts import Patients
@@ -32,7 +33,7 @@ def called_different(areas: list[float], positive: int, negative: int, studies: 
     for number in range(studies):
         rng = np.random.default_rng([number, positive, negative])
         sites = {str(place): hospital(area, positive, negative, rng) for place, area in enumerate(areas)}
-        found += chance_of_difference(sites, "severe") < UNUSUAL
+        found += chance_of_difference(areas_of(sites, "severe")) < UNUSUAL
     return found
 
 
@@ -60,26 +61,26 @@ def test_small_hospital_that_is_perfect_by_chance_differs_from_no_other() -> Non
             }
             for name, each in {**others, "west": perfect}.items()
         }
-        assert chance_of_difference(sites, "severe") > 0.1
+        assert chance_of_difference(areas_of(sites, "severe")) > 0.1
 
 
 def test_counts_of_a_histogram_take_the_place_of_the_prevalence() -> None:
     """Patients without a known label are in `num-examples`, but in no histogram."""
     rng = np.random.default_rng(1)
     sites = {str(place): hospital(area, 30, 60, rng) for place, area in enumerate((0.9, 0.7, 0.75))}
-    expected = chance_of_difference(sites, "severe")
+    expected = chance_of_difference(areas_of(sites, "severe"))
     counted = {
         name: {**figures, "num-examples": 5000.0, "count_severe_1_19": 30.0, "count_severe_0_19": 60.0}
         for name, figures in sites.items()
     }
-    assert chance_of_difference(counted, "severe") == pytest.approx(expected)
+    assert chance_of_difference(areas_of(counted, "severe")) == pytest.approx(expected)
 
 
 def test_fewer_than_two_hospitals_with_an_interval_do_not_differ() -> None:
     told = {"auroc_severe": 0.9, "auroc_severe_low": 0.8, "auroc_severe_high": 0.95, "num-examples": 50.0}
     for other in ({}, {**told, "auroc_severe_low": math.nan}, {"auroc_severe": 0.1}):
-        assert chance_of_difference({"north": told, "south": other}, "severe") == 1.0
-    assert chance_of_difference({}, "severe") == 1.0
+        assert chance_of_difference(areas_of({"north": told, "south": other}, "severe")) == 1.0
+    assert chance_of_difference(areas_of({}, "severe")) == 1.0
 
 
 def test_difference_needs_no_prevalence() -> None:
@@ -94,5 +95,5 @@ def test_difference_needs_no_prevalence() -> None:
             }
             for number, each in enumerate(far)
         }
-        assert 0 <= chance_of_difference(sites, "severe") <= 1
-    assert chance_of_difference(sites | {"2": sites["0"]}, "severe") < UNUSUAL
+        assert 0 <= chance_of_difference(areas_of(sites, "severe")) <= 1
+    assert chance_of_difference(areas_of(sites | {"2": sites["0"]}, "severe")) < UNUSUAL

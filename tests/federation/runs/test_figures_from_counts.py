@@ -132,6 +132,15 @@ def test_hospital_that_is_far_below_the_others_is_no_chance(run: Results) -> Non
     assert like[0] < here[0] < here[1] < like[1]
 
 
+def test_hospitals_that_are_all_perfect_have_an_interval_of_their_patients(run: Results) -> None:
+    found = of_label(with_sum(run, of_hospitals([1.0, 1.0, 1.0], [120, 150, 90])), "severe")
+    assert found
+    assert found.hospitals
+    for low, high in (found.hospitals.here, found.hospitals.like):
+        assert 0.85 < low < 0.999
+        assert high == 1.0
+
+
 @pytest.mark.slow
 def test_chance_differences_are_rarely_called_none() -> None:
     """Hospitals with the same model and unlike prevalence: at most some in a hundred studies look different."""
