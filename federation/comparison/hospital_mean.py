@@ -6,7 +6,6 @@ It never compares patients of different hospitals, so it is not the AUROC of all
 import math
 from dataclasses import dataclass
 
-import numpy as np
 from scipy.stats import t
 
 from federation.comparison.hospital_areas import Combined, HospitalAreas, Z
@@ -17,8 +16,8 @@ from pipeline.evaluation.auroc_variance import score_interval
 class HospitalMean:
     """The mean AUROC with two 95 % intervals, and the number of hospitals that reported theirs.
 
-    `here`: for the mean over these hospitals themselves. `low`, `high`: for the mean over all hospitals like these; NaN
-    with two hospitals that differ, which do not tell by how much others would.
+    `here`: for the mean over other patients of these hospitals themselves. `low`, `high`: for the mean over all
+    hospitals like these; NaN with two hospitals that differ, which do not tell by how much others would.
     """
 
     value: float
@@ -48,18 +47,13 @@ def hospital_mean(areas: HospitalAreas) -> HospitalMean | None:
     if between > 0:
         student = float(t.ppf(0.975, freedom)) / Z if freedom > 1 else math.nan
         wider = student * math.sqrt(max(1.0, combined.q / freedom))
-    here, low_high = (
-        score_interval(combined.mean, lambda area: _variance(areas, area, between), Z * by) for by in (1.0, wider)
-    )
-    return HospitalMean(combined.mean, *low_high, here, len(areas))
+    shares = combined.weights / combined.weights.sum()
+    here = score_interval(combined.mean, lambda area: float(shares**2 @ areas.variances(area)), Z)
+    like = score_interval(combined.mean, lambda area: float(shares**2 @ (areas.variances(area) + between)), Z * wider)
+    return HospitalMean(combined.mean, *like, here, len(areas))
 
 
 def _between(combined: Combined, freedom: int) -> float:
     """Return DerSimonian & Laird's variance between hospitals."""
     total = combined.weights.sum()
     return max(0.0, (combined.q - freedom) / float(total - (combined.weights**2).sum() / total))
-
-
-def _variance(areas: HospitalAreas, area: float, between: float) -> float:
-    """Return the variance of the mean if its true value is `area`."""
-    return float(1 / np.sum(1 / (areas.variances(area) + between)))
