@@ -143,7 +143,7 @@ def list_runs(server: ServerDir = Path("server"), as_json: Json = False) -> None
 @app.command()
 def show(run_name: RunName, server: ServerDir = Path("server"), as_json: Json = False) -> None:
     """Show one run: its rounds, sites and refusals, the final model's metrics, and where its files are."""
-    from federation.runs.listing import detail, final_table, masked_lines, results_or_none, round_lines
+    from federation.runs.listing import detail, final_table, label_of_rounds, masked_lines, results_or_none, round_lines
     from federation.runs.run_folder import find_run
     from federation.runs.training_length import trained_long
 
@@ -158,7 +158,8 @@ def show(run_name: RunName, server: ServerDir = Path("server"), as_json: Json = 
     elif details["state"] == "failed":
         say(f"Why it failed is not recorded in its folder: see the log in {server / 'logs'}.")
     if rounds := round_lines(details["history"]):
-        columns = ["round", "sites", "loss", "mean AUROC severe", "seconds", "MB up / down", "refused or flagged"]
+        auroc = "mean AUROC severe" if label_of_rounds(details["history"]) == "severe" else "mean AUROC PCR"
+        columns = ["round", "sites", "loss", auroc, "seconds", "MB up / down", "refused or flagged"]
         title = "Rounds (means over sites, on validation patients, without intervals)"
         print_table(columns, rounds, title=title)
     else:
@@ -169,9 +170,9 @@ def show(run_name: RunName, server: ServerDir = Path("server"), as_json: Json = 
         (_, *places), lines = final_table(results)
         masked = masked_lines(results)
         pairs = [(name, pair) for name, *row in lines for pair in zip(places, row, strict=True)]
-        cells = [[name, *pair] for name, pair in pairs if pair[1] or not masked]
+        cells = [[name, place, found or "–"] for name, (place, found) in pairs if found or not masked]
         title = "The final model on the sites' test patients (95 % intervals)"
-        print_table(["figure and site", ""], _grouped(cells), title=title, whole=1)
+        print_table(["figure and site", "value"], _grouped(cells), title=title, whole=1)
         for line in masked:
             typer.echo(line)
     for what, where in details["where"].items():

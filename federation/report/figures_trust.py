@@ -80,6 +80,8 @@ def decision(
             axes.grid(axis="y")
         for axes in panels[len(rows) :]:
             axes.set_axis_off()
+        for axes in panels[len(rows) - across : len(rows)]:  # the lowest of each column
+            axes.tick_params(labelbottom=True)
         drawing.supxlabel("threshold probability, %", fontsize=9)
         drawing.supylabel("net benefit", fontsize=9)
         drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)

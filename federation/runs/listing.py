@@ -36,7 +36,8 @@ HEADLINES = (
     "auroc_pcr_positive",
 )
 OF_COUNTS = ("sens_at_rule_out_severe", "spec_at_rule_in_severe")  # of a masked study, beside HEADLINES
-MEAN = "mean over sites"
+MEAN = "mean by patients"  # over sites, weighted by their test patients
+_INTERVAL_ENDS = ("_low", "_high")
 _NUMBERS = ("positives_", "negatives_", "sites_")  # of patients and hospitals
 MANY = 8  # with more sites than this, a terminal has no room for one column each
 SPREAD: Mapping[str, Callable[[Sequence[float]], float]] = {"lowest": min, "median": median, "highest": max}
@@ -186,11 +187,11 @@ def round_lines(history: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The table of rounds, one row each.
 
     Columns: number, sites that counted (with many sites, their number and the number of sampled sites), loss, mean
-    AUROC of severe, seconds, MB up and down, flags.
+    AUROC of `label_of_rounds`, seconds, MB up and down, flags.
     """
     from federation.strategy.round_report import flags
 
-    lines = []
+    lines, auroc = [], f"auroc_{label_of_rounds(history)}"
     for entry in rounds_of(history):
         remarks = [f"LOST ({entry['lost_for']})"] if entry["lost"] else []
         remarks += flags(entry)
@@ -199,13 +200,19 @@ def round_lines(history: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 str(entry["round"]),
                 _counted(entry),
                 _figure(entry["means"], "train_loss", 3),
-                _figure(entry["means"], "auroc_severe", 2),
+                _figure(entry["means"], auroc, 2),
                 f"{entry['seconds']:.0f}",
                 f"{entry['bytes_up'] / 1e6:.1f} / {entry['bytes_down'] / 1e6:.1f}",
                 "\n".join(remarks),
             ]
         )
     return lines
+
+
+def label_of_rounds(history: Sequence[Mapping[str, Any]]) -> str:
+    """Return the label whose AUROC the table of rounds has: "severe", unless only the other one is known."""
+    known = {label for entry in rounds_of(history) for label in LABELS if f"auroc_{label}" in entry["means"]}
+    return "severe" if "severe" in known or not known else known.pop()
 
 
 def _counted(entry: Mapping[str, Any]) -> str:
@@ -290,10 +297,19 @@ def final_values(results: Results) -> dict[str, float]:
 
 
 def mean_over_sites(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each metric, weighted by the sites' test patients. A mean of AUROCs is not the AUROC of all patients."""
+    """Mean of each metric, weighted by the sites' test patients, with the ends of its interval as `mean_interval`.
+
+    A mean of AUROCs is not the AUROC of all patients.
+    """
     from federation.protocol.pooled_figures import weighted_means
 
-    return weighted_means(list(figures.values()))
+    means = {
+        name: mean for name, mean in weighted_means(list(figures.values())).items() if not name.endswith(_INTERVAL_ENDS)
+    }
+    for name in list(means):
+        if interval := mean_interval(figures, name):
+            means |= dict(zip((f"{name}{end}" for end in _INTERVAL_ENDS), interval[1:], strict=True))
+    return means
 
 
 def interval_of(figures: Mapping[str, float], name: str) -> Interval | None:

@@ -31,6 +31,7 @@ from federation.runs.tracking_queue import SPOOL, TrackingQueue
 from federation.strategy.round_report import RoundReport
 from federation.system.process import without_proxy
 from models.refusal import Reason, Refusal
+from pipeline.preprocessing.preprocess_settings import METHODS
 from pipeline.system.atomic_files import write_durably
 
 if TYPE_CHECKING:
@@ -45,8 +46,10 @@ GROUP = "fedthorax.group"  # tag: the group that a run belongs to, or that a par
 _IS_GROUP = {"fedthorax.kind": "group"}
 # Without these, MLflow records the user and the script of this machine.
 _NEUTRAL_TAGS = {"mlflow.user": "fedthorax", "mlflow.source.name": "fedthorax", "mlflow.source.type": "PROJECT"}
-# Otherwise MLflow's page opens in a mode for language models.
+# Otherwise MLflow's page opens in a mode for language models, without runs: the tag is for versions before 3.17.
 _KIND = ("mlflow.experimentKind", "custom_model_development")
+_PAGE_KIND = "workflowType=machine_learning"
+_UI = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 _HABITS = {
     # By default MLflow retries for minutes, while the sites wait for the next round.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -88,11 +91,12 @@ def how_to_see(server_folder: Path, run_folder: Path) -> str:
     Raises Refusal E_RUN_FILES.
     """
     where = read_where(run_folder) or Where(uri=without_user(tracking_uri(server_folder.resolve())))
+    page = f"/#/experiments/{where.experiment}/runs/{where.run}?{_PAGE_KIND}" if where.run else ""
     if urlsplit(where.uri).scheme in ("http", "https"):
-        page = f"/#/experiments/{where.experiment}/runs/{where.run}" if where.run else ""
         return where.uri.rstrip("/") + page
     mlflow = Path(sys.executable).with_name("mlflow")
-    return f"MLFLOW_DISABLE_TELEMETRY=true {mlflow} ui --backend-store-uri {where.uri}"
+    command = f"MLFLOW_DISABLE_TELEMETRY=true {mlflow} ui --backend-store-uri {where.uri}"
+    return f"{command}, then {_UI}{page}" if page else command
 
 
 def read_where(run_folder: Path) -> Where | None:
@@ -374,7 +378,10 @@ class Tracker:
 
 
 def params(study: Study) -> dict[str, str]:
-    """Flatten a study's settings for MLflow: `table.key`, and `strategy.options.name` for each option."""
+    """Flatten a study's settings for MLflow: `table.key`, and `strategy.options.name` for each option.
+
+    `preprocessing.method` is the word of the study's file, if there is one.
+    """
     found: dict[str, str] = {}
     for table, values in study.model_dump(mode="json", exclude_none=True, exclude={"study": {"seeds"}}).items():
         for key, value in values.items():
@@ -382,7 +389,8 @@ def params(study: Study) -> dict[str, str]:
                 found |= {f"{table}.{key}.{part}": str(each) for part, each in value.items()}
             else:
                 found[f"{table}.{key}"] = str(value)
-    return found
+    method = study.preprocessing.method
+    return found | {"preprocessing.method": next((word for word, of in METHODS.items() if of == method), str(method))}
 
 
 def _create_registered_model(client: "MlflowClient", name: str) -> None:

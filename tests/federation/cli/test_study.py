@@ -277,7 +277,7 @@ def test_show_prints_a_run_as_text_and_json(tmp_path, monkeypatch):
     write_run(tmp_path, "trial-a", of=results.study, history=history, results=results)
     text = typed("show", "trial-a", "--server", tmp_path)
     assert "south: E_SITE_MISSING" in text
-    assert "mean over sites" in text
+    assert "mean by patients" in text
     assert "mlflow: " in text
     told = json.loads(typed("show", "trial-a", "--server", tmp_path, "--json"))
     assert told["final"]["models"][0]["figures"]["north"]["auroc_severe"]
@@ -327,7 +327,7 @@ def test_compare_prints_runs_as_text_and_json(tmp_path, monkeypatch):
     assert "±" in text
     told = json.loads(typed("compare", "seeds", "--server", tmp_path, "--json"))
     assert told["columns"][0]["runs"] == ["trial-1", "trial-2"]
-    assert told["columns"][0]["figures"]["auroc_severe"]["mean over sites"]["deviation"] > 0
+    assert told["columns"][0]["figures"]["auroc_severe"]["mean by patients"]["deviation"] > 0
 
 
 def test_compare_says_why_a_masked_run_has_no_figures(tmp_path, monkeypatch):

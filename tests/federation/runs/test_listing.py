@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import pytest
 
@@ -17,9 +18,11 @@ from federation.runs.listing import (
     detail,
     final_table,
     final_values,
+    label_of_rounds,
     last_versions,
     list_lines,
     masked_lines,
+    mean_interval_of,
     round_lines,
     summaries,
 )
@@ -187,7 +190,7 @@ def test_final_table_has_intervals_and_labels_means(tmp_path):
     results = make(tmp_path, "trial-a")
     columns, lines = final_table(results)
     north, south = results.models[0].figures["north"], results.models[0].figures["south"]
-    assert columns == ["figure", "north", "south", "mean over sites"]
+    assert columns == ["figure", "north", "south", "mean by patients"]
     (auroc,) = [line for line in lines if line[0] == "auroc_severe"]
     low, high = north["auroc_severe_low"], north["auroc_severe_high"]
     assert auroc[1] == f"{north['auroc_severe']:.2f} ({low:.2f}–{high:.2f})"
@@ -212,14 +215,14 @@ def test_many_sites_are_summarised_by_number_and_spread(tmp_path):
     first = sorted(missed)[:3]
     assert line[-1] == f"6 sites ({', '.join(first)} and 3 more): E_SITE_MISSING"
     columns, lines = final_table(results)
-    assert columns == ["figure", "lowest", "median", "highest", "sites", "mean over sites"]
+    assert columns == ["figure", "lowest", "median", "highest", "sites", "mean by patients"]
     told = sorted(each["auroc_severe"] for each in figures.values())
     middle = (told[14] + told[15]) / 2
     assert lines[0][:5] == ["auroc_severe", f"{told[0]:.2f}", f"{middle:.2f}", f"{told[-1]:.2f}", "30"]
     for seed in (1, 2):
         write_run(tmp_path, f"trial-{seed}", of=results.study.with_seed(seed), results=results, number=seed)
     rows = compare(tmp_path, ["trial-1", "trial-2"]).lines()
-    assert [row[1] for row in rows[:4]] == ["lowest site", "median site", "highest site", "mean over sites"]
+    assert [row[1] for row in rows[:4]] == ["lowest site", "median site", "highest site", "mean by patients"]
     assert rows[0][2:] == [f"{told[0]:.2f}"] * 2
     assert len(rows) <= 4 * 6
 
@@ -261,6 +264,27 @@ def test_final_values_are_named_by_site_mean_and_all_patients():
     assert not [name for name in plain if name.startswith("together/") or name.endswith("num-examples")]
 
 
+def test_final_means_have_the_interval_of_the_table():
+    results = make_results(3)
+    values = final_values(results)
+    mean = mean_interval_of(results, "auroc_severe")
+    assert mean
+    assert (values["mean_auroc_severe_low"], values["mean_auroc_severe_high"]) == (mean.low, mean.high)
+    assert values["mean_auroc_severe"] == pytest.approx(mean.value)
+    assert mean.high - mean.low < values["north/auroc_severe_high"] - values["north/auroc_severe_low"]
+
+
+def test_table_of_rounds_has_the_auroc_that_is_known():
+    def with_means(**means: float) -> list[dict[str, Any]]:
+        return [entry(1, means={"train_loss": 0.5, **means})]
+
+    assert label_of_rounds(with_means(auroc_severe=0.8, auroc_pcr_positive=0.7)) == "severe"
+    assert label_of_rounds([]) == "severe"
+    only = with_means(auroc_pcr_positive=0.71)
+    assert label_of_rounds(only) == "pcr_positive"
+    assert round_lines(only)[0][3] == "0.71"
+
+
 def test_results_of_another_format_version_are_refused(tmp_path):
     (write_run(tmp_path, "trial-a") / "results.json").write_text('{"format": 99}')
     with pytest.raises(Refusal, match="E_RESULTS"):
@@ -280,7 +304,7 @@ def test_seeds_of_a_group_form_one_column_with_mean_and_deviation(tmp_path):
     # The helper draws other patients for each seed.
     assert [warning.code for warning in comparison.warnings] == ["W_RUNS_UNPAIRED"]
     rows = [line[:2] for line in comparison.lines() if line[0] == "auroc_severe"]
-    assert rows == [["auroc_severe", "north"], ["auroc_severe", "south"], ["auroc_severe", "mean over sites"]]
+    assert rows == [["auroc_severe", "north"], ["auroc_severe", "south"], ["auroc_severe", "mean by patients"]]
     assert json.loads(json.dumps(comparison.to_json()))["columns"][0]["seeds"] == [1, 2, 3]
 
 

@@ -439,6 +439,7 @@ def test_parameters_are_flat_and_comparable():
     assert found["strategy.name"] == "FedProx"
     assert found["strategy.options.proximal_mu"] == "0.1"
     assert found["study.seed"] == "1"
+    assert found["preprocessing.method"] == "segmenter"
     assert "study.seeds" not in found
 
 
@@ -452,12 +453,18 @@ def test_subgroup_figures_are_recorded_in_mlflow(server):
 def test_how_to_see_gives_the_address_of_a_run(tmp_path, server, monkeypatch):
     run = server / "runs" / "trial-1"
     Tracker(server, STUDY, "trial-1", lambda _: None).begin({})
-    assert how_to_see(server, run).endswith(f"mlflow ui --backend-store-uri sqlite:///{server}/mlflow.db")
+    command, _, page = how_to_see(server, run).partition(", then ")
+    assert command.endswith(f"mlflow ui --backend-store-uri sqlite:///{server}/mlflow.db")
+    assert page.startswith("http://127.0.0.1:5000/#/experiments/1/runs/")
+    assert page.endswith("?workflowType=machine_learning")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://anna:secret@mlflow.example/tracking/")
     assert "sqlite" in how_to_see(server, run), "the run was recorded there, whatever the current setting is"
     assert how_to_see(server, tmp_path) == "https://mlflow.example/tracking"
     (run / "mlflow.json").write_text('{"uri": "https://mlflow.example/tracking/", "experiment": "3", "run": "0a"}')
-    assert how_to_see(server, run) == "https://mlflow.example/tracking/#/experiments/3/runs/0a"
+    assert (
+        how_to_see(server, run)
+        == "https://mlflow.example/tracking/#/experiments/3/runs/0a?workflowType=machine_learning"
+    )
     for damaged in ("", "[1]", '{"uri": 1}', "{}", "[" * 100_000):
         (run / "mlflow.json").write_text(damaged)
         for use in (lambda: how_to_see(server, run), lambda: attach(server, "trial-1", [], "report", lambda _: None)):
