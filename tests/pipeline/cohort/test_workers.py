@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import threading
 from collections import Counter
@@ -24,7 +25,7 @@ from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_d
 from pipeline.site.folder import Site
 from pipeline.site.site_data import read_series_list
 from pipeline.system.worker_pool import WorkerPool
-from tests.helpers.own import quietly
+from tests.helpers.own import CLEAN, Own, quietly
 from tests.helpers.waiting import eventually
 
 SETTINGS = Preprocessing(shape=(16, 24, 24))
@@ -66,7 +67,11 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[WatchedPool]:
 
 @pytest.fixture
 def site(small_hospital: Path, make_site: Callable[[Path, Path], Site], tmp_path: Path) -> Site:
-    return make_site(tmp_path / "site", small_hospital)
+    """Six patients suffice."""
+    hospital = tmp_path / "hospital"
+    others = shutil.ignore_patterns(*{each.name for each in small_hospital.glob("ct/*")} - set(CLEAN[:6]))
+    shutil.copytree(small_hospital, hospital, ignore=others)
+    return make_site(tmp_path / "site", hospital)
 
 
 @pytest.fixture(autouse=True)
@@ -77,24 +82,6 @@ def two_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     assert eventually(lambda: set(active_children()) <= children)
     assert eventually(lambda: set(threading.enumerate()) <= threads), "the process would wait for it at its exit"
-
-
-class InThisProcess:
-    """A pool that examines each series at once in this process, where a test can let it fail."""
-
-    def __init__(self, *arguments: Any) -> None:
-        """Take what a pool of workers takes."""
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(function(*arguments))
-        return future
-
-    def check(self) -> None:
-        """Find no worker that died."""
-
-    def __exit__(self, *arguments: object) -> None:
-        """Wait for nothing."""
 
 
 def kill_workers() -> None:
@@ -233,20 +220,20 @@ def test_series_that_the_pool_has_forgotten_is_not_waited_for(site: Site, pools:
 )
 @pytest.mark.parametrize("step", ["pipeline.preprocessing.preprocess.prepare", "pipeline.cohort.workers.save_scan"])
 def test_series_whose_examination_failed_is_examined_again_by_each_ingest(
-    site: Site, error: Exception, code: str, step: str, monkeypatch: pytest.MonkeyPatch
+    own: Own, error: Exception, code: str, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may need more memory, or another release. Until then it is left out, and no ingest fails because of it."""
-    monkeypatch.setattr("pipeline.cohort.workers.WorkerPool", InThisProcess)
+    own.add(CLEAN[0])
     with monkeypatch.context() as failing:
         failing.setattr(step, raiser(error))
-        failed = ingest(site, SETTINGS, quietly)
-        again = ingest(site, SETTINGS, quietly)
-    series = Counter(finding.reason.code for finding in failed.findings)[code]
+        failed = own.ingest(SETTINGS)
+        again = own.ingest(SETTINGS)
+    assert Counter(finding.reason.code for finding in failed.findings)[code] == 1
     assert failed.accepted == again.accepted == []
-    mended = ingest(site, SETTINGS, quietly)
-    assert again.examined_now == mended.examined_now == series > 0
-    assert len(mended.accepted) > 0
-    assert ingest(site, SETTINGS, quietly).examined_now == 0
+    mended = own.ingest(SETTINGS)
+    assert again.examined_now == mended.examined_now == 1
+    assert len(mended.accepted) == 1
+    assert own.ingest(SETTINGS).examined_now == 0
 
 
 def raiser(error: Exception) -> Callable[..., None]:
