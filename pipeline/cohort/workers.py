@@ -27,7 +27,7 @@ from pipeline.preprocessing.reasons import LUNGS_FLAT
 from pipeline.scoring.reasons import LUNGS_UNSURE
 from pipeline.system.malloc import keep_memory
 from pipeline.system.threads import one_thread
-from pipeline.system.worker_pool import WorkerPool
+from pipeline.system.worker_pool import WorkerPool, without_interrupt
 
 if TYPE_CHECKING:
     from pipeline.imaging.lung_mask import LungMask
@@ -145,7 +145,8 @@ def _workers() -> ForkServerContext:
 def expect_series() -> None:
     """Import the workers' modules in the background, while the search for series continues."""
     _workers()
-    forkserver.ensure_running()
+    with without_interrupt():
+        forkserver.ensure_running()
 
 
 def begin_worker() -> None:
