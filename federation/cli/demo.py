@@ -163,9 +163,7 @@ def _baselines(study: Study, folders: Folders) -> Iterator[list[Future[str]]]:
                 for title, names in jobs.items()
             ]
         except BaseException:
-            for process in list(pool._processes.values()):
-                process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.end()
             raise
 
 
