@@ -126,22 +126,38 @@ check_prefix() {
     esac
 }
 
-place_of() {  # UNIT FILE: the prefix of the fedthorax that it starts
-    sed -n 's|^ *ExecStart *= *\(/[^ ]*\)/fedthorax/bin/.*|\1|p' "$1" 2>/dev/null || :
+places_of() {  # UNIT FILE: the prefix of each fedthorax that it starts, also behind nice, env or sh -c
+    awk '
+        function place(word) { sub(/^[ \t"\047]/, "", word); sub(/\/fedthorax\/bin\/.$/, "", word); return word }
+        /^[ \t]*[#;]/ { next }
+        { line = line $0 }
+        sub(/\\$/, " ", line) { next }
+        sub(/^[ \t]*ExecStart[ \t]*=[ \t]*/, " ", line) {
+            if (line ~ /^[ \t]*$/) found = ""  # an empty setting takes back what was set before
+            sub(/^ [-@:+!|]*/, " ", line)
+            if (match(line, /[ \t"\047]\/[^ \t"\047]*\/fedthorax\/bin\/./) ||
+                match(line, /["\047]\/[^"\047]*\/fedthorax\/bin\/./))  # a quoted path may have spaces
+                found = found place(substr(line, RSTART, RLENGTH)) "\n"
+        }
+        { line = "" }
+        END { printf "%s", found }' "$1" 2>/dev/null || :
+}
+other_place_of() {  # UNIT FILE: the first of these that is not this prefix
+    places_of "$1" | while IFS= read -r place; do is_prefix "$place" || { echo "$place"; break; }; done
 }
 is_prefix() { [ "$1" = "$prefix" ] || [ "$1" -ef "$prefix" ]; }
 
 check_units() {  # units have the same names with any prefix: one file can start only one program
-    places=$units
-    [ $scope = user ] || places="$units /usr/lib/systemd/system"  # of the Debian package, which ours would hide
+    set -- "$units"
+    [ $scope = user ] || set -- "$units" /usr/lib/systemd/system  # of the Debian package, which ours would hide
     for unit in "$here/systemd/$scope"/*.service; do
         name=${unit##*/}
         name=${name%.service}
-        for folder in $places; do  # systemd applies the drop-ins of fedthorax-.service.d to all of them
+        for folder; do  # systemd applies the drop-ins of fedthorax-.service.d to all of them
             for file in "$folder/$name"*.service "$folder/$name"*.service.d/*.conf \
                 "$folder"/fedthorax-.service.d/*.conf; do
-                place=$(place_of "$file")
-                [ -z "$place" ] || is_prefix "$place" || refuse E_INSTALL_UNITS \
+                place=$(other_place_of "$file")
+                [ -z "$place" ] || refuse E_INSTALL_UNITS \
                     "the unit $file starts another program, below $place" \
                     "Remove that program as it came (install.sh --prefix DIR --uninstall, or apt), \
 or upgrade it there. Correct a drop-in with systemctl edit."
@@ -304,8 +320,8 @@ switch() {  # to this version, unless a role of the version in use is missing he
 }
 
 starts_this() {  # UNIT: does it start this installation's program? Earlier versions replaced units of another prefix
-    place=$(place_of "$units/${1%.*}.service")
-    [ -n "$place" ] && is_prefix "$place"
+    unit_file=$units/${1%.*}.service
+    [ -n "$(places_of "$unit_file")" ] && [ -z "$(other_place_of "$unit_file")" ]
 }
 
 uninstall() {

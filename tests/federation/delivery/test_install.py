@@ -332,6 +332,50 @@ def test_drop_in_that_starts_another_prefix_is_refused(
     assert machine.install(bundle, "--prefix", tmp_path / "second", "--check").returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("command", "other"),
+    [
+        ("/usr/bin/nice -n 5 {} node start %i", "other"),
+        ("/usr/bin/env PATH=/opt/fedthorax/bin:/usr/bin {} node start %i", "other"),
+        ("/bin/sh -c 'exec {} node start %i'", "other"),
+        ('"{}" node start %i', "with space"),
+        ("-{} node start %i", "other"),
+        ("/usr/bin/nice \\\n# a remark\n    {} node start %i", "other"),
+        ("OWN node check %i\nExecStart={} node start %i", "other"),
+    ],
+)
+def test_program_behind_a_wrapper_is_seen(
+    machine: Machine, make_bundle: MakeBundle, tmp_path: Path, command: str, other: str
+) -> None:
+    """That of another prefix is refused. A unit of this prefix is kept, and removed with its program."""
+    bundle, prefix = make_bundle(), tmp_path / "own"
+    install_quickly(machine, bundle, prefix)
+    own = f"{prefix}/fedthorax/bin/fedthorax"
+    node = machine.units / "fedthorax-node@.service"
+    text = f"[Service]\nExecStart=/gone/fedthorax/bin/fedthorax\nExecStart=\nExecStart={command}\n"
+    text = text.replace("OWN", own)
+    node.write_text(text.format(f"{tmp_path}/{other}/fedthorax/bin/fedthorax"))
+    done = machine.install(bundle, "--prefix", prefix, "--check")
+    assert refused(done) == "E_INSTALL_UNITS"
+    assert f"the unit {node} starts another program, below {tmp_path}/{other}\n" in done.stderr
+    node.write_text(text.format(own))
+    assert machine.install(bundle, "--prefix", prefix, "--check").returncode == 0
+    assert machine.install(bundle, "--prefix", prefix, "--uninstall").returncode == 0
+    assert not list(machine.units.iterdir())
+
+
+def test_units_are_found_in_a_folder_with_a_space(machine: Machine, make_bundle: MakeBundle, tmp_path: Path) -> None:
+    machine.home = machine.home.rename(tmp_path / "home of a user")
+    machine.units = machine.home / ".config" / "systemd" / "user"
+    bundle = make_bundle()
+    install_quickly(machine, bundle, tmp_path / "first")
+    done = machine.install(bundle, "--prefix", tmp_path / "second", "--check")
+    assert refused(done) == "E_INSTALL_UNITS"
+    assert f"the unit {machine.units}/fedthorax-" in done.stderr
+    assert machine.install(bundle, "--prefix", tmp_path / "first", "--uninstall").returncode == 0
+    assert not list(machine.units.iterdir())
+
+
 def test_another_role_may_have_another_prefix(machine: Machine, make_bundle: MakeBundle, tmp_path: Path) -> None:
     install_quickly(machine, make_bundle(role="node"), tmp_path / "first")
     install_quickly(machine, make_bundle(role="clinic"), tmp_path / "second")
