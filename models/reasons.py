@@ -13,6 +13,12 @@ SETTINGS_KEY = Reason(
     "{file} contains invalid settings: {problems}",
     "Correct the listed keys. `fedthorax explain site.toml` and `fedthorax explain study.toml` describe each of them.",
 )
+SETTINGS_FORM = Reason(
+    "E_SETTINGS_FORM",
+    "the settings file writes {key} in [{table}] in a form in which it cannot be set",
+    "Write the table's name in brackets on a line of its own, and below it the key and its value on one line. Then "
+    "repeat the command.",
+)
 
 NO_MODEL = Reason(
     "E_NO_MODEL",

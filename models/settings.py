@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from models.reasons import SETTINGS_FILE, SETTINGS_KEY, SETTINGS_SYNTAX
+from models.reasons import SETTINGS_FILE, SETTINGS_FORM, SETTINGS_KEY, SETTINGS_SYNTAX
 from models.refusal import Refusal
 
 Settings = TypeVar("Settings", bound=BaseModel)
 # A value on one line, an array only if it is of numbers, no table; and the spaces after it, which align comments.
 _VALUE = r"""("(?:\\.|[^"\\])*"|'[^']*'|\[[-+0-9., ]*\]|[^\s#"'\[{]+)(\s*)"""
+_HEAD = re.compile(r"\s*\[\s*([\w.-]+)\s*\]\s*(#.*)?|\[.*")  # of a table; the name is that of a simple one
 
 
 def load_settings(path: Path, model: type[Settings]) -> Settings:
@@ -113,10 +114,29 @@ def with_value(text: str, table: str, key: str, value: str) -> str:
         Name of the key. Its old value is on one line, and is no table and no array of anything but numbers.
     value : str
         The new value as TOML, such as 'true' or '"FedAvg"'.
+
+    Raises
+    ------
+    Refusal
+        E_SETTINGS_FORM if the text would mean something else, as where it writes the table as `table = {...}`.
     """
+    wanted = tomllib.loads(text)
+    edited = _edited(text, table, key, value)
+    try:
+        wanted.setdefault(table, {})[key] = tomllib.loads(f"value = {value}")["value"]
+        is_as_wanted = tomllib.loads(edited) == wanted
+    except (ValueError, TypeError):  # not TOML; no table
+        is_as_wanted = False
+    if not is_as_wanted:
+        raise Refusal(SETTINGS_FORM, table=table, key=key)
+    return edited
+
+
+def _edited(text: str, table: str, key: str, value: str) -> str:
+    """Return the text with the value set, if it has the usual form."""
     lines = text.split("\n")
-    heads = [place for place, line in enumerate(lines) if line.startswith("[")]
-    head = next((place for place in heads if re.match(rf"\[{re.escape(table)}\]", lines[place])), None)
+    heads = {place: found[1] for place, line in enumerate(lines) if (found := _HEAD.fullmatch(line))}
+    head = next((place for place, name in heads.items() if name == table), None)
     if head is None:
         return f"{text.rstrip()}\n\n[{table}]\n{key} = {value}\n"
     end = next((place for place in heads if place > head), len(lines))

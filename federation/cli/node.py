@@ -78,7 +78,8 @@ def init(
         raise typer.BadParameter("give host:port, such as study.example.org:8443", param_hint="--server")
     site = init_site(site_dir, site_settings(source, name=name, server=server, ct_only=ct_only))
     create_node_key(site.node_key)
-    if ca is not None:
+    if ca is not None and not (site.ca_certificate.exists() and ca.samefile(site.ca_certificate)):
+        site.ca_certificate.parent.mkdir(parents=True, exist_ok=True)  # site.toml of --from may name another folder
         shutil.copyfile(ca, site.ca_certificate)
     say(
         f"Created the site {site.name}. Edit {site.folder / 'site.toml'}, then run "

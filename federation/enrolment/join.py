@@ -83,9 +83,10 @@ def join(site: Site, code: str, *, name: str = "") -> str:
     Creates the node's key if there is none, writes the certificates, and sets the server's address in site.toml.
 
     Raises Refusal: E_JOIN_CODE, E_OTHER_AUTHORITY, E_SERVER_SILENT, E_SERVER_PROXY, E_SERVER_UNTRUSTED, E_NODE_FILE,
-    E_JOIN_NAME, E_JOIN_REFUSED with the server's own code, E_NODE_CERTIFICATE.
+    E_JOIN_NAME, E_JOIN_REFUSED with the server's own code, E_NODE_CERTIFICATE, E_SETTINGS_FORM.
     """
     invitation = JoinCode.read(code)
+    with_server_address(read_settings(site.folder / "site.toml"), invitation.address)  # before the code is used up
     if not site.node_key.exists():
         create_node_key(site.node_key)
     expected = name or (site.name if site.name != UNNAMED else "")
@@ -120,7 +121,7 @@ def move(site: Site, address: str) -> None:
     """Use another `address` (host:port) for the study's server from the node's next start.
 
     The server there must have a certificate of the study's authority and know this node. Nothing else in site.toml
-    changes. Raises Refusal: E_SERVER_ADDRESS, and those of `renew`.
+    changes. Raises Refusal: E_SERVER_ADDRESS, E_SETTINGS_FORM, and those of `renew`.
     """
     if not site.settings.server.address:
         raise Refusal(reasons.NO_SERVER_SET)
@@ -166,7 +167,10 @@ def _write_address(site: Site, address: str) -> None:
 
 
 def with_server_address(settings: str, address: str) -> str:
-    """Return the text of a site.toml with this `address` in its table [server]; everything else stays unchanged."""
+    """Return the text of a site.toml with this `address` in its table [server]; everything else stays unchanged.
+
+    Raises Refusal E_SETTINGS_FORM.
+    """
     return with_value(settings, "server", "address", f'"{address}"')
 
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from configs import preset_files
 from models.compute_settings import ComputeSettings
 from models.refusal import Refusal
-from models.settings import load_settings, parse_settings, read_settings
+from models.settings import load_settings, parse_settings, read_settings, with_value
 from pipeline.records.join import JoinRules
 from pipeline.records.labels import LabelsFile
 from pipeline.records.laboratory import FhirLaboratory, Hl7Laboratory, Laboratory
@@ -364,8 +364,10 @@ studies = {json.dumps(list(preset_files()))}
 def site_settings(source: Path | None, *, name: str, server: str = "", threads: int = 0, ct_only: bool = False) -> str:
     """Make the text of a new site.toml. `ct_only`: for a hospital without laboratory results and outcomes.
 
-    If the folder `source` with the hospital's files contains a site.toml, as in synthetic hospitals, that file is used.
-    Otherwise it is the template, which hospital IT then edits. Raises Refusal E_SETTINGS_SYNTAX if it is not UTF-8.
+    If the folder `source` with the hospital's files contains a site.toml, as in synthetic hospitals, that file is used,
+    and only `server` and `threads`, if given, are set in it. Otherwise it is the template, for hospital IT to edit.
+
+    Raises Refusal: E_SETTINGS_SYNTAX, E_SETTINGS_KEY, E_SETTINGS_FORM.
     """
     import configs
 
@@ -376,9 +378,13 @@ def site_settings(source: Path | None, *, name: str, server: str = "", threads: 
         text = text.replace('name = "my-hospital"', f'name = "{name}"')
         text = text.replace('address = ""', f'address = "{server}"').replace("threads = 0", f"threads = {threads}")
         return text if source is None else _with_source(text, source)
-    text += f'\n[server]\naddress = "{server}"\n\n[training]\nthreads = {threads}\n'
     assert source is not None
-    return _with_source(text, source)
+    kept = parse_settings(text, SiteSettings, file="site.toml")  # as written, so that errors name its own lines
+    if server:
+        text = with_value(text, "server", "address", json.dumps(server))
+    if threads:
+        text = with_value(text, "training", "threads", str(threads))
+    return _with_source(text, source / kept.site.source)
 
 
 def _without_labels(text: str) -> str:
@@ -391,4 +397,4 @@ def _without_labels(text: str) -> str:
 
 
 def _with_source(text: str, source: Path) -> str:
-    return text.replace("[site]\n", f"[site]\nsource = {json.dumps(str(source.resolve()))}\n", 1)
+    return with_value(text, "site", "source", json.dumps(str(source.resolve()), ensure_ascii=False))

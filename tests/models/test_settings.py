@@ -1,5 +1,6 @@
 """Settings files: a refusal names the invalid key but does not repeat its value."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,31 @@ def test_new_value_leaves_comments_and_all_other_lines_as_they_are(table, key, v
 
 def test_missing_table_is_added_at_the_end() -> None:
     assert with_value(TEXT, "third", "sites", "1") == TEXT + "\n[third]\nsites = 1\n"
+
+
+@pytest.mark.parametrize("head", ["[ second ]", "  [second]", "[second] # a remark"])
+def test_table_is_found_in_each_of_its_usual_forms(head: str) -> None:
+    text = TEXT.replace("[second]", head)
+    assert with_value(text, "second", "sites", "1") == text.replace("sites = 7", "sites = 1")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "second = {sites = 7}\n",
+        "second.sites = 7\n",
+        "second = 7\n",
+        '["second"]\nsites = 7\n',
+        "[second]\nnames = [\n[1],\n]\nsites = 7\n",
+        '[second]\nsites = """\n7"""\n',
+        '[first]\nnote = """\n[second]\n"""\n',
+    ],
+)
+def test_value_is_not_set_where_the_text_would_mean_something_else(text: str) -> None:
+    tomllib.loads(text)
+    with pytest.raises(Refusal, match="E_SETTINGS_FORM") as refused:
+        with_value(text, "second", "sites", "1")
+    assert "sites in [second]" in refused.value.says
 
 
 def test_value_with_an_escaped_quote_is_replaced_whole() -> None:

@@ -1,5 +1,6 @@
 """Inputs that a tired user gives to commands: a folder or file of another kind, a text of another encoding."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from federation.cli import main
 from federation.cli.main import app
 from federation.server.start import init_server
 from models.refusal import Refusal
-from pipeline.site.folder import init_site, site_settings
+from pipeline.site.folder import Site, init_site, site_settings
 
 NAME = "Müller^Anna"
 SQLITE = b"SQLite format 3\0"
@@ -78,6 +79,23 @@ def test_settings_in_another_encoding_make_no_site(tmp_path: Path) -> None:
     (tmp_path / "hospital" / "site.toml").write_text('name = "Zürich"\n', encoding="latin-1")
     assert refusal("node", "init", tmp_path / "site", "--from", tmp_path / "hospital").code == "E_SETTINGS_SYNTAX"
     assert not (tmp_path / "site").exists()
+
+
+@pytest.mark.parametrize("server", [None, "new.example:8443"])
+@pytest.mark.parametrize("place", ["certificates/study.crt", "{}/study.crt"])  # the second is the given file itself
+def test_site_is_made_from_settings_that_have_a_server(tmp_path: Path, server: str | None, place: str) -> None:
+    (tmp_path / "hospital").mkdir()
+    (tmp_path / "study.crt").write_text("certificate")
+    text = re.sub(r"(?m)^(address|ca_certificate) = .*", "", site_settings(None, name="north"))
+    tables = f'[server]\naddress = "old.example:1"\nca_certificate = "{place.format(tmp_path)}"'
+    (tmp_path / "hospital" / "site.toml").write_text(text.replace("[server]", tables))
+    options = ("--server", server) if server else ()
+    places = [str(tmp_path / "site"), "--from", str(tmp_path / "hospital"), "--ca", str(tmp_path / "study.crt")]
+    made = CliRunner().invoke(app, ["node", "init", *places, *options])
+    assert made.exit_code == 0, made.output
+    site = Site.open(tmp_path / "site")
+    assert site.settings.server.address == (server or "old.example:1")
+    assert site.ca_certificate.read_text() == "certificate"
 
 
 @pytest.mark.parametrize(

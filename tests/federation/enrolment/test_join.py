@@ -1,5 +1,6 @@
 """A site joins a study through its ingress, renews its certificate, and detects a server that is not the study's."""
 
+import re
 import socketserver
 import ssl
 import threading
@@ -90,6 +91,20 @@ def test_site_without_a_key_creates_one(rig: Rig, site: Site) -> None:
 def test_invalid_code_is_refused_before_any_connection(site: Site, code: str) -> None:
     with pytest.raises(Refusal, match="E_JOIN_CODE"):
         join.join(site, code)
+
+
+def test_code_is_not_used_up_where_the_address_could_not_be_written(rig: Rig, site: Site) -> None:
+    code = invite(rig.folder, "hospital-inline")
+    settings = site.folder / "site.toml"
+    usual = settings.read_text()
+    inline = 'server = {address = ""}\n' + re.sub(r"(?s)\[server\].*?(?=\n\[)", "", usual)
+    settings.write_text(inline)
+    with pytest.raises(Refusal, match="E_SETTINGS_FORM"):
+        join.join(Site.open(site.folder), code)
+    assert settings.read_text() == inline
+    assert not node_certificate(site).exists()
+    settings.write_text(usual)
+    assert join.join(site, code, name="hospital-inline") == "hospital-inline"
 
 
 def test_secret_is_not_sent_to_a_server_of_another_authority(rig: Rig, site: Site) -> None:

@@ -1,6 +1,7 @@
 """Tests of a site's folder, key, pseudonyms and splits. Two sites never share a key or a pseudonym."""
 
 import stat
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,49 @@ def test_template_for_chest_ct_only_has_no_labels_and_the_other_settings_of_the_
     usual["laboratory"] = usual["outcomes"] = None
     usual["ct"]["folder"] = without["ct"]["folder"]
     assert without == usual
+
+
+SERVER = '[server]\naddress = "old.example:1"\nproxy = "http://proxy.example:3128"\n'
+TRAINING = "[training]\nthreads = 2\n"
+
+
+@pytest.mark.parametrize("tables", ["", SERVER, TRAINING, SERVER + TRAINING, "training.threads = 2\n"])
+@pytest.mark.parametrize("head", ["[site]", "[ site ]  # ours", "# [site]\n[site]"])
+@pytest.mark.parametrize(("server", "threads"), [("", 0), ("new.example:8443", 0), ("", 3), ("[::1]:8443", 3)])
+def test_settings_of_a_hospital_are_kept_but_for_what_is_given(
+    tmp_path: Path, tables: str, head: str, server: str, threads: int
+) -> None:
+    if tables.startswith("training") and threads:
+        return  # refused: see test_value_is_not_set_where_the_text_would_mean_something_else
+    text = SETTINGS.replace("[site]", head)
+    text = tables + text if tables.startswith("training") else text + tables
+    source = tmp_path / "hôpital 🏥"
+    source.mkdir()
+    (source / "site.toml").write_text(text, encoding="utf-8")
+    wanted = tomllib.loads(text)
+    wanted["site"]["source"] = str(source)
+    if server:
+        wanted.setdefault("server", {})["address"] = server
+    if threads:
+        wanted.setdefault("training", {})["threads"] = threads
+    made = site_settings(source, name="other", server=server, threads=threads)
+    assert tomllib.loads(made) == wanted
+    assert init_site(tmp_path / "site", made).settings.ct.folder == source / "ct"
+
+
+@pytest.mark.parametrize(("written", "meant"), [("/data/covid", "/data/covid"), ("../exports", "{}/exports")])
+def test_source_of_a_hospitals_settings_is_relative_to_them(tmp_path: Path, written: str, meant: str) -> None:
+    (tmp_path / "hospital").mkdir()
+    (tmp_path / "hospital" / "site.toml").write_text(SETTINGS.replace("[lab", f'source = "{written}"\n[lab', 1))
+    site = init_site(tmp_path / "site", site_settings(tmp_path / "hospital", name="other"))
+    assert site.settings.ct.folder == Path(meant.format(tmp_path)) / "ct"
+
+
+def test_errors_of_a_hospitals_settings_name_its_own_lines(tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text("[site]\nname = ward\n")
+    with pytest.raises(Refusal, match="at line 2") as refused:
+        site_settings(tmp_path, name="other")
+    assert refused.value.code == "E_SETTINGS_SYNTAX"
 
 
 def test_site_with_chest_ct_only_reads_no_volume_files(tmp_path: Path) -> None:
