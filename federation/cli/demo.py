@@ -117,6 +117,7 @@ def _make_hospitals(folders: Folders, patients: int) -> None:
     if done.exists() and json.loads(done.read_text()) == wanted:
         say("  they exist from an earlier run")
         return
+    done.unlink(missing_ok=True)  # it is not true of what an interruption leaves
     with progress_bar("synthetic patients") as progress:
         # The demo's own folder. It is not empty after a demo that was interrupted or had other numbers of patients.
         make_hospitals(done.parent, patients=counts, seed=SEED, anatomy=ANATOMY, replaces=True, progress=progress)

@@ -11,6 +11,7 @@ The same seed writes the same bytes.
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -39,6 +40,8 @@ from pipeline.phantom.scans import acquire, write_series
 from pipeline.site.folder import SYNTHETIC_STUDIES
 from pipeline.system.threads import one_thread
 from pipeline.system.worker_pool import WorkerPool
+
+MIN_PATIENTS = 3  # min_patients in the site.toml of a hospital
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,23 @@ def _template_body(patient: Patient, at: Hospital, rng: Generator) -> Lesions:
     )
 
 
+def drawn_patient(hospital_index: int, number: int, seed: int) -> tuple[Patient, Generator]:
+    """Return a patient without a body yet, and the generator that draws the rest of it."""
+    at = hospital(hospital_index)
+    rng = np.random.default_rng([seed, hospital_index, number])
+    name = f"SYNTHETIC^{at.name.upper()}{number:04d}"
+    return draw_patient(_patient_id(hospital_index, number), name, at.mix, rng), rng
+
+
+def _patient_id(hospital_index: int, number: int) -> str:
+    return f"{hospital(hospital_index).name[0].upper()}{hospital_index}-{number:06d}"
+
+
 def make_patient(order: Order) -> tuple[Truth, list[PcrRow], list[OutcomeRow]]:
     """Draw, scan and write one patient, and plant the ordered defect."""
     at = hospital(order.hospital_index)
-    rng = np.random.default_rng([order.seed, order.hospital_index, order.number])
-    patient_id = f"{at.name[0].upper()}{order.hospital_index}-{order.number:06d}"
-    patient = draw_patient(patient_id, f"SYNTHETIC^{at.name.upper()}{order.number:04d}", at.mix, rng)
+    patient, rng = drawn_patient(order.hospital_index, order.number, order.seed)
+    patient_id = patient.patient_id
     at = replace(at, scanner=scanner_for_patient(at.scanner, order.anatomy, rng, randomise=order.randomise))
     lesions, chance = make_body(patient, at, rng, order.anatomy)
     severe = bool(rng.random() < chance)
@@ -155,7 +169,8 @@ def make_hospitals(
     """Write one hospital for each number in `patients`; with `defects`, one additional patient for each defect.
 
     `anatomy`: random bodies, or a simple template. `randomise`: each scan looks as from another scanner.
-    `replaces`: `out` may hold files already, those of an earlier call, and they are written again.
+    `replaces`: `out` may hold files already, those of an earlier call. They are written again, and the scans of its
+    patients are deleted first: it may have had more of them, and other defects.
 
     Returns the hospitals' folders. `progress(done, total)` counts the patients written.
     Raises Refusal: E_PHANTOM_FOLDER, E_WORKER_DIED.
@@ -171,6 +186,8 @@ def make_hospitals(
             at = hospital(index)
             folder = out / at.name
             folder.mkdir(parents=True, exist_ok=True)
+            for scan in (folder / "ct").glob(f"{_patient_id(index, 0)[:-6]}*"):
+                shutil.rmtree(scan)
             kinds = [None] * count + spoilt
             orders = [Order(folder, index, n, seed, kind, anatomy, randomise) for n, kind in enumerate(kinds, start=1)]
             made = []
@@ -220,7 +237,7 @@ def _site_toml(at: Hospital, laboratory: LaboratoryFormat) -> str:
 [site]
 name = "{at.name}"
 # A real hospital keeps the default, 10. No patient is behind these figures, and a small trial would have hardly any.
-min_patients = 3
+min_patients = {MIN_PATIENTS}
 {zone}
 [ct]
 folder = "ct"

@@ -75,6 +75,21 @@ def test_interrupted_hospitals_of_the_demo_are_completed(tmp_path: Path) -> None
     assert (folder / "truth.json").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
+def test_nothing_is_left_of_earlier_patients_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The earlier hospital had more patients, and a defect where the later one has a patient without one."""
+    monkeypatch.setattr("pipeline.phantom.generate.DEFECTS", {"E_DUPLICATE_SLICE": DEFECTS["E_DUPLICATE_SLICE"]})
+    for name, numbers in (("again", [1, 2]), ("fresh", [2])):
+        (tmp_path / name / "north" / "ct" / "other").mkdir(parents=True)
+        for count in numbers:
+            make_hospitals(tmp_path / name, patients=[count], seed=1, anatomy="template", replaces=True)
+    (tmp_path / "again" / "north" / "ct" / "other").rmdir()  # not of a synthetic patient
+    assert hashes(tmp_path / "again") == hashes(tmp_path / "fresh")
+    make_hospitals(tmp_path / "again", patients=[1], seed=1, anatomy="template", defects=False, replaces=True)
+    assert [scan.name for scan in (tmp_path / "again" / "north" / "ct").iterdir()] == ["N0-000001"]
+
+
 @pytest.mark.parametrize(
     "code", [None, "E_DUPLICATE_SLICE", "W_SEVERAL_SERIES", "E_MODALITY", "E_NO_LUNGS", "E_DUPLICATE_SCAN"]
 )
