@@ -11,16 +11,20 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from configs import preset_files
 from federation.approval.peers import PeerApprovals
+from federation.cli import reasons
 from federation.cli.console import progress_bar, say
 from federation.cli.node_peers import fetched_roster
 from federation.comparison.model_table import ALL, MINUS_EXPLAINED, Hospital, compare, markdown, write_results
@@ -72,8 +76,9 @@ class Folders:
 
 
 def run_demo(root: Path, *, patients: int) -> None:
-    """Run the demo in `root`. Ctrl-C ends every process that it started."""
+    """Run the demo in `root`. Ctrl-C ends every process that it started. Raises Refusal E_DEMO_PATIENTS."""
     began = time.monotonic()
+    require_enough(patients)
     folders = Folders(root.resolve())
     study = study_of_run(folders)
     step("1/6 Synthetic hospitals: CT series, laboratory and outcome files, with planted defects")
@@ -101,6 +106,39 @@ def study_of_run(folders: Folders) -> Study:
     earlier = sum(1 for _ in runs.iterdir()) if runs.is_dir() else 0
     table = study.study.model_copy(update={"seed": study.study.seed + earlier})
     return study.model_copy(update={"study": table})
+
+
+def require_enough(patients: int) -> None:
+    """Refuse a number of patients with which the model could give no number, before anything is made.
+
+    A model gives a number for a label only if each hospital has enough patients of both values among those that it
+    calibrates and those that it tests with. PCR results are the more frequent label, and are drawn before the bodies.
+    Patients with defects are not counted. Raises Refusal E_DEMO_PATIENTS.
+    """
+    with TemporaryDirectory() as folder:
+        least = max(_least_patients(Path(folder), index) for index in range(len(TRAINING)))
+    if patients < least:
+        raise Refusal(reasons.DEMO_PATIENTS, patients=patients, least=least)
+
+
+def _least_patients(folder: Path, index: int) -> int:
+    """Return how many of a training hospital's patients it takes until its PCR results are enough."""
+    from pipeline.phantom.generate import MIN_PATIENTS, drawn_patient
+
+    name = TRAINING[index]
+    site = init_site(folder / name, site_settings(None, name=name), key=_key(name))
+    missing = Counter({(split, value): MIN_PATIENTS for split in ("validation", "test") for value in (False, True)})
+    for number in count(1):
+        patient, _ = drawn_patient(index, number, SEED)
+        missing[site.split(site.pseudonym(patient.patient_id)), patient.pcr_positive] -= 1
+        if not +missing:
+            return number
+    raise AssertionError("a case mix has both values")
+
+
+def _key(name: str) -> bytes:
+    """Return a site's key. A real site draws it at random. Here the splits must depend on the seed only."""
+    return hashlib.sha256(f"synthetic {name} {SEED}".encode()).digest()
 
 
 def step(text: str) -> None:
@@ -133,9 +171,8 @@ def _ingest(folders: Folders, name: str) -> Site:
     if (folders.site(name) / "site.toml").exists():
         site = Site.open(folders.site(name))
     else:
-        # A real site draws its key at random. Here the splits must depend on the seed only.
-        key = hashlib.sha256(f"synthetic {name} {SEED}".encode()).digest()
-        site = init_site(folders.site(name), site_settings(folders.hospital(name), name=name, threads=1), key=key)
+        settings = site_settings(folders.hospital(name), name=name, threads=1)
+        site = init_site(folders.site(name), settings, key=_key(name))
     with progress_bar(f"  {name}") as progress:
         assessment = ingest(site, Preprocessing(), progress)
     verdict = judge(site, assessment, folders.hospital(name) / "truth.json")

@@ -90,7 +90,7 @@ class PhantomAnatomy(StrEnum):
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Folder for all files of the demo.")] = Path("demo"),
-    patients: Annotated[int, typer.Option(min=30, help="Patients at each training hospital.")] = 120,
+    patients: Annotated[int, typer.Option(min=1, help="Patients at each training hospital.")] = 120,
 ) -> None:
     """Run the whole workflow on synthetic hospitals, on this machine."""
     from federation.cli.demo import run_demo

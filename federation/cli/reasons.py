@@ -23,6 +23,12 @@ OUTPUT = Reason(
     "the output of this command cannot be written: {problem}",
     "Free space where it goes, or write it elsewhere, and run the command again. The command's work is kept.",
 )
+DEMO_PATIENTS = Reason(
+    "E_DEMO_PATIENTS",
+    "the demo's model would give no number with {patients} patients at each hospital: too few to calibrate it and "
+    "to test it; the least number is {least}",
+    "Give that number or a larger one as --patients, or leave it out.",
+)
 STUDY_EXISTS = Reason(
     "E_STUDY_EXISTS",
     "{file} exists already",
