@@ -5,7 +5,8 @@ refuse_units() {  # a unit or drop-in in /etc precedes the package's units: they
         for unit in /etc/systemd/system/$pattern.service /etc/systemd/system/$pattern.service.d/*.conf; do
             line=$(sed -n 's/^ *ExecStart *= *\(.\)/ExecStart=\1/p' "$unit" 2>/dev/null | grep .) || continue
             ! echo "$line" | grep -q '[ =@:+!-]/opt/fedthorax/' || continue  # a copy that `systemctl edit --full` made
-            program=${line#ExecStart=}; program=${program%% *}
+            program=$(echo "$line" | grep -o '/[^ "'\'']*/fedthorax/bin/' | head -n 1)  # also behind a wrapper
+            [ -n "$program" ] || { program=${line#ExecStart=}; program=${program%% *}; }
             echo "E_INSTALL_UNITS: the unit $unit starts another program, below ${program%/fedthorax/bin/*}" >&2
             echo "  Remove that program as it came (install.sh --prefix DIR --uninstall, or apt)," \
                 "or upgrade it there. Correct a drop-in with systemctl edit." >&2

@@ -65,7 +65,17 @@ PATH=$1/bin:$PATH exec sh "$1/postrm" purge
 """
 
 
-@pytest.mark.parametrize("unit", ["", "/srv/fedthorax/bin/fedthorax", "/opt/fedthorax/bin/fedthorax"])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "",
+        "/opt/fedthorax/bin/fedthorax",
+        "/srv/fedthorax/bin/fedthorax",
+        "-/srv/fedthorax/bin/fedthorax",
+        "/usr/bin/nice -n 5 /srv/fedthorax/bin/fedthorax",
+        "/bin/sh -c '/srv/fedthorax/bin/fedthorax node run'",
+    ],
+)
 def test_purge_spares_what_a_program_with_another_prefix_uses(tmp_path: Path, unit: str) -> None:
     folders = ("/var/lib", "/etc/systemd/system", "/opt", "/srv", "/usr/share/debconf")
     namespaces = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
@@ -80,7 +90,7 @@ def test_purge_spares_what_a_program_with_another_prefix_uses(tmp_path: Path, un
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    if unit:  # the third is a copy of the package's own, as `systemctl edit --full` makes it
+    if unit:  # the second is a copy of the package's own, as `systemctl edit --full` makes it
         text = f"[Service]\nExecStart={unit} node start /var/lib/fedthorax/%i\n"
         (tmp_path / "etc/systemd/system/fedthorax-node@.service").write_text(text)
     key = tmp_path / "var/lib/fedthorax/north/keys/pseudonym.key"
@@ -93,7 +103,7 @@ def test_purge_spares_what_a_program_with_another_prefix_uses(tmp_path: Path, un
     (tmp_path / "postrm").write_text(control_files(about("node"), 1)["postrm"])
     command = ["unshare", "-rm", "sh", "-c", _PURGE, "sh", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    spared = unit.startswith("/srv")
+    spared = "/srv" in unit
     assert key.exists() == spared
     assert (tmp_path / "deleted").exists() != spared
     assert ("another installation of fedthorax is there" in done.stderr) == spared
@@ -130,6 +140,7 @@ def run_script(tmp_path: Path, name: str, *arguments: str) -> subprocess.Complet
         ("fedthorax-node@.service", "/srv/fedthorax/bin/fedthorax", True),
         ("fedthorax-node@north.service", "/srv/opt/fedthorax/bin/fedthorax", True),
         ("fedthorax-ingest@.service", "/srv/fedthorax/bin/fedthorax", True),
+        ("fedthorax-node@.service", "/usr/bin/nice -n 5 /srv/fedthorax/bin/fedthorax", True),
         ("fedthorax-clinic@.service", "/srv/fedthorax/bin/fedthorax", False),  # the package has no such unit
         ("fedthorax-node@.service", "/opt/fedthorax/bin/fedthorax", False),
         ("fedthorax-node@.service", "/usr/bin/nice /opt/fedthorax/bin/fedthorax", False),
@@ -145,7 +156,7 @@ def test_installation_refuses_units_that_would_hide_its_own(
     assert done.returncode == int(refused), done.stderr
     if refused:
         says = INSTALL_UNITS.says.format(
-            unit=f"/etc/systemd/system/{name}", prefix=started.removesuffix("/fedthorax/bin/fedthorax")
+            unit=f"/etc/systemd/system/{name}", prefix=started.split()[-1].removesuffix("/fedthorax/bin/fedthorax")
         )
         assert done.stderr == f"{INSTALL_UNITS.code}: {says}\n  {INSTALL_UNITS.remedy}\n"
     assert run_script(tmp_path, "preinst", "upgrade", "0.1.0").returncode == 0  # both are there already
