@@ -269,7 +269,7 @@ def equal_hospitals_table(rows: Sequence[dict[str, Any]], cell: str) -> str:
         for area in sorted({row["auroc"] for row in rows}):
             wanted = {"positive": positive, "negative": negative, "auroc": area}
             having = [row for row in rows if wanted.items() <= row.items()]
-            lines.append([f"{positive} + {negative}", f"{area:.2f}", *(cell.format(**row) for row in having)])
+            lines.append([f"{positive} + {negative}", f"{area:g}", *(cell.format(**row) for row in having)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
