@@ -735,6 +735,23 @@ def test_page_has_no_horizontal_overflow_at_any_width(page, width):
     assert page.js("document.querySelector('#severe .figure').getBoundingClientRect().width") > 100
 
 
+@pytest.mark.parametrize(
+    ("dialog", "last", "width"), [("keys", "enter a PCR result", 1280), ("audit", "Severe course: mean", 390)]
+)
+def test_long_dialog_opens_at_its_title(page, dialog, last, width):
+    page.sized(width, 500)
+    page.js(f"document.querySelector('#show-{dialog}').focus()")
+    page.key("Enter")
+    page.wait_for_text(last, f"#{dialog}")
+    page.wait_for(f"(d => d.scrollHeight > d.clientHeight)(document.querySelector('#{dialog}'))")
+    assert page.js(f"document.querySelector('#{dialog}').scrollTop") == 0
+    shown = "(e => e.getBoundingClientRect().bottom <= document.querySelector('{}').getBoundingClientRect().bottom)({})"
+    for part in (f"document.querySelector('#{dialog}-title')", "document.activeElement"):
+        assert page.js(shown.format(f"#{dialog}", part))
+    close(page, f"#{dialog}")
+    page.wait_for(f"document.activeElement.id === 'show-{dialog}'")
+
+
 def close(page: Page, dialog: str) -> None:
     page.key("Escape")
     page.wait_for(f"!document.querySelector({json.dumps(dialog)})?.open")
