@@ -159,6 +159,28 @@ def test_mask_that_is_not_usable_takes_one_click_and_keeps_the_levels(page: Page
     page.wait_for("!document.querySelector('#overlays [value=reader_lungs]')")
 
 
+def test_focus_stays_where_the_reader_worked(page: Page) -> None:
+    def press(selector: str, key: str, focused: str) -> None:
+        page.js(f"document.querySelector({json.dumps(selector)}).focus()")
+        page.key(key)
+        page.wait_for(f"document.activeElement.id === {json.dumps(focused)}", seconds=20)
+
+    for button in ("reject", "correct"):
+        press(f"#{button}", "Enter", button)
+        page.wait_for("document.querySelector('#decide-form').checkVisibility()")
+        press("#decide-comment", "Escape", button)
+        assert not page.js("document.querySelector('#decide-form').checkVisibility()")
+    press("#take", "Enter", "release")
+    press("#release", "Enter", "take")
+    press("#reject", "Enter", "reject")
+    press("#reasons [value=lungs]", "Enter", "decide-says")  # no button: a key that is held decides only once
+    page.wait_for_text("Rejected by", "#decide-says")
+    press("#mask-unusable", "Enter", "decide-says")
+    page.wait_for_text("Corrected by", "#decide-says")
+    page.key("Tab")
+    assert page.js("document.activeElement.id") == "accept"
+
+
 def lines(page: Page, shown: str) -> int:
     """Choose a filter of the worklist and count its lines."""
     choose = f"(s => {{ s.value = {json.dumps(shown)}; s.dispatchEvent(new Event('input', {{bubbles: true}})) }})"

@@ -1,7 +1,7 @@
 // The reader's decision about an answer: accept it, correct it, or reject it with a reason.
 
 import { ask } from "./api.js";
-import { byId, element, moment, outside, personName, say, show, table } from "./dom.js";
+import { byId, element, keepFocus, moment, outside, personName, say, show, table } from "./dom.js";
 import { Mask } from "./mask.js";
 import { openMaskEditor, startMaskEditor } from "./mask_editor.js";
 import { LABELS, LEVELS, REASONS, VERDICTS } from "./words.js";
@@ -10,6 +10,7 @@ const THIRDS = { upper: "Upper", middle: "Middle", lower: "Lower" };
 const DENSITIES = { ground_glass: "ground glass", consolidation: "consolidation" };
 const SIDES = { right: "Right", left: "Left" };
 const PERCENT = 100;
+const OPENERS = { corrected: "correct", rejected: "reject" }; // the buttons that open the form
 
 let current = null; // the answer that is shown
 let isPerson = false;
@@ -30,7 +31,7 @@ export function startDecide({ decided, changed }) {
   byId("edit-mask").addEventListener("click", editMask);
   startMaskEditor();
   byId("decide-form").addEventListener("submit", (event) => event.preventDefault());
-  byId("decide-form").addEventListener("keydown", (event) => event.key === "Escape" && close());
+  byId("decide-form").addEventListener("keydown", (event) => event.key === "Escape" && leave());
   byId("lungs-unusable").addEventListener("change", showWhatFollows);
   byId("reasons").append(
     ...Object.entries(REASONS).map(([code, text]) => {
@@ -63,6 +64,7 @@ export function showDecide(answer) {
   const isSame = current?.id === answer.id && current.revision === answer.revision;
   current = answer;
   if (isSame) return; // keep the user's input
+  const focused = document.activeElement;
   close();
   say(byId("decide-refused"), "");
   const { decision, score } = answer;
@@ -71,6 +73,7 @@ export function showDecide(answer) {
   show(byId("mask-unusable"), Boolean(score.lungs) && (decision?.correction.lungs_usable ?? true));
   byId("decide").dataset.verdict = decision?.verdict ?? "";
   byId("decide-says").replaceChildren(...(decision ? sayDecision(decision) : [isPerson ? "Nobody has read this result yet." : "Nobody has read this result yet. A named person can accept, correct or reject it."]));
+  keepFocus(focused, byId("decide-says")); // not a button: a key that is held too long must not decide again
 }
 
 function sayDecision({ verdict: made, person, at, reason, comment, correction }) {
@@ -108,14 +111,20 @@ function toggle(wanted) {
   say(byId("reasons-title"), isCorrection ? "Save the correction. Why?" : "Reject the result. Why?");
   byId("decide-comment").value = "";
   show(byId("decide-form"), true);
-  for (const [id, of] of [["correct", "corrected"], ["reject", "rejected"]]) byId(id).ariaExpanded = String(verdict === of);
+  for (const [of, id] of Object.entries(OPENERS)) byId(id).ariaExpanded = String(verdict === of);
 }
 
 function close() {
   verdict = null;
   mask = null;
   show(byId("decide-form"), false);
-  for (const id of ["correct", "reject"]) byId(id).ariaExpanded = "false";
+  for (const id of Object.values(OPENERS)) byId(id).ariaExpanded = "false";
+}
+
+/** Closes the form without a decision. */
+function leave() {
+  byId(OPENERS[verdict]).focus();
+  close();
 }
 
 /** What holds now: the newest decision, else what the model said. */

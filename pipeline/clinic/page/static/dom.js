@@ -17,6 +17,11 @@ export function show(target, shown) {
   target.hidden = !shown;
 }
 
+/** Focuses the first target that is shown if what had the focus is hidden now: else the keyboard begins at the top again. */
+export function keepFocus(focused, ...targets) {
+  if (!focused.checkVisibility()) targets.find((each) => each.checkVisibility())?.focus();
+}
+
 /** Resolves when the current page is on the screen: the second frame begins after the first was drawn. */
 export const painted = () => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
 

@@ -1,7 +1,7 @@
 // Which reader has a scan: take it or release it, and see who has it.
 
 import { ask } from "./api.js";
-import { briefly, byId, outside, personName, say, show } from "./dom.js";
+import { briefly, byId, keepFocus, outside, personName, say, show } from "./dom.js";
 
 let me = { name: "", isPerson: false, isAdmin: false };
 let job = null; // the scan that is shown
@@ -40,8 +40,10 @@ export function showReader(shown) {
     byId("reader-says").dataset.text = text;
     byId("reader-says").replaceChildren(...(!reader ? ["Nobody has taken this scan."] : isOwn ? ["You have this scan", ...since] : [outside(personName(reader.person)), " has this scan", ...since]));
   }
+  const focused = document.activeElement;
   show(byId("take"), me.isPerson && !reader);
   show(byId("release"), Boolean(reader) && (isOwn || me.isAdmin));
+  keepFocus(focused, byId("take"), byId("release"), byId("reader-says"));
 }
 
 /** Takes or releases the scan that is shown, for a keyboard shortcut. */
