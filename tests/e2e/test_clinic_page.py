@@ -725,7 +725,7 @@ def test_worklist_refresh_keeps_the_focus(page, answered):
     assert page.js("document.activeElement.getAttribute('href')") == answered
 
 
-@pytest.mark.parametrize("width", [1280, 820, 520])
+@pytest.mark.parametrize("width", [1280, 820, 520, 390])
 def test_page_has_no_horizontal_overflow_at_any_width(page, width):
     page.sized(width, 1100)
     page.wait_for(f"innerWidth === {width}")
@@ -733,6 +733,9 @@ def test_page_has_no_horizontal_overflow_at_any_width(page, width):
         page.wait_for(f"{overflow}.scrollWidth <= {overflow}.clientWidth")
     assert page.js("document.querySelector('.notice').checkVisibility()")
     assert page.js("document.querySelector('#severe .figure').getBoundingClientRect().width") > 100
+    assert page.js("document.querySelector('#who-asks').checkVisibility()")
+    page.js("document.querySelector('#who-asks bdi').textContent = 'a reader '.repeat(7)")
+    page.wait_for("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ let signOutUrl = "";
 async function begin() {
   try {
     const session = await ask("session");
-    byId("who-asks").replaceChildren(outside(session.name));
+    byId("who-asks").replaceChildren(Object.assign(outside(session.name), { title: session.name })); // a long name is shortened
     signOutUrl = session.sign_out_url;
     show(byId("sign-out"), true);
     if (session.role !== "admin") {

@@ -54,7 +54,7 @@ function signedIn(session) {
   signOutUrl = session.sign_out_url;
   show(byId("show-admin"), session.role === "admin");
   byId("token").value = "";
-  byId("who-asks").replaceChildren(outside(session.name));
+  byId("who-asks").replaceChildren(Object.assign(outside(session.name), { title: session.name })); // a long name is shortened
   allow(session);
   allowPacs(session);
   show(byId("sign-in"), false);
