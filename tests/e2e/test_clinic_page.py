@@ -755,6 +755,23 @@ def test_long_dialog_opens_at_its_title(page, dialog, last, width):
     page.wait_for(f"document.activeElement.id === 'show-{dialog}'")
 
 
+def test_probability_and_its_band_are_visible_with_forced_colours(page):
+    page.call("Emulation.setEmulatedMedia", media="", features=[{"name": "forced-colors", "value": "active"}])
+    try:
+        page.wait_for("matchMedia('(forced-colors: active)').matches")
+        band, width, marker = page.js(
+            "(scale => ['.band', '.marker'].flatMap((part) => (r => part === '.band' ? [r.x - scale.x, r.width]"
+            " : [r.x - scale.x + r.width / 2])(document.querySelector(`#severe ${part}`).getBoundingClientRect())))"
+            "(document.querySelector('#severe .line').getBoundingClientRect())"
+        )
+        line = np.asarray(Image.open(io.BytesIO(page.png("#severe .line"))).convert("RGB"))
+        row = line[line.shape[0] // 2]
+        ground, inside, here = (tuple(row[round(x)]) for x in (band - 5, band + width / 4, marker))
+        assert len({ground, inside, here}) == 3
+    finally:
+        page.call("Emulation.setEmulatedMedia", media="", features=[])
+
+
 def close(page: Page, dialog: str) -> None:
     page.key("Escape")
     page.wait_for(f"!document.querySelector({json.dumps(dialog)})?.open")
