@@ -140,7 +140,7 @@ NO_TOKEN = Reason(
 TOKEN = Reason(
     "E_TOKEN",
     "the token or session is wrong, expired or revoked",
-    "Sign in again. An administrator creates a new token with `fedthorax clinic token`.",
+    "Sign in again, or ask an administrator for a new token.",
 )
 ROLE = Reason(
     "E_ROLE",

@@ -113,6 +113,7 @@ def test_sign_in_needs_the_whole_token_and_sign_out_clears_the_page(page, clinic
     page.write(clinic.token[:-1])
     page.key("Enter")
     page.wait_for_text("(E_TOKEN)", "#sign-in-refused")
+    assert page.text("#sign-in").count("fedthorax clinic token") == 1
     page.goto(f"{clinic.url}/?again#token={clinic.token}")
     page.wait_for("!document.querySelector('#desk').hidden")
     assert clinic.token not in page.js("location.href")
@@ -770,6 +771,15 @@ def test_probability_and_its_band_are_visible_with_forced_colours(page):
         assert len({ground, inside, here}) == 3
     finally:
         page.call("Emulation.setEmulatedMedia", media="", features=[])
+
+
+def test_refusal_shows_commands_as_code_and_no_markup(page):
+    text = "Run `a <b>`, then `c`. A ` stays."
+    shown = page.js(
+        "import('./static/dom.js').then(({ element, say }) => { const p = element('p');"
+        f" say(p, {json.dumps(text)}); return p.innerHTML }})"
+    )
+    assert shown == "Run <code>a &lt;b&gt;</code>, then <code>c</code>. A ` stays."
 
 
 def close(page: Page, dialog: str) -> None:

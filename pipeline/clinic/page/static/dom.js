@@ -25,9 +25,10 @@ export function keepFocus(focused, ...targets) {
 /** Resolves when the current page is on the screen: the second frame begins after the first was drawn. */
 export const painted = () => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
 
-/** Writes a text only if it has changed, so that a screen reader reads it once. */
+/** Writes a text only if it has changed, so that a screen reader reads it once. What the service puts into backticks becomes code. */
 export function say(target, text) {
-  if (target.textContent !== text) target.textContent = text;
+  const parts = String(text ?? "").split(/`([^`]+)`/); // every second one was in backticks
+  if (target.textContent !== parts.join("")) target.replaceChildren(...parts.map((part, index) => (index % 2 ? element("code", {}, part) : part)));
 }
 
 /** Isolates foreign text, so that its writing direction does not affect the text around it. */
