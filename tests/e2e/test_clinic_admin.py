@@ -134,12 +134,19 @@ def _users(page: Page, rig: Rig) -> None:
     """Create a token for a program, change its role, and revoke it, with the keyboard."""
     _open(page, "users")
     page.js("document.querySelector('#new-token [name=name]').focus()")
+    page.write("sso:prometheus")
+    page.key("Enter")
+    page.wait_for_text("(E_TOKEN_NAME)", "#refused")
+    page.js("document.querySelector('#new-token [name=name]').select()")
     page.write("prometheus")
     page.key("Enter")
     page.wait_for("document.querySelector('#secret').open")
     secret = page.text("#secret-token")
     assert serious(page) == []
+    page.listen()
     page.key("Escape")
+    page.wait_to_hear("The token was created.")
+    assert page.text("#refused") == ""  # what was refused before
     page.wait_for_text("prometheus", "#users-found")
     page.wait_for(f"!document.documentElement.innerHTML.includes({json.dumps(secret)})")
     assert Tokens(rig.folder).caller(secret).role == "score"
@@ -153,18 +160,29 @@ def _users(page: Page, rig: Rig) -> None:
     page.key("Enter")
     page.wait_to_hear("The role was changed.")
     assert Tokens(rig.folder).caller(secret).role == "read"
+    page.wait_for("document.activeElement.ariaLabel === 'Set role: prometheus'")
     page.js("document.querySelector('[aria-label=\"Revoke: prometheus\"]').focus()")
     page.key("Enter")
     page.wait_for("document.querySelector('#confirm').open")
     page.key("Escape")  # nothing happens without an agreement
     assert Tokens(rig.folder).caller(secret).role == "read"
-    page.wait_for("!document.querySelector('[aria-label=\"Revoke: prometheus\"]').disabled")
+    page.wait_for("document.activeElement.ariaLabel === 'Revoke: prometheus'")
+    page.js("document.querySelector('[aria-label=\"Reset: prometheus\"]').focus()")
+    page.key("Enter")
+    page.wait_for("document.querySelector('#confirm').open")
+    page.click("#confirm-yes")
+    page.wait_for("document.querySelector('#secret').open")
+    page.listen()
+    page.key("Escape")
+    page.wait_to_hear("The token was reset.")
+    page.wait_for("document.activeElement.ariaLabel === 'Reset: prometheus'")
     page.click('[aria-label="Revoke: prometheus"]')
     page.wait_for("document.querySelector('#confirm').open")
     page.click("#confirm-yes")
     page.wait_for_text("disabled", "#users-found")
+    page.wait_for("document.activeElement.id === 'users-found'")  # the row has no button left
     done = [action for who, action in rig.actions() if who == "sso:anna" and action != "worklist"]
-    assert done == ["account", "sign_in", "token", "role", "revoke"]
+    assert done == ["account", "sign_in", "token", "role", "reset", "revoke"]
 
 
 def _models(page: Page, rig: Rig) -> None:

@@ -1,9 +1,9 @@
 // The records of who did what, page by page; what is deleted when; and the local audit.
 
-import { fail, when } from "./admin_shared.js";
+import { clearFailure, fail, when } from "./admin_shared.js";
 import { ask } from "./api.js";
 import { figures } from "./audit.js";
-import { byId, day, element, outside, show, table } from "./dom.js";
+import { byId, day, element, keepFocus, outside, show, table } from "./dom.js";
 
 const SHORT = 12; // digits of an id or hash
 let next = null;
@@ -22,6 +22,7 @@ export async function openRecords(before = null) {
   for (const [name, value] of new FormData(byId("search"))) if (value) asked.set(name, name === "since" || name === "until" ? startOf(name, value) : value);
   if (before) asked.set("before", before);
   const found = await ask(`audit/search?${asked}`);
+  clearFailure();
   next = found.next;
   if (!before) offer(found.actions);
   byId("records-found").replaceChildren(
@@ -29,8 +30,10 @@ export async function openRecords(before = null) {
       ? table("Records", ["When", "Who", "Action", "Scan", "Model", "Code", "Details"], found.records.map(record))
       : element("p", {}, "No record matches."),
   );
+  const focused = document.activeElement;
   show(byId("older"), Boolean(next));
   show(byId("newest"), Boolean(before));
+  keepFocus(focused, byId("records-found"));
 }
 
 /** The beginning of a day in the browser's time zone; of the day after, for the end of a period. */

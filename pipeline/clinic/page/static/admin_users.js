@@ -1,6 +1,6 @@
 // Users: tokens of the clinic, and accounts of the hospital's provider.
 
-import { announce, confirmed, does, fail, rowButton, when } from "./admin_shared.js";
+import { announce, clearFailure, confirmed, does, fail, rowButton, when } from "./admin_shared.js";
 import { ask } from "./api.js";
 import { byId, element, outside, personName, table } from "./dom.js";
 
@@ -11,11 +11,14 @@ export function startUsers() {
     event.preventDefault();
     const form = event.target;
     const { name, role, person, days } = Object.fromEntries(new FormData(form));
+    clearFailure();
     try {
       const json = { name, role, person: person.trim(), days: days ? Number(days) : null };
-      reveal(await ask("accounts", { method: "POST", json }));
+      const closed = reveal(await ask("accounts", { method: "POST", json }));
       form.reset();
       await openUsers();
+      await closed;
+      announce("The token was created.");
     } catch (error) {
       fail(error);
     }
@@ -86,12 +89,16 @@ async function change(what, name, told, more = {}) {
 
 async function reset(name) {
   if (!(await confirmed(`Reset ${name}`, "The token of today and all its sessions end at once. The new token is shown once.", "Reset"))) return;
-  reveal(await ask("accounts/reset", { method: "POST", json: { name } }));
+  const closed = reveal(await ask("accounts/reset", { method: "POST", json: { name } }));
   await openUsers();
+  await closed;
+  announce("The token was reset.");
 }
 
+/** Shows a token once; resolves when its dialog is closed. */
 function reveal({ token }) {
+  const dialog = byId("secret");
   byId("secret-token").textContent = token;
-  byId("secret").addEventListener("close", () => (byId("secret-token").textContent = ""), { once: true });
-  byId("secret").showModal();
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true })).then(() => (byId("secret-token").textContent = ""));
 }
