@@ -150,6 +150,7 @@ def _users(page: Page, rig: Rig) -> None:
     page.wait_for_text("prometheus", "#users-found")
     page.wait_for(f"!document.documentElement.innerHTML.includes({json.dumps(secret)})")
     assert Tokens(rig.folder).caller(secret).role == "score"
+    assert "no expiry" in page.text("#users-found tr:has([aria-label='Set role: prometheus'])")
     page.js("document.querySelector('#users-found select').value = 'read'")
     page.js("document.querySelector('[aria-label=\"Set role: prometheus\"]').focus()")
     page.key("Enter")

@@ -44,9 +44,14 @@ function row(user) {
     role(user),
     when(user.used_at),
     String(user.open_sessions),
-    user.revoked_at ? element("span", { className: "ended" }, "disabled ", when(user.revoked_at)) : when(user.ends_at),
+    valid(user),
     actions(user),
   ];
+}
+
+function valid({ kind, revoked_at: revoked, ends_at: ends }) {
+  if (revoked) return element("span", { className: "ended" }, "disabled ", when(revoked));
+  return kind === "token" && !ends ? "no expiry" : when(ends);
 }
 
 const isFixed = (user) => user.is_own || user.is_emergency;
