@@ -108,6 +108,10 @@ def test_administrator_signs_in_with_the_hospitals_account_and_manages_the_clini
         tab.wait_for(f"document.querySelector('#{section} table')")
         assert tab.text("#refused") == ""
         assert serious(tab) == [], section
+        tab.sized(390, 844)
+        tab.wait_for("innerWidth === 390")  # tables scroll in their own box
+        assert tab.js("document.documentElement.scrollWidth <= innerWidth"), section
+        tab.sized(1280, 900)
     _users(tab, rig)
     _models(tab, rig)
     _systems(tab)

@@ -1,6 +1,6 @@
 // Models: which one is live, which one runs in shadow, how well the two agree, and where they differ.
 
-import { announce, confirmed, does, rowButton, when } from "./admin_shared.js";
+import { announce, confirmed, does, rowButton, scrolling, when } from "./admin_shared.js";
 import { ask } from "./api.js";
 import { byId, element, outside, percent, roughly, table } from "./dom.js";
 import { LABELS, LEVELS } from "./words.js";
@@ -65,17 +65,19 @@ function shadow({ study, sha256, beside_live: { scans, agreement, mean_differenc
   return [
     element("h4", {}, "In shadow: ", outside(study), " ", short(sha256)),
     element("p", { className: "soft" }, `${scans} ${scans === 1 ? "scan was" : "scans were"} scored by both models. Clinicians do not see the answers of a shadow model.`),
-    table("Agreement", ["Label", "Same level", "Mean difference, shadow minus live"], rows),
+    scrolling(table("Agreement", ["Label", "Same level", "Mean difference, shadow minus live"], rows)),
     disagreements.length
-      ? table(
-          "Scans with another level",
-          ["Scan with another level", "Label", "Live", "Shadow"],
-          disagreements.map((each) => [
-            element("a", { href: `./#/scans/${each.job_id}` }, when(each.at)),
-            title(each.label),
-            said(each.live),
-            said(each.shadow),
-          ]),
+      ? scrolling(
+          table(
+            "Scans with another level",
+            ["Scan with another level", "Label", "Live", "Shadow"],
+            disagreements.map((each) => [
+              element("a", { href: `./#/scans/${each.job_id}` }, when(each.at)),
+              title(each.label),
+              said(each.live),
+              said(each.shadow),
+            ]),
+          ),
         )
       : element("p", {}, "Both models gave the same level to each scan."),
   ];

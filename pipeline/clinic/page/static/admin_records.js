@@ -1,6 +1,6 @@
 // The records of who did what, page by page; what is deleted when; and the local audit.
 
-import { clearFailure, fail, when } from "./admin_shared.js";
+import { clearFailure, fail, scrolling, when } from "./admin_shared.js";
 import { ask } from "./api.js";
 import { figures } from "./audit.js";
 import { byId, day, element, keepFocus, outside, show, table } from "./dom.js";
@@ -72,33 +72,38 @@ function details(output) {
 
 export async function openRetention() {
   const plan = await ask("retention");
-  const days = (count) => (count ? `${count} days` : "without limit");
   byId("retention-found").replaceChildren(
-    table(
-      "Periods",
-      ["What", "Kept for", "Kept now", "The oldest one"],
-      [
-        ["Answers, with their files and PCR results", days(plan.answers_days), String(plan.answers.kept), when(plan.answers.oldest)],
-        ["Records of who did what", days(plan.audit_days), String(plan.records.kept), when(plan.records.oldest)],
-        ["Files of scans", plan.uploads ? "as long as their answers" : "until they are answered", "–", "–"],
-      ],
-    ),
+    scrolling(periods(plan)),
     element("p", { className: "soft" }, plan.held ? `${plan.held} answers wait to be sent and are kept until then.` : "No answer waits to be sent."),
     due("Answers", plan.answers.due),
     due("Records", plan.records.due),
     plan.copies.length
-      ? table("Copies", ["Copy of the database from before an upgrade, format", "Deleted on"], plan.copies.map((each) => [String(each.format), day(each.due_on)]))
+      ? scrolling(table("Copies", ["Copy of the database from before an upgrade, format", "Deleted on"], plan.copies.map((each) => [String(each.format), day(each.due_on)])))
       : element("p", { className: "soft" }, "There is no copy of the database from before an upgrade."),
+  );
+}
+
+function periods(plan) {
+  const days = (count) => (count ? `${count} days` : "without limit");
+  return table(
+    "Periods",
+    ["What", "Kept for", "Kept now", "The oldest one"],
+    [
+      ["Answers, with their files and PCR results", days(plan.answers_days), String(plan.answers.kept), when(plan.answers.oldest)],
+      ["Records of who did what", days(plan.audit_days), String(plan.records.kept), when(plan.records.oldest)],
+      ["Files of scans", plan.uploads ? "as long as their answers" : "until they are answered", "–", "–"],
+    ],
   );
 }
 
 function due(what, days) {
   if (!days.length) return element("p", { className: "soft" }, `${what}: nothing is planned to be deleted.`);
-  return table(what, [`${what} are deleted on`, "Number"], days.map((each) => [day(each.on), String(each.count)]));
+  return scrolling(table(what, [`${what} are deleted on`, "Number"], days.map((each) => [day(each.on), String(each.count)])));
 }
 
 // --- how readers agree with the model ----------------------------------------------------------------
 
 export async function openReaders() {
-  byId("readers-found").replaceChildren(...figures(await ask("local-audit")));
+  const found = figures(await ask("local-audit"));
+  byId("readers-found").replaceChildren(...found.map((each) => (each.matches("table") ? scrolling(each) : each)));
 }

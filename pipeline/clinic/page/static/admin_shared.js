@@ -61,6 +61,10 @@ function returnFocus(button, found) {
   (ofRow.find((each) => each.textContent === button.textContent) ?? ofRow[0] ?? found).focus();
 }
 
+/** Puts a table into a box in which it scrolls sideways on a narrow screen, also with the keyboard. */
+export const scrolling = (made) =>
+  element("div", { className: "scrolls", tabIndex: 0, role: "region", ariaLabel: made.caption.textContent }, made);
+
 export const does = (...buttons) => element("div", { className: "does" }, ...buttons);
 
 export const when = (iso) => (iso ? moment(iso) : "–");
