@@ -29,6 +29,12 @@ DEMO_PATIENTS = Reason(
     "to test it; the least number is {least}",
     "Give that number or a larger one as --patients, or leave it out.",
 )
+SCORE_DEVICE = Reason(
+    "E_SCORE_DEVICE",
+    "the processor {device} of --device is not there or does not work",
+    "Leave out --device to compute on the CPU, or give --device auto. To use a GPU, install NVIDIA's driver and a "
+    "PyTorch with CUDA.",
+)
 STUDY_EXISTS = Reason(
     "E_STUDY_EXISTS",
     "{file} exists already",

@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from federation.cli.console import print_json, print_table, say
+from federation.cli.reasons import SCORE_DEVICE
 from models.compute import Compute
 from models.compute_settings import ComputeSettings
 from models.operating_points import POINTS
+from models.reasons import COMPUTE_DEVICE
 from models.refusal import Refusal
 from models.release import Release, load_release
 from pipeline.preprocessing.lesion_burden import EXTERNAL_MASK, PARTS, SIDES
@@ -40,10 +42,10 @@ def score_series(
 
     `trusted`: public keys, one of which must have signed the model. If it is empty, the signature is not checked.
     `series_uid`: chooses among several DICOM series. `lungs`: the hospital's own lung mask of this scan.
-    `device`: as in [compute] of site.toml.
+    `device`: the value of --device, as in [compute] of site.toml.
     `runs_package`: as for `load_release`.
 
-    Raises Refusal: those of `require_apart`, `Compute.open`, `load_release`, `read_one`, `score_scan` and
+    Raises Refusal: E_SCORE_DEVICE, and those of `require_apart`, `load_release`, `read_one`, `score_scan` and
     `replacing_answer`.
     """
     if out is not None:
@@ -51,8 +53,7 @@ def score_series(
 
         require_apart(out, series, lungs)
     with _no_earlier_answer(out):
-        # One thread, as in the clinic: the network is small, and more threads only wait for each other.
-        compute = Compute.open(ComputeSettings(device=device), threads=1)
+        compute = _open_device(device)
         keep_memory()
         with uncollected():  # it imports MONAI
             release = load_release(model, trusted, runs_package=runs_package)
@@ -75,6 +76,17 @@ def score_series(
         from pipeline.scoring.html_report import PAGE
 
         say(f"Page: {out / PAGE}")
+
+
+def _open_device(device: str) -> Compute:
+    """Open the processor of --device. Raises Refusal E_SCORE_DEVICE, as E_COMPUTE_DEVICE is about a settings file."""
+    try:
+        # One thread, as in the clinic: the network is small, and more threads only wait for each other.
+        return Compute.open(ComputeSettings(device=device), threads=1)
+    except Refusal as refusal:
+        if refusal.reason is not COMPUTE_DEVICE:
+            raise
+        raise Refusal(SCORE_DEVICE, device=device, private=refusal.private) from refusal
 
 
 @contextmanager

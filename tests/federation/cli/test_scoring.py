@@ -115,7 +115,9 @@ def test_label_that_was_not_judged_has_no_number_and_the_terminal_says_why(
 
 
 def test_device_must_be_one_that_exists(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match="E_COMPUTE_DEVICE"):
-        score_series([tmp_path], model=tmp_path, out=None, device="cuda:31", as_json=False)
+    refused = CliRunner().invoke(app, ["score", str(tmp_path), "--device", "cuda:31"]).exception
+    assert isinstance(refused, Refusal) and refused.code == "E_SCORE_DEVICE"
+    assert "cuda:31 of --device" in refused.says and "--device" in refused.remedy
+    assert "[compute]" not in refused.says + refused.remedy
     done = CliRunner().invoke(app, ["score", str(tmp_path), "--device", "gpu"])
     assert done.exit_code == 2 and "cuda:N" in done.output
