@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from federation.comparison.signed_release import RELEASES
 from federation.enrolment.registry import open_registry
@@ -42,21 +43,29 @@ class Moved:
 
 
 def is_sealed_archive(file: Path) -> bool:
-    """Whether an archive is encrypted and needs a passphrase. Raises Refusal E_MOVE_WRITE if it cannot be read."""
-    with files_can_be_used(), file.open("rb") as stream:
+    """Whether an archive is encrypted and needs a passphrase. Raises Refusal: E_ARCHIVE_READ, E_MOVE_WRITE."""
+    with files_can_be_used(), _stream_of(file) as stream:
         return is_sealed(stream)
 
 
 @contextmanager
 def opened(file: Path, passphrase: str | None) -> Iterator[Readable]:
-    """Open an archive for reading, and decrypt it if it is encrypted."""
-    with file.open("rb") as stream:
+    """Open an archive for reading, and decrypt it if it is encrypted. Raises Refusal: E_ARCHIVE_READ, E_PASSPHRASE."""
+    with _stream_of(file) as stream:
         if not is_sealed(stream):
             yield stream
         elif passphrase is not None:
             yield UnsealingReader(stream, passphrase)
         else:
             raise Refusal(reasons.PASSPHRASE, problem="the archive is encrypted, and no passphrase was given")
+
+
+def _stream_of(archive: Path) -> BinaryIO:
+    try:
+        return archive.open("rb")
+    except OSError as error:
+        problem = error.strerror or type(error).__name__
+        raise Refusal(reasons.ARCHIVE_READ, problem=problem, private=str(archive)) from error
 
 
 @contextmanager

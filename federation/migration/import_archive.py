@@ -38,7 +38,7 @@ def import_server(
     the same name as before. Every byte is verified before anything is written. After a Refusal the folder is unchanged,
     and MLflow contains nothing of the study.
 
-    Raises Refusal: E_PASSPHRASE, E_ARCHIVE_FORMAT, E_MOVE_PATH, E_ARCHIVE_DAMAGED, E_IMPORT_FOLDER,
+    Raises Refusal: E_ARCHIVE_READ, E_PASSPHRASE, E_ARCHIVE_FORMAT, E_MOVE_PATH, E_ARCHIVE_DAMAGED, E_IMPORT_FOLDER,
     E_IMPORT_UNFINISHED, E_AUTHORITY, E_HOST_NAME, E_MLFLOW_SILENT, E_MLFLOW_TAKEN, E_MOVE_LOST, E_MOVE_WRITE,
     E_SERVER_DATABASE, E_RUN_FILES.
     """

@@ -17,6 +17,11 @@ ARCHIVE_EXISTS = Reason(
     "a file with this name exists already",
     "Choose another name, or move that file away.",
 )
+ARCHIVE_READ = Reason(
+    "E_ARCHIVE_READ",
+    "the archive cannot be opened: {problem}",
+    "Check the path of the archive, which is the first argument, and whether you may read it.",
+)
 ARCHIVE_FORMAT = Reason(
     "E_ARCHIVE_FORMAT",
     "this is not an archive of a study's server, or its format is of another version",

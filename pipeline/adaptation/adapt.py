@@ -109,8 +109,9 @@ def adapt(
     Raises
     ------
     Refusal
-        E_ADAPT_PARENT, E_ADAPT_NETWORK, E_ADAPT_TOO_FEW, E_ADAPT_UNFAMILIAR, E_ADAPT_WORSE, E_ADAPT_CHANGED,
-        E_ADAPT_EXISTS, E_PREPROCESSING, E_COHORT_FILE, E_SIGNING_KEY, and those of `load_release` and `Compute.use`.
+        E_ADAPT_UNSIGNED, E_ADAPT_PARENT, E_ADAPT_NETWORK, E_ADAPT_TOO_FEW, E_ADAPT_UNFAMILIAR, E_ADAPT_WORSE,
+        E_ADAPT_CHANGED, E_ADAPT_EXISTS, E_PREPROCESSING, E_COHORT_FILE, E_SIGNING_KEY, and those of `load_release` and
+        `Compute.use`.
     """
     out = out.absolute()
     public = out.with_name(f"{out.name}.pub")
@@ -161,7 +162,7 @@ def _require_adaptable(parent: Release) -> Preprocessing:
     """Return the preprocessing of a release that may be adapted."""
     description = parent.description
     if parent.signed_by is None:
-        raise Refusal(reasons.ADAPT_PARENT, problem="no trusted key was given for its signature")
+        raise Refusal(reasons.ADAPT_UNSIGNED)
     if description.adaptation is not None:
         raise Refusal(reasons.ADAPT_PARENT, problem="it was adapted before")
     if description.provenance is None:

@@ -8,6 +8,11 @@ ADAPT_PARENT = Reason(
     "Adapt a release that `fedthorax study release` made, with a limit for unfamiliar scans. It stays the parent of "
     "every adaptation: an adapted release is not adapted again.",
 )
+ADAPT_UNSIGNED = Reason(
+    "E_ADAPT_UNSIGNED",
+    "no public key was given that must have signed the release to adapt",
+    "Give the study's public key (.pub) with --signed-by, or a folder with it in FEDTHORAX_RELEASE_KEYS.",
+)
 ADAPT_TOO_FEW = Reason(
     "E_ADAPT_TOO_FEW",
     "the site has {scans} usable scans without a label, and {needed} are needed: with fewer, the error of the new "

@@ -22,7 +22,7 @@ def test_release_is_adapted_on_the_command_line(tmp_path: Path) -> None:
     parent = make_parent(tmp_path / "parent", keys)
     asked = ["adapt", str(tmp_path / "site"), str(tmp_path / "parent"), "--out", str(tmp_path / "adapted")]
     assert isinstance(refused := CliRunner().invoke(app, asked).exception, Refusal)
-    assert refused.code == "E_ADAPT_PARENT"
+    assert refused.code == "E_ADAPT_UNSIGNED" and "--signed-by" in refused.remedy
     done = CliRunner().invoke(app, [*asked, "--signed-by", str(keys[1]), "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)

@@ -172,7 +172,7 @@ def test_adaptation_is_refused_with_a_code(bench: Bench, tmp_path: Path) -> None
         return found
 
     assert refused(bench.folder / "parent", bench.adapted.folder) == "E_ADAPT_EXISTS"
-    assert refused(bench.folder / "parent", trusted=[]) == "E_ADAPT_PARENT"
+    assert refused(bench.folder / "parent", trusted=[]) == "E_ADAPT_UNSIGNED"
     assert refused(bench.adapted.folder) == "E_SIGNATURE"  # the study's key did not sign it
     assert refused(bench.adapted.folder, trusted=[bench.adapted.public_key]) == "E_ADAPT_PARENT"
     make_parent(tmp_path / "limitless", bench.keys, familiarity=None)
