@@ -124,10 +124,9 @@ def list_runs(server: ServerDir = Path("server"), as_json: Json = False) -> None
     round, for which no interval leaves the sites.
     """
     from federation.runs.listing import list_lines, summaries
-    from federation.superlink.control import read_server_config
+    from federation.runs.run_folder import require_server
 
-    if not (server / "runs").is_dir():
-        read_server_config(server)  # a wrong folder is refused; a new server has no runs
+    require_server(server)
     runs = summaries(server)
     if as_json:
         print_json(runs)

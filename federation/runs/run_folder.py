@@ -18,6 +18,7 @@ from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 from federation.protocol.study_config import Study
 from federation.runs import reasons
 from federation.superlink import reasons as superlink_reasons
+from federation.superlink.control import read_server_config
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
 
@@ -80,8 +81,18 @@ def run_names(server: Path) -> list[str]:
     return [folder.name for folder in sorted(folders, key=lambda folder: (_begun(folder), folder.name))]
 
 
+def require_server(server: Path) -> None:
+    """Raise Refusal as `read_server_config`, such as E_NO_SERVER, if a folder has no runs and is no new server."""
+    if not (server / "runs").is_dir():
+        read_server_config(server)
+
+
 def find_run(server: Path, name: str) -> Path:
-    """Return the folder of a run. Raises Refusal E_RUN_UNKNOWN, which lists the existing runs."""
+    """Return the folder of a run.
+
+    Raises Refusal E_RUN_UNKNOWN, which lists the existing runs, and those of `require_server`.
+    """
+    require_server(server)
     folder = server / "runs" / name
     if not NAME.fullmatch(name) or not (folder / "study.json").is_file():
         known = ", ".join(run_names(server)) or "none"

@@ -125,6 +125,20 @@ def test_folder_of_a_hospital_is_not_taken_for_its_site(tmp_path: Path, command:
     assert [path.name for path in tmp_path.iterdir()] == ["site.toml"]
 
 
+def test_archive_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    refused = refusal("server", "import", tmp_path / "missing.tar", tmp_path / "server")
+    assert refused.code == "E_ARCHIVE_READ" and "No such file or directory" in refused.says
+    assert refused.private == str(tmp_path / "missing.tar")
+    assert not (tmp_path / "server").exists()
+
+
+@pytest.mark.parametrize("command", ["report", "show", "release", "stop", "follow", "resume"])
+def test_folder_of_no_server_is_named_before_its_runs(tmp_path: Path, command: str) -> None:
+    refused = refusal("study", command, "trial-1", "--server", tmp_path / "nothere")
+    assert refused.code == "E_NO_SERVER"
+    assert refusal("study", "compare", "trial-1", "--server", tmp_path / "nothere").code == "E_NO_SERVER"
+
+
 def test_folder_that_is_no_app_is_not_read(site: Path, tmp_path: Path) -> None:
     (tmp_path / "large").mkdir()
     (tmp_path / "large" / "unreadable.py").touch(mode=0)
