@@ -4,7 +4,10 @@ Each room has a table of its reasons, the module `reasons` (see `models.reason_t
 them on one page.
 """
 
+import re
 from dataclasses import dataclass
+
+_ERROR_NUMBER = re.compile(r"\[Errno -?\d+\] ")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,11 @@ class Reason:
         return self.code.startswith("E_")
 
 
+def without_error_number(text: str) -> str:
+    """Return a text without the numbers that Python puts before a system error's words, such as "[Errno 17]"."""
+    return _ERROR_NUMBER.sub("", text)
+
+
 class Refusal(Exception):
     """An exception with a coded reason.
 
@@ -34,14 +42,15 @@ class Refusal(Exception):
     reason : Reason
         The reason: a stable code, what it says and its remedy.
     private : str
-        Whatever identifies a patient or a file; only the site's own screen and log may show it.
+        Whatever identifies a patient or a file; only the site's own screen and log may show it. It is kept without the
+        numbers of system errors, so that the text of an OSError may be given as it is.
     **numbers : float, int or str
         Values for the braces in the reason's text.
     """
 
     def __init__(self, reason: Reason, *, private: str = "", **numbers: float | int | str) -> None:
         self.reason = reason
-        self.private = private
+        self.private = without_error_number(private)
         self.numbers = numbers
         self.besides: Refusal | None = None
         super().__init__(f"{reason.code}: {self.says}")

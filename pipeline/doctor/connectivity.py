@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from models.refusal import Refusal
+from models.refusal import Refusal, without_error_number
 from pipeline.feeds.result_queue import queue_state
 from pipeline.site.folder import Site
 from pipeline.site.study_server import MAX_AHEAD_SECONDS, MAX_BEHIND_SECONDS, server_proxy
@@ -184,7 +184,7 @@ def _probe_directly(endpoint: Endpoint) -> Answer:
 
 
 def _with(answer: Answer, error: Exception) -> Answer:
-    return Answer(answer.failed, answer.remedy, f"{type(error).__name__}: {error}")
+    return Answer(answer.failed, answer.remedy, f"{type(error).__name__}: {without_error_number(str(error))}")
 
 
 def _connection(endpoint: Endpoint) -> http.client.HTTPConnection:
@@ -247,10 +247,8 @@ def listener(site: Site) -> Iterator[Line]:
     try:
         queue = queue_state(site)
     except OSError as error:
-        remedy = "Make the node's user the owner of the queue's folder."
-        yield Line(
-            "records", "listener", "fail", "the queue of received results cannot be read", remedy, private=str(error)
-        )
+        says, remedy = "the queue of received results cannot be read", "Make the node's user the owner of its folder."
+        yield Line("records", "listener", "fail", says, remedy, private=without_error_number(str(error)))
         return
     if queue is None:
         return

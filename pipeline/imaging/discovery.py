@@ -11,7 +11,7 @@ from pydicom import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import MediaStorageDirectoryStorage
 
-from models.refusal import Refusal
+from models.refusal import Refusal, without_error_number
 from pipeline.imaging import phantom_marker, reasons
 from pipeline.imaging.dates_and_ages import AGE, acquired_at, age_in_years, patient_age
 from pipeline.imaging.dicom_header import identifier, read_header, tags, text, text_or_nothing
@@ -154,7 +154,8 @@ class _Groups:
             try:
                 series.append(group.complete())
             except (Refusal, OSError) as error:
-                findings.append(Finding(reasons.PARSE, patient_id=key[0], detail=f"{group.files[0][1]}: {error}"))
+                detail = f"{group.files[0][1]}: {without_error_number(str(error))}"
+                findings.append(Finding(reasons.PARSE, patient_id=key[0], detail=detail))
         return series
 
 

@@ -39,7 +39,8 @@ def read_lung_mask(path: Path, series: Series) -> LungMask:
         return _read_segmentation(path, series)
     except Refusal as refusal:
         reason = refusal.reason if refusal.reason in _OWN else reasons.MASK_FILE
-        raise Refusal(reason, private=f"{path}: {refusal.code} {refusal.private}") from None
+        cause = "" if refusal.reason is reason else refusal.code
+        raise Refusal(reason, private=": ".join(filter(None, [str(path), cause, refusal.private]))) from None
     except OSError as error:
         raise Refusal(reasons.MASK_FILE, private=str(error)) from None
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from models.refusal import Refusal
+from models.refusal import Refusal, without_error_number
 from pipeline.imaging import reasons
 from pipeline.imaging.dates_and_ages import age_in_years
 from pipeline.imaging.discovery import VOLUME_SUFFIXES, Series, fingerprint, walk
@@ -51,7 +51,7 @@ def find_volume_files(root: Path | Sequence[Path]) -> tuple[list[Series], list[F
         except Refusal as refusal:
             findings.append(Finding(refusal.reason, stem(path), str(path)))
         except OSError as error:
-            findings.append(Finding(reasons.VOLUME_FILE, stem(path), str(error)))
+            findings.append(Finding(reasons.VOLUME_FILE, stem(path), without_error_number(str(error))))
     files = Counter(each.patient_id for each in series)
     findings += [
         Finding(reasons.VOLUME_NAME, each.patient_id, str(each.files[0]))

@@ -1,5 +1,7 @@
 """Refusals have a code and values, and their text contains no patient data."""
 
+import errno
+import os
 import re
 import string
 
@@ -7,7 +9,7 @@ import pytest
 
 from models import reasons as models_reasons
 from models.reason_tables import tables
-from models.refusal import Reason, Refusal
+from models.refusal import Reason, Refusal, without_error_number
 
 TABLES = (models_reasons, *tables("pipeline").values(), *tables("federation").values())
 REASONS = [
@@ -26,6 +28,12 @@ def test_refusal_text_contains_code_and_values_but_no_private_data() -> None:
     assert (refusal.code, refusal.says, refusal.remedy) == ("E_EXAMPLE", "3 slices are missing", "Send them again.")
     assert refusal.private == "/ct/CANARY^JANE/1.dcm"
     assert "CANARY" not in f"{refusal} {refusal!r}"
+
+
+def test_number_of_a_system_error_is_not_shown() -> None:
+    found = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), "/out")
+    assert Refusal(Reason("E_EXAMPLE", "a", "b"), private=f"out: {found}").private == "out: File exists: '/out'"
+    assert without_error_number("[Errno of a person] [Errno -2] x") == "[Errno of a person] x"
 
 
 def test_braces_in_a_value_are_not_formatted_again() -> None:

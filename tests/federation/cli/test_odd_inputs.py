@@ -10,8 +10,14 @@ from typer.testing import CliRunner
 from federation.cli import main
 from federation.cli.main import app
 from federation.server.start import init_server
+from models.network import build_network
+from models.network_settings import NetworkSettings
 from models.refusal import Refusal
+from models.release import save_release
 from pipeline.site.folder import Site, init_site, site_settings
+from tests.helpers.descriptions import description
+from tests.helpers.dicom_files import write_series
+from tests.pipeline.scoring.test_score import SPACING_MM, chest
 
 NAME = "Müller^Anna"
 SQLITE = b"SQLite format 3\0"
@@ -123,6 +129,14 @@ def test_folder_of_a_hospital_is_not_taken_for_its_site(tmp_path: Path, command:
     refused = refusal("node", command[0], tmp_path, *command[1:])
     assert refused.code == "E_SITE_NOT_MADE" and "node init SITE_DIR --from" in refused.remedy
     assert [path.name for path in tmp_path.iterdir()] == ["site.toml"]
+
+
+def test_missing_lung_mask_is_named_once(tmp_path: Path) -> None:
+    save_release(tmp_path / "model", build_network(NetworkSettings(), seed=3), description())
+    write_series(tmp_path / "scan", chest(), spacing_mm=SPACING_MM)
+    mask = tmp_path / "mask.nii.gz"
+    refused = refusal("score", tmp_path / "scan", "--model", tmp_path / "model", "--lungs", mask)
+    assert (refused.code, refused.private) == ("E_MASK_FILE", str(mask))
 
 
 def test_archive_that_does_not_exist_is_named(tmp_path: Path) -> None:

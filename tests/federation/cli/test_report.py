@@ -73,6 +73,13 @@ def test_run_recorded_elsewhere_is_not_recorded_again(server, tmp_path):
     assert not (server / "mlflow.db").exists()
 
 
+def test_file_in_place_of_the_out_folder_is_named_without_a_number(server, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(Refusal, match="E_REPORT_WRITE") as refused:
+        invoke("done", "--server", server, "--out", tmp_path / "file")
+    assert refused.value.private == f"File exists: '{tmp_path / 'file'}'"
+
+
 @pytest.mark.parametrize(("run", "code"), [("begun", "E_RESULTS"), ("never", "E_RUN_UNKNOWN")])
 def test_run_without_results_or_unknown_run_is_refused(server, run, code):
     with pytest.raises(Refusal, match=code):
