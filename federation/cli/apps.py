@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from federation.cli import reasons
-from federation.cli.console import print_json, print_table, quoted, say
+from federation.cli.console import counted, print_json, print_table, quoted, say
 from federation.cli.options import Json
 from models.refusal import Refusal
 
@@ -122,8 +122,8 @@ def ledger(
         if as_json:
             print_json({"lines": head.lines, "head": head.sha256, "known_heads": len(known)})
         else:
-            against = f", and it contains the {len(known)} heads of the record" if known else ""
-            say(f"The ledger is intact: {head.lines} lines{against}. Its head: {head.sha256 or 'none'}")
+            against = f", and it contains {counted(len(known), 'head')} of the record" if known else ""
+            say(f"The ledger is intact: {counted(head.lines, 'line')}{against}. Its head: {head.sha256 or 'none'}")
         return
     if month and not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month):
         raise typer.BadParameter("give a month as 2026-11", param_hint="--month")

@@ -11,7 +11,7 @@ import typer
 
 from federation.cli.backup import backup_clinic, restore_clinic
 from federation.cli.clinic_deliveries import send_again, status
-from federation.cli.console import print_json, print_json_list, print_table, quoted, say
+from federation.cli.console import counted, print_json, print_json_list, print_table, quoted, say
 from federation.cli.options import Json
 from federation.cli.serve import BY, SignedBy
 from federation.cli.support import report_clinic
@@ -220,7 +220,7 @@ def export_labels(
     if as_json:
         print_json(asdict(exported))
         return
-    say(f"Labels of {exported.patients} patients, {exported.severe_known} with a known course: {file}")
+    say(f"Labels of {counted(exported.patients, 'patient')}, {exported.severe_known} with a known course: {file}")
     for why, count in exported.left_out.items():
         say(f"  left out, {why}: {count}")
 

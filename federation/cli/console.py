@@ -42,6 +42,11 @@ def quoted(argument: Path | str) -> str:
     return shlex.quote(str(argument))
 
 
+def counted(count: int, thing: str, things: str = "") -> str:
+    """Return a number with its noun, such as "1 file" or "2 files". `things`: the plural, if it is not with an s."""
+    return f"{count} {thing if count == 1 else things or thing + 's'}"
+
+
 def print_json(content: Any) -> None:
     """Print the result as JSON on standard output."""
     sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

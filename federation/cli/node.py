@@ -9,7 +9,7 @@ import typer
 
 from federation.cli.apps import approve, apps, ledger, revoke
 from federation.cli.backup import accept_restore, backup_site, restore_site
-from federation.cli.console import print_json, print_table, progress_bar, quoted, say
+from federation.cli.console import counted, print_json, print_table, progress_bar, quoted, say
 from federation.cli.node_encoders import approve_encoder, encode, encoders, revoke_encoder
 from federation.cli.node_networks import approve_network, networks, revoke_network
 from federation.cli.node_peers import approve_peers, peers, revoke_peers
@@ -311,7 +311,8 @@ def find(
     if not places and not rows:
         say("No patient was found with this pseudonym. Check its 16 digits, and that they are of this site.")
         raise typer.Exit(1)
-    say(f"{len(places)} examinations or folders of this patient; found in {len(rows)} tables.")
+    examinations = counted(len(places), "examination or folder", "examinations or folders")
+    say(f"{examinations} of this patient; found in {counted(len(rows), 'table')}.")
 
 
 @app.command()

@@ -7,7 +7,7 @@ import typer
 
 from federation.cli import reasons
 from federation.cli.apps import Note, SiteDir, user
-from federation.cli.console import print_json, print_table, progress_bar, quoted, say
+from federation.cli.console import counted, print_json, print_table, progress_bar, quoted, say
 from federation.cli.node_releases import the_one
 from federation.cli.options import Json
 from models.refusal import Refusal
@@ -84,7 +84,7 @@ def encode(site_dir: SiteDir, as_json: Json = False) -> None:
     for name, scans in done.items():
         sha256, _, stages = name.partition("-")
         what = f"maps before stage {STAGES + 1 - int(stages)}" if stages else "features"
-        say(f"encoder {sha256[:_SHOWN_DIGITS]}: {what} of {scans} scans computed, all others were there")
+        say(f"encoder {sha256[:_SHOWN_DIGITS]}: {what} of {counted(scans, 'scan')} computed, all others were there")
 
 
 def show_encoder(card: "EncoderCard") -> None:

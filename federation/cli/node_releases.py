@@ -8,7 +8,7 @@ import typer
 
 from federation.cli import reasons
 from federation.cli.apps import Note, SiteDir, user
-from federation.cli.console import print_json, print_table, say
+from federation.cli.console import counted, print_json, print_table, say
 from federation.cli.options import Json
 from models.refusal import Refusal
 
@@ -98,13 +98,13 @@ def _show(release: "Release") -> None:
     from federation.system.terminal_text import printable
 
     about = release.description
-    origin = "SYNTHETIC hospitals" if about.trained_on_synthetic_data else f"{about.sites} hospitals"
+    origin = "SYNTHETIC hospitals" if about.trained_on_synthetic_data else counted(about.sites, "hospital")
     rows = {
         "release": release.sha256,
         "is": "a pretrained start, which cannot score" if about.network.pretrains else "a model of labels",
         "signed by": f"the key with SHA-256 {release.signed_by}",
         "study, run": f"{about.study}, {about.run}",
-        "learnt from": f"{origin} in {about.rounds} rounds",
+        "learnt from": f"{origin} in {counted(about.rounds, 'round')}",
         "network": about.network.architecture,
         "software": about.software,
     }

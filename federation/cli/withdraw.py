@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from federation.cli.console import say
+from federation.cli.console import counted, say
 from federation.cli.reasons import WITHDRAW_FILE
 from models.refusal import Refusal
 
@@ -39,11 +39,12 @@ def withdraw(
         raise typer.BadParameter("there is no identifier")
     done = remove(site, identifiers)
     say(f"Withdrawn: {done.new} new of {len(set(identifiers))}. Their data are refused from now on.")
-    say(f"Deleted: {done.in_cohort} patients of the cohort, {done.series} fetched series.")
+    say(f"Deleted: {counted(done.in_cohort, 'patient')} of the cohort, {done.series} fetched series.")
     if any(astuple(done.erased)):
         erased = done.erased
-        say(f"Deleted of feeds: {erased.messages} HL7 messages or parts of them, {erased.resources} FHIR resources,")
-        say(f"and the OMOP events of {erased.histories} patients.")
+        messages, resources = counted(erased.messages, "HL7 message"), counted(erased.resources, "FHIR resource")
+        say(f"Deleted of feeds: {messages}, whole or in part, {resources},")
+        say(f"and the OMOP events of {counted(erased.histories, 'patient')}.")
     if done.in_cohort < len(set(identifiers)):
         say("Not all were in the cohort. If one should have been, compare the identifier with the one in the PACS.")
     say("Models that were trained before keep what they learnt. The sources of this hospital were not changed.")
@@ -70,8 +71,9 @@ def decommission(
     ):
         raise typer.BadParameter("that is not the site's name; nothing was deleted")
     parts, others = end(site, keep)
-    say(f"Deleted {sum(part.files for part in parts)} files. {keep} holds the ledger and deletion.json.")
+    say(f"Deleted {counted(sum(part.files for part in parts), 'file')}. {keep} holds the ledger and deletion.json.")
     if others:
-        say(f"{others} files or folders in {site_dir} are the hospital's own and were left: exports, password files.")
+        own = "Files or folders that are the hospital's own were left"
+        say(f"{own}, such as exports and password files: {others}, in {site_dir}.")
     say("Delete the backups of this site too: they hold the key of the pseudonyms.")
     say("Ask the study's office to revoke the site. Models that were trained here stay with the study.")

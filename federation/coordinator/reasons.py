@@ -4,7 +4,7 @@ from models.refusal import Reason
 
 HANDSHAKE_QUORUM = Reason(
     "E_HANDSHAKE_QUORUM",
-    "{present} sites answered before round 1, and the study needs {quorum} in each ({others})",
+    "too few sites answered before round 1 ({present}); the study needs {quorum} in each round ({others})",
     "Fix the causes that the sites' codes name, or wait for the sites, then start the study again.",
 )
 SITES_UNLIKE = Reason(

@@ -117,7 +117,7 @@ def launch_all(
             finished.append(launch(study, server, say, group=group, began=began))
         except BaseException:
             if left := len(studies) - len(finished) - 1:
-                say(f"{left} of the group's {len(studies)} runs were not started")
+                say(f"not started of the group's {len(studies)} runs: {left}")
             raise
     return finished
 

@@ -39,12 +39,12 @@ SECAGG_UNLIKE = Reason(
 )
 SECAGG_TOO_FEW = Reason(
     "E_SECAGG_TOO_FEW",
-    "{present} hospitals take part in this step, and {needed} are needed",
+    "too few hospitals take part in this step ({present}); {needed} are needed",
     "Ask the study's office which hospitals are missing. The model stays as it was.",
 )
 SECAGG_GROUPS = Reason(
     "E_SECAGG_GROUPS",
-    "{present} groups of hospitals have a sum, and {needed} are needed for a median",
+    "too few groups of hospitals have a sum ({present}); {needed} are needed for a median",
     "Ask the study's office which hospitals are missing. The model stays as it was.",
 )
 SECAGG_MODEL_USED = Reason(

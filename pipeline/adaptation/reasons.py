@@ -15,8 +15,8 @@ ADAPT_UNSIGNED = Reason(
 )
 ADAPT_TOO_FEW = Reason(
     "E_ADAPT_TOO_FEW",
-    "the site has {scans} usable scans without a label, and {needed} are needed: with fewer, the error of the new "
-    "statistics is as large as the shifts that they should follow",
+    "the site has too few usable scans without a label ({scans}); {needed} are needed: with fewer, the error of the "
+    "new statistics is as large as the shifts that they should follow",
     "Set unlabelled_patients = true in [site], add scans, run `fedthorax node ingest`, then run the command again.",
 )
 ADAPT_UNFAMILIAR = Reason(

@@ -69,7 +69,7 @@ NOT_ACCEPTED = Reason(
 )
 QUEUE_FULL = Reason(
     "E_QUEUE_FULL",
-    "{waiting} scans are already waiting",
+    "the queue of waiting scans is full ({waiting})",
     "Send this scan again later, or raise waiting_scans in clinic.toml.",
 )
 ALREADY_ANSWERED = Reason(

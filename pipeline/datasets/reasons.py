@@ -14,17 +14,17 @@ IMPORT_OUT = Reason(
 )
 IMPORT_DUPLICATE = Reason(
     "E_IMPORT_DUPLICATE",
-    "{patients} patients have more than one row in the labels",
+    "patients have more than one row in the labels ({patients} of them)",
     "Use the table as it was published.",
 )
 IMPORT_LABEL = Reason(
     "E_IMPORT_LABEL",
-    "{rows} rows of the labels contain a value that the data set does not define",
+    "rows of the labels contain a value that the data set does not define ({rows} of them)",
     "Use the table as it was published.",
 )
 IMPORT_SITES = Reason(
     "E_IMPORT_SITES",
-    "{patients} patients cannot be split into {sites} sites",
+    "the data set has too few patients ({patients}) for the wanted number of sites ({sites})",
     "Ask for fewer sites, or give the complete data set.",
 )
 NO_SCAN = Reason(

@@ -168,7 +168,7 @@ def _read(site: Site, lines: list[Line]) -> Material:
 def _cohort_lines(assessment: Assessment, results: Sequence[Result], minimum: int) -> list[Line]:
     """Check size and splits of the whole cohort."""
     patients = len(assessment.patients)
-    detail = f"{patients} patients have a usable CT and a label; {minimum} are needed"
+    detail = f"patients with a usable CT and a label: {patients}; {minimum} are needed"
     if not assessment.has_labels:
         lines = [Line("cohort", "size", "skip", "no labels: studies that learn from labels leave this site out")]
     elif patients >= minimum:
@@ -177,7 +177,7 @@ def _cohort_lines(assessment: Assessment, results: Sequence[Result], minimum: in
         remedy = reasons.TOO_FEW_PATIENTS.remedy if assessment.material.records else "Correct the records first."
         lines = [Line("cohort", "size", "warn", "too few patients to take part", remedy, detail)]
     if assessment.unlabelled:
-        detail = f"{len(assessment.unlabelled)} patients have a usable CT and no label"
+        detail = f"patients with a usable CT and no label: {len(assessment.unlabelled)}"
         lines.append(
             Line("cohort", "unlabelled", "ok", "kept apart: only an approved pretraining uses them", detail=detail)
         )

@@ -56,7 +56,8 @@ def machine(site: Site, settings: Preprocessing, new_series: int) -> Iterator[Li
     yield _memory()
     cores = len(os.sched_getaffinity(0))
     status: Status = "ok" if cores > 1 else "warn"
-    yield Line(AREA, "processor", status, f"{cores} cores", "" if cores > 1 else "Give the node two cores or more.")
+    says = f"{cores} cores" if cores > 1 else "1 core"
+    yield Line(AREA, "processor", status, says, "" if cores > 1 else "Give the node two cores or more.")
     yield _compute(site)
 
 

@@ -125,8 +125,8 @@ DUPLICATE_SLICE_FLAGGED = Reason(
 )
 SLICE_GAP = Reason(
     "E_SLICE_GAP",
-    "{gaps} distances between slices differ from the usual {usual_mm} mm (up to {largest_mm} mm; {missing} slices "
-    "seem to be missing, after slices {after} counted from the feet)",
+    "distances between slices differ from the usual {usual_mm} mm ({gaps} of them, up to {largest_mm} mm; slices that "
+    "seem to be missing: {missing}, after number {after} counted from the feet)",
     "Slices are missing or unevenly spaced. Send the whole series again.",
 )
 POSITIONS = Reason(
@@ -173,7 +173,9 @@ OBLIQUE = Reason(
     "E_OBLIQUE", "the slices are tilted {degrees} degrees from axial", "Choose the axial series of the examination."
 )
 TOO_FEW = Reason(
-    "E_TOO_FEW", "{slices} slices are too few; a chest needs at least {least}", "Send all slices of the chest CT."
+    "E_TOO_FEW",
+    "the scan has too few slices ({slices}); a chest needs at least {least}",
+    "Send all slices of the chest CT.",
 )
 TRUNCATED = Reason(
     "E_TRUNCATED", "pixels of a slice are missing or cut short", "The transfer was interrupted. Send the series again."
@@ -191,7 +193,7 @@ EMPTY_VOLUME = Reason(
 )
 BLANK_SLICES = Reason(
     "E_BLANK_SLICES",
-    "{blank} slices between others show nothing: all their voxels have one value",
+    "slices between others show nothing ({blank} of them): all their voxels have one value",
     "Send the series again. If its images in the PACS are blank too, it cannot be used.",
 )
 SEAM = Reason(

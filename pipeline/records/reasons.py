@@ -119,7 +119,7 @@ FHIR_FILES = Reason(
 )
 NO_PCR_TEST = Reason(
     "E_NO_PCR_TEST",
-    "none of the laboratory's {results} results is a SARS-CoV-2 PCR result",
+    "no result of the laboratory ({results} in all) is a SARS-CoV-2 PCR result",
     "Add the laboratory's own codes for the overall PCR result to `tests` in [laboratory] of site.toml.",
 )
 OTHER_TEST = Reason(

@@ -42,6 +42,15 @@ def test_braces_in_a_value_are_not_formatted_again() -> None:
     assert refusal.says == "wrong: {count} {0}"
 
 
+COUNTED = "slices|hospitals|sites|patients|scans|rows|results|distances|groups|rounds|files"
+
+
+@pytest.mark.parametrize("reason", [reason for *_, reason in REASONS], ids=lambda reason: reason.code)
+def test_text_of_a_reason_fits_a_count_of_one(reason: Reason) -> None:
+    """No verb in the plural after a count: "1 slices are missing"."""
+    assert not re.search(rf"^\{{\w+\}} ({COUNTED})\b", reason.says), "name the count after its noun"
+
+
 def test_only_codes_starting_with_e_refuse() -> None:
     assert Reason("E_A", "a", "b").refuses
     assert not Reason("W_A", "a", "b").refuses

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from federation.cli import main as command_line
-from federation.cli.console import live, print_json, print_json_list, print_refusal, print_table, say
+from federation.cli.console import counted, live, print_json, print_json_list, print_refusal, print_table, say
 from federation.runs.progress import Standing
 from models.reasons import SETTINGS_FILE
 from models.refusal import Refusal
@@ -38,6 +38,11 @@ def test_printed_command_can_be_copied_if_its_path_has_a_space(
     assert done.exit_code == 0, done.output
     printed = next(part for part in done.output.split("`") if part.startswith(" ".join(["fedthorax", *following])))
     assert shlex.split(printed)[: 2 + len(following)] == ["fedthorax", *following, str(path)]
+
+
+def test_noun_fits_its_count() -> None:
+    assert [counted(n, "file") for n in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
+    assert counted(2, "study", "studies") == "2 studies"
 
 
 def test_table_shows_brackets_unchanged(capsys):

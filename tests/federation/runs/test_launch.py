@@ -131,7 +131,7 @@ def test_failed_run_ends_its_group(tmp_path, server):
         launch_all(plan([study_file(tmp_path)]), tmp_path, said.append)
     assert "not for people" in caught.value.private, "the operator of the server sees the end of its log"
     assert len(server.submitted) == 1
-    assert said[-1] == "1 of the group's 2 runs were not started"
+    assert said[-1] == "not started of the group's 2 runs: 1"
     (name,) = run_names(tmp_path)
     assert read_note(tmp_path / "runs" / name).ended == "failed"
 

@@ -128,4 +128,4 @@ def test_command_says_what_it_exported(hospital: LaterHospital, tmp_path: Path) 
     file = tmp_path / "labels.csv"
     result = CliRunner().invoke(clinic_commands, ["export-labels", str(hospital.clinic.folder), str(file)])
     assert result.exit_code == 0, result.output
-    assert "Labels of 1 patients, 1 with a known course" in result.output and "P1" not in result.output
+    assert "Labels of 1 patient, 1 with a known course" in result.output and "P1" not in result.output

@@ -26,7 +26,7 @@ def test_gap_of_damaged_files_says_that_files_could_not_be_read(files: list[Path
         path.write_bytes(bytes(path.stat().st_size))  # as after a failed copy
     refusal = refused(files[0].parent)
     assert refusal.code == "E_SLICE_GAP"
-    assert "2 slices seem to be missing" in refusal.says
+    assert "slices that seem to be missing: 2" in refusal.says
     assert "could not be read: 2 (E_" in refusal.says
     assert refusal.remedy.startswith("What seems to be missing may be in the files that could not be read")
     assert refusal.remedy.endswith("Send the whole series again.")
