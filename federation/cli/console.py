@@ -63,6 +63,7 @@ def print_json_list(items: Iterable[Any]) -> None:
 
 
 _BORDER_CHARACTERS = 3  # of each column of a table: a line, and a space on both sides
+_LEAST_CHARACTERS = 8  # of a column that is wrapped: narrower ones cannot be read
 
 
 def print_table(
@@ -71,6 +72,7 @@ def print_table(
     """Print the result as a table on standard output. The first `whole` columns are never shortened or wrapped.
 
     A column of single words is wrapped only if the table would be too wide although all others are as narrow as words.
+    If the columns had no room even so, each line is printed as a list of its cells, with the columns' names.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -80,12 +82,41 @@ def print_table(
     shown = [[printable(cell, keep="\n") for cell in line] for line in lines]
     of_column = [[name, *(line[place] for line in shown)] for place, name in enumerate(columns)]
     least = sum(_widest_word(cells) + _BORDER_CHARACTERS for cells in of_column)
-    for place, cells in enumerate(of_column):
-        is_word = least < console.width and all(len(cell.split()) <= 1 for cell in cells)
-        table.add_column(cells[0], no_wrap=place < whole or is_word, overflow="fold")
+    are_words = [least < console.width and all(len(cell.split()) <= 1 for cell in cells) for cells in of_column]
+    is_kept = [place < whole or is_word for place, is_word in enumerate(are_words)]
+    if lines and not _has_room(of_column, is_kept, console.width):
+        _print_as_lists(console, columns, shown, title)
+        return
+    for cells, no_wrap in zip(of_column, is_kept, strict=True):
+        table.add_column(cells[0], no_wrap=no_wrap, overflow="fold")
     for line in shown:
         table.add_row(*map(escape, line))  # a remedy may name [join] of site.toml
     console.print(table)
+
+
+def _has_room(of_column: Sequence[Sequence[str]], is_kept: Sequence[bool], width: int) -> bool:
+    """Whether the columns that are wrapped are wide enough for their words, or at least to be read."""
+    from rich.cells import cell_len
+
+    both = list(zip(of_column, is_kept, strict=True))
+    kept = sum(max(cell_len(line) for cell in cells for line in cell.split("\n")) for cells, keep in both if keep)
+    wrapped = [_widest_word(cells) for cells, keep in both if not keep]
+    free = width - kept - _BORDER_CHARACTERS * len(both) - 1
+    return free >= len(wrapped) * min(_LEAST_CHARACTERS, max(wrapped, default=0))
+
+
+def _print_as_lists(
+    console: "Console", columns: Sequence[str], lines: Sequence[Sequence[str]], title: str | None
+) -> None:
+    """Print each line of a table as its first cell, and below it the others that are not empty, indented."""
+    names = [" ".join(name.split()) for name in columns]
+    if title:
+        console.print(title, markup=False)
+    for line in lines:
+        for place, (name, cell) in enumerate(zip(names, line, strict=True)):
+            if text := ", ".join(part.strip() for part in cell.split("\n") if part.strip()):
+                indent = "  " if place else ""
+                console.print(f"{indent}{name}: {text}" if name else f"{indent}{text}", markup=False)
 
 
 def _widest_word(cells: Sequence[str]) -> int:

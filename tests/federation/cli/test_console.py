@@ -60,6 +60,38 @@ def test_no_word_of_a_narrow_table_is_broken(capsys, monkeypatch, width):
     assert max(map(len, shown.splitlines())) <= width
 
 
+SCORE = (
+    ["", "probability", "95 % band", "level", "rule out below", "rule in from"],
+    [["pcr_positive", "43.1 %", "40.2 % to 46.5 %", "", "2.0 %", "50.0 %"]],
+)
+
+
+@pytest.mark.parametrize("width", [40, 60])
+def test_table_without_room_for_its_columns_is_a_list(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_table(*SCORE, title="A title", whole=2)
+    assert capsys.readouterr().out.splitlines() == [
+        "A title",
+        "pcr_positive",
+        "  probability: 43.1 %",
+        "  95 % band: 40.2 % to 46.5 %",
+        "  rule out below: 2.0 %",
+        "  rule in from: 50.0 %",
+    ]
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 120])
+def test_table_shows_every_cell_at_any_width(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_table(*SCORE, whole=2)
+    shown = capsys.readouterr().out
+    words = {
+        word for name, cell in zip(SCORE[0], SCORE[1][0], strict=True) for word in f"{cell and name} {cell}".split()
+    }
+    assert words <= set(re.split(r"[\s│┃:]+", shown))
+    assert max(map(len, shown.splitlines())) <= width
+
+
 def test_too_narrow_table_loses_no_character(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "24")
     print_table(["level", "reason"], [["intermediate", "uncertain-because-of-its-band"]])
