@@ -112,10 +112,14 @@ class Worker:
 
     def _work_off(self, job: Job, live: Release) -> None:
         scan = patient = None
+
+        def name_patient(series: Series) -> None:
+            nonlocal patient
+            patient = self._patient(series)
+
         try:
             with self._time_limit(), open_images(_source(job.folder)) as images:
-                scan = self._in_site_time(read_one(images, job.series_uid))
-                patient = self._patient(scan.series)
+                scan = self._in_site_time(read_one(images, job.series_uid, chosen=name_patient))
                 earlier = self._earlier(scan, patient, live)
                 if earlier:
                     self._store.answers.repeat(job, earlier, deliver=self._outbox.targets_of_new(earlier))

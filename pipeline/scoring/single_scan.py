@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,7 +45,13 @@ class OneScan:
     has_copy: bool = False
 
 
-def read_one(source: Path | Sequence[Path], series_uid: str | None = None, *, lungs: Path | None = None) -> OneScan:
+def read_one(
+    source: Path | Sequence[Path],
+    series_uid: str | None = None,
+    *,
+    lungs: Path | None = None,
+    chosen: Callable[[Series], None] = lambda series: None,
+) -> OneScan:
     """Find and read the one chest CT in a folder, zip or files.
 
     Parameters
@@ -56,6 +62,8 @@ def read_one(source: Path | Sequence[Path], series_uid: str | None = None, *, lu
         SeriesInstanceUID that chooses among several DICOM series.
     lungs : Path or None
         The hospital's own lung mask of this scan: NIfTI-1 or a DICOM segmentation.
+    chosen : callable
+        Called with the one series before its pixels are read, which may refuse it.
 
     Returns
     -------
@@ -73,6 +81,7 @@ def read_one(source: Path | Sequence[Path], series_uid: str | None = None, *, lu
         found, unread = find_scans(images)
         try:
             series, *copies = _choose(found, unread, series_uid)
+            chosen(series)
             volume = read_scan(series)
         except Refusal as refusal:
             raise _with_unread(refusal, unread) if found and unread else refusal from refusal.__cause__

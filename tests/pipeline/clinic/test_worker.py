@@ -352,6 +352,15 @@ def test_refused_scan_says_that_files_could_not_be_read(clinic: Clinic, store: S
     assert job.remedy and "files that could not be read" in job.remedy
 
 
+def test_refused_scan_has_its_patient_in_the_worklist(clinic: Clinic, store: Store, tmp_path: Path) -> None:
+    write_series(tmp_path / "scan", body())
+    sorted((tmp_path / "scan").iterdir())[6].unlink()
+    job = without_score(clinic, store, tmp_path / "scan")
+    assert job.code == "E_SLICE_GAP"
+    assert job.patient and (job.patient.id, job.patient.name) == (PATIENT_ID, "CANARY^SYNTHETIC")
+    assert job.patient.key == store.keys.patient_key(PATIENT_ID)
+
+
 @pytest.mark.parametrize("fault", ["the disk is full", "killed before"])
 def test_failed_pictures_of_an_unscored_scan_do_not_change_its_reason(
     clinic: Clinic, store: Store, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
