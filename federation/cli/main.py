@@ -30,13 +30,16 @@ from federation.cli.console import (
 )
 from federation.cli.explain import explain
 from federation.cli.options import Json
-from federation.cli.reasons import ADDRESS_MISSING, DATABASE, LIBRARY
+from federation.cli.reasons import ADDRESS_MISSING, DATABASE, LIBRARY, PATH
 from federation.cli.serve import serve
 from federation.cli.verify_release import verify_release
 from federation.system.process import QUIET
 from models.reasons import SYSTEM
 from models.refusal import Refusal
 from pipeline.system.garbage import uncollected
+
+# Errors that other permissions or more free space do not mend.
+_WRONG_PATHS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 show_argument_help()
 app = typer.Typer(
@@ -230,7 +233,8 @@ def _refusal_of(error: Exception) -> Refusal | None:
     if isinstance(error, OSError):
         if error.errno == errno.EADDRNOTAVAIL:
             return Refusal(ADDRESS_MISSING)
-        return Refusal(SYSTEM, problem=error.strerror or type(error).__name__, private=str(error.filename or ""))
+        reason = PATH if error.errno in _WRONG_PATHS else SYSTEM
+        return Refusal(reason, problem=error.strerror or type(error).__name__, private=str(error.filename or ""))
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib, up to Python 3.12
         return Refusal(SYSTEM, problem=os.strerror(errno.ELOOP), private=str(error))
     return _database_problem(error)

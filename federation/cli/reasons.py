@@ -29,6 +29,12 @@ DEMO_PATIENTS = Reason(
     "to test it; the least number is {least}",
     "Give that number or a larger one as --patients, or leave it out.",
 )
+PATH = Reason(
+    "E_PATH",
+    "a file or folder of this command cannot be used: {problem}",
+    "Check the paths and their order, as --help shows them. A file cannot be where a folder is needed: give another "
+    "path, or move the file away.",
+)
 SCORE_DEVICE = Reason(
     "E_SCORE_DEVICE",
     "the processor {device} of --device is not there or does not work",

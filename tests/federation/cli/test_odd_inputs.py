@@ -47,6 +47,20 @@ def test_link_to_itself_is_reported_as_an_error_of_the_system(
     assert capsys.readouterr().err.startswith("E_SYSTEM: ")
 
 
+@pytest.mark.parametrize("command", [("node", "init"), ("server", "init"), ("clinic", "init"), ("phantom",)])
+def test_file_in_place_of_a_folder_is_named(
+    tmp_path: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(sys, "argv", ["fedthorax", *command, str(tmp_path / "file")])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert "E_PATH: " in said and str(tmp_path / "file") in said and "free space" not in said
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.parametrize("command", [("enrol", "north"), ("revoke", "north")])
 @pytest.mark.parametrize("content", [b"{}" * 600, SQLITE + bytes(5000), None])
 def test_damaged_database_of_a_server_is_reported(
