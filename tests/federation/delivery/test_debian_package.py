@@ -156,7 +156,8 @@ def test_installation_refuses_units_that_would_hide_its_own(
     assert done.returncode == int(refused), done.stderr
     if refused:
         says = INSTALL_UNITS.says.format(
-            unit=f"/etc/systemd/system/{name}", prefix=started.split()[-1].removesuffix("/fedthorax/bin/fedthorax")
+            unit=f"/etc/systemd/system/{name}",
+            prefix=started.rsplit(maxsplit=1)[-1].removesuffix("/fedthorax/bin/fedthorax"),
         )
         assert done.stderr == f"{INSTALL_UNITS.code}: {says}\n  {INSTALL_UNITS.remedy}\n"
     assert run_script(tmp_path, "preinst", "upgrade", "0.1.0").returncode == 0  # both are there already
