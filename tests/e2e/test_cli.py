@@ -127,7 +127,7 @@ def test_wrong_usage_exits_with_2() -> None:
 
 def test_study_commands_without_a_server_are_refused(tmp_path: Path) -> None:
     assert refused("server", "sites", tmp_path) == "E_NO_SERVER"
-    assert refused("study", "resume", "no-such-run", "--server", tmp_path) == "E_RUN_UNKNOWN"
+    assert refused("study", "resume", "no-such-run", "--server", tmp_path) == "E_NO_SERVER"
     study = Path(configs.__file__).with_name("study.toml")
     assert refused("study", "run", study, "--server", tmp_path / "nowhere") == "E_NO_SERVER"
     assert not (tmp_path / "nowhere").exists()
