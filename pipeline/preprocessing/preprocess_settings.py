@@ -13,6 +13,11 @@ THRESHOLD: Final = 1
 SEGMENTER: Final = 8
 EXTERNAL: Final = 3
 _EARLIER_SEGMENTERS: Final = (2, 4, 5, 6, 7)
+# The radiologists' lung window begins below the scanners' lowest HU. A window on one side of all densities of lungs
+# makes every lung the same.
+_WINDOW_ENDS_HU: Final = (-1500.0, 3071.0)
+_LUNG_HU: Final = (-1000.0, 0.0)
+_LEAST_WINDOW_HU: Final = 1.0  # scans hold whole HU
 METHODS = {"threshold": THRESHOLD, "segmenter": SEGMENTER, "external": EXTERNAL}  # words of `Preprocessing.method`
 
 
@@ -36,7 +41,8 @@ class Preprocessing(BaseModel):
     largest_shift_hu : float
         Largest such shift, 0 to 200 HU.
     window_hu : tuple of float
-        Lowest and highest HU of the window that is scaled to -1 to 1.
+        Lowest and highest HU of the window that is scaled to -1 to 1. Between -1500 and 3071 HU, with a part of the
+        lungs' densities (-1000 to 0 HU) inside.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,6 +63,20 @@ class Preprocessing(BaseModel):
         if value in _EARLIER_SEGMENTERS:
             raise ValueError(f"{value} was an earlier segmenter; {SEGMENTER} is today's, and scans are ingested again")
         return METHODS.get(value, value) if isinstance(value, str) else value
+
+    @field_validator("window_hu")
+    @classmethod
+    def window_shows_lungs(cls, window: tuple[float, float]) -> tuple[float, float]:
+        """Refuse a window in which every voxel of a lung would have the same value, or none (NaN)."""
+        low, high = window
+        lowest, highest = _WINDOW_ENDS_HU
+        if not (lowest <= low <= highest and lowest <= high <= highest):
+            raise ValueError(f"both ends must be numbers from {lowest:g} to {highest:g} HU")
+        if high - low < _LEAST_WINDOW_HU:
+            raise ValueError(f"the second end must be at least {_LEAST_WINDOW_HU:g} HU above the first")
+        if low >= _LUNG_HU[1] or high <= _LUNG_HU[0]:
+            raise ValueError(f"the window must show lungs, which have {_LUNG_HU[0]:g} to {_LUNG_HU[1]:g} HU")
+        return window
 
 
 def settings_digest(settings: Preprocessing) -> str:

@@ -71,6 +71,16 @@ def test_sites_per_round_must_allow_the_quorum(tmp_path, per_round, quorum, says
     assert load_settings(path, Study).study.asked_a_round == 3
 
 
+@pytest.mark.parametrize("window", ["[200, -1000]", "[200, 200]", "[nan, 200]", "[-inf, 200]", "[5000, 6000]"])
+def test_study_with_a_window_that_shows_no_lungs_is_refused(tmp_path, window):
+    path = tmp_path / "study.toml"
+    table = '[study]\nname = "x"\nrounds = 1\nsites = 3\nquorum = 2\n[preprocessing]\n'
+    path.write_text(f"{table}window_hu = {window}\n")
+    with pytest.raises(Refusal, match="window_hu") as caught:
+        load_settings(path, Study)
+    assert caught.value.code == "E_SETTINGS_KEY"
+
+
 PRIVATE = """
 [study]
 name = "x"

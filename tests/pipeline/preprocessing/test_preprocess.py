@@ -16,7 +16,7 @@ from scipy import ndimage
 from models.refusal import Refusal
 from pipeline.imaging.discovery import find_series
 from pipeline.imaging.series_reader import read_series
-from pipeline.imaging.volume import Volume
+from pipeline.imaging.volume import LUNG_WINDOW_HU, Volume
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.hospitals import HOSPITALS
 from pipeline.phantom.scans import acquire
@@ -289,6 +289,23 @@ def test_default_method_finds_the_lungs_with_the_segmenter() -> None:
 def test_earlier_segmenter_is_refused_and_says_what_to_do(earlier: int) -> None:
     with pytest.raises(ValidationError, match=f"{earlier} was an earlier segmenter; 8 is today's.*ingested again"):
         Preprocessing.model_validate({"method": earlier})
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        *[(200, -1000), (200, 200), (200, 200.5), (np.nan, 200), (-1000, np.nan), (-np.inf, 200), (-1000, np.inf)],
+        *[(5000, 6000), (-1501, 200), (-1000, 3072), (0, 400), (-1400, -1000)],
+    ],
+)
+def test_window_in_which_lungs_look_alike_is_refused(window: tuple[float, float]) -> None:
+    with pytest.raises(ValidationError, match="HU"):
+        Preprocessing(window_hu=window)
+
+
+@pytest.mark.parametrize("window", [LUNG_WINDOW_HU, (-1000, 200), (-1000, -600), (-1024, 3071), (-160, 240)])
+def test_window_that_shows_lungs_is_kept(window: tuple[float, float]) -> None:
+    assert Preprocessing(window_hu=window).window_hu == window
 
 
 def stretched(volume: Volume, times: float, flags: tuple[str, ...] = ()) -> Volume:
