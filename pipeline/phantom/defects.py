@@ -58,7 +58,8 @@ def duplicate_slice(case: Case) -> None:
 
     def move(ds: Dataset) -> None:
         ds.ImagePositionPatient = position
-        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[str(copy.name)])
+        ds.SOPInstanceUID = generate_uid(entropy_srcs=[str(ds.SOPInstanceUID), copy.name])
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
 
     _rewrite(copy, move)
 
@@ -78,7 +79,7 @@ def mr_among_ct(case: Case) -> None:
 
     def turn(ds: Dataset) -> None:
         if ds.file_meta.TransferSyntaxUID.is_compressed:
-            ds.decompress()
+            ds.decompress(generate_instance_uid=False)  # such a UID would be random
         ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         ds.Modality, ds.SOPClassUID = "MR", MRImageStorage
         ds.SeriesInstanceUID = generate_uid(entropy_srcs=[str(ds.SeriesInstanceUID), "MR"])

@@ -102,6 +102,29 @@ def test_another_process_writes_the_same_bytes(small_hospital: Path, tmp_path: P
     assert truth.patient_id in {folder.name for folder in (tmp_path / "ct").iterdir()}
 
 
+@pytest.mark.parametrize("hospital_index", range(len(HOSPITALS)), ids=NAMES)
+def test_mr_image_has_the_same_bytes_again(tmp_path: Path, hospital_index: int) -> None:
+    """The scanners of most hospitals write compressed pixels."""
+    first, again = tmp_path / "first", tmp_path / "again"
+    for folder in (first, again):
+        make_patient(Order(folder, hospital_index, 1, 1, "E_MODALITY", anatomy="template"))
+    assert hashes(first) == hashes(again)
+
+
+def test_image_added_to_a_scan_has_a_uid_of_its_own(tmp_path: Path) -> None:
+    """In each hospital and with each seed, although its file has the same name."""
+    uids = []
+    for seed, hospital_index in ((1, 1), (2, 1), (1, 3)):
+        folder = tmp_path / f"{seed}-{hospital_index}"
+        make_patient(Order(folder, hospital_index, 1, seed, "E_DUPLICATE_SLICE", anatomy="template"))
+        (added,) = folder.rglob("again-*.dcm")
+        images = [dcmread(path, stop_before_pixels=True) for path in folder.rglob("*.dcm")]
+        assert all(image.SOPInstanceUID == image.file_meta.MediaStorageSOPInstanceUID for image in images)
+        uids += [image.SOPInstanceUID for image in images]
+        assert added.name == "again-2-0021.dcm"
+    assert len(set(uids)) == len(uids)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_random_bodies_and_appearances_are_in_the_truth_and_reproducible(tmp_path: Path) -> None:
