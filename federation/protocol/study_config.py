@@ -5,7 +5,7 @@ Works without torch.
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from models.compute import Compute
 
 MAX_SEED = 2**31 - 1
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 MEAN_STRATEGIES = ("FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedYogi", "FedAdagrad")
 LEAST_SECURE_SITES = 3  # in a sum
 LEAST_SECURE_ROUNDS = 2
@@ -63,8 +64,8 @@ class StudyTable(BaseModel, extra="forbid"):
     rounds: int = Field(ge=1, le=1000)
     local_epochs: int = Field(default=2, ge=1, le=50)
     local_steps: int = Field(default=0, ge=0, le=100_000)  # optimiser steps per round instead of epochs; 0: epochs
-    seed: int = Field(default=1, ge=0, le=MAX_SEED)
-    seeds: tuple[int, ...] = ()  # one run per seed; empty: one run with `seed`
+    seed: Seed = 1
+    seeds: tuple[Seed, ...] = ()  # one run per seed; empty: one run with `seed`
     begin_from: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")  # the release with the first weights
     sites: int = Field(ge=1)  # how many sites to wait for before round 1
     sites_per_round: int = Field(default=0, ge=0)  # how many sites are drawn for each round; 0: all connected ones

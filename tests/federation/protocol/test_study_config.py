@@ -81,6 +81,17 @@ def test_study_with_a_window_that_shows_no_lungs_is_refused(tmp_path, window):
     assert caught.value.code == "E_SETTINGS_KEY"
 
 
+@pytest.mark.parametrize("seeds", ["[-1]", "[1, 4294967296]", f"[{2**31}]"])
+def test_each_of_several_seeds_has_the_range_of_one(tmp_path, seeds):
+    path = tmp_path / "study.toml"
+    path.write_text(f'[study]\nname = "x"\nrounds = 1\nsites = 3\nquorum = 2\nseeds = {seeds}\n')
+    with pytest.raises(Refusal, match=r"study\.seeds") as caught:
+        load_settings(path, Study)
+    assert caught.value.code == "E_SETTINGS_KEY"
+    path.write_text(path.read_text().replace(seeds, f"[0, {2**31 - 1}]"))
+    assert load_settings(path, Study).study.seeds == (0, 2**31 - 1)
+
+
 PRIVATE = """
 [study]
 name = "x"
