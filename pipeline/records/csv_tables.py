@@ -55,6 +55,15 @@ class CsvTable(BaseModel, extra="forbid"):
         return known_encoding(encoding)
 
 
+def require_columns_apart(table: CsvTable, *keys: str) -> None:
+    """Raise ValueError if two of these settings name the same column: it cannot hold both."""
+    of_column: dict[str, str] = {}
+    for key in keys:
+        column = getattr(table, key)
+        if (other := of_column.setdefault(column, key)) != key:
+            raise ValueError(f"{other} and {key} name the same column, {column!r}")
+
+
 class TableFile(CsvTable):
     """A CSV file with dates.
 

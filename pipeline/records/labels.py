@@ -5,9 +5,19 @@ Public data sets rarely contain dates, so there is no join: the publisher has de
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Self
+
+from pydantic import model_validator
 
 from pipeline.records import reasons
-from pipeline.records.csv_tables import CsvTable, count_rows, note, read_rows, refuse_when_many
+from pipeline.records.csv_tables import (
+    CsvTable,
+    count_rows,
+    note,
+    read_rows,
+    refuse_when_many,
+    require_columns_apart,
+)
 from pipeline.system.findings import Finding
 
 OLDEST_YEARS = 120
@@ -26,6 +36,11 @@ class LabelsFile(CsvTable):
     age_years: str = ""
     sex: str = ""
     severe_means: str = "intubated or dead within 30 days of the CT"
+
+    @model_validator(mode="after")
+    def columns_differ(self) -> Self:
+        require_columns_apart(self, "patient_id", "pcr_positive", "severe")
+        return self
 
 
 @dataclass(frozen=True)

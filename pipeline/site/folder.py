@@ -68,6 +68,13 @@ class CtTable(BaseModel, extra="forbid"):
     folder: Path = Path("ct")
     lung_masks: Path | None = None
 
+    @model_validator(mode="after")
+    def masks_are_apart(self) -> Self:
+        scans, masks = os.path.normpath(self.folder), self.lung_masks
+        if masks is not None and Path(os.path.normpath(masks)).is_relative_to(scans):
+            raise ValueError("lung_masks must be outside of `folder`, whose volume files count as scans")
+        return self
+
 
 class ServerTable(BaseModel, extra="forbid"):
     """[server]: address of the study's server; empty until the node has joined one."""
@@ -101,7 +108,7 @@ class GatewayTable(BaseModel, extra="forbid"):
     max_pretraining_rounds_a_month: int = Field(default=0, ge=0)  # in 31 days, on patients without labels too; 0: none
     max_missed_rounds: int = Field(default=5, ge=0)  # rounds that this site may miss and still accept the next model
     max_questions_a_month: int = Field(default=100, ge=0)  # answers about models in 31 days, over all runs
-    max_update: float = Field(default=2.0, gt=0)  # norm of an update, relative to the norm of the received weights
+    max_update: float = Field(default=2.0, gt=0, allow_inf_nan=False)  # norm of an update over that of the weights
     histograms: bool = False  # counts of test patients by score may leave the site, but none under min_patients
     embedding_statistics: bool = True  # means and variances of the network's features may leave the site
     require_secure_aggregation: bool = False  # no update leaves the site unless the study sums masked updates
@@ -117,6 +124,12 @@ class GatewayTable(BaseModel, extra="forbid"):
                 f"{', '.join(preset_files())}"
             )
         return names
+
+    @model_validator(mode="after")
+    def some_batch_is_allowed(self) -> Self:
+        if self.min_batch_size > self.max_batch_size:
+            raise ValueError("min_batch_size is larger than max_batch_size: every study would be refused")
+        return self
 
 
 class SandboxTable(BaseModel, extra="forbid"):

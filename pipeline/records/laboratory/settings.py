@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
 
-from pipeline.records.csv_tables import MAX_FAULTY_PERCENT, TableFile, known_encoding
+from pipeline.records.csv_tables import MAX_FAULTY_PERCENT, TableFile, known_encoding, require_columns_apart
 from pipeline.records.laboratory.listener_settings import ListenerTable
 
 
@@ -67,6 +67,11 @@ class CsvLaboratory(TableFile, Interpretation):
     withdrawn: list[str] = [
         "withdrawn", "cancelled", "canceled", "deleted", "entered in error", "entered-in-error", "D", "W", "X",
     ]  # fmt: skip
+
+    @model_validator(mode="after")
+    def columns_differ(self) -> Self:
+        require_columns_apart(self, "patient_id", "collected", "result")
+        return self
 
     @property
     def sources(self) -> list[Path]:

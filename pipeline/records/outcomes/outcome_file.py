@@ -2,7 +2,9 @@
 
 from collections import defaultdict
 from datetime import date
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from pipeline.records import outcome_reasons, reasons
 from pipeline.records.csv_tables import (
@@ -13,6 +15,7 @@ from pipeline.records.csv_tables import (
     read_rows,
     refuse_early_days,
     refuse_when_many,
+    require_columns_apart,
 )
 from pipeline.records.outcomes.outcome import Outcome, fault
 from pipeline.system.findings import Finding
@@ -32,6 +35,13 @@ class OutcomeFile(TableFile):
     followed_until: str = "followed_until"
     icu: str = ""
     date_format: str = "%Y-%m-%d"
+
+    @model_validator(mode="after")
+    def columns_differ(self) -> Self:
+        """Several events may share a column; the end of the follow-up is no event."""
+        for event in ("intubated", "died", "icu"):
+            require_columns_apart(self, "patient_id", "followed_until", event)
+        return self
 
     @property
     def names_icu(self) -> bool:

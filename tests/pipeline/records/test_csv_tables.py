@@ -1,4 +1,4 @@
-"""CSV files that were cut within their last row. All data are synthetic."""
+"""CSV files that were cut within their last row, and columns with two meanings. All data are synthetic."""
 
 from collections.abc import Callable
 from datetime import date
@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from models.refusal import Refusal
+from pipeline.records.csv_tables import CsvTable
 from pipeline.records.labels import LabelsFile, read_labels
 from pipeline.records.laboratory import CsvLaboratory, read_pcr
 from pipeline.records.outcomes import OutcomeFile, read_outcomes
@@ -67,3 +69,27 @@ def test_last_line_that_was_not_cut_is_a_finding_of_its_own(tmp_path: Path, last
     results, findings = read_pcr(CsvLaboratory(file=tmp_path / "synthetic.csv"), today=TODAY)
     assert len(results) == 10
     assert [finding.reason.code for finding in findings] == ["E_ROW"]
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "same"),
+    [
+        (CsvLaboratory, "patient_id", "result"),
+        (CsvLaboratory, "patient_id", "collected"),
+        (CsvLaboratory, "collected", "result"),
+        (OutcomeFile, "patient_id", "died"),
+        (OutcomeFile, "followed_until", "intubated"),
+        (OutcomeFile, "followed_until", "died"),
+        (OutcomeFile, "followed_until", "icu"),
+        (LabelsFile, "patient_id", "severe"),
+        (LabelsFile, "pcr_positive", "severe"),
+    ],
+)
+def test_column_with_two_meanings_is_refused(table: type[CsvTable], key: str, same: str) -> None:
+    with pytest.raises(ValidationError, match=f"{key} and {same} name the same column"):
+        table.model_validate({"file": "synthetic.csv", key: "x", same: "x"})
+
+
+def test_events_may_share_a_column() -> None:
+    """As where the hospital has one day for intubation or death."""
+    assert OutcomeFile(file=Path("synthetic.csv"), intubated="event", died="event").died == "event"

@@ -63,6 +63,39 @@ def test_wrong_settings_are_refused_by_key(tmp_path: Path, wrong: str) -> None:
     assert not (tmp_path / "site").exists(), "half a site would stop the next `node init`"
 
 
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ("[gateway]\nmin_batch_size = 64\nmax_batch_size = 4\n", "min_batch_size is larger"),
+        ("[gateway]\nmin_batch_size = 65\n", "min_batch_size is larger"),
+        ("[gateway]\nmax_update = inf\n", "max_update"),
+        ("[gateway]\nmax_update = nan\n", "max_update"),
+        ('[ct]\nlung_masks = "ct/masks"\n', "lung_masks must be outside"),
+        ('[ct]\nlung_masks = "ct"\n', "lung_masks must be outside"),
+        ('[ct]\nfolder = "."\nlung_masks = "masks"\n', "lung_masks must be outside"),
+        ('[ct]\nfolder = "/data/ct"\nlung_masks = "/data/other/../ct/masks"\n', "lung_masks must be outside"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(tmp_path: Path, table: str, says: str) -> None:
+    with pytest.raises(Refusal, match=says) as caught:
+        init_site(tmp_path / "site", SETTINGS + table)
+    assert caught.value.code == "E_SETTINGS_KEY"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "[gateway]\nmin_batch_size = 8\nmax_batch_size = 8\nmax_update = 100.0\n",
+        "[gateway]\nmax_rounds_a_month = 10\nmax_pretraining_rounds_a_month = 20\n",  # the smaller limit holds
+        '[ct]\nlung_masks = "ct-masks"\n',
+        '[ct]\nfolder = "ct"\nlung_masks = "ct/../masks"\n',
+        '[ct]\nfolder = "/data/ct"\nlung_masks = "masks"\n',
+    ],
+)
+def test_settings_at_their_limits_are_accepted(tmp_path: Path, table: str) -> None:
+    init_site(tmp_path / "site", SETTINGS + table)
+
+
 @pytest.mark.parametrize("content", [None, b"", b"k" * 31], ids=["missing", "empty", "short"])
 def test_missing_or_damaged_key_is_refused(tmp_path: Path, content: bytes | None) -> None:
     """With an empty key, anyone could compute the pseudonyms."""
