@@ -19,7 +19,7 @@ from federation.client.site_tasks import (
     embed_site,
     fine_tune_site,
     judge_site,
-    processor,
+    require_processor,
     train_site,
 )
 from federation.protocol import reasons
@@ -32,7 +32,7 @@ from federation.protocol.metric_allowlist import EXAMPLES
 from federation.protocol.reply_validation import decode, encode
 from federation.protocol.simulated_sites import simulated_folders
 from federation.protocol.site_labels import require_labels
-from federation.protocol.study_config import ComputeNeed, Study
+from federation.protocol.study_config import Study
 from federation.protocol.study_packages import allow_at_site, allow_in_run
 from models.refusal import Refusal
 from pipeline.site.folder import Site
@@ -138,8 +138,7 @@ def handshake(message: Message, context: Context) -> Message:
     """Describe this site, so that the study can check that all sites agree."""
     _log().info("task: handshake")
     site, study = _opened(context)
-    if study.compute != ComputeNeed():
-        processor(site, study)
+    require_processor(site, study)
     answer = ConfigRecord(dict(shake(site, study)))
     return Message(RecordDict({"site": answer}), reply_to=message)
 

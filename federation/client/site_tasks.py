@@ -12,9 +12,10 @@ from federation.protocol.flat_weights import Arrays, pack, unpack
 from federation.protocol.metric_allowlist import LOSS, Kind, withheld_figures
 from federation.protocol.patient_counts import count_patients
 from federation.protocol.reasons import COMPUTE_NEED, EMBEDDINGS
-from federation.protocol.study_config import Study
+from federation.protocol.study_config import ComputeNeed, Study
 from federation.protocol.summed_answers import reported
 from models.compute import Compute
+from models.compute_settings import ComputeSettings
 from models.familiarity import Moments
 from models.loss import block_regression, bounded_regression
 from models.network import SeverityNetwork, build_network
@@ -307,6 +308,18 @@ def processor(site: Site, study: Study) -> Compute:
     if need := study.compute.unmet_by(compute):
         raise Refusal(COMPUTE_NEED, need=need)
     return compute
+
+
+def require_processor(site: Site, study: Study) -> None:
+    """Refuse before round 1 what each round's training would refuse, because a refused round may be lost.
+
+    Raises Refusal: those of `processor`, E_COMPUTE_MICRO_BATCH.
+    """
+    if study.compute == ComputeNeed() and site.settings.compute == ComputeSettings():
+        return  # nothing can be wrong, and looking for a GPU takes time
+    compute = processor(site, study)
+    if compute.micro_batch and study.privacy is None:  # a private step is divided without another result
+        compute.parts(build_network(study.network, seed=study.study.seed), study.training.batch_size)
 
 
 def _opened(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> tuple[SeverityNetwork, Compute]:

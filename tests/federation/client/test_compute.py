@@ -21,6 +21,7 @@ from models.network import build_network
 from models.refusal import Refusal
 from pipeline.evaluation.figures import Deployed
 from pipeline.site.folder import Site
+from pipeline.training.privacy_budget import PrivacySettings
 from tests.helpers.fake_gpu import GPU, fake_gpu
 from tests.helpers.fake_grid import over_the_wire
 
@@ -120,6 +121,34 @@ def test_server_learns_the_code_alone(site: Site, monkeypatch: pytest.MonkeyPatc
     answer = reply(computing(site), needing(device="cuda"), monkeypatch, kind)
     assert answer.has_error() and answer.error.reason == "E_COMPUTE_NEED"
     assert code_in(answer.error.reason, OF_APPS) == "E_COMPUTE_NEED"
+
+
+@pytest.mark.parametrize("kind", ["query.handshake", "train"])
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"micro_batch": 4}, "E_COMPUTE_MICRO_BATCH"),
+        ({"precision": "bf16"}, "E_COMPUTE_PRECISION"),
+        ({"device": "cuda:7"}, "E_COMPUTE_DEVICE"),
+    ],
+)
+def test_compute_that_cannot_train_is_refused_in_the_handshake(
+    site: Site, monkeypatch: pytest.MonkeyPatch, kind: str, settings: dict[str, object], code: str
+) -> None:
+    """As it would be in each round, which would be lost."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert STUDY.training.batch_size > 4
+    answer = reply(computing(site, **settings), STUDY, monkeypatch, kind)
+    assert answer.has_error() and answer.error.reason == code
+
+
+def test_batch_that_need_not_be_divided_is_no_reason_to_refuse(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part as large as the batch, group norm, a private step."""
+    group = STUDY.model_copy(update={"network": STUDY.network.model_copy(update={"norm": "group"})})
+    private = group.model_copy(update={"privacy": PrivacySettings(noise_multiplier=1, sample_rate=0.1)})
+    for micro_batch, study in ((STUDY.training.batch_size, STUDY), (4, group), (4, private)):
+        answer = reply(computing(site, micro_batch=micro_batch), study, monkeypatch, "query.handshake")
+        assert not answer.has_error()
 
 
 def test_memory_that_runs_out_is_a_coded_reply(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
