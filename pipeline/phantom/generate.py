@@ -175,7 +175,11 @@ def make_hospitals(
     Returns the hospitals' folders. `progress(done, total)` counts the patients written.
     Raises Refusal: E_PHANTOM_FOLDER, E_WORKER_DIED.
     """
-    if not replaces and out.exists() and any(out.iterdir()):
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:  # a file, or below one
+        raise Refusal(PHANTOM_FOLDER, private=str(error)) from error
+    if not replaces and any(out.iterdir()):
         raise Refusal(PHANTOM_FOLDER, private=str(out))
     spoilt = list(DEFECTS) if defects else []
     folders: list[Path] = []

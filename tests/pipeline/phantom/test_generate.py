@@ -66,6 +66,17 @@ def test_folder_with_files_is_refused_and_kept(tmp_path: Path) -> None:
     assert real.read_text() == "results of patients"
 
 
+@pytest.mark.parametrize("out", ["file", "file/below", "link"])
+@pytest.mark.usefixtures("in_this_process")
+def test_file_instead_of_the_folder_is_refused_and_kept(tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("something else")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(Refusal, match="E_PHANTOM_FOLDER"):
+        make_hospitals(tmp_path / out, patients=[1], seed=1, defects=False, anatomy="template")
+    assert (tmp_path / "file").read_text() == "something else"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_interrupted_hospitals_of_the_demo_are_completed(tmp_path: Path) -> None:
