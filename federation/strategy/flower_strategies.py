@@ -36,15 +36,21 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "Bulyan": ("num_malicious_nodes",),
     "CenteredClip": ("clip_factor", "iterations"),
 }
+# Without these, a strategy is another one under its own name: FedProx is FedAvg.
+_NEEDED = {"FedProx": "proximal_mu"}
 _OURS = {"CenteredClip": CenteredClip}
 # Lowest allowed value and lowest value too large, if they are not 0 and infinity. Outside this range, the formulas
-# divide by zero or diverge.
+# divide by zero or diverge, or the model does not move. Usual server learning rates are 0.001 to 10 and
+# usual `tau` 1e-5 to 0.1 (Reddi et al. 2021); usual `proximal_mu` is 0.001 to 1 (Li et al. 2020).
 _RANGES = {
     "beta": (0.01, 0.5),
     "beta_1": (0.0, 1.0),
     "beta_2": (0.0, 1.0),
     "server_momentum": (0.0, 1.0),
-    "tau": (1e-12, math.inf),
+    "eta": (1e-6, 10.0),
+    "server_learning_rate": (1e-3, 10.0),
+    "proximal_mu": (0.0, 100.0),
+    "tau": (1e-12, 10.0),
     "num_nodes_to_select": (1, math.inf),
     "clip_factor": (0.1, 10.0),
     "iterations": (1, 101),
@@ -76,8 +82,13 @@ def build_strategy(name: str, options: Mapping[str, float], *, code: str = "", s
 
 
 def strategy_of(study: "Study") -> FedAvg:
-    """Build a study's strategy, for the sites that a round asks. Raises Refusal as `build_strategy` does."""
+    """Build a study's strategy, for the sites that a round asks.
+
+    Raises Refusal as `build_strategy` does, and E_STRATEGY_OPTION if the study lacks an option that the strategy needs.
+    """
     chosen = study.strategy
+    if (needed := _NEEDED.get(chosen.name)) and needed not in chosen.options:
+        raise _wrong_option(chosen.name, needed)
     return build_strategy(chosen.name, chosen.options, code=chosen.code, sites=study.study.asked_a_round)
 
 
@@ -89,7 +100,11 @@ def _checked(name: str, strategy: type, option: str, value: object) -> float:
         is_whole = not isinstance(default, int) or float(value).is_integer()
         if least <= value < too_large and is_whole:
             return int(value) if isinstance(default, int) else value
-    raise Refusal(reasons.STRATEGY_OPTION, option=option, known=", ".join(OPTIONS[name]) or "none")
+    raise _wrong_option(name, option)
+
+
+def _wrong_option(name: str, option: str) -> Refusal:
+    return Refusal(reasons.STRATEGY_OPTION, option=option, known=", ".join(OPTIONS[name]) or "none")
 
 
 class ServerOptimiser(NamedTuple):

@@ -35,7 +35,7 @@ STRATEGY = Reason(
 )
 STRATEGY_OPTION = Reason(
     "E_STRATEGY_OPTION",
-    "the strategy's option {option} is unknown or out of range; its options are {known}",
+    "the strategy's option {option} is missing, unknown or out of range; its options are {known}",
     "Correct the option in the study's file.",
 )
 CHECKPOINT_NONE = Reason(

@@ -12,7 +12,7 @@ from federation.superlink import reasons
 from models.refusal import Refusal
 from tests.helpers.run_files import entry, study, write_run
 
-STUDY = '[study]\nname = "trial"\nrounds = 2\nsites = 3\nquorum = 2\nseeds = [3, 4]\n[strategy]\nname = "FedProx"\n'
+STUDY = '[study]\nname = "trial"\nrounds = 2\nsites = 3\nquorum = 2\nseeds = [3, 4]\n[strategy]\nname = "FedAvgM"\n'
 
 
 class Server:
@@ -66,9 +66,10 @@ def test_one_run_is_planned_for_each_file_and_seed(tmp_path):
     [
         ("rounds = 2", "rounds = 2\nruonds = 3", "E_SETTINGS_KEY", "study.toml.*study.ruonds"),
         ("[3, 4]", "[3, 4, 3]", "E_SETTINGS_KEY", "study.toml.*study.seeds"),
-        ("FedProx", "FedPorx", "E_STRATEGY", "FedAvg"),
-        ('name = "FedProx"', 'name = "FedProx"\noptions = {mu = 1}', "E_STRATEGY_OPTION", "proximal_mu"),
-        ('"FedProx"', '"Bulyan"\noptions = {num_malicious_nodes = 1}', "E_STRATEGY_SITES", "7"),
+        ("FedAvgM", "FedAgvM", "E_STRATEGY", "FedAvg"),
+        ('name = "FedAvgM"', 'name = "FedAvgM"\noptions = {mu = 1}', "E_STRATEGY_OPTION", "server_momentum"),
+        ('name = "FedAvgM"', 'name = "FedProx"', "E_STRATEGY_OPTION", "proximal_mu"),
+        ('"FedAvgM"', '"Bulyan"\noptions = {num_malicious_nodes = 1}', "E_STRATEGY_SITES", "7"),
     ],
 )
 def test_every_file_is_checked_before_a_run_starts(tmp_path, server, right, wrong, code, says):
@@ -80,12 +81,12 @@ def test_every_file_is_checked_before_a_run_starts(tmp_path, server, right, wron
 
 def test_unknown_strategy_is_refused_with_the_name_of_its_file(tmp_path):
     with pytest.raises(Refusal) as caught:
-        plan([study_file(tmp_path, STUDY.replace("FedProx", "FedPorx"))])
+        plan([study_file(tmp_path, STUDY.replace("FedAvgM", "FedAgvM"))])
     assert str(tmp_path / "study.toml") in caught.value.private
 
 
 def test_strategy_minimum_is_checked_against_sites_per_round(tmp_path):
-    text = STUDY.replace("sites = 3\n", "sites = 9\nsites_per_round = 4\n").replace('"FedProx"', '"Krum"')
+    text = STUDY.replace("sites = 3\n", "sites = 9\nsites_per_round = 4\n").replace('"FedAvgM"', '"Krum"')
     wrong = study_file(tmp_path, text + "options = { num_malicious_nodes = 1 }\n")
     with pytest.raises(Refusal, match="E_STRATEGY_SITES"):
         plan([wrong])
@@ -273,7 +274,8 @@ def warned(folder: Path, text: str, code: str = "W_UPDATES_SEEN") -> list[str]:
 
 @pytest.mark.parametrize("name", ["FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedYogi", "FedAdagrad"])
 def test_mean_without_masks_brings_a_warning(tmp_path, hospitals, name):
-    (line,) = warned(tmp_path, MEAN.replace("FedAvg", name))
+    options = "options = { proximal_mu = 0.1 }" if name == "FedProx" else ""
+    (line,) = warned(tmp_path, MEAN.replace('"FedAvg"', f'"{name}"\n{options}'))
     assert name in line and "the server sees each hospital's update" in line
     assert "docs/choosing-protection.md" in line
 
@@ -308,7 +310,7 @@ def test_runs_that_ask_for_more_than_hospitals_allow_bring_one_warning(tmp_path,
     assert warned(tmp_path, MEAN, "W_SITE_LIMITS") == []
 
 
-@pytest.mark.parametrize("change", [("FedAvg", "FedProx"), ("rounds = 3", "rounds = 9"), ("trial", "other")])
+@pytest.mark.parametrize("change", [("FedAvg", "FedAvgM"), ("rounds = 3", "rounds = 9"), ("trial", "other")])
 def test_masked_runs_of_one_seed_are_refused_before_any_starts(tmp_path, hospitals, change):
     files = [study_file(tmp_path, MASKED), study_file(tmp_path, MASKED.replace(*change), "other.toml")]
     with pytest.raises(Refusal, match=r"E_SEED_USED: .*seed 5.*another run of this command"):

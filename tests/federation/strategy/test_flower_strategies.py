@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flwr.serverapp.strategy import FedAvg
 
+from federation.protocol.study_config import Study
 from federation.strategy.centered_clip import CenteredClip
 from federation.strategy.flower_strategies import (
     OPTIONS,
@@ -16,6 +17,7 @@ from federation.strategy.flower_strategies import (
     least_replies,
     remaining_hostile,
     restore_strategy,
+    strategy_of,
     strategy_state,
 )
 from models.refusal import Refusal
@@ -151,7 +153,14 @@ def test_unknown_names_are_refused(name):
         ("FedAdam", {"eta": -0.1}),
         ("FedAdam", {"eta": math.nan}),
         ("FedAdam", {"eta": math.inf}),
+        ("FedAdam", {"eta": 0.0}),  # a model that never moves
+        ("FedYogi", {"eta": 1e9}),
+        ("FedAdagrad", {"eta": 10.0}),
         ("FedAdam", {"tau": 0.0}),
+        ("FedAdam", {"tau": 1e9}),
+        ("FedAvgM", {"server_learning_rate": 0.0}),
+        ("FedAvgM", {"server_learning_rate": 1e9}),
+        ("FedProx", {"proximal_mu": 1e9}),
         ("FedAdam", {"beta_1": 1.0}),
         ("FedTrimmedAvg", {"beta": 0.5}),
         ("FedTrimmedAvg", {"beta": 0.0}),  # a mean that cuts no reply
@@ -170,6 +179,17 @@ def test_unknown_or_impossible_options_are_refused(name, options):
         build_strategy(name, options)
     assert refused.value.code == "E_STRATEGY_OPTION"
     assert next(iter(options)) in refused.value.says
+
+
+def test_study_of_fedprox_must_say_how_strongly_it_holds_the_weights():
+    """With Flower's default of 0, it would be FedAvg."""
+    table = {"name": "x", "rounds": 1, "sites": 3, "quorum": 3}
+    with pytest.raises(Refusal, match="proximal_mu is missing") as refused:
+        strategy_of(Study.model_validate({"study": table, "strategy": {"name": "FedProx"}}))
+    assert refused.value.code == "E_STRATEGY_OPTION"
+    for value in (0.0, 0.01, 10.0):
+        chosen = {"name": "FedProx", "options": {"proximal_mu": value}}
+        assert strategy_of(Study.model_validate({"study": table, "strategy": chosen})).proximal_mu == value
 
 
 def test_state_of_another_strategy_is_refused():
