@@ -47,7 +47,7 @@ def test_link_to_itself_is_reported_as_an_error_of_the_system(
     assert capsys.readouterr().err.startswith("E_SYSTEM: ")
 
 
-@pytest.mark.parametrize("command", [("node", "init"), ("server", "init"), ("clinic", "init"), ("phantom",)])
+@pytest.mark.parametrize("command", [("node", "init"), ("server", "init"), ("clinic", "init")])
 def test_file_in_place_of_a_folder_is_named(
     tmp_path: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

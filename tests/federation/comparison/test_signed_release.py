@@ -282,7 +282,7 @@ def nothing_written(server: Path) -> bool:
 
 
 def test_run_without_results_or_with_another_candidate_is_refused(tmp_path: Path) -> None:
-    assert code(tmp_path) == "E_RUN_UNKNOWN"
+    assert code(tmp_path) == "E_NO_SERVER"
     make_run(tmp_path)
     (tmp_path / "runs" / RUN / RESULTS).rename(tmp_path / "results.json")
     assert code(tmp_path) == "E_RESULTS"
