@@ -5,7 +5,6 @@ depends on its AUROC: by chance it is almost zero where the AUROC is almost 1, a
 Such hospitals would have almost all weight in a mean, and would look different (Hoaglin, Stat Med 2016; 35:485).
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from federation.comparison.class_sizes import about_sizes
+from federation.runs.listing import interval_of
 from pipeline.evaluation.auroc_variance import hanley_mcneil
 from pipeline.evaluation.combining import Interval
 
@@ -84,12 +84,9 @@ def areas_of(sites: Mapping[str, Figures], label: str) -> HospitalAreas:
     label : str
         "pcr_positive" or "severe".
     """
-    by_site = {site: found for site, figures in sorted(sites.items()) if (found := _interval(figures, label))}
+    by_site = {
+        site: found for site, figures in sorted(sites.items()) if (found := interval_of(figures, f"auroc_{label}"))
+    }
     sizes = [about_sizes(sites[site], label) for site in by_site]
     positive, negative = (np.array([size[place] for size in sizes], dtype=float) for place in (0, 1))
     return HospitalAreas(by_site, positive, negative)
-
-
-def _interval(figures: Figures, label: str) -> Interval | None:
-    ends = [figures.get(f"auroc_{label}{end}", math.nan) for end in ("", "_low", "_high")]
-    return Interval(*ends) if all(map(math.isfinite, ends)) else None
