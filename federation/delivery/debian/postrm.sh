@@ -3,9 +3,9 @@ set -e
 another() {  # Is another program there: of another package's role, or of install.sh, perhaps with a prefix of its own?
     [ ! -e /opt/fedthorax ] || return 0
     for unit in /etc/systemd/system/fedthorax-*.service; do
-        # Before the program may be a prefix of systemd's, a wrapper such as nice, or a quote.
+        # Before the program may be a prefix of systemd's, a wrapper such as nice, or a quote. Any other program counts.
         for program in $(sed -n 's/^[ \t]*ExecStart[ \t]*=//p' "$unit" 2>/dev/null | grep -o '/[^ "'\'']*' || :); do
-            [ "${program%/fedthorax/bin/*}" = "$program" ] || [ ! -x "$program" ] || return 0
+            [ ! -f "$program" ] || [ ! -x "$program" ] || return 0
         done
     done
     return 1

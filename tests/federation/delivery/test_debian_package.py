@@ -72,6 +72,7 @@ PATH=$1/bin:$PATH exec sh "$1/postrm" purge
         "/opt/fedthorax/bin/fedthorax",
         "/srv/fedthorax/bin/fedthorax",
         "-/srv/fedthorax/bin/fedthorax",
+        "/srv/run-node",
         "/usr/bin/nice -n 5 /srv/fedthorax/bin/fedthorax",
         "/bin/sh -c '/srv/fedthorax/bin/fedthorax node run'",
     ],
@@ -86,10 +87,11 @@ def test_purge_spares_what_a_program_with_another_prefix_uses(tmp_path: Path, un
     answers = "db_get() { RET=true; }\n" + "".join(f"db_{each}() {{ :; }}\n" for each in ("version", "capb", "input"))
     answers += "db_go() { :; }\ndb_purge() { :; }\n"
     (tmp_path / "usr/share/debconf/confmodule").write_text(answers)
-    program = tmp_path / "srv/fedthorax/bin/fedthorax"
-    program.parent.mkdir(parents=True)
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
+    for name in ("srv/fedthorax/bin/fedthorax", "srv/run-node"):
+        program = tmp_path / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
     if unit:  # the second is a copy of the package's own, as `systemctl edit --full` makes it
         text = f"[Service]\nExecStart={unit} node start /var/lib/fedthorax/%i\n"
         (tmp_path / "etc/systemd/system/fedthorax-node@.service").write_text(text)
