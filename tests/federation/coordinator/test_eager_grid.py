@@ -9,16 +9,22 @@ from flwr.superlink.grid import http_grid
 
 from federation.coordinator import eager_grid as grids
 from federation.coordinator.eager_grid import AT_ONCE, EagerGrid, PartOfGrid
+from federation.flower import grid as flower_grid
 from federation.flower.pauses import LONGEST_PAUSE_S
 from tests.helpers.module_time import set_time
 
 
 class Clock:
-    """A clock that advances only in `sleep` or when a test sets it."""
+    """A clock that advances only in `sleep` or when a test sets it.
+
+    All code that measures the time of a reply reads it: the monotonic clock of a machine starts from 0 as the machine
+    does, so a deadline of this clock is not always past on that one.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 0.0
-        set_time(monkeypatch, grids, monotonic=lambda: self.now_s, sleep=self.sleep)
+        for module in (grids, flower_grid, inflatable_utils):
+            set_time(monkeypatch, module, monotonic=lambda: self.now_s, sleep=self.sleep)
 
     def sleep(self, seconds: float) -> None:
         assert seconds >= 0
