@@ -656,7 +656,8 @@ def test_page_is_usable_with_keyboard_only(page, clinic, answered):
     page.wait_for(f"document.querySelector('#scans a[href={json.dumps(answered)}]')")
     leave(page)
     page.js("document.activeElement.blur()")
-    for _ in range(60):  # a list that changes meanwhile may move the focus past the link: it comes again in a second turn
+    # A list that changes meanwhile may move the focus past the link: it comes again in a second turn.
+    for _ in range(60):
         page.key("Tab")
         if page.js("document.activeElement === document.body"):  # past the last element
             continue
