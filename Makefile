@@ -5,11 +5,11 @@ BIN := .venv/bin
 # The tests of a file stay in one process, which makes their fixtures once. tests/conftest.py says which files come first;
 # pytest-xdist would begin with those of the most tests and end with the longest. One process more than there are cores,
 # because some tests wait.
-UNIT := $(BIN)/pytest -m "not e2e and not chaos" -n $$(($$(nproc) + 1)) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+UNIT := $(BIN)/pytest -m "not e2e and not chaos and not further" -n $$(($$(nproc) + 1)) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # Two end-to-end tests at a time, of different files: each waits for its processes much of the time.
-E2E := $(BIN)/pytest -m "e2e and not chaos" -n 2 --dist loadfile --no-loadscope-reorder
+E2E := $(BIN)/pytest -m "e2e and not chaos and not further" -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test peers viewer check unit lint docs pictures format lock audit release images deb bench learning stoic lungs canary attack chaos soak fuzz flower-drill clean
+.PHONY: demo test peers viewer check unit lint docs pictures format lock audit release images deb bench learning stoic lungs canary attack further chaos soak fuzz flower-drill clean
 
 demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
@@ -17,8 +17,8 @@ demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 test: .venv/installed peers  ## everything: style, types, documentation, unit tests, end-to-end tests with real processes, a few benchmarks
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint docs
 	@# Side by side. The unit tests use what the end-to-end tests leave of all cores, and give way, so that tests with time
-	@# limits are not slowed. Repetitions of a fault that are marked `chaos` are part of `make chaos`. What runs in the
-	@# background would else ignore Ctrl-C.
+	@# limits are not slowed. Repetitions of a fault that are marked `chaos` are part of `make chaos`, and
+	@# more networks and sizes of `make further`. What runs in the background would else ignore Ctrl-C.
 	@mkdir -p build
 	@env --default-signal=INT,QUIT nice -n 5 $(UNIT) >build/unit.log 2>&1 & unit=$$!; \
 	$(E2E); e2e=$$?; \
@@ -41,7 +41,7 @@ check: .venv/installed  ## the quick loop: style, types, imports, and beside the
 	@# Lint uses one core, and tests wait now and then. What runs in the background would else ignore Ctrl-C.
 	@mkdir -p build
 	@env --default-signal=INT,QUIT $(MAKE) --no-print-directory lint >build/lint.log 2>&1 & lint=$$!; \
-	$(BIN)/pytest -m "not e2e and not chaos and not slow" -n $$(nproc) --maxprocesses 8 --dist worksteal; tests=$$?; \
+	$(BIN)/pytest -m "not e2e and not chaos and not further and not slow" -n $$(nproc) --maxprocesses 8 --dist worksteal; tests=$$?; \
 	wait $$lint; lint=$$?; cat build/lint.log; exit $$((lint || tests))
 
 unit: .venv/installed  ## the tests that start no process
@@ -123,6 +123,9 @@ canary: .venv/installed peers  ## does anything of a patient leave? whole runs, 
 
 attack: .venv/installed  ## what a hostile server learns from the real gateway: every attack, as a table; 1 if any patient
 	$(BIN)/python -W ignore -m tests.attacks
+
+further: .venv/installed peers  ## more networks, sizes and runs of what `make test` shows with one of each, a quarter of an hour
+	$(BIN)/pytest -m "further and not chaos" -n 2 --dist loadfile
 
 chaos: .venv/installed peers  ## processes killed, networks cut, disks full: the faults of docs/reliability.md, an hour or more
 	$(BIN)/pytest -m chaos --ignore=tests/chaos/test_soak.py

@@ -297,6 +297,7 @@ def test_whole_experiment_has_all_figures_and_a_second_run_repeats_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.further
 def test_runs_in_a_simulation_and_goes_on_with_an_interrupted_run(data: Path, tmp_path: Path) -> None:
     import stoic2021
     from stoic2021_models import FEDERATED, POOLED

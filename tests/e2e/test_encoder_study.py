@@ -26,6 +26,7 @@ def study_of_the_page(lines: str) -> str:
     return network + text.replace("[study]\n", head).replace("[training]\n", "[training]\naugment = false\n")
 
 
+@pytest.mark.further
 def test_hospitals_learn_the_head_of_the_page_within_their_usual_limits(
     two_sites: Path, tmp_path: Path, start: Callable[..., Command]
 ) -> None:

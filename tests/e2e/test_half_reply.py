@@ -12,7 +12,7 @@ from tests.e2e.conftest import Command, allow, enter, ok, run_command, wait_onli
 from tests.e2e.test_federation import STUDY
 from tests.helpers.connect_proxy import connect_proxy
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.chaos  # some two minutes
 
 TIMEOUT_S = 60  # of the round
 # What a connection of the hospital carries: more than all requests but the parts of a model, which has half a megabyte.

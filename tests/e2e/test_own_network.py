@@ -101,6 +101,7 @@ def test_tutorial_trains_a_network_of_a_package_at_hospitals_that_approved_it(
     assert "my-networks:wide" in (folder / "card.md").read_text()
 
 
+@pytest.mark.further
 def test_network_of_a_package_runs_in_simulation(
     two_sites: Path, tmp_path: Path, start: Callable[..., Command], monkeypatch: pytest.MonkeyPatch
 ) -> None:

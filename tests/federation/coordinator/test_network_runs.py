@@ -31,9 +31,9 @@ def study(network: dict[str, object]) -> Study:
 @pytest.mark.parametrize(
     "network",
     [
-        {"architecture": "densenet121", "pooling": "attention"},
-        {"architecture": "seresnet50", "pooling": "gated"},
-        {"architecture": "efficientnet_b0_slices"},
+        pytest.param({"architecture": "densenet121", "pooling": "attention"}, marks=pytest.mark.further),
+        pytest.param({"architecture": "seresnet50", "pooling": "gated"}, marks=pytest.mark.further),
+        pytest.param({"architecture": "efficientnet_b0_slices"}, marks=pytest.mark.further),
         {"architecture": "convnext"},
     ],
     ids=lambda network: network["architecture"],

@@ -93,7 +93,7 @@ def average_of_a_round(what: Study, folders: list[Path], number: int, arrays: Ar
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sites", [3, 5])
+@pytest.mark.parametrize("sites", [3, pytest.param(5, marks=pytest.mark.further)])
 def test_each_masked_round_gives_the_model_of_plain_averaging(folders: list[Path], tmp_path: Path, sites: int) -> None:
     """From round to round, because the order of the patients depends on every bit of the weights."""
     what, folders = study_of(sites, secure=True), folders[:sites]
@@ -151,6 +151,7 @@ def spoil_round_1(sites: Sites, group: Roster, weights: int, longest: float, mon
 
 
 @pytest.mark.slow
+@pytest.mark.further
 def test_nine_gateways_in_groups_take_back_what_two_changed_ones_spoil(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,8 +37,12 @@ NETWORKS = [
     {"architecture": "convnext"},
     {"architecture": "convnext", "pooling": "gated", "norm": "group"},
 ]
-NAMES = [" ".join(network.values()) for network in NETWORKS]
 ANSWERING = [network for network in NETWORKS if len(network) == 1]
+FIRST = [NETWORKS[0], NETWORKS[2], *ANSWERING]  # one of each architecture
+TRAINED = [
+    pytest.param(network, id=" ".join(network.values()), marks=[] if network in FIRST else pytest.mark.further)
+    for network in NETWORKS
+]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +107,7 @@ def model_of(asked: Asked, trial: Study) -> SeverityNetwork:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", NETWORKS, ids=NAMES)
+@pytest.mark.parametrize("network", TRAINED)
 def test_two_honest_rounds_pass_and_a_replaced_filter_does_not(
     site: Site, tmp_path: Path, network: dict[str, str]
 ) -> None:
@@ -151,7 +155,16 @@ def test_answer_about_a_network_passes(site: Site, network: dict[str, str], kind
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["densenet121", "seresnet50", "efficientnet_b0_slices", "convnext"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "convnext",
+        *(
+            pytest.param(name, marks=pytest.mark.further)
+            for name in ("densenet121", "seresnet50", "efficientnet_b0_slices")
+        ),
+    ],
+)
 def test_private_round_of_a_network_is_trained(site: Site, architecture: str) -> None:
     trial = study({"architecture": architecture, "norm": "group"}, noise_multiplier=1.0, sample_rate=0.1)
     arrays, buffers = pack(build_network(trial.network, seed=1))

@@ -525,7 +525,15 @@ def test_concurrent_ingest_is_refused(own: Own) -> None:
 
 
 @pytest.mark.parametrize(
-    "step", ["label", "PatientRow", "Cohort.replace", "csv.writer", "Cohort.patients", "Cohort.sweep"]
+    "step",
+    [
+        "label",
+        "Cohort.replace",
+        *(
+            pytest.param(step, marks=pytest.mark.further)
+            for step in ("PatientRow", "csv.writer", "Cohort.patients", "Cohort.sweep")
+        ),
+    ],
 )
 def test_next_ingest_repairs_an_interruption_at_any_step(own: Own, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """Simulates a kill between two steps; `step` is a call in each. tests/e2e/test_kill.py kills a real process."""

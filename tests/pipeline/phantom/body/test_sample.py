@@ -146,6 +146,7 @@ def test_wide_aorta_takes_the_place_of_lung_on_the_left_alone() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.further
 def test_high_arch_takes_the_place_of_lung_on_the_left_above_the_carina() -> None:
     lost_ml = {Region.LEFT_LUNG: 0.0, Region.RIGHT_LUNG: 0.0}
     for seed in SEEDS:
@@ -193,6 +194,7 @@ def test_side_full_of_fluid_has_little_lung_or_none() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.further
 def test_solid_lung_keeps_its_place_and_has_little_air() -> None:
     for seed in SEEDS[:6]:
         frames = [draw_frame((64, 72, 88), 4.0, (-60.0, 0.0, 0.0), np.random.default_rng(seed)) for _ in range(2)]
