@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from models.encoder_layers import ResNetLayers, build, divide
 from models.network_settings import CHANNELS, NetworkSettings
-from models.reasons import ENCODER_ALTERED, ENCODER_CLOSED, ENCODER_FILES, ENCODER_WEIGHTS
+from models.reasons import ENCODER_ALTERED, ENCODER_CLOSED, ENCODER_FILES, ENCODER_FOLDER, ENCODER_WEIGHTS
 from models.refusal import Refusal
 
 CARD, WEIGHTS = "encoder.json", "encoder.safetensors"
@@ -84,6 +84,13 @@ class EncoderCard(BaseModel):
             if self.channels != CHANNELS:
                 raise ValueError(f"a backbone of this release reads {CHANNELS} channels")
         return self
+
+    @field_validator("scale")
+    @classmethod
+    def scale_keeps_the_scan(cls, scale: float) -> float:
+        if scale == 0:
+            raise ValueError("must not be 0: all scans would look the same")
+        return scale
 
     @field_validator("axes")
     @classmethod
@@ -230,13 +237,25 @@ def allowed(sha256: str) -> Encoder:
 
 
 def save_encoder(folder: Path, card: EncoderCard, layers: nn.Module) -> Encoder:
-    """Write an encoder's folder and return the encoder; `card.weights_sha256` is filled in. Raises OSError."""
+    """Write an encoder's folder and return the encoder; `card.weights_sha256` is filled in.
+
+    Raises Refusal: E_ENCODER_FOLDER if the folder holds anything, since a study names the encoder that would be
+    replaced, E_ENCODER_WEIGHTS if a weight is no usable number; OSError.
+    """
+    check_folder(folder)
+    _check_numbers(layers)
     weights = save_tensors({name: tensor.contiguous().clone() for name, tensor in layers.state_dict().items()})
     described = card.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS).write_bytes(weights)
     (folder / CARD).write_bytes(described.content)
     return Encoder(described, _frozen(layers))
+
+
+def check_folder(folder: Path) -> None:
+    """Raise Refusal E_ENCODER_FOLDER unless an encoder can be written there without replacing anything; OSError."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise Refusal(ENCODER_FOLDER, private=str(folder))
 
 
 def read_card(folder: Path) -> EncoderCard:
@@ -255,7 +274,7 @@ def load_encoder(folder: Path) -> Encoder:
     """Read and verify an encoder.
 
     Raises Refusal: E_ENCODER_FILES if they are missing or no encoder, E_ENCODER_ALTERED if the weights do not match
-    their hash, E_ENCODER_WEIGHTS if they are not those of the layers.
+    their hash, E_ENCODER_WEIGHTS if they are not those of the layers or not usable numbers.
     """
     card = read_card(folder)
     try:
@@ -269,6 +288,7 @@ def load_encoder(folder: Path) -> Encoder:
         layers.load_state_dict(load_tensors(content), strict=True)
     except (SafetensorError, RuntimeError) as error:
         raise Refusal(ENCODER_WEIGHTS, problem="they do not fit its layers") from error
+    _check_numbers(layers)
     return Encoder(card, _frozen(layers))
 
 
@@ -281,6 +301,20 @@ def build_layers(card: EncoderCard) -> nn.Module:
     if features != card.features:
         raise Refusal(ENCODER_WEIGHTS, problem=f"its layers have {features} features, not {card.features}")
     return layers
+
+
+def _check_numbers(layers: nn.Module) -> None:
+    """Raise Refusal E_ENCODER_WEIGHTS if a weight is not finite or a variance is below 0.
+
+    A file of a training that diverged has such weights, and the features would be no numbers.
+    """
+    wrong = [
+        name
+        for name, tensor in layers.state_dict().items()
+        if not torch.isfinite(tensor).all() or (name.endswith("running_var") and (tensor < 0).any())
+    ]
+    if wrong:
+        raise Refusal(ENCODER_WEIGHTS, problem=f"{len(wrong)} tensors hold no usable numbers, such as {wrong[0]}")
 
 
 def _frozen(layers: nn.Module) -> nn.Module:

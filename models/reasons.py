@@ -81,6 +81,11 @@ ENCODER_WEIGHTS = Reason(
     "the weights cannot be used as an encoder: {problem}",
     "Give the file of the pretrained weights, and the options of exactly the network that they belong to.",
 )
+ENCODER_FOLDER = Reason(
+    "E_ENCODER_FOLDER",
+    "the folder for the encoder is not empty, or is no folder",
+    "Give a folder that does not exist yet, or an empty one.",
+)
 ENCODER_CLOSED = Reason(
     "E_ENCODER_CLOSED",
     "the encoder of this model is not there",

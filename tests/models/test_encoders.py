@@ -1,5 +1,6 @@
 """Frozen encoders: files that hold no code, weights from elsewhere, and a network that trains only its head."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -250,6 +251,57 @@ def test_other_weights_are_refused(tmp_path: Path, content: object) -> None:
         of_weights(tmp_path / "weights.pt", tmp_path / "made", foreign())
     with pytest.raises(Refusal, match="there is no file"):
         of_weights(tmp_path / "absent.pt", tmp_path / "made", foreign())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("conv1.weight", float("nan")),
+        ("layer4.0.conv2.weight", float("inf")),
+        ("bn1.bias", -float("inf")),
+        ("bn1.running_var", -1.0),
+    ],
+)
+def test_weights_that_are_no_usable_numbers_are_refused(tmp_path: Path, name: str, value: float) -> None:
+    card = foreign()
+    tensors = build_layers(card).state_dict()
+    tensors[name].view(-1)[-1] = value
+    torch.save(tensors, tmp_path / "weights.pt")
+    with pytest.raises(Refusal, match=f"E_ENCODER_WEIGHTS: .*1 tensors hold no usable numbers, such as {name}"):
+        of_weights(tmp_path / "weights.pt", tmp_path / "made", card)
+    assert not (tmp_path / "made").exists()
+
+
+def test_encoder_whose_weights_are_no_numbers_is_not_read(encoder: Encoder, tmp_path: Path) -> None:
+    """As one that an earlier version wrote, with its right hash."""
+    tensors = {name: tensor.contiguous().clone() for name, tensor in encoder.layers.state_dict().items()}
+    next(iter(tensors.values())).fill_(float("nan"))
+    save_file(tensors, tmp_path / "encoder" / WEIGHTS)
+    sha256 = hashlib.sha256((tmp_path / "encoder" / WEIGHTS).read_bytes()).hexdigest()
+    card = EncoderCard.model_validate(encoder.card.model_dump() | {"weights_sha256": sha256})
+    (tmp_path / "encoder" / CARD).write_bytes(card.content)
+    with pytest.raises(Refusal, match=r"E_ENCODER_WEIGHTS: .*no usable numbers"):
+        load_encoder(tmp_path / "encoder")
+
+
+@pytest.mark.parametrize("scale", [0, -0.0, float("nan")])
+def test_scale_keeps_the_scan(scale: float) -> None:
+    with pytest.raises(ValidationError, match="scale"):
+        foreign(scale=scale)
+
+
+def test_encoder_replaces_nothing(encoder: Encoder, tmp_path: Path) -> None:
+    """A study and hospitals name an encoder by its hash: another one in its folder would be a damaged one to them."""
+    other = build_layers(foreign())
+    torch.save(other.state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "file").write_bytes(b"notes")
+    for taken in ("encoder", "file"):
+        with pytest.raises(Refusal, match="E_ENCODER_FOLDER"):
+            of_weights(tmp_path / "weights.pt", tmp_path / taken, foreign())
+    assert load_encoder(tmp_path / "encoder").card == encoder.card
+    assert (tmp_path / "file").read_bytes() == b"notes"
+    (tmp_path / "empty").mkdir()
+    of_weights(tmp_path / "weights.pt", tmp_path / "empty", foreign())
 
 
 @pytest.mark.parametrize("depth", [18, 50])

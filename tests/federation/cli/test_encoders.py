@@ -117,6 +117,8 @@ def test_inflated_network_of_colour_images(tmp_path: Path) -> None:
         ("--shortcut", "C"),
         ("--name", "/"),
         ("--scale", "1e9"),
+        ("--scale", "0"),
+        ("--scale", "nan"),
     ],
 )
 def test_options_that_make_no_encoder_are_explained(tmp_path: Path, wrong: tuple[str, str]) -> None:
