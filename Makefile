@@ -124,7 +124,7 @@ canary: .venv/installed peers  ## does anything of a patient leave? whole runs, 
 attack: .venv/installed  ## what a hostile server learns from the real gateway: every attack, as a table; 1 if any patient
 	$(BIN)/python -W ignore -m tests.attacks
 
-further: .venv/installed peers  ## more networks, sizes and runs of what `make test` shows with one of each, a quarter of an hour
+further: .venv/installed peers  ## more networks, sizes and runs of what `make test` shows with one of each, some six minutes
 	$(BIN)/pytest -m "further and not chaos" -n 2 --dist loadfile
 
 chaos: .venv/installed peers  ## processes killed, networks cut, disks full: the faults of docs/reliability.md, an hour or more
