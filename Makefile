@@ -17,8 +17,8 @@ demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 test: .venv/installed peers  ## everything: style, types, documentation, unit tests, end-to-end tests with real processes, a few benchmarks
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint docs
 	@# Side by side. The unit tests use what the end-to-end tests leave of all cores, and give way, so that tests with time
-	@# limits are not slowed. Repetitions of a fault that are marked `chaos` are part of `make chaos`, and
-	@# more networks and sizes of `make further`. What runs in the background would else ignore Ctrl-C.
+	@# limits are not slowed. Repetitions of a fault that are marked `chaos` are part of `make chaos`. More networks and
+	@# sizes are part of `make further`. What runs in the background would else ignore Ctrl-C.
 	@mkdir -p build
 	@env --default-signal=INT,QUIT nice -n 5 $(UNIT) >build/unit.log 2>&1 & unit=$$!; \
 	$(E2E); e2e=$$?; \
@@ -124,7 +124,7 @@ canary: .venv/installed peers  ## does anything of a patient leave? whole runs, 
 attack: .venv/installed  ## what a hostile server learns from the real gateway: every attack, as a table; 1 if any patient
 	$(BIN)/python -W ignore -m tests.attacks
 
-further: .venv/installed peers  ## more networks, sizes and runs of what `make test` shows with one of each, some six minutes
+further: .venv/installed peers  ## what `make test` shows with one network, size or run, with others: less than six minutes
 	$(BIN)/pytest -m "further and not chaos" -n 2 --dist loadfile
 
 chaos: .venv/installed peers  ## processes killed, networks cut, disks full: the faults of docs/reliability.md, an hour or more

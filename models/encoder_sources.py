@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.encoders import Encoder, EncoderCard, build_layers, check_folder, save_encoder
+from models.encoders import Encoder, EncoderCard, build_layers, save_encoder
 from models.reasons import ENCODER_WEIGHTS
 from models.refusal import Refusal
 from models.release import load_release
@@ -31,7 +31,6 @@ def of_release(release: Path, folder: Path, *, name: str, licence: str) -> Encod
     Raises Refusal as `load_release` does, E_ENCODER_WEIGHTS if the release itself has an encoder or a network of a
     package, or its weights are no usable numbers, E_ENCODER_FOLDER if `folder` holds anything; OSError.
     """
-    check_folder(folder)
     found = load_release(release)
     network = found.description.network
     if network.is_own or network.encoder:
@@ -59,7 +58,6 @@ def of_weights(source: Path, folder: Path, card: EncoderCard) -> Encoder:
     something else than tensors, not those of the layers or no usable numbers, E_ENCODER_FOLDER if `folder` holds
     anything; OSError.
     """
-    check_folder(folder)
     layers = build_layers(card)
     given = _plain(_tensors(source / BUNDLE_WEIGHTS if source.is_dir() else source), layers)
     wanted = layers.state_dict()

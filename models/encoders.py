@@ -239,10 +239,10 @@ def allowed(sha256: str) -> Encoder:
 def save_encoder(folder: Path, card: EncoderCard, layers: nn.Module) -> Encoder:
     """Write an encoder's folder and return the encoder; `card.weights_sha256` is filled in.
 
-    Raises Refusal: E_ENCODER_FOLDER if the folder holds anything, since a study names the encoder that would be
-    replaced, E_ENCODER_WEIGHTS if a weight is no usable number; OSError.
+    An encoder is never replaced: a study names it by its hash. Raises Refusal: E_ENCODER_FOLDER if the folder holds
+    anything, E_ENCODER_WEIGHTS if a weight is not finite or a variance is below 0; OSError.
     """
-    check_folder(folder)
+    _check_folder(folder)
     _check_numbers(layers)
     weights = save_tensors({name: tensor.contiguous().clone() for name, tensor in layers.state_dict().items()})
     described = card.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
@@ -252,7 +252,7 @@ def save_encoder(folder: Path, card: EncoderCard, layers: nn.Module) -> Encoder:
     return Encoder(described, _frozen(layers))
 
 
-def check_folder(folder: Path) -> None:
+def _check_folder(folder: Path) -> None:
     """Raise Refusal E_ENCODER_FOLDER unless an encoder can be written there without replacing anything; OSError."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise Refusal(ENCODER_FOLDER, private=str(folder))
@@ -274,7 +274,7 @@ def load_encoder(folder: Path) -> Encoder:
     """Read and verify an encoder.
 
     Raises Refusal: E_ENCODER_FILES if they are missing or no encoder, E_ENCODER_ALTERED if the weights do not match
-    their hash, E_ENCODER_WEIGHTS if they are not those of the layers or not usable numbers.
+    their hash, E_ENCODER_WEIGHTS if they are not those of the layers or hold NaN or infinity.
     """
     card = read_card(folder)
     try:

@@ -151,7 +151,6 @@ def spoil_round_1(sites: Sites, group: Roster, weights: int, longest: float, mon
 
 
 @pytest.mark.slow
-@pytest.mark.further
 def test_nine_gateways_in_groups_take_back_what_two_changed_ones_spoil(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,7 +166,6 @@ def test_familiarity_and_audit_come_from_sums(results: Results, run: Path) -> No
     assert set(results.audit.means) <= set(FIGURES["evaluate.test"])
 
 
-@pytest.mark.further
 def test_private_study_states_each_hospitals_epsilon_and_asks_nothing_of_training_patients(
     folders: list[Path], tmp_path: Path
 ) -> None:

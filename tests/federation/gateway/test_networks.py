@@ -37,12 +37,8 @@ NETWORKS = [
     {"architecture": "convnext"},
     {"architecture": "convnext", "pooling": "gated", "norm": "group"},
 ]
+NAMES = [" ".join(network.values()) for network in NETWORKS]
 ANSWERING = [network for network in NETWORKS if len(network) == 1]
-FIRST = [NETWORKS[0], NETWORKS[2], *ANSWERING]  # one of each architecture
-TRAINED = [
-    pytest.param(network, id=" ".join(network.values()), marks=[] if network in FIRST else pytest.mark.further)
-    for network in NETWORKS
-]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +103,7 @@ def model_of(asked: Asked, trial: Study) -> SeverityNetwork:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", TRAINED)
+@pytest.mark.parametrize("network", NETWORKS, ids=NAMES)
 def test_two_honest_rounds_pass_and_a_replaced_filter_does_not(
     site: Site, tmp_path: Path, network: dict[str, str]
 ) -> None:

@@ -183,9 +183,7 @@ def tensor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return people(tmp_path_factory.mktemp("people"), 1).examples[0].tensor
 
 
-@pytest.mark.parametrize(
-    "small", [pytest.param(split, marks=[] if split == "test" else pytest.mark.further) for split in SPLITS["all"]]
-)
+@pytest.mark.parametrize("small", SPLITS["all"])
 def test_withheld_class_sizes_of_a_split_cannot_be_recovered(
     tensor: Path, network: SeverityNetwork, small: str
 ) -> None:
