@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
+from inspect import Parameter, signature
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -112,13 +113,20 @@ class OwnPart:
 
     @classmethod
     def open(cls, part: Named, settings: Mapping[str, float]) -> Self:
-        """Import a part's function. Raises Refusal: E_NETWORK_CLOSED, E_NETWORK_PACKAGE, E_PACKAGE_PART."""
+        """Import a part's function, and see whether it takes the study's settings.
+
+        Raises Refusal: E_NETWORK_CLOSED, E_NETWORK_PACKAGE, E_PACKAGE_PART.
+        """
         try:
-            return cls(part, function(part), settings)
+            found = function(part)
+            unknown = sorted(settings.keys() - _options(found)) if settings else []
         except Refusal:
             raise
         except Exception as error:  # whatever foreign code raises
             raise _bad(part, "its module cannot be imported", repr(error)) from None
+        if unknown:  # Only the study's own words: what foreign code calls its arguments must not leave a hospital.
+            raise _bad(part, f"it has no argument with a default called {', '.join(unknown)}, which the study sets", "")
+        return cls(part, found, settings)
 
     def call(self, *arguments: object) -> object:
         """Call the function with the study's settings. Raises Refusal E_PACKAGE_PART if it fails."""
@@ -130,6 +138,13 @@ class OwnPart:
     def bad(self, problem: str, private: str = "") -> Refusal:
         """Return the refusal E_PACKAGE_PART of this part."""
         return _bad(self.part, problem, private)
+
+
+def _options(function: Callable[..., Any]) -> set[str]:
+    """Return the names of a function's arguments with a default: what a study may set."""
+    arguments = signature(function).parameters.values()
+    by_name = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    return {each.name for each in arguments if each.kind in by_name and each.default is not Parameter.empty}
 
 
 def _bad(part: Named, problem: str, private: str) -> Refusal:

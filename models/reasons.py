@@ -176,8 +176,8 @@ NETWORK_UNLIKE = Reason(
 PACKAGE_PART = Reason(
     "E_PACKAGE_PART",
     "the {kind} {name} of a package cannot be used: {problem}",
-    "Change the package. docs/own-networks.md states what a loss, a transform and a strategy may do; the log of the "
-    "program that ran it has the error.",
+    "Change the package, or its settings in the study. docs/own-networks.md states what a loss, a transform and a "
+    "strategy may do; the log of the program that ran it has the error.",
 )
 NETWORK_PLAN = Reason(
     "E_NETWORK_PLAN",

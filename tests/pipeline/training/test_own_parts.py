@@ -85,8 +85,28 @@ def test_settings_of_the_study_reach_the_loss(tmp_path: Path) -> None:
     torch.testing.assert_close(patient_losses_of(chosen)(LOGITS, TARGETS), usual)
     weaker = chosen.model_copy(update={"loss_settings": {"gamma": 2.0}})
     assert (patient_losses_of(weaker)(LOGITS, TARGETS) <= usual).all()
-    with pytest.raises(Refusal, match="E_PACKAGE_PART"):
-        patient_losses_of(chosen.model_copy(update={"loss_settings": {"other": 1.0}}))(LOGITS, TARGETS)
+
+
+@pytest.mark.parametrize("name", ["gama", "logits"])
+def test_setting_that_a_part_does_not_have_is_named_before_any_patient(tmp_path: Path, name: str) -> None:
+    """Not only 'it fails', as a mistake of the package would read."""
+    chosen = settings(tmp_path, loss="focal", loss_settings={"gamma": 1.0, name: 1.0}, transform="dimmed")
+    with pytest.raises(Refusal, match=f"has no argument with a default called {name}, which") as refused:
+        patient_losses_of(chosen)
+    assert refused.value.code == "E_PACKAGE_PART"
+    wrong = chosen.model_copy(update={"transform_settings": {name: 1.0}})
+    with pytest.raises(Refusal, match=f"has no argument with a default called {name}, which"):
+        augmentation_of(wrong, np.random.default_rng(1))
+
+
+def test_names_of_a_packages_arguments_are_not_told(tmp_path: Path) -> None:
+    """Code that reads a hospital's files could choose them, and a refusal may travel."""
+    code = "def bad(logits, targets, known, *, patient_4711=1.0):\n    return logits.sum(dim=1)\n"
+    part = settings(tmp_path, code, loss="bad").own_loss
+    assert part is not None
+    with pytest.raises(Refusal, match="E_PACKAGE_PART") as refused:
+        try_loss(part, {"other": 1.0})
+    assert "4711" not in f"{refused.value} {refused.value.private}"
 
 
 def test_loss_never_gets_two_patients_at_once(tmp_path: Path) -> None:
