@@ -80,7 +80,8 @@ RUN_STOPPED = Reason(
 RUN_FAILED = Reason(
     "E_RUN_FAILED",
     "the run {run} ended as {status}",
-    "Read the messages above and fix the cause, then continue with `fedthorax study resume`.",
+    "Read the messages above and fix the cause. Then `fedthorax study resume RUN` goes on with it, as long as the "
+    "study and its packages stay as they are. To change them, start another run: `fedthorax study run`.",
 )
 UPDATES_SEEN = Reason(
     "W_UPDATES_SEEN",
