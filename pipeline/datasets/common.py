@@ -19,6 +19,11 @@ from pipeline.system.findings import Finding
 
 Progress = Callable[[int, int], None]
 LABEL_COLUMNS = ("patient_id", "pcr_positive", "severe")
+_TABLE_FAULTS = {
+    records_reasons.TABLE_FILE: "it cannot be opened",
+    records_reasons.ENCODING: "its text is not UTF-8",
+    records_reasons.SCHEMA: "",  # the refusal's own words
+}
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,15 @@ def read_labels_table(
 ) -> tuple[dict[str, list[str]], list[Finding]]:
     """Read a published label table: cells by patient, the first of `columns`; other cells must be in `allowed`.
 
-    Raises Refusal: E_IMPORT_DUPLICATE, E_IMPORT_LABEL, and those of `read_rows`.
+    Raises Refusal: E_IMPORT_TABLE, E_IMPORT_DUPLICATE, E_IMPORT_LABEL, E_FILE_CUT.
     """
-    rows, findings = read_rows(table, "labels", columns)
+    try:
+        rows, findings = read_rows(table, "labels", columns)
+    except Refusal as refusal:  # what `read_rows` says is for a hospital's own table, declared in its site.toml
+        if refusal.reason not in _TABLE_FAULTS:
+            raise
+        fault = _TABLE_FAULTS[refusal.reason] or refusal.numbers["fault"]
+        raise Refusal(reasons.IMPORT_TABLE, fault=fault, private=refusal.private) from None
     times = Counter(patient_id for patient_id, *_ in rows)
     repeated = [patient_id for patient_id, count in times.items() if count > 1]
     if repeated:

@@ -39,7 +39,7 @@ _SUFFIX = ".nii.gz"
 def import_mosmed(folder: Path, out: Path, *, progress: Progress) -> Imported:
     """Create one site folder under `out`.
 
-    Raises Refusal: E_LAYOUT, E_IMPORT_OUT, E_IMPORT_DUPLICATE, E_IMPORT_LABEL, and those of `read_rows`.
+    Raises Refusal: E_LAYOUT, E_IMPORT_OUT, E_IMPORT_TABLE, E_IMPORT_DUPLICATE, E_IMPORT_LABEL, E_FILE_CUT.
     Findings: E_NO_SCAN, E_NO_LABEL, E_ROW, E_NO_IDENTIFIER.
     """
     check_layout("MosMedData", folder, ("dataset_registry.csv", "studies"))

@@ -12,6 +12,11 @@ IMPORT_OUT = Reason(
     "the folder for the sites is not empty, or is inside the data set",
     "Give a new folder elsewhere. A partly filled folder may be deleted: it contains no files of the data set itself.",
 )
+IMPORT_TABLE = Reason(
+    "E_IMPORT_TABLE",
+    "the table of labels is not as it was published: {fault}",
+    "Use the table as it was published. A spreadsheet program that saved it may have changed separator and encoding.",
+)
 IMPORT_DUPLICATE = Reason(
     "E_IMPORT_DUPLICATE",
     "patients have more than one row in the labels ({patients} of them)",

@@ -82,7 +82,8 @@ def import_stoic2021(
     Raises
     ------
     Refusal
-        E_LAYOUT, E_IMPORT_OUT, E_IMPORT_SITES, E_IMPORT_DUPLICATE, E_IMPORT_LABEL, and those of `read_rows`.
+        E_LAYOUT, E_IMPORT_OUT, E_IMPORT_SITES, E_IMPORT_TABLE, E_IMPORT_DUPLICATE, E_IMPORT_LABEL,
+        E_FILE_CUT.
     """
     check_layout("STOIC2021", folder, ("metadata/reference.csv", "data/mha"))
     check_out(out, folder)

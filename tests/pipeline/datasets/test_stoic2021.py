@@ -159,6 +159,28 @@ def test_table_that_differs_from_the_published_format_is_refused(tmp_path: Path,
     assert not (tmp_path / "sites").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (f"{HEADER};\n1;1;0\n".replace(",", ";").encode(), "column 'PatientID' occurs 0 times"),
+        (f"{HEADER}\n1,1,0\n".replace("probSevere", "severe").encode(), "column 'probSevere' occurs 0 times"),
+        (f"{HEADER},Klinik Köln\n1,1,0,0\n".encode("latin-1"), "its text is not UTF-8"),
+        (b"", "column 'PatientID' occurs 0 times"),
+    ],
+)
+def test_table_that_a_spreadsheet_changed_is_refused_without_talk_of_site_toml(
+    tmp_path: Path, text: bytes, fault: str
+) -> None:
+    """No site exists yet, so its settings cannot be the remedy."""
+    data = published(tmp_path / "data", rows([1]), [1])
+    (data / "metadata" / "reference.csv").write_bytes(text)
+    with pytest.raises(Refusal, match="E_IMPORT_TABLE") as caught:
+        run(data, tmp_path / "sites", sites=1)
+    assert fault in caught.value.says
+    assert "site.toml" not in caught.value.remedy
+    assert not (tmp_path / "sites").exists()
+
+
 @pytest.mark.parametrize("missing", ["metadata/reference.csv", "data/mha"])
 def test_other_layout_is_refused_with_the_missing_path(tmp_path: Path, missing: str) -> None:
     data = published(tmp_path / "data", rows([1]), [1])
@@ -213,3 +235,21 @@ def test_imported_sites_can_be_ingested(tmp_path: Path) -> None:
     ]
     assert [p.severe for p in patients if not p.pcr_positive] == [None, None]
     assert read_scan(find_scans(tmp_path / "sites" / "stoic2021-1" / "ct")[0][0]).hu.shape == (36, 96, 96)
+
+
+def test_volume_files_that_are_not_examined_count_among_the_series_found(tmp_path: Path) -> None:
+    """So that the numbers of the table add up, and a cut copy is seen there."""
+    data = published(tmp_path / "data", rows(range(1, 6)), range(2, 6))
+    write_chest(data / "data" / "mha" / "1.mha", slice_mm=5.0, noise_seed=1, PatientAge="045Y", PatientSex="F")
+    run(data, tmp_path / "sites", sites=1)
+    site = Site.open(tmp_path / "sites" / "stoic2021-1")
+    for scan, content in (("2.mha", b""), ("3.mha", (data / "data" / "mha" / "3.mha").read_bytes()[:40])):
+        (site.ct_folder / scan).unlink()
+        (site.ct_folder / scan).write_bytes(content)
+    (site.ct_folder / "copies").mkdir()
+    (site.ct_folder / "copies" / "4.mha").symlink_to(data / "data" / "mha" / "4.mha")
+    done = []
+    assessment = ingest(site, Preprocessing(), lambda *each: done.append(each))
+    counts = {count.key: count.count for _, count in assessment.waterfall.walk()}
+    assert (counts["found"], counts["accepted"], counts["E_VOLUME_FILE"], counts["E_VOLUME_NAME"]) == (6, 1, 2, 2)
+    assert done[-1] == (6, 6)
