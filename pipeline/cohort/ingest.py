@@ -16,6 +16,7 @@ from pipeline.cohort.record_counts import count_records, fewer_records
 from pipeline.cohort.selection import Selection, select
 from pipeline.cohort.store import Cohort, FindingRow, PatientRow, Scan, UnlabelledRow
 from pipeline.cohort.workers import Examination, expect_series
+from pipeline.imaging import reasons as imaging_reasons
 from pipeline.imaging.discovery import Series
 from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.preprocessing.preprocess_settings import Preprocessing, settings_digest
@@ -28,8 +29,16 @@ from pipeline.system.codes import BY_CODE
 from pipeline.system.findings import Finding
 from pipeline.system.folder_format import stamp_folder
 
-# Of series that are no patient's here; they are counted, not examined.
-_NOBODYS = {site_reasons.NO_PATIENT_ID, site_reasons.PATIENT_ID_UNDECODED, site_reasons.ISSUER, site_reasons.WITHDRAWN}
+# Of series that are counted, not examined: they are no patient's here, or volume files without a usable header or name.
+_NOT_EXAMINED = {
+    site_reasons.NO_PATIENT_ID,
+    site_reasons.PATIENT_ID_UNDECODED,
+    site_reasons.ISSUER,
+    site_reasons.WITHDRAWN,
+    imaging_reasons.VOLUME_FILE,
+    imaging_reasons.VOLUME_ELSEWHERE,
+    imaging_reasons.VOLUME_NAME,
+}
 
 
 @dataclass(frozen=True)
@@ -126,8 +135,8 @@ def assess_material(site: Site, cohort: Cohort, material: Material, examination:
         material = replace(material, record_findings=[*material.record_findings, *fewer])
     for each in series:
         examination.add(each)
-    nobodys = Counter(f.reason.code for f in material.scan_findings if f.reason in _NOBODYS)
-    examination.finish(len(series) + nobodys.total())
+    not_examined = Counter(f.reason.code for f in material.scan_findings if f.reason in _NOT_EXAMINED)
+    examination.finish(len(series) + not_examined.total())
     scans = cohort.scans(settings_digest(examination.settings))
     is_dated = records is None or records.labels is None
     selection = select(series, scans, dated=is_dated, has_label=lambda s: _reason(site, s, records) is None)
@@ -146,7 +155,7 @@ def assess_material(site: Site, cohort: Cohort, material: Material, examination:
         members=members,
         patients=[patient_row(site, m) for m in members if m.labels.reason is None],
         findings=findings,
-        waterfall=waterfall(nobodys + selection.fates, labels, keeps_unlabelled=keeps, has_labels=has_labels),
+        waterfall=waterfall(not_examined + selection.fates, labels, keeps_unlabelled=keeps, has_labels=has_labels),
         examined_now=sum(map(examination.is_new, series)),
         unlabelled=[_unlabelled_row(m) for m in members if m.labels.reason and _is_named(m)] if keeps else (),
         has_labels=has_labels,

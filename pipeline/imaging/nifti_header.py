@@ -129,6 +129,8 @@ def _inspect_meta(path: Path) -> Stored:
         raise Refusal(reasons.NOT_ONE_VOLUME)
     if "ElementSpacing" not in header or not header.keys() & _META_MATRIX or not header.keys() & _META_ORIGIN:
         raise Refusal(reasons.GEOMETRY)  # MetaIO would use defaults for missing fields
+    for field in header.keys() & {"ElementSpacing", *_META_MATRIX, *_META_ORIGIN}:
+        _require_numbers(header[field])  # it would read "nan", or "0,7", as 0
     sizes = header.get("DimSize", "").split()
     are_sizes = len(sizes) == 3 and all(re.fullmatch("[1-9][0-9]{0,8}", size) for size in sizes)
     voxels = meta_voxel_file(path, header)
@@ -146,6 +148,16 @@ def _inspect_meta(path: Path) -> Stored:
         kind=np.dtype(_META_TYPES[header["ElementType"]]),
         packing="zlib" if packed else "",
     )
+
+
+def _require_numbers(value: str) -> None:
+    """Check that a field of a MetaImage holds finite numbers, separated by spaces. Raises `Refusal` E_GEOMETRY."""
+    try:
+        numbers = [float(number) for number in value.split()]
+    except ValueError:
+        numbers = []
+    if not numbers or not np.isfinite(numbers).all():
+        raise Refusal(reasons.GEOMETRY, private="a field is no list of numbers")
 
 
 def read_meta_header(path: Path) -> tuple[dict[str, str], int]:
