@@ -16,7 +16,6 @@ study's app, know its layers or the number of its features, and take what was co
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -109,7 +108,7 @@ class EncoderCard(BaseModel):
             del content["learnt_at"]
         return content
 
-    @cached_property
+    @property
     def content(self) -> bytes:
         """The document in its only form."""
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True).encode()
@@ -246,9 +245,17 @@ def save_encoder(folder: Path, card: EncoderCard, layers: nn.Module) -> Encoder:
     _check_numbers(layers)
     weights = save_tensors({name: tensor.contiguous().clone() for name, tensor in layers.state_dict().items()})
     described = card.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS).write_bytes(weights)
-    (folder / CARD).write_bytes(described.content)
+    try:
+        (folder / WEIGHTS).write_bytes(weights)
+        (folder / CARD).write_bytes(described.content)
+    except BaseException:  # also Ctrl-C: half an encoder would be in the way of the next attempt
+        for name in (WEIGHTS, CARD):
+            (folder / name).unlink(missing_ok=True)
+        if is_new:
+            folder.rmdir()
+        raise
     return Encoder(described, _frozen(layers))
 
 

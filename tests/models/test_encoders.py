@@ -304,6 +304,36 @@ def test_encoder_replaces_nothing(encoder: Encoder, tmp_path: Path) -> None:
     of_weights(tmp_path / "weights.pt", tmp_path / "empty", foreign())
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
+def test_encoder_that_was_not_finished_is_not_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException], is_new: bool
+) -> None:
+    torch.save(build_layers(foreign()).state_dict(), tmp_path / "weights.pt")
+    folder, write = tmp_path / "encoder", Path.write_bytes
+    if not is_new:
+        folder.mkdir()
+
+    def stopped(path: Path, content: bytes) -> int:
+        write(path, content[: len(content) // 2])
+        if path.suffix == ".json":
+            raise stop
+        return write(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(stop):
+        patch.setattr(Path, "write_bytes", stopped)
+        of_weights(tmp_path / "weights.pt", folder, foreign())
+    assert folder.exists() is not is_new
+    made = of_weights(tmp_path / "weights.pt", folder, foreign())
+    assert load_encoder(folder).card == made.card
+
+
+def test_name_of_a_changed_card_is_not_that_of_the_first() -> None:
+    card = foreign()
+    before = card.sha256
+    assert card.model_copy(update={"licence": "other terms"}).sha256 != before
+
+
 @pytest.mark.parametrize("depth", [18, 50])
 def test_number_of_features_is_known_without_the_layers(depth: int) -> None:
     layers = ResNetLayers(depth=depth, widen_factor=1 / 16)  # type: ignore[arg-type]
