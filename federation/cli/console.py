@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from federation.cli.reasons import OUTPUT
-from federation.system.terminal_text import printable
+from federation.system.terminal_text import printable, without_colours
 from models.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def errors() -> "Console":
 
 def say(text: str) -> None:
     """Print a text for people on standard error. A part of it may come from a server or a file (`printable`)."""
-    errors().print(printable(text, keep="\n"), markup=False, soft_wrap=True)
+    errors().print(printable(without_colours(text), keep="\n"), markup=False, soft_wrap=True)
 
 
 def quoted(argument: Path | str) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from federation.system.terminal_text import printable
+from federation.system.terminal_text import printable, without_colours
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,16 @@ def test_control_characters_are_escaped(text: str, shown: str) -> None:
 
 def test_kept_characters_stay_as_they_are() -> None:
     assert printable("one\n\x1btwo\r", keep="\n") == "one\n\\x1btwo\\r"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[91mERROR \x1b[0m: the disk is full", "ERROR : the disk is full"),
+        ("\x1b[1;38:5:9mbold\x1b[m", "bold"),
+        ("\x1b[2J\x1b[H", "\\x1b[2J\\x1b[H"),
+        ("\x1b[\x1b[0m2J", "\\x1b[2J"),
+    ],
+)
+def test_colours_of_a_log_are_removed_and_other_sequences_are_escaped(text: str, shown: str) -> None:
+    assert printable(without_colours(text)) == shown
