@@ -88,7 +88,7 @@ def _problems(error: ValidationError, content: Mapping[str, Any]) -> str:
         if is_unknown:
             unknown.append(key)
         else:
-            found.append(f"{key}: {problem['msg']}")
+            found.append(f"{key}: {'it is missing' if problem['type'] == 'missing' else problem['msg']}")
     for kind, keys in of_format.items():
         found.append(f"{kind} has no such lines, remove them: {', '.join(keys)}")
     return "; ".join([*found, f"these keys do not exist: {', '.join(unknown)}"] if unknown else found)

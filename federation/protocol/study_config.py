@@ -70,8 +70,8 @@ class StudyTable(BaseModel, extra="forbid"):
     sites: int = Field(ge=1)  # how many sites to wait for before round 1
     sites_per_round: int = Field(default=0, ge=0)  # how many sites are drawn for each round; 0: all connected ones
     quorum: int = Field(ge=1)  # with fewer valid replies, a round is lost
-    wait_s: float = Field(default=300, gt=0)  # how long to wait for sites
-    round_timeout_s: float = Field(default=3600, gt=0)  # a later reply does not count
+    wait_s: float = Field(default=300, gt=0, allow_inf_nan=False)  # how long to wait for sites
+    round_timeout_s: float = Field(default=3600, gt=0, allow_inf_nan=False)  # a later reply does not count
     synthetic: bool = False  # true if the sites are phantoms; the release will say so
 
     @property

@@ -157,11 +157,11 @@ def _unpack(kind: Kind, stream: IO[bytes], folder: Path) -> int:
             while archive.fileobj and archive.fileobj.read(_PIECE_BYTES):
                 pass  # gzip compares its checksum at the end of the stream
     except (tarfile.TarError, EOFError, ValueError, OverflowError, KeyError, TypeError, FileExistsError) as error:
-        raise Refusal(reasons.BACKUP_FORMAT, kind=kind, private=repr(error)) from error
+        raise Refusal(reasons.BACKUP_FORMAT, kind=kind, private=str(error)) from error
     except OSError as error:
         if error.errno is not None:  # of the disk; errors of gzip have no number
             raise
-        raise Refusal(reasons.BACKUP_FORMAT, kind=kind, private=repr(error)) from error
+        raise Refusal(reasons.BACKUP_FORMAT, kind=kind, private=str(error)) from error
     return count
 
 

@@ -110,7 +110,7 @@ def test_keys_that_do_not_exist_are_listed_together(path: Path) -> None:
 
 def test_refusal_names_a_missing_key(path: Path) -> None:
     path.write_text("")
-    assert "name: Field required" in refusal(path).says
+    assert "name: it is missing" in refusal(path).says
 
 
 TEXT = """# A file.

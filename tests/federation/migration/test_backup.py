@@ -565,6 +565,13 @@ def test_damaged_or_forged_backup_is_refused_and_leaves_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_an_empty_file_is_named_as_empty(tmp_path: Path) -> None:
+    (tmp_path / "backup").touch()
+    with pytest.raises(Refusal, match="E_BACKUP_FORMAT") as refused:
+        restore_backup("site", tmp_path / "backup", tmp_path / "again")
+    assert refused.value.private == "empty file"
+
+
 def test_backup_of_a_server_is_not_restored_as_a_site(server: Path, tmp_path: Path) -> None:
     back_up_server(server, tmp_path / "backup")
     with pytest.raises(Refusal, match="E_BACKUP_FORMAT"):

@@ -56,6 +56,14 @@ def test_quorum_above_the_number_of_sites_is_refused(tmp_path):
     assert caught.value.code == "E_SETTINGS_KEY"
 
 
+@pytest.mark.parametrize("key", ["wait_s", "round_timeout_s"])
+def test_an_endless_wait_is_refused(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(f'[study]\nname = "x"\nrounds = 1\nsites = 2\nquorum = 2\n{key} = inf\n')
+    with pytest.raises(Refusal, match="E_SETTINGS_KEY"):
+        load_settings(path, Study)
+
+
 @pytest.mark.parametrize(
     ("per_round", "quorum", "says"),
     [(4, 2, "sites_per_round"), (2, 3, "quorum"), (-1, 2, "sites_per_round")],

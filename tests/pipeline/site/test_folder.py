@@ -70,6 +70,7 @@ def test_wrong_settings_are_refused_by_key(tmp_path: Path, wrong: str) -> None:
         ("[gateway]\nmin_batch_size = 65\n", "min_batch_size is larger"),
         ("[gateway]\nmax_update = inf\n", "max_update"),
         ("[gateway]\nmax_update = nan\n", "max_update"),
+        ("[privacy]\nmax_delta = 0.5\n", "max_delta"),  # of each two patients one may lose all protection
         ('[ct]\nlung_masks = "ct/masks"\n', "lung_masks must be outside"),
         ('[ct]\nlung_masks = "ct"\n', "lung_masks must be outside"),
         ('[ct]\nfolder = "."\nlung_masks = "masks"\n', "lung_masks must be outside"),
@@ -86,6 +87,7 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path, table: 
     "table",
     [
         "[gateway]\nmin_batch_size = 8\nmax_batch_size = 8\nmax_update = 100.0\n",
+        "[privacy]\nmax_delta = 0.001\n",
         "[gateway]\nmax_rounds_a_month = 10\nmax_pretraining_rounds_a_month = 20\n",  # the smaller limit holds
         '[ct]\nlung_masks = "ct-masks"\n',
         '[ct]\nfolder = "ct"\nlung_masks = "ct/../masks"\n',
