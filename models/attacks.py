@@ -82,7 +82,7 @@ Measured by {a.software} on patients of hospitals that trained. An attack that f
 succeed. The figures are computed from these patients, without noise.
 
 ### Was a patient in the training data? (membership inference: a small loss means yes)
-{_verdict(a.membership_control, "a network overfitted on purpose: AUROC", 2)}
+{_marked(a.membership_control, membership_control(a))}
 
 | loss of | members | others | AUROC (95 % interval) | found at 1 % false alarms | found at 10 % false alarms |
 | --- | --- | --- | --- | --- | --- |
@@ -92,7 +92,7 @@ Guessing gives 0.5, 0.01 and 0.1. With fewer than 100 others, 1 % false alarms m
 then finds one member in (others + 1).
 
 ### Can a scan be reconstructed from an update? (gradient inversion: PSNR in dB, higher is more similar)
-{_verdict(a.inversion_control, "one scan's raw gradient in a small network: dB", 1)}
+{_marked(a.inversion_control, inversion_control(a))}
 
 | what the attacker sees | of scans | best reconstruction | constant image | mean of other scans |
 | --- | --- | --- | --- | --- |
@@ -102,8 +102,22 @@ The constant image needs no attack; the mean of other scans needs only public da
 """
 
 
+def membership_control(attacks: Attacks) -> str:
+    """Return a sentence about the control of membership inference."""
+    return _verdict(attacks.membership_control, "a network overfitted on purpose: AUROC", 2)
+
+
+def inversion_control(attacks: Attacks) -> str:
+    """Return a sentence about the control of gradient inversion."""
+    return _verdict(attacks.inversion_control, "one scan's raw gradient in a small network: dB", 1)
+
+
 def _verdict(control: Control, what: str, digits: int) -> str:
     figures = f"Control, {what} {control.value:.{digits}f}, at least {control.needed:.{digits}f} needed"
     if control.holds:
         return f"{figures}: reached, so this measurement can find a leak."
-    return f"**{figures}: NOT reached. These figures could not be trusted, and do not mean that the model is safe.**"
+    return f"{figures}: NOT reached. These figures could not be trusted, and do not mean that the model is safe."
+
+
+def _marked(control: Control, sentence: str) -> str:
+    return sentence if control.holds else f"**{sentence}**"

@@ -262,9 +262,12 @@ def attack(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what attacks reveal from a model about its training patients, and write it to the model card."""
+    """Measure what attacks reveal from a model about its training patients, and write it to the model card.
+
+    This takes about 12 minutes of one processor core for scans of the default size.
+    """
+    from federation.cli.attack_tables import print_attacks
     from federation.comparison.attack import measure, require_controls, study_of
-    from models.attacks import attacks_section
     from models.release import add_attacks, load_release
     from pipeline.site.folder import Site
 
@@ -276,7 +279,7 @@ def attack(
     if as_json:
         print_json(attacks.model_dump(mode="json"))
     else:
-        typer.echo(attacks_section(attacks))
+        print_attacks(attacks)
 
 
 @contextmanager

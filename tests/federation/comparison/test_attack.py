@@ -235,6 +235,21 @@ def test_card_states_that_a_failed_control_makes_the_attack_untrustworthy(
     assert text.count("could not be trusted") == 1 and "NOT reached" in text
 
 
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_command_shows_each_figure_of_the_attacks_and_whether_their_controls_hold(
+    measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setattr(attack, "measure", lambda *_, **__: measured.attacks)
+    monkeypatch.setenv("COLUMNS", columns)
+    model = copy_of(measured.model, tmp_path)
+    shown = CliRunner().invoke(app, ["attack", str(model), "--members", str(measured.site.folder)]).stdout
+    assert shown.count("so this measurement can find a leak") == 2 and "|" not in shown, "no Markdown"
+    for of_loss in measured.attacks.membership.values():
+        assert all(part in shown for part in str(of_loss.auroc).split())
+    for inversion in measured.attacks.inversion:
+        assert f"{inversion.best_db:.1f}" in shown
+
+
 def copy_of(model: Path, folder: Path) -> Path:
     (folder / "model").mkdir()
     for file in model.iterdir():
