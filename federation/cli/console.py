@@ -170,7 +170,10 @@ def goes_to_the_journal() -> bool:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on standard error. Call it with `(done, total)`. With a total of 0 nothing is drawn."""
+    """Show a progress bar on standard error. Call it with `(done, total)`. With a total of 0 nothing is drawn.
+
+    No bar stays above an error that came before anything was done.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     with Progress(
@@ -181,7 +184,12 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         def report(done: int, total: int) -> None:
             bar.update(task, completed=done, total=max(total, 1) if done else total)
 
-        yield report
+        try:
+            yield report
+        except BaseException:
+            if not bar.tasks[0].completed:
+                bar.remove_task(task)
+            raise
 
 
 @contextmanager

@@ -14,7 +14,16 @@ import pytest
 from typer.testing import CliRunner
 
 from federation.cli import main as command_line
-from federation.cli.console import counted, live, print_json, print_json_list, print_refusal, print_table, say
+from federation.cli.console import (
+    counted,
+    live,
+    print_json,
+    print_json_list,
+    print_refusal,
+    print_table,
+    progress_bar,
+    say,
+)
 from federation.runs.progress import Standing
 from models.reasons import SETTINGS_FILE
 from models.refusal import Refusal
@@ -43,6 +52,15 @@ def test_printed_command_can_be_copied_if_its_path_has_a_space(
 def test_noun_fits_its_count() -> None:
     assert [counted(n, "file") for n in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
     assert counted(2, "study", "studies") == "2 studies"
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_bar_stays_above_an_error_only_if_something_was_done(capsys: pytest.CaptureFixture[str], done: int) -> None:
+    with pytest.raises(Refusal), progress_bar("scans") as report:
+        for count in range(done):
+            report(count + 1, 5)
+        raise Refusal(SETTINGS_FILE, file="site.toml")
+    assert ("scans" in capsys.readouterr().err) == bool(done)
 
 
 def test_table_shows_brackets_unchanged(capsys):
