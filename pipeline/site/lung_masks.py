@@ -16,18 +16,21 @@ Masks = dict[str, list[tuple[str, Path]]]  # (name, path) of the masks, by UID o
 
 
 @quiet_pydicom()
-def find_masks(folder: Path | None) -> Masks:
+def find_masks(folder: Path | None, *, outside: Path) -> Masks:
     """Return the lung masks in a folder (searched to any depth); none without a folder.
 
     A volume file belongs to the DICOM series whose SeriesInstanceUID is its name, or to the volume file with the same
     name; a DICOM segmentation belongs to the series to which it refers. Other files are ignored.
+
+    `outside`: the folder of the scans, all of whose volume files count as scans. The settings are refused if they name
+    a folder in it; here a link into it is refused too.
 
     Raises Refusal E_MASK_FOLDER.
     """
     found: Masks = defaultdict(list)
     if folder is None:
         return found
-    if not folder.is_dir():
+    if not folder.is_dir() or folder.resolve().is_relative_to(outside.resolve()):
         raise Refusal(reasons.MASK_FOLDER, private=str(folder))
     for name, path in walk(folder, lambda name: is_volume_file(name) or not is_companion(name), []):
         keys = (stem(path),) if is_volume_file(path.name) else referenced_series(path)

@@ -66,7 +66,7 @@ NOTHING_FETCHED = Reason(
 )
 MASK_FOLDER = Reason(
     "E_MASK_FOLDER",
-    "the folder with the lung masks does not exist",
+    "the folder with the lung masks does not exist, or leads into the folder of the scans",
     "Correct [ct] lung_masks in site.toml, or remove the line.",
 )
 WITHDRAWN = Reason(

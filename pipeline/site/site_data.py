@@ -96,7 +96,7 @@ def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -
         raise Refusal(reasons.NOTHING_PULLED if site.settings.pacs else reasons.CT_FOLDER, private=str(folder))
 
     issuer, is_pulled = site.settings.site.issuer, site.settings.pacs is not None
-    masks, withdrawn = find_masks(site.settings.ct.lung_masks), Withdrawn(site)
+    masks, withdrawn = find_masks(site.settings.ct.lung_masks, outside=folder), Withdrawn(site)
 
     def tell(each: Series) -> None:
         if soon and is_pulled and each.patient_id not in withdrawn:

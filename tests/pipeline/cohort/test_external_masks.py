@@ -122,6 +122,16 @@ def test_missing_mask_folder_is_refused(masked: Own) -> None:
     assert str(masked.folder) not in str(refused.value)
 
 
+def test_mask_folder_that_is_a_link_into_the_scans_is_refused(masked: Own) -> None:
+    inside = masked.site.ct_folder / "masks"
+    inside.mkdir()
+    link = masked.folder / "link"
+    link.symlink_to(inside)
+    masked.site.settings.ct.lung_masks = link
+    with pytest.raises(Refusal, match="E_MASK_FOLDER"):
+        masked.ingest(EXTERNAL)
+
+
 def test_mask_folder_is_relative_to_the_source_and_refused_with_a_pacs(tmp_path: Path) -> None:
     text = '[site]\nname = "ward"\nsource = "data"\n[ct]\nlung_masks = "masks"\n[labels]\nfile = "labels.csv"\n'
     assert init_site(tmp_path / "site", text).settings.ct.lung_masks == tmp_path / "site" / "data" / "masks"
