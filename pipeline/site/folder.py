@@ -150,7 +150,7 @@ class PrivacyTable(BaseModel, extra="forbid"):
 
     required: bool = False  # only studies with a table [privacy] may run
     max_epsilon: float = Field(default=8.0, gt=0, le=100)  # over all studies, at delta = max_delta
-    max_delta: float = Field(default=1e-4, gt=0, le=1e-3)  # 1 over the patients is no protection
+    max_delta: float = Field(default=1e-4, gt=0, le=1e-3)  # near 1 / patients it protects nobody
 
 
 class MonitoringTable(BaseModel, extra="forbid"):

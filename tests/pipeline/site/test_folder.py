@@ -70,7 +70,7 @@ def test_wrong_settings_are_refused_by_key(tmp_path: Path, wrong: str) -> None:
         ("[gateway]\nmin_batch_size = 65\n", "min_batch_size is larger"),
         ("[gateway]\nmax_update = inf\n", "max_update"),
         ("[gateway]\nmax_update = nan\n", "max_update"),
-        ("[privacy]\nmax_delta = 0.5\n", "max_delta"),  # of each two patients one may lose all protection
+        ("[privacy]\nmax_delta = 0.5\n", "max_delta"),  # half of the patients may lose all protection
         ('[ct]\nlung_masks = "ct/masks"\n', "lung_masks must be outside"),
         ('[ct]\nlung_masks = "ct"\n', "lung_masks must be outside"),
         ('[ct]\nfolder = "."\nlung_masks = "masks"\n', "lung_masks must be outside"),
